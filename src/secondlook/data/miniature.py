@@ -1,0 +1,125 @@
+"""Training data of the miniature's world. Every batch depends only on (seed, step): a resumed job sees what it would have seen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from secondlook.world import lessons
+from secondlook.world.language import NUMBERS, Spec, phrase, plurals
+from secondlook.world.read import judge
+from secondlook.world.render import render
+from secondlook.world.scene import CELL, COLORS, OBJECTS, SIZE, STEP, RELATIONS, Scene
+
+SIDE = SIZE // STEP
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A prompt, a scene that satisfies it, and the scene's picture."""
+
+    spec: Spec
+    scene: Scene
+    image: Image.Image
+
+
+def pictures(rng: np.random.Generator, n: int) -> list[Picture]:
+    """``n`` lessons with their pictures."""
+    drawn = (lessons.lesson(rng) for _ in range(n))
+    return [Picture(spec, scene, Image.fromarray(render(scene))) for spec, scene in drawn]
+
+
+def pixels(items: list[Picture]) -> Tensor:
+    """(n, 3, S, S) in [-1, 1]."""
+    return torch.from_numpy(np.stack([np.asarray(p.image) for p in items])).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def readable(items: list[Picture], images) -> float:
+    """Share of ``images`` that still satisfy their prompts."""
+    return float(np.mean([judge(p.spec, image).correct for p, image in zip(items, images, strict=True)]))
+
+
+def cells(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+    """What each 8-px cell shows: (36,) part (0 nothing, else 1 + 4 * object + quadrant) and (36,) colour (0 nothing)."""
+    part, color = np.zeros((SIDE, SIDE), np.int64), np.zeros((SIDE, SIDE), np.int64)
+    half = CELL // STEP
+    for t in scene.things:
+        y, x = t.y // STEP, t.x // STEP
+        part[y : y + half, x : x + half] = 1 + 4 * OBJECTS.index(t.name) + np.arange(4).reshape(2, 2)
+        color[y : y + half, x : x + half] = 1 + list(COLORS).index(t.color)
+    return part.reshape(-1), color.reshape(-1)
+
+
+N_PARTS, N_COLORS = 1 + 4 * len(OBJECTS), 1 + len(COLORS)
+
+
+def corpus(seed: int, n: int) -> list[str]:
+    """Sentences for the text tokenizer: prompts, captions, questions, answers and reasons."""
+    rng = np.random.default_rng([seed, 7])
+    out = [lessons.DESCRIBE]
+    for _ in range(n):
+        spec, scene = lessons.lesson(rng)
+        question, answer = lessons.question(rng, scene)
+        out += [spec.prompt, lessons.caption(scene), question, answer, reason(spec, scene)]
+        out.append(reason(spec, lessons.near_miss(rng, spec, scene)))
+    out += [f" {phrase(o)} {plurals()[o]}" for o in OBJECTS] + [f" {c}" for c in COLORS] + [f" {r}" for r in RELATIONS]
+    return out + list(NUMBERS.values())
+
+
+def reason(spec: Spec, scene: Scene) -> str:
+    """"No, there is a red star but no blue cat." """
+    verdict = judge(spec, scene)
+    return f"{'Yes' if verdict.correct else 'No'}, {verdict.reason}."
+
+
+@dataclass(frozen=True)
+class Question:
+    """An image, what is asked of it and the answer; ``prompt`` is set for a judge's question and None otherwise."""
+
+    image: Image.Image
+    question: str
+    answer: str
+    prompt: str | None = None
+
+
+def questions(rng: np.random.Generator, items: list[Picture]) -> list[Question]:
+    """One question a picture: 45 % about parts, 15 % to describe it, 40 % whether it matches a prompt (half near misses)."""
+    out = []
+    for p in items:
+        kind = rng.random()
+        if kind < 0.45:
+            question, answer = lessons.question(rng, p.scene)
+            out.append(Question(p.image, question, answer))
+        elif kind < 0.6:
+            out.append(Question(p.image, lessons.DESCRIBE, lessons.caption(p.scene)))
+        else:
+            scene, image = p.scene, p.image
+            if rng.random() < 0.5:
+                scene = lessons.near_miss(rng, p.spec, p.scene)
+                image = Image.fromarray(render(scene))
+            out.append(Question(image, "", reason(p.spec, scene), p.spec.prompt))
+    return out
+
+
+@dataclass(frozen=True)
+class Chain:
+    """For redrawing: a prompt, wrong pictures with their reasons, and the right picture."""
+
+    prompt: str
+    wrong: tuple[Image.Image, ...]
+    reasons: tuple[str, ...]
+    right: Image.Image
+
+
+def chains(rng: np.random.Generator, items: list[Picture]) -> list[Chain]:
+    """One or two near misses before each picture."""
+    out = []
+    for p in items:
+        scenes = [lessons.near_miss(rng, p.spec, p.scene) for _ in range(1 if rng.random() < 0.8 else 2)]
+        wrong = tuple(Image.fromarray(render(s)) for s in scenes)
+        out.append(Chain(p.spec.prompt, wrong, tuple(reason(p.spec, s) for s in scenes), p.image))
+    return out

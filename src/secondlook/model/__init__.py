@@ -1,0 +1,1 @@
+"""What the network is: transformers' Janus, the protocol's sequences, and the one policy rule."""

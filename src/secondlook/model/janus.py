@@ -1,0 +1,187 @@
+"""Janus as transformers has it: load, save, heads, codes <-> pixels, and the two ways an image becomes embeddings.
+
+Departures from transformers, each because the original code does otherwise (Janus, github.com/deepseek-ai/Janus): encoding
+normalises latents and codebook before the nearest-neighbour search; `lm_head` is never tied; decoded pixels are truncated
+to 8 bits; seeing resizes to ``int(side / longest * size)`` and pads with grey 127.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoTokenizer, JanusForConditionalGeneration, JanusProcessor, JanusVQVAE
+
+GREY, SMALLEST = 127, 14
+
+
+class CheckpointError(ValueError):
+    """A model that cannot be loaded; the message is one sentence for the user."""
+
+
+class Janus(nn.Module):
+    """One unified model: transformers' network, its tokenizer and its two image paths."""
+
+    def __init__(self, net: JanusForConditionalGeneration, processor: JanusProcessor):
+        super().__init__()
+        self.net = net
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
+        codebook = net.model.vqmodel.quantize.embedding.weight
+        codebook.data = F.normalize(codebook.data, dim=-1)
+
+    @classmethod
+    def load(cls, path: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Janus:
+        """Load a checkpoint folder (or hub id) in transformers' layout. Raises CheckpointError with one sentence."""
+        try:
+            processor = JanusProcessor.from_pretrained(path)
+            net, info = JanusForConditionalGeneration.from_pretrained(
+                path, dtype=dtype, output_loading_info=True, tie_word_embeddings=False
+            )
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise CheckpointError(f"model: {str(path)!r} could not be loaded as a Janus checkpoint: {reason}") from error
+        missing = sorted(info["missing_keys"]) + sorted(str(k) for k in info["mismatched_keys"])
+        if missing:
+            raise CheckpointError(
+                f"model: {str(path)!r} lacks {len(missing)} tensors of a Janus checkpoint, the first is {missing[0]}"
+            )
+        return cls(net.eval().to(device), processor)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the checkpoint in transformers' layout (config, safetensors, processor, tokenizer)."""
+        self.net.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+    @property
+    def device(self) -> torch.device:
+        return self.net.lm_head.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.net.lm_head.weight.dtype
+
+    @property
+    def image_size(self) -> int:
+        return self.net.config.vision_config.image_size
+
+    @property
+    def n_codes(self) -> int:
+        """Codes of one drawn image."""
+        return self.net.config.vq_config.num_patches ** 2
+
+    @property
+    def n_patches(self) -> int:
+        """Embeddings of one seen image."""
+        return self.net.config.vision_config.num_image_tokens
+
+    def seen(self, images: list[Image.Image]) -> Tensor:
+        """Seeing path, pixels: (B, 3, S, S) in [-1, 1]; the long side becomes S, padded to a square with grey 127."""
+        return self._pixels([_letterbox(image.convert("RGB"), self.image_size) for image in images])
+
+    def to_codes(self, images: list[Image.Image]) -> Tensor:
+        """Drawing path, codes of given pictures: (B, n_codes); the short side becomes S, centre crop."""
+        return encode(self.net.model.vqmodel, self._pixels([_cover(i.convert("RGB"), self.image_size) for i in images]))
+
+    def to_images(self, codes: Tensor) -> list[Image.Image]:
+        """Codes (B, n_codes) to pictures."""
+        return [Image.fromarray(a) for a in to_bytes(decode(self.net.model.vqmodel, codes))]
+
+    def _pixels(self, images: list[Image.Image]) -> Tensor:
+        stack = torch.from_numpy(np.stack([np.asarray(i) for i in images]))
+        return to_unit(stack).to(self.device, self.dtype)
+
+    def embed_text(self, ids: Tensor) -> Tensor:
+        """(…) ids to (…, D)."""
+        return self.net.get_input_embeddings()(ids)
+
+    def embed_codes(self, codes: Tensor) -> Tensor:
+        """Drawing path: (…, n_codes) to (…, n_codes, D)."""
+        return self.net.prepare_embeddings_for_image_generation(codes)
+
+    def embed_seen(self, pixels: Tensor) -> Tensor:
+        """Seeing path: (B, 3, S, S) to (B, n_patches, D)."""
+        return self.net.model.aligner(self.net.model.vision_model(pixels).last_hidden_state)
+
+    def hidden(self, embeds: Tensor, positions: Tensor | None = None, mask: Tensor | None = None, cache=None) -> Tensor:
+        """The language model: embeddings (B, T, D) to final hidden states (B, T, D). ``mask`` is None (causal) or a boolean
+        (B, 1, T, S) that says what may be attended to."""
+        out = self.net.model.language_model(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        return out.last_hidden_state
+
+    def head_features(self, hidden: Tensor) -> Tensor:
+        """The generation head up to its last, linear layer: guidance may be mixed here exactly."""
+        head = self.net.model.generation_head
+        return head.activation_fn(head.proj_out(hidden))
+
+    def code_logits(self, hidden: Tensor) -> Tensor:
+        """(…, D) to (…, codebook)."""
+        return self.net.model.generation_head(hidden)
+
+    def text_logits(self, hidden: Tensor) -> Tensor:
+        """(…, D) to (…, vocabulary)."""
+        return self.net.lm_head(hidden)
+
+
+def encode(vq: JanusVQVAE, pixels: Tensor) -> Tensor:
+    """Pixels (B, 3, S, S) in [-1, 1] to codes (B, n): nearest neighbours between unit vectors, as Janus does."""
+    return code_scores(vq, pixels).argmax(-1).flatten(1)
+
+
+def code_scores(vq: JanusVQVAE, pixels: Tensor) -> Tensor:
+    """Cosine of every latent with every code: (B, h, w, codebook)."""
+    latents = F.normalize(vq.quant_conv(vq.encoder(pixels)).permute(0, 2, 3, 1), dim=-1)
+    return latents @ F.normalize(vq.quantize.embedding.weight, dim=-1).T
+
+
+def decode(vq: JanusVQVAE, codes: Tensor) -> Tensor:
+    """Codes (B, n) to pixels (B, 3, S, S), about [-1, 1]."""
+    return vq.decode(codes)
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """uint8 (B, H, W, 3) to float (B, 3, H, W) in [-1, 1]."""
+    return images.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_bytes(pixels: Tensor) -> np.ndarray:
+    """Float (B, 3, H, W) to uint8 (B, H, W, 3), clipped and truncated."""
+    scaled = ((pixels.float() + 1) / 2 * 255).clamp(0, 255)
+    return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def load_tokenizer(path: str | Path):
+    """The text tokenizer of a checkpoint folder."""
+    return AutoTokenizer.from_pretrained(path)
+
+
+def _letterbox(image: Image.Image, size: int) -> Image.Image:
+    longest = max(image.size)
+    w, h = (max(int(side / longest * size), SMALLEST) for side in image.size)
+    if (w, h) != image.size:
+        image = image.resize((w, h), Image.Resampling.BICUBIC)
+    if w == h:
+        return image
+    square = Image.new("RGB", (max(w, h), max(w, h)), (GREY,) * 3)
+    square.paste(image, ((max(w, h) - w) // 2, (max(w, h) - h) // 2))
+    return square
+
+
+def _cover(image: Image.Image, size: int) -> Image.Image:
+    shortest = min(image.size)
+    if shortest != size:
+        image = image.resize(
+            (round(image.width / shortest * size), round(image.height / shortest * size)), Image.Resampling.BICUBIC
+        )
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))

@@ -1,0 +1,149 @@
+"""The protocol: its strings, its turns as segments, and segments as positions, embeddings and masks.
+
+Source: Janus-Pro-R1 (arXiv 2506.01480), section 3 and appendix. Nothing else in the package knows a template. Which path a
+past image takes depends on what comes next: before text it is seen, before an image it is drawn; so a judge's prompt is no
+prefix of a redraw's, and each turn is a sequence of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from secondlook.model.janus import Janus
+from secondlook.types import Draw, Look, Segment, Text
+
+END = "<｜end▁of▁sentence｜>"
+BOI, EOI = "<begin_of_image>", "<end_of_image>"
+USER, ASSISTANT = "<|User|>: ", "\n\n<|Assistant|>:"
+MATCH = f"{EOI}\nLet me think Does this image match the prompt..."
+AGAIN = f"{END}\nNext, I will draw a new image{BOI}"
+EDIT = " Please generate an image."
+SYSTEM = (
+    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
+    "provides, and assist the user with a variety of tasks using natural language."
+)
+SPECIALS = ("<｜begin▁of▁sentence｜>", END, "<｜▁pad▁｜>", "<image_placeholder>", BOI, EOI, "<|User|>", "<|Assistant|>")
+MAX_PROMPT = 200
+
+
+class Protocol:
+    """Turns of the protocol for one tokenizer."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        self.bos, self.eos, self.pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+        self.yes, self.no = (self._ids(word)[0] for word in ("Yes", "No"))
+
+    def _ids(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _prompt(self, text: str) -> list[Segment]:
+        """BOS, the filled template, <begin_of_image>. The twin keeps the first and the last of these tokens."""
+        if not text.strip():
+            raise ValueError("prompt: it is empty; say what to draw")
+        ids = self._ids(f"{USER}{text.strip()}{ASSISTANT}")
+        if len(ids) > MAX_PROMPT:
+            raise ValueError(f"prompt: it has {len(ids)} tokens; at most {MAX_PROMPT} are read")
+        return [Text((self.bos,)), Text(ids, droppable=True), Text(self._ids(BOI))]
+
+    def draw(self, prompt: str) -> tuple[Segment, ...]:
+        """The first image of a prompt."""
+        return tuple(self._prompt(prompt))
+
+    def judge(self, prompt: str, images: list[Image], reasons: list[str]) -> tuple[Segment, ...]:
+        """The verdict on the last of ``images``; ``reasons`` are the earlier verdicts ("No, …"), one fewer."""
+        return self._chain(prompt, [Look(i) for i in images], reasons, open_image=False)
+
+    def redraw(self, prompt: str, codes: list[tuple[int, ...]], reasons: list[str]) -> tuple[Segment, ...]:
+        """The next image after as many verdicts as images."""
+        return self._chain(prompt, [Draw(c) for c in codes], reasons, open_image=True)
+
+    def _chain(self, prompt, images, reasons, open_image) -> tuple[Segment, ...]:
+        segments = self._prompt(prompt)
+        for i, image in enumerate(images):
+            segments += [image, Text(self._ids(MATCH))]
+            if i < len(images) - 1 or open_image:
+                segments += [Text(self._ids(reasons[i])), Text(self._ids(AGAIN))]
+        return tuple(segments)
+
+    def edit(self, source: tuple[int, ...], instruction: str) -> tuple[Segment, ...]:
+        """An edited image of a drawn source."""
+        opened = (Text((self.bos,)), Text(self._ids(f"{USER}{BOI}")), Draw(source), Text(self._ids(EOI)))
+        return (*opened, Text(self._ids(f"{instruction}{EDIT}{ASSISTANT}"), droppable=True), Text(self._ids(BOI)))
+
+    def ask(self, image: Image, question: str) -> tuple[Segment, ...]:
+        """Plain visual question answering, with Janus's default system prompt."""
+        if not question.strip():
+            raise ValueError("question: it is empty; ask something about the image")
+        opened = (self.bos, *self._ids(f"{SYSTEM}\n\n{USER}{BOI}"))
+        return (Text(opened), Look(image), Text(self._ids(f"{EOI}\n{question.strip()}{ASSISTANT}")))
+
+    def answer(self, text: str) -> tuple[int, ...]:
+        """A completion's ids with the end of sentence."""
+        return (*self._ids(text), self.eos)
+
+    def words(self, tokens: tuple[int, ...]) -> str:
+        """Sampled text ids as text, without special tokens."""
+        return self.tokenizer.decode(list(tokens), skip_special_tokens=True).strip()
+
+    def unconditional(self, segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
+        """The guidance twin: only the prompt's own tokens become pads; images, verdicts and fixed strings stay."""
+        return tuple(Text((self.pad,) * len(s.ids)) if isinstance(s, Text) and s.droppable else s for s in segments)
+
+
+@dataclass
+class Batch:
+    """Sequences as tensors. Rows are padded to one length on the side that ``assemble`` was told."""
+
+    embeds: Tensor
+    """(B, T, D)."""
+    lengths: Tensor
+    """(B,) real positions of each row."""
+
+
+def length(segments: tuple[Segment, ...], n_patches: int) -> int:
+    """Positions that segments take."""
+    return sum(
+        len(s.ids) if isinstance(s, Text) else len(s.codes) if isinstance(s, Draw) else n_patches for s in segments
+    )
+
+
+def assemble(janus: Janus, rows: list[tuple[Segment, ...]], pad_left: bool = False) -> Batch:
+    """Embed rows of segments: text by the token table, drawn images by the generation path, seen ones by the seeing path.
+
+    Returns a Batch whose padding positions hold the pad token's embedding; mask them (left) or ignore them (right, where a
+    causal model never attends to them from a real position).
+    """
+    device, pad = janus.device, janus.tokenizer.pad_token_id
+    lengths = [length(row, janus.n_patches) for row in rows]
+    longest = max(lengths)
+    ids = torch.full((len(rows), longest), pad)
+    drawn, seen = torch.zeros_like(ids, dtype=torch.bool), torch.zeros_like(ids, dtype=torch.bool)
+    images: list[Image] = []
+    for b, row in enumerate(rows):
+        t = longest - lengths[b] if pad_left else 0
+        for s in row:
+            if isinstance(s, Look):
+                seen[b, t : t + janus.n_patches] = True
+                images.append(s.image)
+                t += janus.n_patches
+                continue
+            tokens = s.ids if isinstance(s, Text) else s.codes
+            ids[b, t : t + len(tokens)] = torch.tensor(tokens)
+            if isinstance(s, Draw):
+                drawn[b, t : t + len(tokens)] = True
+            t += len(tokens)
+    ids, drawn, seen = ids.to(device), drawn.to(device), seen.to(device)
+    embeds = janus.embed_text(ids.masked_fill(drawn, pad))
+    if drawn.any():
+        embeds = embeds.masked_scatter(drawn[..., None], janus.embed_codes(ids[drawn]).to(embeds.dtype))
+    if images:
+        unique = list({id(i): i for i in images}.values())  # the same picture may stand in several rows
+        where = {id(i): n for n, i in enumerate(unique)}
+        features = janus.embed_seen(janus.seen(unique))[[where[id(i)] for i in images]]
+        embeds = embeds.masked_scatter(seen[..., None], features.to(embeds.dtype))
+    return Batch(embeds, torch.tensor(lengths, device=device))

@@ -1,0 +1,289 @@
+"""Pretrain a base model: text-to-image, questions about pictures, description, verdicts, and some chains of redraws.
+
+The seeing encoder and the image tokenizer are frozen (as in Janus-Pro's later stages). Departures, all for the miniature's
+two cores: the generation embeddings and the last layer of the generation head start from the codebook's own vectors (similar
+codes start near each other; colours were learned ten times later without); Muon for matrices. Verdicts and chains are a
+taste of the protocol, so that the base can be run in the loop; teaching them properly is SFT's job.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import Tensor, nn
+from transformers import (
+    JanusConfig,
+    JanusForConditionalGeneration,
+    JanusProcessor,
+    JanusVisionModel,
+    JanusVQVAE,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
+
+from secondlook.data import miniature
+from secondlook.model.janus import Janus
+from secondlook.model.policy import cross_entropy
+from secondlook.model.sequence import AGAIN, ASSISTANT, MATCH, SPECIALS, SYSTEM, USER, Protocol
+from secondlook.train.optimizer import Optimizer
+from secondlook.train.run import Run
+from secondlook.types import Draw, Segment, Text
+
+
+@dataclass
+class BaseConfig:
+    """``train base``; ``steps`` may be changed when a run is resumed."""
+
+    tokenizer: str = "out/tokenizer/final"
+    vision: str = "out/vision/final"
+    vocabulary: int = 640
+    width: int = 192
+    layers: int = 6
+    heads: int = 6
+    inner: int = 512
+    pool: int = 60000
+    """Pictures that are encoded once and drawn from again and again."""
+    steps: int = 8000
+    draws: int = 48
+    """Text-to-image sequences a step."""
+    questions: int = 24
+    """Sequences about a picture, every ``question_every`` steps."""
+    question_every: int = 2
+    chains: int = 12
+    chain_every: int = 4
+    drop_prompt: float = 0.1
+    muon_lr: float = 0.02
+    adam_lr: float = 3e-3
+    weight_decay: float = 0.01
+    cooldown: float = 0.3
+    """Share of the steps, at the end, over which the learning rates fall linearly to zero."""
+    ema: float = 0.995
+    seed: int = 0
+    threads: int = 2
+    log_every: int = 50
+    save_every: int = 500
+
+
+def text_tokenizer(sentences: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE with Janus's special tokens, trained on ``sentences`` and the protocol's own strings."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary - len(SPECIALS), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    fixed = [MATCH, AGAIN, SYSTEM, USER + "a" + ASSISTANT, "Yes", "No"] * 50
+    tokenizer.train_from_iterator(sentences + fixed, trainer)
+    tokenizer.add_special_tokens(list(SPECIALS))
+    bos = SPECIALS[0]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=bos,
+        eos_token=SPECIALS[1],
+        pad_token=SPECIALS[2],
+        extra_special_tokens={"image_token": SPECIALS[3], "boi_token": SPECIALS[4], "eoi_token": SPECIALS[5]},
+        additional_special_tokens=list(SPECIALS[6:]),
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        model_max_length=2048,
+    )
+
+
+def new_janus(config: BaseConfig) -> Janus:
+    """A Janus around a trained tokenizer and seeing encoder, its language model and heads fresh."""
+    torch.manual_seed(config.seed)
+    vq = JanusVQVAE.from_pretrained(config.tokenizer)
+    vision = JanusVisionModel.from_pretrained(config.vision)
+    words = text_tokenizer(miniature.corpus(config.seed, 4000), config.vocabulary)
+    vq_config = vq.config.to_dict() | {"projection_dim": config.width, "image_token_embed_dim": config.width}
+    vision_config = vision.config.to_dict() | {"projection_dim": config.width}
+    text_config = LlamaConfig(
+        vocab_size=len(words),
+        hidden_size=config.width,
+        intermediate_size=config.inner,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.heads,
+        max_position_embeddings=2048,
+        bos_token_id=words.bos_token_id,
+        eos_token_id=words.eos_token_id,
+        pad_token_id=words.pad_token_id,
+        tie_word_embeddings=False,
+    )
+    net = JanusForConditionalGeneration(
+        JanusConfig(
+            text_config=text_config,
+            vision_config=vision_config,
+            vq_config=vq_config,
+            image_token_id=words.convert_tokens_to_ids(SPECIALS[3]),
+            tie_word_embeddings=False,
+        )
+    )
+    net.model.vqmodel.load_state_dict(vq.state_dict())
+    net.model.vision_model.load_state_dict(vision.state_dict())
+    _start(net)
+    size = net.config.vision_config.image_size
+    images = JanusImageProcessorPil(size={"height": size, "width": size}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    processor = JanusProcessor(images, words, num_image_tokens=net.config.vision_config.num_image_tokens)
+    for module in (net.model.vqmodel, net.model.vision_model):
+        module.requires_grad_(False)
+    return Janus(net, processor)
+
+
+@torch.no_grad()
+def _start(net: JanusForConditionalGeneration) -> None:
+    """Fan-in initialisation, and code tables that start from the codebook's vectors."""
+    model = net.model
+    for module in (model.language_model, model.aligner, model.generation_aligner, model.generation_head):
+        for layer in module.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+    for layer in model.language_model.layers:
+        for last in (layer.self_attn.o_proj, layer.mlp.down_proj):
+            last.weight.mul_((2 * len(model.language_model.layers)) ** -0.5)
+    model.language_model.embed_tokens.weight.normal_(std=0.5)
+    net.lm_head.weight.normal_(std=0.01)
+    codebook = model.vqmodel.quantize.embedding.weight
+    model.generation_embeddings.weight.copy_(3 * codebook)
+    head = model.generation_head.vision_head
+    projection = torch.randn(codebook.shape[1], head.in_features)
+    head.weight.copy_(0.02 * codebook @ projection + 0.002 * torch.randn_like(head.weight))
+    head.bias.zero_()
+
+
+class Average:
+    """Exponential moving average of the trainable weights; these are what is evaluated and shipped."""
+
+    def __init__(self, net: nn.Module, decay: float):
+        self.decay = decay
+        self.live = {n: p for n, p in net.named_parameters() if p.requires_grad}
+        self.mean = {n: p.detach().clone() for n, p in self.live.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        decay = min(self.decay, (step + 1) / (step + 10))
+        for name, p in self.live.items():
+            self.mean[name].lerp_(p, 1 - decay)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange live and averaged weights (call again to undo)."""
+        for name, p in self.live.items():
+            kept = p.clone()
+            p.copy_(self.mean[name])
+            self.mean[name].copy_(kept)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.mean
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        for name, value in state.items():
+            self.mean[name].copy_(value)
+
+
+class BaseJob:
+    """The loop's step and probe, and the model they train."""
+
+    def __init__(self, config: BaseConfig, out: Path):
+        self.config = config
+        self.janus = new_janus(config)
+        self.protocol = Protocol(self.janus.tokenizer)
+        net = self.janus.net
+        hidden: list[nn.Module] = [net.model.language_model.layers, net.model.aligner, net.model.generation_aligner]
+        hidden.append(net.model.generation_head.proj_out)
+        self.optimizer = Optimizer(net, hidden, config.muon_lr, config.adam_lr, config.weight_decay)
+        self.average = Average(net, config.ema)
+        self.trainable = nn.ParameterDict({n.replace(".", "/"): p for n, p in net.named_parameters() if p.requires_grad})
+        self.prompts, self.codes = self._pool(out)
+
+    def _pool(self, out: Path) -> tuple[list[str], Tensor]:
+        """Prompts and codes of the pool; encoded once and kept in the run's folder."""
+        c, path = self.config, out / "pool.pt"
+        if path.exists():
+            stored = torch.load(path, weights_only=True)
+            return stored["prompts"], stored["codes"]
+        prompts: list[str] = []
+        codes: list[Tensor] = []
+        for start in range(0, c.pool, 500):
+            items = miniature.pictures(np.random.default_rng([c.seed, 10**6, start]), min(500, c.pool - start))
+            prompts += [p.spec.prompt for p in items]
+            with torch.no_grad():
+                codes.append(self.janus.to_codes([p.image for p in items]).to(torch.int16))
+        out.mkdir(parents=True, exist_ok=True)
+        torch.save({"prompts": prompts, "codes": torch.cat(codes)}, path)
+        return prompts, torch.cat(codes)
+
+    def _drop(self, rng: np.random.Generator, segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
+        return self.protocol.unconditional(segments) if rng.random() < self.config.drop_prompt else segments
+
+    def draws(self, rng: np.random.Generator):
+        picks = rng.integers(len(self.prompts), size=self.config.draws)
+        rows = [self._drop(rng, self.protocol.draw(self.prompts[i])) for i in picks]
+        return rows, [Draw(tuple(self.codes[i].tolist())) for i in picks]
+
+    def questions(self, rng: np.random.Generator):
+        rows, answers = [], []
+        for q in miniature.questions(rng, miniature.pictures(rng, self.config.questions)):
+            if q.prompt is None:
+                rows.append(self.protocol.ask(q.image, q.question))
+            else:
+                rows.append(self.protocol.judge(q.prompt, [q.image], []))
+            answers.append(Text(self.protocol.answer(q.answer)))
+        return rows, answers
+
+    @torch.no_grad()
+    def chains(self, rng: np.random.Generator):
+        chains = miniature.chains(rng, miniature.pictures(rng, self.config.chains))
+        every = self.janus.to_codes([image for c in chains for image in (*c.wrong, c.right)]).tolist()
+        rows, rights = [], []
+        for c in chains:
+            wrong, every = every[: len(c.wrong)], every[len(c.wrong) :]
+            rows.append(self._drop(rng, self.protocol.redraw(c.prompt, [tuple(w) for w in wrong], list(c.reasons))))
+            rights.append(Draw(tuple(every.pop(0))))
+        return rows, rights
+
+    def step(self, step: int) -> dict[str, float]:
+        c = self.config
+        rng = np.random.default_rng([c.seed, step])
+        parts = {"draw_loss": self.draws}
+        if step % c.question_every == 0:
+            parts["question_loss"] = self.questions
+        if step % c.chain_every == 1:
+            parts["chain_loss"] = self.chains
+        metrics = {}
+        for name, make in parts.items():
+            total, n = cross_entropy(self.janus, *make(rng))
+            loss = total / n
+            loss.backward()
+            metrics[name] = loss.item()
+        left = (c.steps - step) / max(1.0, c.cooldown * c.steps)
+        self.optimizer.step(min(1.0, (step + 1) / 100, left))
+        self.average.update(step)
+        return metrics
+
+
+def train_base(config: BaseConfig, out: str | Path) -> None:
+    """Train, resume if ``out`` holds a state, and write the averaged checkpoint there (transformers' layout)."""
+    torch.set_num_threads(config.threads)
+    out = Path(out)
+    job = BaseJob(config, out)
+    run = Run(out, config, {"net": job.trainable, "optimizer": job.optimizer, "average": job.average}, may_change=("steps",))
+
+    def snapshot(step: int) -> dict[str, float]:
+        job.average.swap()
+        job.janus.save(out / f"step-{step}")
+        job.average.swap()
+        return {}
+
+    run.loop(config.steps, job.step, log_every=config.log_every, save_every=config.save_every, every={1000: snapshot})
+    job.average.swap()
+    job.janus.save(out / "final")
+    job.average.swap()

@@ -1,0 +1,112 @@
+"""The package's nouns. Frozen, each field explained, importable without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is asked for."""
+
+    text: str
+    source: Image | None = None
+    """The image to edit, for editing prompts."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A piece of a sequence: token ids. ``droppable`` are the prompt's own tokens, which the unconditional twin pads."""
+
+    ids: tuple[int, ...]
+    droppable: bool = False
+
+
+@dataclass(frozen=True)
+class Look:
+    """A piece of a sequence: an image that is seen (understanding path)."""
+
+    image: Image
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A piece of a sequence: an image that was drawn, as codes (generation path)."""
+
+    codes: tuple[int, ...]
+
+
+Segment = Text | Look | Draw
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How tokens are chosen from logits: everything the behaviour log-probability depends on, in order of application."""
+
+    head: str
+    """``"code"`` (generation head) or ``"text"`` (lm_head)."""
+    guidance: float = 1.0
+    """Classifier-free guidance s: logits u + s (c - u); 1 is no guidance and needs no unconditional twin."""
+    temperature: float = 1.0
+    """Logits are divided by it; 0 is greedy (log-probabilities are then those of temperature 1)."""
+    top_k: int = 0
+    """Only the k largest logits may be sampled; 0 is all."""
+    first: tuple[int, ...] = ()
+    """The only ids that the first token may take (the verdict's Yes and No); () is all."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One sequence that the model continued."""
+
+    kind: str
+    """``draw``, ``judge``, ``redraw``, ``edit`` or ``ask``."""
+    segments: tuple[Segment, ...]
+    """What it was given."""
+    tokens: tuple[int, ...]
+    """What was sampled: codes, or text ids up to and with the end of sentence."""
+    logprobs: tuple[float, ...]
+    """Behaviour log-probability of each sampled token under ``rule``."""
+    rule: Rule
+    seed: int
+    p_yes: float | None = None
+    """Judge turns: P(Yes) / (P(Yes) + P(No)) at the first token."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """One image of an episode with the model's own verdict on it."""
+
+    image: Image
+    codes: tuple[int, ...]
+    yes: bool
+    p_yes: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A prompt's rounds in order. The one object that the CLI, the benchmarks and the trainers receive."""
+
+    prompt: Prompt
+    seed: int
+    rounds: tuple[Round, ...]
+    turns: tuple[Turn, ...] = field(repr=False)
+
+    @property
+    def final(self) -> int:
+        """Index of the final image: the one that the model said Yes to, else the one with the highest p(yes)."""
+        said_yes = [i for i, r in enumerate(self.rounds) if r.yes]
+        return said_yes[0] if said_yes else max(range(len(self.rounds)), key=lambda i: self.rounds[i].p_yes)
+
+
+@dataclass(frozen=True)
+class Score:
+    """A judge's value in [0, 1]; None is missing (the call failed), never 0."""
+
+    value: float | None
+    detail: dict = field(default_factory=dict)
