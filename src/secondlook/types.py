@@ -26,9 +26,9 @@ class Text:
     droppable: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Look:
-    """A piece of a sequence: an image that is seen (understanding path)."""
+    """A piece of a sequence: an image that is seen (understanding path). Two looks are equal when they are the same one."""
 
     image: Image
 
@@ -60,11 +60,20 @@ class Rule:
 
 
 @dataclass(frozen=True)
+class Request:
+    """One sequence for the engine to continue."""
+
+    kind: str
+    """``draw``, ``judge``, ``redraw``, ``edit`` or ``ask``."""
+    segments: tuple[Segment, ...]
+    seed: int
+
+
+@dataclass(frozen=True)
 class Turn:
     """One sequence that the model continued."""
 
     kind: str
-    """``draw``, ``judge``, ``redraw``, ``edit`` or ``ask``."""
     segments: tuple[Segment, ...]
     """What it was given."""
     tokens: tuple[int, ...]

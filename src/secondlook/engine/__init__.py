@@ -1,0 +1,1 @@
+"""How it is run: a static cache, and batched drawing and writing."""

@@ -7,6 +7,7 @@ prefix of a redraw's, and each turn is a sequence of its own.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +29,10 @@ SYSTEM = (
 )
 SPECIALS = ("<｜begin▁of▁sentence｜>", END, "<｜▁pad▁｜>", "<image_placeholder>", BOI, EOI, "<|User|>", "<|Assistant|>")
 MAX_PROMPT = 200
+
+
+Answer = str | tuple[int, ...]
+"""A verdict with its reason: words, or the sampled ids without the end of sentence."""
 
 
 class Protocol:
@@ -54,11 +59,11 @@ class Protocol:
         """The first image of a prompt."""
         return tuple(self._prompt(prompt))
 
-    def judge(self, prompt: str, images: list[Image], reasons: list[str]) -> tuple[Segment, ...]:
+    def judge(self, prompt: str, images: Sequence[Image], reasons: Sequence[Answer]) -> tuple[Segment, ...]:
         """The verdict on the last of ``images``; ``reasons`` are the earlier verdicts ("No, …"), one fewer."""
         return self._chain(prompt, [Look(i) for i in images], reasons, open_image=False)
 
-    def redraw(self, prompt: str, codes: list[tuple[int, ...]], reasons: list[str]) -> tuple[Segment, ...]:
+    def redraw(self, prompt: str, codes: Sequence[tuple[int, ...]], reasons: Sequence[Answer]) -> tuple[Segment, ...]:
         """The next image after as many verdicts as images."""
         return self._chain(prompt, [Draw(c) for c in codes], reasons, open_image=True)
 
@@ -67,7 +72,8 @@ class Protocol:
         for i, image in enumerate(images):
             segments += [image, Text(self._ids(MATCH))]
             if i < len(images) - 1 or open_image:
-                segments += [Text(self._ids(reasons[i])), Text(self._ids(AGAIN))]
+                reason = reasons[i]
+                segments += [Text(self._ids(reason) if isinstance(reason, str) else reason), Text(self._ids(AGAIN))]
         return tuple(segments)
 
     def edit(self, source: tuple[int, ...], instruction: str) -> tuple[Segment, ...]:
