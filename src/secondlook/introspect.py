@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from secondlook.types import Episode, Prompt, Request, Round, Rule, Turn
+from secondlook.types import Episode, InputError, Prompt, Request, Round, Rule, Turn
 
 if TYPE_CHECKING:
     from secondlook.engine.decode import Engine
@@ -46,11 +46,11 @@ def turn_seed(seed: int, turn: int) -> int:
 def introspect(
     engine: Engine, prompts: list[Prompt], seeds: list[int], rounds: int = 3, sampling: Sampling | None = None
 ) -> list[Episode]:
-    """One episode per (prompt, seed), all decoded together. Raises ValueError when ``rounds`` is below 1."""
+    """One episode per (prompt, seed), all decoded together. Raises InputError when ``rounds`` is below 1."""
     if rounds < 1:
-        raise ValueError(f"rounds: {rounds} is too few; draw at least 1")
+        raise InputError(f"rounds: {rounds} is too few; draw at least 1")
     if len(prompts) != len(seeds):
-        raise ValueError(f"seeds: {len(seeds)} given for {len(prompts)} prompts; give one each")
+        raise InputError(f"seeds: {len(seeds)} given for {len(prompts)} prompts; give one each")
     protocol = engine.protocol
     sampling = sampling or Sampling.of(engine.janus.net.generation_config)
     draw_rule, judge_rule = sampling.draw_rule(), sampling.judge_rule(protocol.yes, protocol.no)

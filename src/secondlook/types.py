@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+class InputError(ValueError):
+    """What a user gave cannot be used. The message is one sentence: the field, the value and what would be right."""
+
+
 @dataclass(frozen=True)
 class Prompt:
     """What is asked for."""

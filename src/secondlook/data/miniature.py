@@ -13,7 +13,7 @@ from secondlook.world import lessons
 from secondlook.world.language import NUMBERS, Spec, phrase, plurals
 from secondlook.world.read import judge
 from secondlook.world.render import render
-from secondlook.world.scene import CELL, COLORS, OBJECTS, SIZE, STEP, RELATIONS, Scene
+from secondlook.world.scene import CELL, COLORS, OBJECTS, RELATIONS, SIZE, STEP, Scene
 
 SIDE = SIZE // STEP
 
@@ -71,7 +71,7 @@ def corpus(seed: int, n: int) -> list[str]:
 
 
 def reason(spec: Spec, scene: Scene) -> str:
-    """"No, there is a red star but no blue cat." """
+    """ "No, there is a red star but no blue cat." """
     verdict = judge(spec, scene)
     return f"{'Yes' if verdict.correct else 'No'}, {verdict.reason}."
 

@@ -56,4 +56,3 @@ class StaticCache(Cache):
     @property
     def is_compileable(self) -> bool:
         return False
-

@@ -70,9 +70,7 @@ class Engine:
                 n = len(t)
                 if head == "text" and self.protocol.eos in t:
                     n = t.index(self.protocol.eos) + 1
-                turns.append(
-                    Turn(request.kind, request.segments, tuple(t[:n]), tuple(lp[:n]), rule, request.seed, p)
-                )
+                turns.append(Turn(request.kind, request.segments, tuple(t[:n]), tuple(lp[:n]), rule, request.seed, p))
         return turns
 
     def _sample(self, requests: list[Request], rule: Rule, steps: int):

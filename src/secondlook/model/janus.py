@@ -14,13 +14,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoTokenizer, JanusForConditionalGeneration, JanusProcessor, JanusVQVAE
+from transformers import JanusForConditionalGeneration, JanusProcessor, JanusVQVAE
+
+from secondlook.types import InputError
 
 GREY, SMALLEST = 127, 14
-
-
-class CheckpointError(ValueError):
-    """A model that cannot be loaded; the message is one sentence for the user."""
 
 
 class Janus(nn.Module):
@@ -36,7 +34,7 @@ class Janus(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Janus:
-        """Load a checkpoint folder (or hub id) in transformers' layout. Raises CheckpointError with one sentence."""
+        """Load a checkpoint folder (or hub id) in transformers' layout. Raises InputError with one sentence."""
         try:
             processor = JanusProcessor.from_pretrained(path)
             net, info = JanusForConditionalGeneration.from_pretrained(
@@ -44,10 +42,10 @@ class Janus(nn.Module):
             )
         except Exception as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise CheckpointError(f"model: {str(path)!r} could not be loaded as a Janus checkpoint: {reason}") from error
+            raise InputError(f"model: {str(path)!r} could not be loaded as a Janus checkpoint: {reason}") from error
         missing = sorted(info["missing_keys"]) + sorted(str(k) for k in info["mismatched_keys"])
         if missing:
-            raise CheckpointError(
+            raise InputError(
                 f"model: {str(path)!r} lacks {len(missing)} tensors of a Janus checkpoint, the first is {missing[0]}"
             )
         return cls(net.eval().to(device), processor)
@@ -72,7 +70,7 @@ class Janus(nn.Module):
     @property
     def n_codes(self) -> int:
         """Codes of one drawn image."""
-        return self.net.config.vq_config.num_patches ** 2
+        return self.net.config.vq_config.num_patches**2
 
     @property
     def n_patches(self) -> int:
@@ -158,11 +156,6 @@ def to_bytes(pixels: Tensor) -> np.ndarray:
     """Float (B, 3, H, W) to uint8 (B, H, W, 3), clipped and truncated."""
     scaled = ((pixels.float() + 1) / 2 * 255).clamp(0, 255)
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-
-
-def load_tokenizer(path: str | Path):
-    """The text tokenizer of a checkpoint folder."""
-    return AutoTokenizer.from_pretrained(path)
 
 
 def _letterbox(image: Image.Image, size: int) -> Image.Image:

@@ -15,7 +15,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from secondlook.model.janus import Janus
-from secondlook.types import Draw, Look, Segment, Text
+from secondlook.types import Draw, InputError, Look, Segment, Text
 
 END = "<｜end▁of▁sentence｜>"
 BOI, EOI = "<begin_of_image>", "<end_of_image>"
@@ -49,10 +49,10 @@ class Protocol:
     def _prompt(self, text: str) -> list[Segment]:
         """BOS, the filled template, <begin_of_image>. The twin keeps the first and the last of these tokens."""
         if not text.strip():
-            raise ValueError("prompt: it is empty; say what to draw")
+            raise InputError("prompt: it is empty; say what to draw")
         ids = self._ids(f"{USER}{text.strip()}{ASSISTANT}")
         if len(ids) > MAX_PROMPT:
-            raise ValueError(f"prompt: it has {len(ids)} tokens; at most {MAX_PROMPT} are read")
+            raise InputError(f"prompt: it has {len(ids)} tokens; at most {MAX_PROMPT} are read")
         return [Text((self.bos,)), Text(ids, droppable=True), Text(self._ids(BOI))]
 
     def draw(self, prompt: str) -> tuple[Segment, ...]:
@@ -84,7 +84,7 @@ class Protocol:
     def ask(self, image: Image, question: str) -> tuple[Segment, ...]:
         """Plain visual question answering, with Janus's default system prompt."""
         if not question.strip():
-            raise ValueError("question: it is empty; ask something about the image")
+            raise InputError("question: it is empty; ask something about the image")
         opened = (self.bos, *self._ids(f"{SYSTEM}\n\n{USER}{BOI}"))
         return (Text(opened), Look(image), Text(self._ids(f"{EOI}\n{question.strip()}{ASSISTANT}")))
 
@@ -113,9 +113,7 @@ class Batch:
 
 def length(segments: tuple[Segment, ...], n_patches: int) -> int:
     """Positions that segments take."""
-    return sum(
-        len(s.ids) if isinstance(s, Text) else len(s.codes) if isinstance(s, Draw) else n_patches for s in segments
-    )
+    return sum(len(s.ids) if isinstance(s, Text) else len(s.codes) if isinstance(s, Draw) else n_patches for s in segments)
 
 
 def assemble(janus: Janus, rows: list[tuple[Segment, ...]], pad_left: bool = False) -> Batch:

@@ -18,6 +18,9 @@ from typing import Any, Protocol
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from secondlook.files import write_text
+from secondlook.types import InputError
+
 
 class Stateful(Protocol):
     def state_dict(self) -> Any: ...
@@ -37,7 +40,7 @@ class Run:
             before = {k: tuple(v) if isinstance(v, list) else v for k, v in before.items()}
             changed = sorted(k for k, v in self.config.items() if before.get(k) != v and k not in may_change)
             if changed:
-                raise ValueError(
+                raise InputError(
                     f"config: {changed[0]} is {self.config[changed[0]]!r} but {out} was begun with "
                     f"{before.get(changed[0])!r}; use the same value to resume it, or another folder"
                 )
@@ -73,7 +76,13 @@ class Run:
         from torch.utils.tensorboard import SummaryWriter
 
         board = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
         sums: dict[str, float] = {}
         counts: dict[str, int] = {}
         began = time.perf_counter()
@@ -103,13 +112,6 @@ class Run:
                     self.save()
                 progress.update(bar, completed=self.step)
         board.close()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file under a temporary name, then rename it."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 def schedule(step: int, steps: int, warmup: int, floor: float = 0.0) -> float:

@@ -187,5 +187,7 @@ def train_tokenizer(config: TokenizerConfig, out: str | Path) -> None:
     torch.set_num_threads(config.threads)
     job = TokenizerJob(config)
     run = Run(out, config, {"vq": job.vq, "optimizer": job.optimizer})
-    run.loop(config.steps, job.step, log_every=config.log_every, save_every=config.save_every, every={config.save_every: job.probe})
+    run.loop(
+        config.steps, job.step, log_every=config.log_every, save_every=config.save_every, every={config.save_every: job.probe}
+    )
     job.vq.save_pretrained(Path(out) / "final")

@@ -91,7 +91,10 @@ class VisionJob:
         part, color = (p.argmax(-1) for p in self.predict(x))
         right = (part == labels[:, 0]) & (color == labels[:, 1])
         shown = labels[:, 0] > 0
-        return {"objects_right": (right & shown).sum().item() / shown.sum().item(), "scenes_right": right.all(1).float().mean().item()}
+        return {
+            "objects_right": (right & shown).sum().item() / shown.sum().item(),
+            "scenes_right": right.all(1).float().mean().item(),
+        }
 
 
 def train_vision(config: VisionConfig, out: str | Path) -> None:
@@ -99,5 +102,7 @@ def train_vision(config: VisionConfig, out: str | Path) -> None:
     torch.set_num_threads(config.threads)
     job = VisionJob(config)
     run = Run(out, config, {"all": job.all, "optimizer": job.optimizer})
-    run.loop(config.steps, job.step, log_every=config.log_every, save_every=config.save_every, every={config.save_every: job.probe})
+    run.loop(
+        config.steps, job.step, log_every=config.log_every, save_every=config.save_every, every={config.save_every: job.probe}
+    )
     job.encoder.save_pretrained(Path(out) / "final")

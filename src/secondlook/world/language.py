@@ -21,6 +21,7 @@ from itertools import combinations
 
 import numpy as np
 
+from secondlook.types import InputError
 from secondlook.world.scene import COLORS, OBJECTS, OPPOSITE, RELATIONS, Scene, box, plurals, relations
 
 SEED = 43
@@ -66,7 +67,7 @@ class Spec:
 
 
 def phrase(name: str, count: int = 1, color: str | None = None) -> str:
-    """"a red star", "an anchor", "three cats"."""
+    """ "a red star", "an anchor", "three cats"."""
     words = [color] if color else []
     words.append(name if count == 1 else plurals()[name])
     article = ("an" if words[0][0] in "aeiou" else "a") if count == 1 else NUMBERS[count]
@@ -74,7 +75,7 @@ def phrase(name: str, count: int = 1, color: str | None = None) -> str:
 
 
 def listing(phrases: list[str]) -> str:
-    """"a, b and c"."""
+    """ "a, b and c"."""
     return phrases[0] if len(phrases) == 1 else ", ".join(phrases[:-1]) + " and " + phrases[-1]
 
 
@@ -93,7 +94,7 @@ def spec(tag: str, *clauses: Clause) -> Spec:
 
 
 def position_spec(a: str, relation: str, b: str, colors: tuple[str | None, str | None] = (None, None)) -> Spec:
-    """"a photo of A relation B"."""
+    """ "a photo of A relation B"."""
     return spec("position", Clause(b, 1, colors[1]), Clause(a, 1, colors[0], (relation, 0)))
 
 
@@ -174,10 +175,10 @@ def benchmark(split: str = "held-out") -> tuple[Spec, ...]:
     """Mini-GenEval: 80 rows a task, drawn with seed 43 among the held-out compositions (``split="seen"``: among the others).
 
     Where a task has fewer than 80 such compositions (single_object 8, counting 16 held out) its rows repeat them; intervals
-    are taken over distinct prompts. Raises ValueError for another split.
+    are taken over distinct prompts. Raises InputError for another split.
     """
     if split not in ("held-out", "seen"):
-        raise ValueError(f"split: {split!r} is unknown; use 'held-out' or 'seen'")
+        raise InputError(f"split: {split!r} is unknown; use 'held-out' or 'seen'")
     rng = np.random.default_rng(SEED)
     colors, rows = list(COLORS), []
     for task in TASKS:

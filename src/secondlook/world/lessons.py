@@ -24,7 +24,7 @@ from secondlook.world.language import (
     spec_held_out,
 )
 from secondlook.world.read import judge
-from secondlook.world.scene import CORNERS, COLORS, OBJECTS, OPPOSITE, RELATIONS, Scene, Thing, box, place, relations
+from secondlook.world.scene import COLORS, CORNERS, OBJECTS, OPPOSITE, RELATIONS, Scene, Thing, box, place, relations
 
 KINDS = {
     "single": 0.03,
@@ -108,7 +108,7 @@ def near_miss(rng: np.random.Generator, s: Spec, scene: Scene) -> Scene:
 
 
 def caption(scene: Scene) -> str:
-    """"a red star, a blue cat and an orange anchor", in reading order."""
+    """ "a red star, a blue cat and an orange anchor", in reading order."""
     return listing([phrase(t.name, 1, t.color) for t in scene.things])
 
 

@@ -1,4 +1,4 @@
-"""Scenes to pixels: flat pictograms in exact colours on grey, no anti-aliasing, and near-misses that only look alike."""
+"""Scenes to pixels: flat pictograms in exact colours on grey, no anti-aliasing."""
 
 from __future__ import annotations
 

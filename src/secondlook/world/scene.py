@@ -77,9 +77,7 @@ class Scene:
     def valid(self) -> bool:
         """No two cells overlap and all are on the canvas."""
         inside = all(0 <= t.y <= SIZE - CELL and 0 <= t.x <= SIZE - CELL for t in self.things)
-        return inside and not any(
-            abs(a.y - b.y) < CELL and abs(a.x - b.x) < CELL for a, b in combinations(self.things, 2)
-        )
+        return inside and not any(abs(a.y - b.y) < CELL and abs(a.x - b.x) < CELL for a, b in combinations(self.things, 2))
 
 
 def box(thing: Thing) -> tuple[int, int, int, int]:

@@ -1,0 +1,79 @@
+"""What every benchmark shares: bootstrap intervals over prompts, and agreement of verdicts with the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, cohen_kappa_score
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One scored image: the task and prompt it belongs to (the prompt is the unit of resampling) and its value."""
+
+    task: str
+    prompt: str
+    value: float
+
+
+Interval = dict[str, float]
+RESAMPLES = 2000
+
+
+def bootstrap(
+    units: dict[str, Sequence[np.ndarray]], statistic: Callable[[dict[str, np.ndarray]], float], seed: int = 0
+) -> Interval:
+    """Mean and 95 % percentile interval of a statistic; ``units`` are, per stratum, one array of rows per prompt, and
+    prompts are resampled within each stratum."""
+    rng = np.random.default_rng(seed)
+    together = {name: np.concatenate(list(parts)) for name, parts in units.items() if len(parts)}
+    if not together:
+        return {"mean": float("nan"), "low": float("nan"), "high": float("nan")}
+    values = []
+    for _ in range(RESAMPLES):
+        draw = {
+            name: np.concatenate([units[name][i] for i in rng.integers(len(units[name]), size=len(units[name]))])
+            for name in together
+        }
+        values.append(statistic(draw))
+    low, high = np.nanpercentile(values, [2.5, 97.5])
+    return {"mean": float(statistic(together)), "low": float(low), "high": float(high)}
+
+
+def by_prompt(samples: list[Sample]) -> dict[str, list[np.ndarray]]:
+    """Samples as the units of `bootstrap`: task -> one array of values per distinct prompt."""
+    grouped: dict[str, dict[str, list[float]]] = {}
+    for s in samples:
+        grouped.setdefault(s.task, {}).setdefault(s.prompt, []).append(s.value)
+    return {task: [np.array(v) for v in prompts.values()] for task, prompts in grouped.items()}
+
+
+def mean_of_tasks(samples: list[Sample]) -> Interval:
+    """GenEval's overall: the unweighted mean of the tasks' mean over images."""
+    return bootstrap(by_prompt(samples), lambda tasks: float(np.mean([v.mean() for v in tasks.values()])))
+
+
+def agreement(truth: list[bool], says: list[bool], prompts: list[str]) -> dict:
+    """The model's yes/no against the truth: accuracy, balanced accuracy (with interval), kappa, and how often it says yes."""
+    t, s = np.array(truth), np.array(says)
+    grouped: dict[str, list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        grouped.setdefault(prompt, []).append(i)
+    units = {"all": [np.stack([t[i], s[i]], 1) for i in grouped.values()]}
+
+    def balanced(rows: dict[str, np.ndarray]) -> float:
+        both = rows["all"]
+        if both[:, 0].all() or not both[:, 0].any():
+            return float("nan")
+        return float(balanced_accuracy_score(both[:, 0], both[:, 1]))
+
+    return {
+        "verdicts": len(t),
+        "accuracy": float(accuracy_score(t, s)),
+        "balanced_accuracy": bootstrap(units, balanced),
+        "kappa": float(cohen_kappa_score(t, s)) if len(set(truth)) > 1 or len(set(says)) > 1 else 0.0,
+        "always_yes_rate": float(s.mean()),
+        "truly_right": float(t.mean()),
+    }

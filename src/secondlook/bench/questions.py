@@ -1,0 +1,61 @@
+"""Questions about pictures of unseen scenes: "is there a red star?", counts, colours and relations, answered greedily."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from secondlook.bench.base import agreement
+from secondlook.engine.decode import Engine
+from secondlook.files import versions, write_json
+from secondlook.types import InputError, Request, Rule
+from secondlook.world.lessons import lesson, question
+from secondlook.world.render import render
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that a score depends on."""
+
+    model: str
+    questions: int = 1000
+    seed: int = 10**9
+
+    def __post_init__(self) -> None:
+        if self.questions < 1:
+            raise InputError(f"questions: {self.questions} is too few; it must be at least 1")
+
+
+def run(engine: Engine, settings: Settings) -> dict:
+    """result.json: accuracy per kind of question, and agreement on "is there …?"."""
+    rng = np.random.default_rng(settings.seed)
+    asked = []
+    for _ in range(settings.questions):
+        scene = lesson(rng)[1]
+        asked.append((Image.fromarray(render(scene)), *question(rng, scene)))
+    requests = [Request("ask", engine.protocol.ask(image, text), 0) for image, text, _ in asked]
+    turns = engine.write(requests, Rule("text", temperature=0.0), max_tokens=4)
+    answers = [engine.protocol.words(t.tokens) for t in turns]
+    kinds: dict[str, list[bool]] = {}
+    for (_, text, truth), answer in zip(asked, answers, strict=True):
+        kinds.setdefault(" ".join(text.split()[:2]), []).append(answer == truth)
+    there = [
+        (truth == "Yes", answer == "Yes", text)
+        for (_, text, truth), answer in zip(asked, answers, strict=True)
+        if text.startswith("is there")
+    ]
+    return {
+        "overall": {"accuracy": float(np.mean([hit for hits in kinds.values() for hit in hits]))},
+        "kinds": {kind: {"accuracy": float(np.mean(hits)), "questions": len(hits)} for kind, hits in kinds.items()},
+        "is_there": agreement([t for t, _, _ in there], [a for _, a, _ in there], [str(i) for i in range(len(there))]),
+        "settings": asdict(settings),
+        "versions": versions(),
+    }
+
+
+def write(out: Path, result: dict) -> None:
+    """result.json."""
+    write_json(out / "result.json", result)

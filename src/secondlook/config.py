@@ -1,0 +1,44 @@
+"""A job's configuration: a TOML file and ``--set key=value``, checked against the job's dataclass."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+
+from secondlook.types import InputError
+
+T = TypeVar("T")
+
+
+def load(kind: type[T], path: Path, settings: list[str]) -> T:
+    """Read ``path`` and apply ``settings`` ("key=value", values as TOML, bare words as strings).
+
+    Raises InputError that names the file or field, the value and what would be right.
+    """
+    if not path.is_file():
+        raise InputError(f"config: {str(path)!r} is not a file; give a TOML file such as configs/mini/base.toml")
+    try:
+        values = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"config: {str(path)!r} is not valid TOML ({error})") from error
+    for setting in settings:
+        key, found, text = setting.partition("=")
+        if not found or not key:
+            raise InputError(f"set: {setting!r} is not key=value; write for example --set steps=100")
+        try:
+            values[key] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            values[key] = text
+    checked = with_config(ConfigDict(extra="forbid"))(kind)
+    try:
+        return TypeAdapter(checked).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0]) if first["loc"] else "?"
+        if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+            known = ", ".join(kind.__dataclass_fields__)  # type: ignore[attr-defined]
+            raise InputError(f"config: {key} is not a setting of this job; known are {known}") from error
+        raise InputError(f"config: {key} = {first['input']!r} is wrong: {first['msg']}") from error

@@ -1,0 +1,66 @@
+"""Files the user sees: written under a temporary name, then renamed, so that none is ever half there."""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from secondlook.types import InputError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_image(path: Path, image: Image.Image) -> None:
+    """Write a PNG whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    image.save(temporary, "PNG")
+    os.replace(temporary, path)
+
+
+def read_image(path: Path) -> Image.Image:
+    """Read a picture completely. Raises InputError for a missing, foreign or truncated file."""
+    if not path.is_file():
+        raise InputError(f"image: {str(path)!r} is not a file; give a path to a picture")
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except Exception as error:
+        raise InputError(f"image: {str(path)!r} could not be read ({error}); give a whole PNG or JPEG") from error
+
+
+def writable_folder(path: Path) -> Path:
+    """Make sure that files can be written under ``path`` (made if missing). Raises InputError when they cannot."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"out: {str(path)!r} cannot be written ({error.strerror}); give a folder that can") from error
+    return path
+
+
+def versions() -> dict[str, str]:
+    """Versions of what results depend on."""
+    found = {}
+    for name in ("secondlook", "torch", "transformers", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found

@@ -1,0 +1,97 @@
+"""Episodes and results as folders that a person can open: JSON, pictures and self-contained HTML."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+from PIL import Image
+
+from secondlook.files import versions, write_image, write_json, write_text
+from secondlook.types import Episode
+
+_PAGES = Environment(loader=PackageLoader("secondlook"), autoescape=select_autoescape())
+
+
+def embed(image: Image.Image) -> str:
+    """A picture as a data URL."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def page(template: str, **values: Any) -> str:
+    """One of the package's HTML pages."""
+    return _PAGES.get_template(template).render(versions=versions(), **values)
+
+
+def episode_json(episode: Episode, settings: dict[str, Any]) -> dict[str, Any]:
+    """An episode without its pictures."""
+    rounds = [
+        {"image": f"round-{i}.png", "yes": r.yes, "p_yes": r.p_yes, "reason": r.reason, "codes": list(r.codes)}
+        for i, r in enumerate(episode.rounds, 1)
+    ]
+    return {
+        "prompt": episode.prompt.text,
+        "seed": episode.seed,
+        "final": episode.final + 1,
+        "rounds": rounds,
+        "settings": settings,
+        "versions": versions(),
+    }
+
+
+def filmstrip(episodes: list[Episode], title: str) -> str:
+    """Episodes as one page: a row of rounds each."""
+    strips = [
+        {
+            "prompt": e.prompt.text,
+            "seed": e.seed,
+            "final": e.final,
+            "rounds": [{"src": embed(r.image), "yes": r.yes, "p_yes": r.p_yes, "reason": r.reason} for r in e.rounds],
+        }
+        for e in episodes
+    ]
+    return page("episode.html", title=title, strips=strips)
+
+
+def write_episode(folder: Path, episode: Episode, settings: dict[str, Any]) -> None:
+    """round-N.png, final.png, episode.html and, last, episode.json. A longer earlier episode's pictures are removed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob("round-*.png"):
+        stale.unlink()
+    for i, r in enumerate(episode.rounds, 1):
+        write_image(folder / f"round-{i}.png", r.image)
+    write_image(folder / "final.png", episode.rounds[episode.final].image)
+    write_text(folder / "episode.html", filmstrip([episode], episode.prompt.text))
+    write_json(folder / "episode.json", episode_json(episode, settings))
+
+
+def curves(folder: Path) -> Path:
+    """Plot every metric of a training run's metrics.jsonl into curves.png."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    names = [n for n in dict.fromkeys(k for row in rows for k in row) if n not in ("step", "seconds")]
+    columns = min(3, max(1, len(names)))
+    lines = -(-len(names) // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(4.2 * columns, 2.8 * lines), squeeze=False)
+    for axis in axes.flat[len(names) :]:
+        axis.remove()
+    for axis, name in zip(axes.flat, names, strict=False):
+        points = [(row["step"], row[name]) for row in rows if name in row]
+        axis.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else None, lw=1.2)
+        axis.set_title(name, fontsize=10)
+        axis.set_xlabel("step", fontsize=8)
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(folder / "curves.png", dpi=110)
+    plt.close(figure)
+    return folder / "curves.png"
