@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,7 @@ RESAMPLES = 2000
 
 
 def bootstrap(
-    units: dict[str, Sequence[np.ndarray]], statistic: Callable[[dict[str, np.ndarray]], float], seed: int = 0
+    units: Mapping[str, Sequence[np.ndarray]], statistic: Callable[[dict[str, np.ndarray]], float], seed: int = 0
 ) -> Interval:
     """Mean and 95 % percentile interval of a statistic; ``units`` are, per stratum, one array of rows per prompt, and
     prompts are resampled within each stratum."""

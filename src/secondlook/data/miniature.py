@@ -1,4 +1,4 @@
-"""Training data of the miniature's world. Every batch depends only on (seed, step): a resumed job sees what it would have seen."""
+"""Training data of the miniature's world. A batch depends only on (seed, step): a resumed job sees what it would have seen."""
 
 from __future__ import annotations
 

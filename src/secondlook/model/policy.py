@@ -71,7 +71,10 @@ def completion_hidden(
     """
     batch = assemble(janus, [(*p, c) for p, c in zip(prompts, completions, strict=True)])
     hidden = janus.hidden(batch.embeds)
-    rows, columns, tokens, first = [], [], [], []
+    rows: list[int] = []
+    columns: list[int] = []
+    tokens: list[int] = []
+    first: list[bool] = []
     for b, (p, c) in enumerate(zip(prompts, completions, strict=True)):
         values = c.ids if isinstance(c, Text) else c.codes
         start = length(p, janus.n_patches) - 1

@@ -36,6 +36,18 @@ from secondlook.types import Draw, Segment, Text
 
 
 @dataclass
+class Phase:
+    """Sequences a step of each task until step ``until``: drawing is learned early, seeing and comparing need longer."""
+
+    until: int
+    draws: int
+    questions: int
+    question_every: int
+    chains: int
+    chain_every: int
+
+
+@dataclass
 class BaseConfig:
     """``train base``; ``steps`` may be changed when a run is resumed."""
 
@@ -48,14 +60,8 @@ class BaseConfig:
     inner: int = 512
     pool: int = 60000
     """Pictures that are encoded once and drawn from again and again."""
-    steps: int = 8000
-    draws: int = 48
-    """Text-to-image sequences a step."""
-    questions: int = 24
-    """Sequences about a picture, every ``question_every`` steps."""
-    question_every: int = 2
-    chains: int = 12
-    chain_every: int = 4
+    steps: int = 3550
+    phases: tuple[Phase, ...] = (Phase(1000, 48, 24, 2, 12, 4), Phase(10**9, 16, 48, 1, 16, 2))
     drop_prompt: float = 0.1
     muon_lr: float = 0.02
     adam_lr: float = 3e-3
@@ -65,6 +71,7 @@ class BaseConfig:
     ema: float = 0.995
     seed: int = 0
     threads: int = 2
+    device: str = "cpu"
     log_every: int = 50
     save_every: int = 500
 
@@ -194,7 +201,7 @@ class BaseJob:
 
     def __init__(self, config: BaseConfig, out: Path):
         self.config = config
-        self.janus = new_janus(config)
+        self.janus = new_janus(config).to(config.device)
         self.protocol = Protocol(self.janus.tokenizer)
         net = self.janus.net
         hidden: list[nn.Module] = [net.model.language_model.layers, net.model.aligner, net.model.generation_aligner]
@@ -216,7 +223,7 @@ class BaseJob:
             items = miniature.pictures(np.random.default_rng([c.seed, 10**6, start]), min(500, c.pool - start))
             prompts += [p.spec.prompt for p in items]
             with torch.no_grad():
-                codes.append(self.janus.to_codes([p.image for p in items]).to(torch.int16))
+                codes.append(self.janus.to_codes([p.image for p in items]).to("cpu", torch.int16))
         out.mkdir(parents=True, exist_ok=True)
         torch.save({"prompts": prompts, "codes": torch.cat(codes)}, path)
         return prompts, torch.cat(codes)
@@ -224,14 +231,14 @@ class BaseJob:
     def _drop(self, rng: np.random.Generator, segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
         return self.protocol.unconditional(segments) if rng.random() < self.config.drop_prompt else segments
 
-    def draws(self, rng: np.random.Generator):
-        picks = rng.integers(len(self.prompts), size=self.config.draws)
+    def draws(self, rng: np.random.Generator, n: int):
+        picks = rng.integers(len(self.prompts), size=n)
         rows = [self._drop(rng, self.protocol.draw(self.prompts[i])) for i in picks]
         return rows, [Draw(tuple(self.codes[i].tolist())) for i in picks]
 
-    def questions(self, rng: np.random.Generator):
+    def questions(self, rng: np.random.Generator, n: int):
         rows, answers = [], []
-        for q in miniature.questions(rng, miniature.pictures(rng, self.config.questions)):
+        for q in miniature.questions(rng, miniature.pictures(rng, n)):
             if q.prompt is None:
                 rows.append(self.protocol.ask(q.image, q.question))
             else:
@@ -240,8 +247,8 @@ class BaseJob:
         return rows, answers
 
     @torch.no_grad()
-    def chains(self, rng: np.random.Generator):
-        chains = miniature.chains(rng, miniature.pictures(rng, self.config.chains))
+    def chains(self, rng: np.random.Generator, n: int):
+        chains = miniature.chains(rng, miniature.pictures(rng, n))
         every = self.janus.to_codes([image for c in chains for image in (*c.wrong, c.right)]).tolist()
         rows, rights = [], []
         for c in chains:
@@ -253,14 +260,15 @@ class BaseJob:
     def step(self, step: int) -> dict[str, float]:
         c = self.config
         rng = np.random.default_rng([c.seed, step])
-        parts = {"draw_loss": self.draws}
-        if step % c.question_every == 0:
-            parts["question_loss"] = self.questions
-        if step % c.chain_every == 1:
-            parts["chain_loss"] = self.chains
+        phase = next(p for p in c.phases if step < p.until)
+        parts = {"draw_loss": (self.draws, phase.draws)}
+        if step % phase.question_every == 0:
+            parts["question_loss"] = (self.questions, phase.questions)
+        if step % phase.chain_every == 1 % phase.chain_every:
+            parts["chain_loss"] = (self.chains, phase.chains)
         metrics = {}
-        for name, make in parts.items():
-            total, n = cross_entropy(self.janus, *make(rng))
+        for name, (make, size) in parts.items():
+            total, n = cross_entropy(self.janus, *make(rng, size))
             loss = total / n
             loss.backward()
             metrics[name] = loss.item()

@@ -31,13 +31,13 @@ class Run:
     """One training job's folder. ``state`` maps names to whatever has a state_dict."""
 
     def __init__(self, out: str | Path, config: Any, state: dict[str, Stateful], may_change: tuple[str, ...] = ()):
-        self.out, self.state, self.config = Path(out), state, asdict(config)
+        self.out, self.state = Path(out), state
+        self.config = json.loads(json.dumps(asdict(config)))  # as it will be read back
         self.step = 0
         self.out.mkdir(parents=True, exist_ok=True)
         stored = self.out / "config.json"
         if (self.out / "state.pt").exists():
             before = json.loads(stored.read_text())
-            before = {k: tuple(v) if isinstance(v, list) else v for k, v in before.items()}
             changed = sorted(k for k, v in self.config.items() if before.get(k) != v and k not in may_change)
             if changed:
                 raise InputError(

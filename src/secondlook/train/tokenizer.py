@@ -18,12 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import JanusVQVAE, JanusVQVAEConfig
 
-from secondlook.model.janus import code_scores, decode, to_bytes, to_unit
+from secondlook.data import miniature
+from secondlook.model.janus import code_scores, decode, encode, to_bytes
 from secondlook.train.optimizer import Optimizer
 from secondlook.train.run import Run, schedule
-from secondlook.world.lessons import lesson
-from secondlook.world.read import judge
-from secondlook.world.render import render
 
 
 @dataclass
@@ -45,6 +43,7 @@ class TokenizerConfig:
     adam_lr: float = 2e-3
     seed: int = 0
     threads: int = 2
+    device: str = "cpu"
     log_every: int = 50
     save_every: int = 250
     probe_images: int = 300
@@ -60,13 +59,6 @@ class TokenizerConfig:
     @property
     def grid(self) -> int:
         return self.image_size // self.patch
-
-
-def pictures(seed: int, step: int, n: int) -> tuple[list, Tensor]:
-    """``n`` lessons of a step and their pixels (n, 3, S, S)."""
-    rng = np.random.default_rng([seed, step])
-    lessons = [lesson(rng) for _ in range(n)]
-    return lessons, to_unit(torch.from_numpy(np.stack([render(scene) for _, scene in lessons])))
 
 
 def to_patches(pixels: Tensor, patch: int) -> Tensor:
@@ -142,21 +134,28 @@ class TokenizerJob:
                 num_patches=config.grid,
             )
         )
-        _, pixels = pictures(config.seed, 10**6, config.start_images)
-        patches = to_patches(pixels, config.patch).flatten(0, 1)
+        pixels = self.pictures(10**6, config.start_images)[1]
+        patches = to_patches(pixels, config.patch).flatten(0, 1).cpu()  # clustered where the seed means the same
         self.centres = cluster(patches, config.codes, config.seed)
         vectors = describe(self.centres, config.color_features, config.mask_features, config.seed)
         codebook = self.vq.quantize.embedding.weight
         codebook.requires_grad_(False)
         codebook.copy_(F.normalize(torch.randn_like(codebook), dim=1))
         codebook[: len(vectors)] = vectors
+        self.vq.to(config.device)
+        self.centres = self.centres.to(config.device)
         self.optimizer = Optimizer(self.vq, [self.vq.encoder, self.vq.decoder], config.muon_lr, config.adam_lr)
+
+    def pictures(self, key: int, n: int) -> tuple[list[miniature.Picture], Tensor]:
+        """``n`` pictures of a step and their pixels (n, 3, S, S)."""
+        items = miniature.pictures(np.random.default_rng([self.config.seed, key]), n)
+        return items, miniature.pixels(items).to(self.config.device)
 
     def step(self, step: int) -> dict[str, float]:
         c = self.config
         encoding = step < c.encoder_steps
         done, total = (step, c.encoder_steps) if encoding else (step - c.encoder_steps, c.decoder_steps)
-        _, pixels = pictures(c.seed, step, c.batch)
+        _, pixels = self.pictures(step, c.batch)
         codes = torch.cdist(to_patches(pixels, c.patch), self.centres).argmin(-1)
         if encoding:
             scores = code_scores(self.vq, pixels).flatten(1, 2)
@@ -175,10 +174,8 @@ class TokenizerJob:
         """Share of pictures that the reader still reads after encode and decode."""
         readable = []
         for i in range(0, self.config.probe_images, 100):
-            lessons, pixels = pictures(self.config.seed, 2 * 10**6 + i, 100)
-            codes = code_scores(self.vq, pixels).argmax(-1).flatten(1)
-            images = to_bytes(decode(self.vq, codes))
-            readable += [judge(spec, image).correct for (spec, _), image in zip(lessons, images, strict=True)]
+            items, pixels = self.pictures(2 * 10**6 + i, 100)
+            readable.append(miniature.readable(items, to_bytes(decode(self.vq, encode(self.vq, pixels)))))
         return {"readable": float(np.mean(readable))}
 
 

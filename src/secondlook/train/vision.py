@@ -36,6 +36,7 @@ class VisionConfig:
     adam_lr: float = 2e-3
     seed: int = 0
     threads: int = 2
+    device: str = "cpu"
     log_every: int = 50
     save_every: int = 200
 
@@ -57,7 +58,7 @@ class VisionJob:
             )
         )
         self.probe_head = nn.Linear(config.width, N_PARTS + N_COLORS)
-        self.all = nn.ModuleList([self.encoder, self.probe_head])
+        self.all = nn.ModuleList([self.encoder, self.probe_head]).to(config.device)
         self.optimizer = Optimizer(self.all, [self.encoder.encoder], config.muon_lr, config.adam_lr)
 
     def batch(self, key: int, n: int, disturb: bool):
@@ -68,7 +69,7 @@ class VisionJob:
         if disturb:
             x[: n // 2] += torch.from_numpy(rng.normal(0, 0.1, (n // 2, *x.shape[1:])).astype(np.float32))
             x = x.clamp(-1, 1)
-        return x, labels
+        return x.to(self.config.device), labels.to(self.config.device)
 
     def predict(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         out = self.probe_head(self.encoder(x).last_hidden_state)

@@ -142,7 +142,9 @@ def judge(spec: Spec, picture: Reading | Scene | Image.Image | np.ndarray) -> Ve
         if d.confidence > threshold and len(kept) < TOP:
             kept.append(d)
     atoms: list[float] = []
-    correct, failures, held = picture.leftover <= LEFTOVER, [], []
+    correct = picture.leftover <= LEFTOVER
+    failures: list[tuple[str, str]] = []
+    held: list[tuple[str, str]] = []
     kept_by_clause: list[list[Detection]] = []
     for clause in spec.include:
         ok, kept, why = _clause(spec, clause, boxes.get(clause.name, []), kept_by_clause, atoms)

@@ -1,0 +1,23 @@
+# Needs Python 3.11 or newer. Everything is installed into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+PROMPT ?= a photo of a red star and a blue cat
+
+.PHONY: install demo test
+
+install: .venv/.installed
+
+.venv/.installed: pyproject.toml
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+demo: install
+	$(BIN)/secondlook draw "$(PROMPT)" --out out/demo
+
+test: install
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q

@@ -1,0 +1,53 @@
+"""Shared fixtures: a tiny untrained Janus (real classes, real tokenizer), and the benchmark files where they are at hand."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[2] / "shared" / "benchmarks"
+
+
+@pytest.fixture(scope="session")
+def benchmarks() -> Path:
+    if not BENCHMARKS.is_dir():
+        pytest.skip(f"the public benchmark files are not at {BENCHMARKS}")
+    return BENCHMARKS
+
+
+@pytest.fixture(scope="session")
+def parts(tmp_path_factory) -> Path:
+    """An untrained tokenizer and seeing encoder on disk, made by their own jobs."""
+    from secondlook.train.tokenizer import TokenizerConfig, TokenizerJob
+    from secondlook.train.vision import VisionConfig, VisionJob
+
+    folder = tmp_path_factory.mktemp("parts")
+    TokenizerJob(TokenizerConfig(codes=96, start_images=30, mask_features=16, latent_channels=32)).vq.save_pretrained(
+        folder / "vq"
+    )
+    VisionJob(VisionConfig(width=32, layers=1)).encoder.save_pretrained(folder / "vision")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def janus(parts):
+    """A tiny Janus with random weights whose codes and verdicts are varied."""
+    from secondlook.train.base import BaseConfig, new_janus
+
+    torch.set_num_threads(2)
+    config = BaseConfig(str(parts / "vq"), str(parts / "vision"), vocabulary=600, width=48, layers=2, heads=2, inner=96)
+    model = new_janus(config).eval()
+    torch.manual_seed(1)
+    torch.nn.init.normal_(model.net.model.generation_head.vision_head.weight, std=0.5)
+    torch.nn.init.normal_(model.net.lm_head.weight, std=0.02)
+    return model
+
+
+@pytest.fixture(scope="session")
+def engine(janus):
+    from secondlook.engine.decode import Engine
+
+    return Engine(janus)

@@ -1,0 +1,135 @@
+"""The engine: what it records is what a teacher-forced pass computes; forks, neighbours and seeds change nothing."""
+
+import pytest
+import torch
+
+from secondlook.introspect import Sampling, introspect
+from secondlook.model import policy
+from secondlook.types import InputError, Prompt, Request, Rule
+
+PROMPTS = ["a photo of a red star", "a photo of two cats", "a photo of a blue cup left of an orange umbrella"]
+
+
+def episodes(engine, n, guidance, rounds=3, seeds=None):
+    prompts = [Prompt(PROMPTS[i % len(PROMPTS)]) for i in range(n)]
+    return introspect(engine, prompts, seeds or list(range(n)), rounds, Sampling(guidance=guidance, code_top_k=50))
+
+
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+@pytest.mark.parametrize("n", [1, 8])
+def test_recorded_logprobs_equal_teacher_forced_ones(engine, n, guidance):
+    turns = [t for e in episodes(engine, n, guidance) for t in e.turns]
+    assert {t.kind for t in turns} >= {"draw", "judge"}
+    for rule in {t.rule for t in turns}:
+        mine = [t for t in turns if t.rule == rule]
+        with torch.no_grad():
+            scored = policy.score(engine.janus, engine.protocol, mine)
+        recorded = torch.tensor([p for t in mine for p in t.logprobs])
+        assert torch.isfinite(recorded).all()
+        assert (scored - recorded).abs().max() <= 1e-4
+
+
+def test_rounds_go_on_only_after_no(engine):
+    found = episodes(engine, 24, 1.0)
+    assert {len(e.rounds) for e in found} > {1}, "the random judge must say both Yes and No here"
+    for e in found:
+        assert all(not r.yes for r in e.rounds[:-1])
+        assert e.rounds[-1].yes or len(e.rounds) == 3
+        assert [t.kind for t in e.turns] == ["draw", "judge", "redraw", "judge", "redraw", "judge"][: 2 * len(e.rounds)]
+        if not e.rounds[-1].yes:
+            assert e.rounds[e.final].p_yes == max(r.p_yes for r in e.rounds)
+        else:
+            assert e.final == len(e.rounds) - 1
+
+
+def test_results_do_not_depend_on_neighbours(engine):
+    together = episodes(engine, 6, 3.0)
+    for i, e in enumerate(together):
+        [alone] = introspect(engine, [e.prompt], [i], 3, Sampling(guidance=3.0, code_top_k=50))
+        assert [r.codes for r in alone.rounds] == [r.codes for r in e.rounds]
+        assert [r.reason for r in alone.rounds] == [r.reason for r in e.rounds]
+        for a, b in zip(alone.turns, e.turns, strict=True):
+            assert torch.allclose(torch.tensor(a.logprobs), torch.tensor(b.logprobs), atol=1e-4)
+
+
+def test_seeds_decide(engine):
+    rule = Rule("code", top_k=50)
+    segments = engine.protocol.draw(PROMPTS[0])
+    a, b, c = engine.draw([Request("draw", segments, s) for s in (1, 2, 1)], rule)
+    assert a.tokens == c.tokens != b.tokens
+
+
+def test_forked_prefill_equals_separate_prefill(engine):
+    rule = Rule("code", guidance=2.0)
+    requests = [Request("draw", engine.protocol.draw(PROMPTS[i % 2]), i) for i in range(6)]
+    grouped = engine.draw(requests, rule)
+    for request, turn in zip(requests, grouped, strict=True):
+        [alone] = engine.draw([request], rule)
+        assert alone.tokens == turn.tokens
+        assert torch.allclose(torch.tensor(alone.logprobs), torch.tensor(turn.logprobs), atol=1e-4)
+
+
+def test_batches_are_split(engine):
+    from secondlook.engine.decode import Engine
+
+    requests = [Request("draw", engine.protocol.draw(PROMPTS[i % 3]), i) for i in range(5)]
+    rule = Rule("code")
+    assert [t.tokens for t in Engine(engine.janus, batch=2).draw(requests, rule)] == [
+        t.tokens for t in engine.draw(requests, rule)
+    ]
+
+
+def test_greedy_drawing_equals_a_loop_without_cache(engine):
+    """transformers' own image generation, guidance 3, against this engine."""
+    janus = engine.janus
+    [turn] = engine.draw([Request("draw", engine.protocol.draw(PROMPTS[2]), 0)], Rule("code", guidance=3.0, temperature=0.0))
+    ids = torch.tensor([[i for s in engine.protocol.draw(PROMPTS[2]) for i in s.ids]])
+    embeds = janus.embed_text(ids)
+    twin = janus.embed_text(
+        torch.tensor([[i for s in engine.protocol.unconditional(engine.protocol.draw(PROMPTS[2])) for i in s.ids]])
+    )
+    codes = []
+    with torch.no_grad():
+        for _ in range(janus.n_codes):
+            cond, uncond = (janus.code_logits(janus.hidden(e)[:, -1]) for e in (embeds, twin))
+            codes.append(int((uncond + 3 * (cond - uncond)).argmax()))
+            step = janus.embed_codes(torch.tensor([[codes[-1]]]))
+            embeds, twin = torch.cat([embeds, step], 1), torch.cat([twin, step], 1)
+    assert tuple(codes) == turn.tokens
+
+
+def test_restriction_applies_to_the_first_token_only(janus):
+    logits = torch.randn(4, janus.net.lm_head.out_features)
+    rule = Rule("text", top_k=10, first=(5, 7))
+    first = policy.log_probs(rule, logits, first=True).exp()
+    assert torch.allclose(first[:, [5, 7]].sum(-1), torch.ones(4))
+    mixed = policy.log_probs(rule, logits, first=torch.tensor([True, False, False, True])).exp()
+    assert torch.allclose(mixed[0], first[0]) and (mixed[1] > 0).sum() == 10
+
+
+def test_sampling_follows_the_distribution():
+    torch.manual_seed(0)
+    log_probs = torch.randn(1, 6).log_softmax(-1)
+    uniform = (torch.arange(20000) + 0.5) / 20000
+    tokens, chosen = policy.choose(Rule("text"), log_probs.expand(20000, -1), uniform)
+    shares = torch.bincount(tokens, minlength=6) / 20000
+    assert torch.allclose(shares, log_probs.exp()[0], atol=1e-3)
+    assert torch.equal(chosen, log_probs[0, tokens])
+
+
+def test_guidance_is_mixed_exactly_before_the_last_layer(janus):
+    cond, uncond = torch.randn(2, 3, janus.net.config.text_config.hidden_size)
+    mixed = policy.logits(janus, Rule("code", guidance=5.0), cond, uncond)
+    full = janus.code_logits(uncond) + 5 * (janus.code_logits(cond) - janus.code_logits(uncond))
+    assert torch.allclose(mixed, full, atol=1e-4)
+
+
+@pytest.mark.parametrize(("rounds", "seeds"), [(0, [0]), (1, [0, 1])])
+def test_bad_requests_are_refused(engine, rounds, seeds):
+    with pytest.raises(InputError):
+        introspect(engine, [Prompt("a photo of a cat")], seeds, rounds)
+
+
+def test_wrong_head_is_refused(engine):
+    with pytest.raises(ValueError, match="head"):
+        engine.draw([], Rule("text"))

@@ -1,0 +1,88 @@
+"""The protocol: exact ids against those of the original code, and what the unconditional twin keeps."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoTokenizer
+
+from secondlook.model.sequence import AGAIN, MATCH, Protocol, assemble, length
+from secondlook.types import Draw, InputError, Look, Text
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="module")
+def official() -> Protocol:
+    return Protocol(AutoTokenizer.from_pretrained(GOLDEN / "tokenizer"))
+
+
+def flat(segments) -> list[int]:
+    return [i for s in segments for i in s.ids]
+
+
+def test_prompts_have_the_original_ids(official):
+    stored = json.loads((GOLDEN / "prompts.json").read_text())
+    for caption, row in stored["captions"].items():
+        segments = official.draw(caption)
+        assert flat(segments) == row["ids"]
+        assert flat(official.unconditional(segments)) == row["unconditional"]
+    for text, ids in stored["fixed_strings"].items():
+        assert [official.bos, *official._ids(text)] == ids
+    assert {MATCH, AGAIN} <= set(stored["fixed_strings"])
+
+
+def test_questions_have_the_original_ids(official):
+    row = json.loads((GOLDEN / "prompts.json").read_text())["question"]
+    picture = Image.new("RGB", (8, 8))
+    opened, look, closed = official.ask(picture, "What color is the car on the left?")
+    marks = official._ids("<begin_of_image>")[0], official._ids("<end_of_image>")[0]
+    placeholder = official._ids("<image_placeholder>")[0]
+    assert isinstance(look, Look)
+    assert opened.ids[-1] == marks[0] and closed.ids[0] == marks[1]
+    assert [*opened.ids[:-1], placeholder, *closed.ids[1:]] == row["text_ids_before_expansion"]
+
+
+def test_chains_take_the_path_of_what_comes_next(official):
+    picture, codes, no = Image.new("RGB", (8, 8)), (1, 2, 3), "No, there is no cat."
+    judged = official.judge("a cat", [picture, picture], [no])
+    redrawn = official.redraw("a cat", [codes, codes], [no, no])
+    assert [type(s) for s in judged if not isinstance(s, Text)] == [Look, Look]
+    assert [type(s) for s in redrawn if not isinstance(s, Text)] == [Draw, Draw]
+    assert redrawn[-1].ids == official._ids(AGAIN) and judged[-1].ids == official._ids(MATCH)
+    twin = official.unconditional(redrawn)
+    changed = [i for i, (a, b) in enumerate(zip(redrawn, twin, strict=True)) if a != b]
+    assert changed == [1] and set(twin[1].ids) == {official.pad}
+    assert [len(s.ids) for s in twin if isinstance(s, Text)] == [len(s.ids) for s in redrawn if isinstance(s, Text)]
+
+
+def test_sampled_reasons_are_taken_as_they_are(official):
+    words = "No, there is no cat."
+    by_words = official.redraw("a cat", [(1,)], [words])
+    assert official.redraw("a cat", [(1,)], [official._ids(words)]) == by_words
+
+
+def test_edit_drops_only_the_instruction(official):
+    segments = official.edit((1, 2), "make it blue")
+    twin = official.unconditional(segments)
+    assert [a != b for a, b in zip(segments, twin, strict=True)] == [False, False, False, False, True, False]
+
+
+@pytest.mark.parametrize("prompt", ["", "  \n", "cat " * 300])
+def test_bad_prompts_are_refused(official, prompt):
+    with pytest.raises(InputError, match="prompt"):
+        official.draw(prompt)
+
+
+def test_padding_side_does_not_change_embeddings(janus, engine):
+    rows = [
+        engine.protocol.draw("a photo of a cat"),
+        engine.protocol.judge("a photo of two red stars", [Image.new("RGB", (48, 48))], []),
+    ]
+    left, right = assemble(janus, rows, pad_left=True), assemble(janus, rows)
+    for b, row in enumerate(rows):
+        n = length(row, janus.n_patches)
+        assert int(left.lengths[b]) == n
+        assert torch.equal(left.embeds[b, -n:], right.embeds[b, :n])
