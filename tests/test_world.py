@@ -119,6 +119,8 @@ def seen(*objects) -> Reading:
 def test_verdict_rules():
     star, other = ("star", "red", (0, 0, 14, 14), 1.0), ("star", "blue", (20, 0, 34, 14), 0.5)
     assert judge(spec("single_object", Clause("star")), seen(star, other)).correct, "extra objects pass outside counting"
+    equal = ("star", "blue", (20, 0, 34, 14), 1.0)
+    assert not judge(spec("colors", Clause("star", 1, "red")), seen(star, equal)).correct, "no hedging between colours"
     two = spec("counting", Clause("star", 2))
     assert not judge(two, seen(star, other)).correct, "counting asks for a confidence of 0.9"
     assert not judge(two, seen(star, star, star)).correct, "counting is exact"

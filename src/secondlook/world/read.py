@@ -170,7 +170,7 @@ def _several(name: str, n: int) -> str:
 def _clause(spec, clause: Clause, found, earlier, atoms) -> tuple[bool, list[Detection], tuple[str, str]]:
     """One include clause: does it hold, its boxes (empty when it cannot be a position target), and (what, why not)."""
     what = phrase(clause.name, clause.count, clause.color)
-    # the boxes that have the colour come first among equals, as CLIP's verdict is only asked of the kept ones
+    every, wanted = found, {c.color for c in spec.include if c.name == clause.name}
     found = sorted(found, key=lambda d: (-round(d.confidence, 2), d.color != clause.color))[: clause.count]
     atoms.extend(found[i].confidence if i < len(found) else 0.0 for i in range(clause.count))
     enough = len(found) == clause.count
@@ -184,6 +184,10 @@ def _clause(spec, clause: Clause, found, earlier, atoms) -> tuple[bool, list[Det
         return False, [], ("", f"no {clause.name}" if not clause.color else f"no {clause.color} {clause.name}")
     if clause.color and any(d.color != clause.color for d in found):
         return False, [], ("", f"no {clause.color} {clause.name}")
+    # among equally sure boxes GenEval's choice is chance: a star in every colour must not pass as the red one
+    rivals = [d for d in every if clause.color and d.color not in wanted and d.confidence > found[-1].confidence - 0.02]
+    if rivals:
+        return False, [], ("", f"there is also {phrase(clause.name, 1, rivals[0].color)}")
     if clause.position:
         relation, target = clause.position
         others = earlier[target]
@@ -206,6 +210,6 @@ def _sentence(correct: bool, failures, held, spec: Spec) -> str:
     what, why = failures[0]
     if why.startswith("not"):
         return f"{what}, {why}"
-    if why.startswith("the "):
+    if why.startswith("the"):
         return why
     return f"there is {there[0]} but {why}" if there else f"there is {why}"
