@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from secondlook.config import load
-from secondlook.train.base import BaseConfig, Phase, text_tokenizer
+from secondlook.train.base import BaseConfig, text_tokenizer
 from secondlook.train.optimizer import orthogonalize
 from secondlook.train.run import Run, schedule
 from secondlook.train.tokenizer import TokenizerConfig, cluster, describe
@@ -54,7 +54,7 @@ def test_base_training_resumes_exactly_and_learns(tmp_path, parts):
 
     small = {"tokenizer": str(parts / "vq"), "vision": str(parts / "vision"), "vocabulary": 600}
     small |= {"width": 32, "layers": 1, "heads": 2, "inner": 64, "pool": 60, "log_every": 5, "save_every": 10}
-    small |= {"phases": (Phase(15, 8, 4, 2, 2, 4), Phase(99, 4, 4, 1, 2, 2))}
+    small |= {"draws": 8, "questions": 4, "chains": 2}
     train_base(BaseConfig(**small, steps=20), tmp_path / "whole")
 
     class Stop(Exception):

@@ -31,7 +31,7 @@ Out = Annotated[Path, typer.Option(help="Folder for the results.")]
 Seed = Annotated[int, typer.Option(help="Seed; equal seeds give equal results.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, …")]
 Config = Annotated[Path, typer.Option("--config", help="TOML file of the job.")]
-Set = Annotated[list[str], typer.Option("--set", help="key=value, overrides the file.", default_factory=list)]
+Set = Annotated[list[str], typer.Option("--set", help="key=value, overrides the file.")]
 SHIPPED = {"mini": "mini-base", "mini-base": "mini-base"}
 
 
@@ -80,7 +80,8 @@ def draw(
 
     at_least("n", n)
     at_least("rounds", rounds)
-    at_least("temperature", int(temperature >= 0) - 1, 0)
+    if temperature < 0:
+        raise InputError(f"temperature: {temperature} is negative; use 0 for greedy or a positive number")
     if not prompt.strip():
         raise InputError("prompt: it is empty; say what to draw")
     where = model_path(model)

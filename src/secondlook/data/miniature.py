@@ -87,14 +87,14 @@ class Question:
 
 
 def questions(rng: np.random.Generator, items: list[Picture]) -> list[Question]:
-    """One question a picture: 45 % about parts, 15 % to describe it, 40 % whether it matches a prompt (half near misses)."""
+    """One question a picture: 60 % about parts, 10 % to describe it, 30 % whether it matches a prompt (half near misses)."""
     out = []
     for p in items:
         kind = rng.random()
-        if kind < 0.45:
+        if kind < 0.6:
             question, answer = lessons.question(rng, p.scene)
             out.append(Question(p.image, question, answer))
-        elif kind < 0.6:
+        elif kind < 0.7:
             out.append(Question(p.image, lessons.DESCRIBE, lessons.caption(p.scene)))
         else:
             scene, image = p.scene, p.image

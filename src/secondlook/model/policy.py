@@ -104,7 +104,8 @@ def score(janus: Janus, protocol: Protocol, turns: list[Turn]) -> Tensor:
 
 
 def cross_entropy(janus: Janus, prompts: list[tuple[Segment, ...]], completions: list[Text | Draw]) -> tuple[Tensor, Tensor]:
-    """Summed negative log-likelihood of the completions (all of one head) without guidance, and their number of tokens."""
-    hidden, tokens, _ = completion_hidden(janus, prompts, completions)
+    """Negative log-likelihood (N,) of every completion token without guidance (all completions of one head), and whether
+    each token is its completion's first (N,)."""
+    hidden, tokens, first = completion_hidden(janus, prompts, completions)
     head = janus.text_logits if isinstance(completions[0], Text) else janus.code_logits
-    return F.cross_entropy(head(hidden).float(), tokens, reduction="sum"), torch.tensor(float(len(tokens)))
+    return F.cross_entropy(head(hidden).float(), tokens, reduction="none"), first

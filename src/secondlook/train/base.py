@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from rich.progress import track
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 from transformers import (
@@ -36,18 +37,6 @@ from secondlook.types import Draw, Segment, Text
 
 
 @dataclass
-class Phase:
-    """Sequences a step of each task until step ``until``: drawing is learned early, seeing and comparing need longer."""
-
-    until: int
-    draws: int
-    questions: int
-    question_every: int
-    chains: int
-    chain_every: int
-
-
-@dataclass
 class BaseConfig:
     """``train base``; ``steps`` may be changed when a run is resumed."""
 
@@ -60,20 +49,30 @@ class BaseConfig:
     inner: int = 512
     pool: int = 60000
     """Pictures that are encoded once and drawn from again and again."""
-    steps: int = 3550
-    phases: tuple[Phase, ...] = (Phase(1000, 48, 24, 2, 12, 4), Phase(10**9, 16, 48, 1, 16, 2))
+    steps: int = 2300
+    draws: int = 24
+    """Text-to-image sequences a step."""
+    questions: int = 40
+    """Sequences about a picture a step."""
+    chains: int = 8
+    """Redraws every ``chain_every`` steps."""
+    chain_every: int = 4
     drop_prompt: float = 0.1
     muon_lr: float = 0.02
     adam_lr: float = 3e-3
     weight_decay: float = 0.01
-    cooldown: float = 0.3
+    cooldown: float = 0.35
     """Share of the steps, at the end, over which the learning rates fall linearly to zero."""
     ema: float = 0.995
     seed: int = 0
     threads: int = 2
     device: str = "cpu"
     log_every: int = 50
-    save_every: int = 500
+    save_every: int = 250
+    guidance: float = 1.0
+    """Written to the checkpoint's generation config: the guidance it is sampled with unless told otherwise."""
+    snapshot_every: int = 250
+    """Steps between averaged checkpoints (step-N), for curves of what was learned when."""
 
 
 def text_tokenizer(sentences: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
@@ -104,12 +103,13 @@ def text_tokenizer(sentences: list[str], vocabulary: int) -> PreTrainedTokenizer
     )
 
 
-def new_janus(config: BaseConfig) -> Janus:
-    """A Janus around a trained tokenizer and seeing encoder, its language model and heads fresh."""
+def new_janus(config: BaseConfig, words: PreTrainedTokenizerFast | None = None) -> Janus:
+    """A Janus around a trained tokenizer and seeing encoder, its language model and heads fresh; ``words`` is its text
+    tokenizer, else one is trained on the world's sentences."""
     torch.manual_seed(config.seed)
     vq = JanusVQVAE.from_pretrained(config.tokenizer)
     vision = JanusVisionModel.from_pretrained(config.vision)
-    words = text_tokenizer(miniature.corpus(config.seed, 4000), config.vocabulary)
+    words = words or text_tokenizer(miniature.corpus(config.seed, 4000), config.vocabulary)
     vq_config = vq.config.to_dict() | {"projection_dim": config.width, "image_token_embed_dim": config.width}
     vision_config = vision.config.to_dict() | {"projection_dim": config.width}
     text_config = LlamaConfig(
@@ -137,6 +137,7 @@ def new_janus(config: BaseConfig) -> Janus:
     net.model.vqmodel.load_state_dict(vq.state_dict())
     net.model.vision_model.load_state_dict(vision.state_dict())
     _start(net)
+    net.generation_config.guidance_scale = config.guidance
     size = net.config.vision_config.image_size
     images = JanusImageProcessorPil(size={"height": size, "width": size}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
     processor = JanusProcessor(images, words, num_image_tokens=net.config.vision_config.num_image_tokens)
@@ -201,7 +202,11 @@ class BaseJob:
 
     def __init__(self, config: BaseConfig, out: Path):
         self.config = config
-        self.janus = new_janus(config).to(config.device)
+        stored = out / "words"  # a resumed run keeps its text tokenizer, whatever has become of the corpus
+        words = PreTrainedTokenizerFast.from_pretrained(stored) if stored.is_dir() else None
+        self.janus = new_janus(config, words).to(config.device)
+        if words is None:
+            self.janus.tokenizer.save_pretrained(stored)
         self.protocol = Protocol(self.janus.tokenizer)
         net = self.janus.net
         hidden: list[nn.Module] = [net.model.language_model.layers, net.model.aligner, net.model.generation_aligner]
@@ -219,7 +224,7 @@ class BaseJob:
             return stored["prompts"], stored["codes"]
         prompts: list[str] = []
         codes: list[Tensor] = []
-        for start in range(0, c.pool, 500):
+        for start in track(range(0, c.pool, 500), "encoding the pool"):
             items = miniature.pictures(np.random.default_rng([c.seed, 10**6, start]), min(500, c.pool - start))
             prompts += [p.spec.prompt for p in items]
             with torch.no_grad():
@@ -260,18 +265,20 @@ class BaseJob:
     def step(self, step: int) -> dict[str, float]:
         c = self.config
         rng = np.random.default_rng([c.seed, step])
-        phase = next(p for p in c.phases if step < p.until)
-        parts = {"draw_loss": (self.draws, phase.draws)}
-        if step % phase.question_every == 0:
-            parts["question_loss"] = (self.questions, phase.questions)
-        if step % phase.chain_every == 1 % phase.chain_every:
-            parts["chain_loss"] = (self.chains, phase.chains)
+        parts = {"draw": self.draws(rng, c.draws), "question": self.questions(rng, c.questions)}
+        if step % c.chain_every == 0:
+            parts["chain"] = self.chains(rng, c.chains)
         metrics = {}
-        for name, (make, size) in parts.items():
-            total, n = cross_entropy(self.janus, *make(rng, size))
-            loss = total / n
+        for name, (rows, completions) in parts.items():
+            losses, first = cross_entropy(self.janus, rows, completions)
+            if name == "question":
+                # the answer itself weighs as much as all the words after it, else yes and no are lost among the captions
+                loss = losses[first].mean() + losses[~first].mean()
+                metrics |= {"answer_loss": losses[first].mean().item(), "words_loss": losses[~first].mean().item()}
+            else:
+                loss = losses.mean()
+                metrics[f"{name}_loss"] = loss.item()
             loss.backward()
-            metrics[name] = loss.item()
         left = (c.steps - step) / max(1.0, c.cooldown * c.steps)
         self.optimizer.step(min(1.0, (step + 1) / 100, left))
         self.average.update(step)
@@ -291,7 +298,13 @@ def train_base(config: BaseConfig, out: str | Path) -> None:
         job.average.swap()
         return {}
 
-    run.loop(config.steps, job.step, log_every=config.log_every, save_every=config.save_every, every={1000: snapshot})
+    run.loop(
+        config.steps,
+        job.step,
+        log_every=config.log_every,
+        save_every=config.save_every,
+        every={config.snapshot_every: snapshot},
+    )
     job.average.swap()
     job.janus.save(out / "final")
     job.average.swap()

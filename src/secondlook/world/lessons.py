@@ -117,7 +117,7 @@ def question(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
     things = scene.things
     t = things[rng.integers(len(things))]
     alone = sum(o.name == t.name for o in things) == 1
-    kind = rng.choice(5, p=[0.4, 0.2, 0.12, 0.12, 0.16])
+    kind = rng.choice(5, p=[0.45, 0.25, 0.1, 0.1, 0.1])
     if kind in (0, 1):
         if rng.random() < 0.5:
             return f"is there {phrase(t.name, 1, t.color if kind == 0 else None)}?", "Yes"
