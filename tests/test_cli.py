@@ -92,6 +92,7 @@ BAD = {
     "missing config": (["train", "vision", "--config", "{tmp}/none.toml"], "config"),
     "unknown key": (["train", "vision", "--config", "{toml}", "--set", "depth=3"], "depth"),
     "wrong value": (["train", "vision", "--config", "{toml}", "--set", "layers=few"], "layers"),
+    "missing tokenizer": (["train", "base", "--config", "{toml}", "--set", "tokenizer=none"], "tokenizer"),
     "zero samples": (["bench", "geneval", "--model", "{model}", "--samples", "0"], "samples"),
     "unknown split": (["bench", "geneval", "--model", "{model}", "--split", "x"], "split"),
     "nothing to show": (["show", "{empty}"], "folder"),

@@ -33,7 +33,7 @@ from secondlook.model.policy import cross_entropy
 from secondlook.model.sequence import AGAIN, ASSISTANT, MATCH, SPECIALS, SYSTEM, USER, Protocol
 from secondlook.train.optimizer import Optimizer
 from secondlook.train.run import Run
-from secondlook.types import Draw, Segment, Text
+from secondlook.types import Draw, InputError, Segment, Text
 
 
 @dataclass
@@ -106,6 +106,9 @@ def text_tokenizer(sentences: list[str], vocabulary: int) -> PreTrainedTokenizer
 def new_janus(config: BaseConfig, words: PreTrainedTokenizerFast | None = None) -> Janus:
     """A Janus around a trained tokenizer and seeing encoder, its language model and heads fresh; ``words`` is its text
     tokenizer, else one is trained on the world's sentences."""
+    for name in ("tokenizer", "vision"):
+        if not Path(getattr(config, name)).is_dir():
+            raise InputError(f"config: {name} = {getattr(config, name)!r} is not a folder; run train {name} first")
     torch.manual_seed(config.seed)
     vq = JanusVQVAE.from_pretrained(config.tokenizer)
     vision = JanusVisionModel.from_pretrained(config.vision)
