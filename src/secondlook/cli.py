@@ -46,7 +46,10 @@ def load_engine(model: str, device: str = "cpu", batch: int = 64):
 def model_path(model: str) -> str:
     """Where a model's files are: shipped names first, then folders; a hub id (owner/name) is left to transformers."""
     if model in SHIPPED:
-        return str(Path(__file__).parent / "checkpoints" / SHIPPED[model])
+        folder = Path(__file__).parent / "checkpoints" / SHIPPED[model]
+        if not folder.is_dir():
+            raise InputError(f"model: {model!r} does not come with this version; make it with runs/mini_base.sh")
+        return str(folder)
     if Path(model).is_dir():
         return model
     if model.count("/") == 1 and not model.startswith((".", "/")):

@@ -40,6 +40,8 @@ from secondlook.types import Draw, InputError, Segment, Text
 class BaseConfig:
     """``train base``; ``steps`` may be changed when a run is resumed."""
 
+    start: str = ""
+    """A checkpoint to go on from, with its text tokenizer; then the sizes and parts below are its own."""
     tokenizer: str = "out/tokenizer/final"
     vision: str = "out/vision/final"
     vocabulary: int = 640
@@ -144,8 +146,6 @@ def new_janus(config: BaseConfig, words: PreTrainedTokenizerFast | None = None) 
     size = net.config.vision_config.image_size
     images = JanusImageProcessorPil(size={"height": size, "width": size}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
     processor = JanusProcessor(images, words, num_image_tokens=net.config.vision_config.num_image_tokens)
-    for module in (net.model.vqmodel, net.model.vision_model):
-        module.requires_grad_(False)
     return Janus(net, processor)
 
 
@@ -205,11 +205,10 @@ class BaseJob:
 
     def __init__(self, config: BaseConfig, out: Path):
         self.config = config
-        stored = out / "words"  # a resumed run keeps its text tokenizer, whatever has become of the corpus
-        words = PreTrainedTokenizerFast.from_pretrained(stored) if stored.is_dir() else None
-        self.janus = new_janus(config, words).to(config.device)
-        if words is None:
-            self.janus.tokenizer.save_pretrained(stored)
+        self.janus = Janus.load(config.start).train() if config.start else self._fresh(out)
+        self.janus.to(config.device)
+        for module in (self.janus.net.model.vqmodel, self.janus.net.model.vision_model):
+            module.requires_grad_(False)
         self.protocol = Protocol(self.janus.tokenizer)
         net = self.janus.net
         hidden: list[nn.Module] = [net.model.language_model.layers, net.model.aligner, net.model.generation_aligner]
@@ -218,6 +217,15 @@ class BaseJob:
         self.average = Average(net, config.ema)
         self.trainable = nn.ParameterDict({n.replace(".", "/"): p for n, p in net.named_parameters() if p.requires_grad})
         self.prompts, self.codes = self._pool(out)
+
+    def _fresh(self, out: Path) -> Janus:
+        """A new model; a resumed run keeps its text tokenizer, whatever has become of the corpus."""
+        stored = out / "words"
+        words = PreTrainedTokenizerFast.from_pretrained(stored) if stored.is_dir() else None
+        janus = new_janus(self.config, words)
+        if words is None:
+            janus.tokenizer.save_pretrained(stored)
+        return janus
 
     def _pool(self, out: Path) -> tuple[list[str], Tensor]:
         """Prompts and codes of the pool; encoded once and kept in the run's folder."""
@@ -271,7 +279,7 @@ class BaseJob:
         parts = {"draw": self.draws(rng, c.draws), "question": self.questions(rng, c.questions)}
         if step % c.chain_every == 0:
             parts["chain"] = self.chains(rng, c.chains)
-        metrics = {}
+        metrics: dict[str, float] = {}
         for name, (rows, completions) in parts.items():
             losses, first = cross_entropy(self.janus, rows, completions)
             if name == "question":
