@@ -38,7 +38,9 @@ def janus(parts):
     from secondlook.train.base import BaseConfig, new_janus
 
     torch.set_num_threads(2)
-    config = BaseConfig(str(parts / "vq"), str(parts / "vision"), vocabulary=600, width=48, layers=2, heads=2, inner=96)
+    config = BaseConfig(
+        tokenizer=str(parts / "vq"), vision=str(parts / "vision"), vocabulary=600, width=48, layers=2, heads=2, inner=96
+    )
     model = new_janus(config).eval()
     torch.manual_seed(1)
     torch.nn.init.normal_(model.net.model.generation_head.vision_head.weight, std=0.5)

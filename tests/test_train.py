@@ -54,7 +54,7 @@ def test_base_training_resumes_exactly_and_learns(tmp_path, parts):
 
     small = {"tokenizer": str(parts / "vq"), "vision": str(parts / "vision"), "vocabulary": 600}
     small |= {"width": 32, "layers": 1, "heads": 2, "inner": 64, "pool": 60, "log_every": 5, "save_every": 10}
-    small |= {"draws": 8, "questions": 4, "chains": 2}
+    small |= {"draws": 8, "questions": 4, "chains": 2, "warmup": 3}
     train_base(BaseConfig(**small, steps=20), tmp_path / "whole")
 
     class Stop(Exception):
@@ -91,7 +91,7 @@ def test_changed_config_is_refused_on_resume(tmp_path):
 
 def test_config_errors_name_the_key(tmp_path):
     path = tmp_path / "c.toml"
-    path.write_text("steps = 5\nchannel_multiplier = [1, 2]\n")
+    path.write_text("decoder_steps = 5\nchannel_multiplier = [1, 2]\n")
     assert load(TokenizerConfig, path, ["batch=3"]).batch == 3
     assert load(TokenizerConfig, path, []).channel_multiplier == (1, 2)
     for bad, word in (("nonsense=1", "nonsense"), ("batch=many", "batch"), ("batch", "key=value")):

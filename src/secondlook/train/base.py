@@ -63,6 +63,8 @@ class BaseConfig:
     muon_lr: float = 0.02
     adam_lr: float = 3e-3
     weight_decay: float = 0.01
+    warmup: int = 100
+    """Steps over which the learning rates rise."""
     cooldown: float = 0.35
     """Share of the steps, at the end, over which the learning rates fall linearly to zero."""
     ema: float = 0.995
@@ -105,15 +107,27 @@ def text_tokenizer(sentences: list[str], vocabulary: int) -> PreTrainedTokenizer
     )
 
 
+def _part(kind, name: str, path: str):
+    """A trained part. transformers fills a foreign folder's missing tensors with random ones; here that is an error."""
+    if not Path(path).is_dir():
+        raise InputError(f"config: {name} = {path!r} is not a folder; run train {name} first")
+    try:
+        part, info = kind.from_pretrained(path, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"config: {name} = {path!r} could not be loaded ({str(error).splitlines()[0]})") from error
+    if info["missing_keys"] or info["mismatched_keys"]:
+        raise InputError(
+            f"config: {name} = {path!r} is not what train {name} writes: it lacks {sorted(info['missing_keys'])[0]}"
+        )
+    return part
+
+
 def new_janus(config: BaseConfig, words: PreTrainedTokenizerFast | None = None) -> Janus:
     """A Janus around a trained tokenizer and seeing encoder, its language model and heads fresh; ``words`` is its text
     tokenizer, else one is trained on the world's sentences."""
-    for name in ("tokenizer", "vision"):
-        if not Path(getattr(config, name)).is_dir():
-            raise InputError(f"config: {name} = {getattr(config, name)!r} is not a folder; run train {name} first")
+    vq = _part(JanusVQVAE, "tokenizer", config.tokenizer)
+    vision = _part(JanusVisionModel, "vision", config.vision)
     torch.manual_seed(config.seed)
-    vq = JanusVQVAE.from_pretrained(config.tokenizer)
-    vision = JanusVisionModel.from_pretrained(config.vision)
     words = words or text_tokenizer(miniature.corpus(config.seed, 4000), config.vocabulary)
     vq_config = vq.config.to_dict() | {"projection_dim": config.width, "image_token_embed_dim": config.width}
     vision_config = vision.config.to_dict() | {"projection_dim": config.width}
@@ -291,7 +305,7 @@ class BaseJob:
                 metrics[f"{name}_loss"] = loss.item()
             loss.backward()
         left = (c.steps - step) / max(1.0, c.cooldown * c.steps)
-        self.optimizer.step(min(1.0, (step + 1) / 100, left))
+        self.optimizer.step(min(1.0, (step + 1) / c.warmup, left))
         self.average.update(step)
         return metrics
 
