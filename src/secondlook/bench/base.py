@@ -38,7 +38,8 @@ def bootstrap(
             for name in together
         }
         values.append(statistic(draw))
-    low, high = np.nanpercentile(values, [2.5, 97.5])
+    finite = [v for v in values if np.isfinite(v)]  # a resample may leave a statistic undefined (no wrong image in it)
+    low, high = np.percentile(finite, [2.5, 97.5]) if finite else (float("nan"), float("nan"))
     return {"mean": float(statistic(together)), "low": float(low), "high": float(high)}
 
 
