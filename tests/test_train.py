@@ -82,6 +82,20 @@ def test_base_training_resumes_exactly_and_learns(tmp_path, parts):
     assert rows[-1]["draw_loss"] < rows[0]["draw_loss"] - 0.5
 
 
+@pytest.mark.slow
+def test_base_goes_on_from_a_checkpoint_with_questions_only(tmp_path, janus):
+    from secondlook.train.base import train_base
+
+    janus.save(tmp_path / "start")
+    stage = {"draws": 0, "chains": 0, "questions": 4, "only_comparisons": True, "alone": 1.0, "log_every": 1, "pool": 4}
+    train_base(BaseConfig(start=str(tmp_path / "start"), steps=3, **stage), tmp_path / "out")
+    rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert "answer_loss" in rows[-1] and "draw_loss" not in rows[-1]
+    before, after = (load_file(tmp_path / p / "model.safetensors") for p in ("start", "out/final"))
+    assert not torch.equal(before["lm_head.weight"], after["lm_head.weight"])
+    assert torch.equal(before["model.vqmodel.decoder.conv_in.weight"], after["model.vqmodel.decoder.conv_in.weight"])
+
+
 def test_changed_config_is_refused_on_resume(tmp_path):
     config = VisionConfig(width=32, layers=1, steps=2, batch=4, save_every=1, log_every=1)
     train_vision(config, tmp_path)

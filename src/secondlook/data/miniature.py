@@ -27,9 +27,9 @@ class Picture:
     image: Image.Image
 
 
-def pictures(rng: np.random.Generator, n: int) -> list[Picture]:
-    """``n`` lessons with their pictures."""
-    drawn = (lessons.lesson(rng) for _ in range(n))
+def pictures(rng: np.random.Generator, n: int, alone: float = 0.0) -> list[Picture]:
+    """``n`` lessons with their pictures, a share ``alone`` of them with one object."""
+    drawn = (lessons.lesson(rng, bool(alone) and rng.random() < alone) for _ in range(n))
     return [Picture(spec, scene, Image.fromarray(render(scene))) for spec, scene in drawn]
 
 
@@ -84,6 +84,11 @@ class Question:
     question: str
     answer: str
     prompt: str | None = None
+
+
+def comparisons(rng: np.random.Generator, items: list[Picture]) -> list[Question]:
+    """One "is there …?" a picture."""
+    return [Question(p.image, *lessons.question(rng, p.scene, only_there=True)) for p in items]
 
 
 def questions(rng: np.random.Generator, items: list[Picture]) -> list[Question]:

@@ -56,6 +56,10 @@ class BaseConfig:
     """Text-to-image sequences a step."""
     questions: int = 40
     """Sequences about a picture a step."""
+    only_comparisons: bool = False
+    """Ask nothing but "is there …?": comparing is left at chance when it is one task of many (docs/LOG.md)."""
+    alone: float = 0.0
+    """Share of the pictures asked about that show one object; comparing is learned on these first."""
     chains: int = 8
     """Redraws every ``chain_every`` steps."""
     chain_every: int = 4
@@ -230,7 +234,7 @@ class BaseJob:
         self.optimizer = Optimizer(net, hidden, config.muon_lr, config.adam_lr, config.weight_decay)
         self.average = Average(net, config.ema)
         self.trainable = nn.ParameterDict({n.replace(".", "/"): p for n, p in net.named_parameters() if p.requires_grad})
-        self.prompts, self.codes = self._pool(out)
+        self.prompts, self.codes = self._pool(out) if config.draws else ([], torch.empty(0))
 
     def _fresh(self, out: Path) -> Janus:
         """A new model; a resumed run keeps its text tokenizer, whatever has become of the corpus."""
@@ -268,7 +272,8 @@ class BaseJob:
 
     def questions(self, rng: np.random.Generator, n: int):
         rows, answers = [], []
-        for q in miniature.questions(rng, miniature.pictures(rng, n)):
+        ask = miniature.comparisons if self.config.only_comparisons else miniature.questions
+        for q in ask(rng, miniature.pictures(rng, n, self.config.alone)):
             if q.prompt is None:
                 rows.append(self.protocol.ask(q.image, q.question))
             else:
@@ -290,9 +295,9 @@ class BaseJob:
     def step(self, step: int) -> dict[str, float]:
         c = self.config
         rng = np.random.default_rng([c.seed, step])
-        parts = {"draw": self.draws(rng, c.draws), "question": self.questions(rng, c.questions)}
-        if step % c.chain_every == 0:
-            parts["chain"] = self.chains(rng, c.chains)
+        sizes = {"draw": c.draws, "question": c.questions, "chain": 0 if step % c.chain_every else c.chains}
+        makers = {"draw": self.draws, "question": self.questions, "chain": self.chains}
+        parts = {name: makers[name](rng, n) for name, n in sizes.items() if n}
         metrics: dict[str, float] = {}
         for name, (rows, completions) in parts.items():
             losses, first = cross_entropy(self.janus, rows, completions)

@@ -40,9 +40,10 @@ KINDS = {
 _COLORS = tuple(COLORS)
 
 
-def lesson(rng: np.random.Generator) -> tuple[Spec, Scene]:
-    """A prompt and a scene that satisfies it, neither held out."""
-    kinds, weights = list(KINDS), np.array(list(KINDS.values()))
+def lesson(rng: np.random.Generator, alone: bool = False) -> tuple[Spec, Scene]:
+    """A prompt and a scene that satisfies it, neither held out; ``alone`` asks for a scene of one object."""
+    shares = {k: v for k, v in KINDS.items() if k in ("single", "colored")} if alone else KINDS
+    kinds, weights = list(shares), np.array(list(shares.values()))
     while True:
         pair = _propose(rng, kinds[rng.choice(len(kinds), p=weights / weights.sum())])
         if pair and not spec_held_out(pair[0]) and not scene_held_out(pair[1]):
@@ -112,12 +113,13 @@ def caption(scene: Scene) -> str:
     return listing([phrase(t.name, 1, t.color) for t in scene.things])
 
 
-def question(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
-    """A question about a picture and its answer (one word); yes and no are equally likely."""
+def question(rng: np.random.Generator, scene: Scene, only_there: bool = False) -> tuple[str, str]:
+    """A question about a picture and its answer (one word); yes and no are equally likely to "is there …?", which are all
+    that is asked with ``only_there``."""
     things = scene.things
     t = things[rng.integers(len(things))]
     alone = sum(o.name == t.name for o in things) == 1
-    kind = rng.choice(5, p=[0.45, 0.25, 0.1, 0.1, 0.1])
+    kind = rng.choice(2 if only_there else 5, p=[0.65, 0.35] if only_there else [0.45, 0.25, 0.1, 0.1, 0.1])
     if kind in (0, 1):
         if rng.random() < 0.5:
             return f"is there {phrase(t.name, 1, t.color if kind == 0 else None)}?", "Yes"
