@@ -161,6 +161,9 @@ def new_janus(config: BaseConfig, words: PreTrainedTokenizerFast | None = None) 
     net.model.vision_model.load_state_dict(vision.state_dict())
     _start(net)
     net.generation_config.guidance_scale = config.guidance
+    # transformers' own image generation looks for the image's opening there, unless it may derive the config anew
+    net.generation_config._from_model_config = False
+    net.generation_config.generation_kwargs = {"boi_token_id": words.convert_tokens_to_ids(SPECIALS[4])}
     size = net.config.vision_config.image_size
     images = JanusImageProcessorPil(size={"height": size, "width": size}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
     processor = JanusProcessor(images, words, num_image_tokens=net.config.vision_config.num_image_tokens)
