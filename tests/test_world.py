@@ -11,7 +11,6 @@ from PIL import Image
 from secondlook.world.language import (
     TASKS,
     Clause,
-    Spec,
     benchmark,
     held_out,
     scene_held_out,
@@ -75,8 +74,7 @@ def test_benchmark_is_geneval_s_shape():
     assert all(spec_held_out(s) for s in rows)
     distinct = {task: len({s.prompt for s in rows if s.tag == task}) for task in TASKS}
     assert distinct == {"single_object": 8, "two_object": 80, "counting": 16, "colors": 80, "position": 80, "color_attr": 80}
-    for i, counts in enumerate(Counter(n for _, n in held_out()["counting"]).values()):
-        assert counts >= 1, i
+    assert Counter(n for _, n in held_out()["counting"]).keys() == {2, 3, 4}
 
 
 def test_wording_is_geneval_s(benchmarks):
@@ -168,8 +166,3 @@ def test_questions_are_true():
             there = any(t.name == words[-1] and (len(words) == 1 or t.color == words[0]) for t in scene.things)
             assert there == (answer == "Yes"), (text, scene)
     assert 0.4 < answers["Yes"] / answers.total() < 0.6
-
-
-def test_spec_is_hashable_and_jsonable():
-    s = benchmark()[0]
-    assert isinstance(s, Spec) and {s: 1}[s] == 1 and json.dumps(s.to_json())

@@ -1,6 +1,7 @@
 """THE loop: draw, judge; while the verdict is No and rounds are left, redraw and judge again.
 
-Source: paper section 2.2 (T = 3 images). Departures from the public code: T rounds instead of one redraw; only what was
+Source: the introspection loop of arXiv 2506.01480 (T = 3 images).
+Departures from the public code: T rounds instead of one redraw; only what was
 judged No is redrawn; the history of a redraw is the sampled codes, not the picture encoded again.
 """
 

@@ -18,8 +18,6 @@ class Prompt:
     """What is asked for."""
 
     text: str
-    source: Image | None = None
-    """The image to edit, for editing prompts."""
 
 
 @dataclass(frozen=True)
@@ -115,11 +113,3 @@ class Episode:
         """Index of the final image: the one that the model said Yes to, else the one with the highest p(yes)."""
         said_yes = [i for i, r in enumerate(self.rounds) if r.yes]
         return said_yes[0] if said_yes else max(range(len(self.rounds)), key=lambda i: self.rounds[i].p_yes)
-
-
-@dataclass(frozen=True)
-class Score:
-    """A judge's value in [0, 1]; None is missing (the call failed), never 0."""
-
-    value: float | None
-    detail: dict = field(default_factory=dict)

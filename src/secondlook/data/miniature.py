@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from secondlook.model.janus import to_unit
 from secondlook.world import lessons
 from secondlook.world.language import NUMBERS, Spec, phrase, plurals
 from secondlook.world.read import judge
@@ -35,7 +36,7 @@ def pictures(rng: np.random.Generator, n: int, alone: float = 0.0) -> list[Pictu
 
 def pixels(items: list[Picture]) -> Tensor:
     """(n, 3, S, S) in [-1, 1]."""
-    return torch.from_numpy(np.stack([np.asarray(p.image) for p in items])).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return to_unit(torch.from_numpy(np.stack([np.asarray(p.image) for p in items])))
 
 
 def readable(items: list[Picture], images) -> float:

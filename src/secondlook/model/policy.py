@@ -1,6 +1,6 @@
 """ONE rule from hidden states to token log-probabilities, used to sample and to score.
 
-Order (house rule; paper section 2.3 for guidance): guidance mixes cond and uncond logits as u + s (c - u); temperature; top-k;
+Order (classifier-free guidance as in the paper): guidance mixes cond and uncond logits as u + s (c - u); temperature; top-k;
 restriction of the first token; log-softmax. Sampling is by inverse CDF of one uniform number per token, so a row's tokens
 depend on its own seed and not on its neighbours.
 """

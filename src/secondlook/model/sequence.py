@@ -1,6 +1,6 @@
 """The protocol: its strings, its turns as segments, and segments as positions, embeddings and masks.
 
-Source: Janus-Pro-R1 (arXiv 2506.01480), section 3 and appendix. Nothing else in the package knows a template. Which path a
+Source: Janus-Pro-R1 (arXiv 2506.01480) and its published checkpoint. Nothing else in the package knows a template. Which path a
 past image takes depends on what comes next: before text it is seen, before an image it is drawn; so a judge's prompt is no
 prefix of a redraw's, and each turn is a sequence of its own.
 """

@@ -2,7 +2,8 @@
 
 The seeing encoder and the image tokenizer are frozen (as in Janus-Pro's later stages). Departures, all for the miniature's
 two cores: the generation embeddings and the last layer of the generation head start from the codebook's own vectors (similar
-codes start near each other; colours were learned ten times later without); Muon for matrices. Verdicts and chains are a
+codes start near each other; an earlier study learned
+colours only so; not run without here); Muon for matrices. Verdicts and chains are a
 taste of the protocol, so that the base can be run in the loop; teaching them properly is SFT's job.
 """
 

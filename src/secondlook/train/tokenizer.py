@@ -2,9 +2,11 @@
 
 Departure from VQGAN training (Esser et al. 2021): the codebook is fixed after its start. Patches of the world are clustered
 (one patch is one code), each code's vector is a soft description of its patch (colour, mask, background; see `describe`),
-the encoder is trained by cross-entropy of its cosine scores against the patch's code, the decoder by L1 from the codes.
+the encoder is trained by cross-entropy of its cosine scores against the patch's code, the decoder by squared
+error and a little L1 from the codes.
 No adversarial or perceptual loss: the world is flat. The description comes close to giving colour and shape as factors by
-hand; the base model's code tables start from it (train/base.py), and without that start colours were learned far later.
+hand; the base model's code tables start from it (train/base.py). An earlier study learned colours only with that start; it was
+not run without here.
 """
 
 from __future__ import annotations

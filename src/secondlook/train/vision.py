@@ -1,8 +1,8 @@
 """Pretrain the seeing encoder on the world: each patch's features must tell what it shows (part of an object, colour).
 
 Trained jointly from scratch through the language model's loss the encoder learned nothing (docs/LOG.md); with dense labels it
-sees every object within a minute. Half of the pictures are disturbed (noise, patches of other pictures), so that features
-stay useful on what the model draws.
+sees every object within a minute. Half of the pictures carry noise, so that features stay useful on what the model
+draws.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ de-duplicated). A composition is held out when a hash of its canonical key says 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from itertools import combinations
@@ -61,9 +61,6 @@ class Spec:
         if self.exclude:
             row["exclude"] = [clause(c) for c in self.exclude]
         return row | {"prompt": self.prompt}
-
-    def to_json(self) -> dict:
-        return asdict(self)
 
 
 def phrase(name: str, count: int = 1, color: str | None = None) -> str:

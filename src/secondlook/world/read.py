@@ -17,7 +17,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
 from secondlook.world.language import NUMBERS, Clause, Spec, listing, phrase, plurals
-from secondlook.world.scene import BACKGROUND, CELL, COLORS, SIZE, Scene, box, pictograms, relations
+from secondlook.world.scene import BACKGROUND, CELL, COLORS, SIZE, Scene, Thing, box, pictograms, relations
 
 FAR = 60.0  # RGB distance beyond which a pixel has no colour
 LOWEST, FULL = 0.70, 0.90  # IoU of the worst quadrant at which the confidence is 0 and 1
@@ -116,8 +116,6 @@ def reading_of(scene: Scene) -> Reading:
 
 def scene_of(reading: Reading) -> Scene:
     """The scene whose picture would be read so (for pictures whose objects are all in their cells)."""
-    from secondlook.world.scene import Thing
-
     things = []
     for d in reading.objects:
         rows, cols = np.nonzero(pictograms()[d.name])
