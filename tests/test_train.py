@@ -87,7 +87,7 @@ def test_base_goes_on_from_a_checkpoint_with_questions_only(tmp_path, janus):
     from secondlook.train.base import train_base
 
     janus.save(tmp_path / "start")
-    stage = {"draws": 0, "chains": 0, "questions": 4, "only_comparisons": True, "alone": 1.0, "log_every": 1, "pool": 4}
+    stage = {"draws": 0, "chains": 0, "questions": 4, "asked": {"there": 1.0}, "alone": 1.0, "log_every": 1, "pool": 4}
     train_base(BaseConfig(start=str(tmp_path / "start"), steps=3, **stage), tmp_path / "out")
     rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert "answer_loss" in rows[-1] and "draw_loss" not in rows[-1]
@@ -114,6 +114,13 @@ def test_config_errors_name_the_key(tmp_path):
     with pytest.raises(InputError, match="TOML"):
         path.write_text("steps = = 5")
         load(TokenizerConfig, path, [])
+
+
+def test_unknown_kind_of_question_is_named():
+    with pytest.raises(InputError, match="verdicts"):
+        BaseConfig(asked={"verdicts": 1.0})
+    with pytest.raises(InputError, match="not all 0"):
+        BaseConfig(asked={"there": 0.0})
 
 
 def test_orthogonalize():

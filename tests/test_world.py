@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from secondlook.types import InputError
 from secondlook.world.language import (
     TASKS,
     Clause,
     benchmark,
     held_out,
+    parse,
     scene_held_out,
     spec,
     spec_held_out,
@@ -166,3 +168,27 @@ def test_questions_are_true():
             there = any(t.name == words[-1] and (len(words) == 1 or t.color == words[0]) for t in scene.things)
             assert there == (answer == "Yes"), (text, scene)
     assert 0.4 < answers["Yes"] / answers.total() < 0.6
+
+
+def test_prompts_parse_back_to_their_specification():
+    rng = np.random.default_rng(5)
+    specs = [lesson(rng)[0] for _ in range(500)] + list(benchmark()) + list(benchmark("seen"))
+    assert all(parse(s.prompt) == s for s in specs)
+    for words in ("a photo of a unicorn", "a photo of two cats left of a star", "a red star and", ""):
+        with pytest.raises(InputError, match="prompt"):
+            parse(words)
+
+
+def test_a_scene_and_its_picture_get_the_same_verdict():
+    rng = np.random.default_rng(3)
+    for _ in range(400):
+        asked, scene = lesson(rng)
+        wrong = near_miss(rng, asked, scene)
+        assert judge(asked, wrong) == judge(asked, render(wrong)), (asked.prompt, wrong)
+
+
+def test_an_object_on_either_side_is_not_on_one():
+    asked = parse("a photo of a star left of a cup")
+    cup, left, right = Thing(16, 16, "cup", "red"), Thing(16, 0, "star", "blue"), Thing(16, 32, "star", "blue")
+    assert judge(asked, Scene.of([left, cup])).correct
+    assert not judge(asked, Scene.of([left, cup, right])).correct

@@ -87,20 +87,19 @@ class Question:
     prompt: str | None = None
 
 
-def comparisons(rng: np.random.Generator, items: list[Picture]) -> list[Question]:
-    """One "is there …?" a picture."""
-    return [Question(p.image, *lessons.question(rng, p.scene, only_there=True)) for p in items]
+ASKED = {"there": 0.42, "parts": 0.18, "describe": 0.1, "verdict": 0.3}
+"""Shares of the questions: "is there …?", colours, counts and relations, what is in the picture, does it match a prompt."""
 
 
-def questions(rng: np.random.Generator, items: list[Picture]) -> list[Question]:
-    """One question a picture: 60 % about parts, 10 % to describe it, 30 % whether it matches a prompt (half near misses)."""
+def questions(rng: np.random.Generator, items: list[Picture], asked: dict[str, float]) -> list[Question]:
+    """One question a picture, of the kinds ``asked`` in their shares (ASKED); half of the verdicts are of near misses."""
+    kinds = rng.choice(list(asked), size=len(items), p=np.array(list(asked.values())) / sum(asked.values()))
     out = []
-    for p in items:
-        kind = rng.random()
-        if kind < 0.6:
-            question, answer = lessons.question(rng, p.scene)
+    for p, kind in zip(items, kinds, strict=True):
+        if kind in ("there", "parts"):
+            question, answer = lessons.question(rng, p.scene, there=float(kind == "there"))
             out.append(Question(p.image, question, answer))
-        elif kind < 0.7:
+        elif kind == "describe":
             out.append(Question(p.image, lessons.DESCRIBE, lessons.caption(p.scene)))
         else:
             scene, image = p.scene, p.image
@@ -109,6 +108,11 @@ def questions(rng: np.random.Generator, items: list[Picture]) -> list[Question]:
                 image = Image.fromarray(render(scene))
             out.append(Question(image, "", reason(p.spec, scene), p.spec.prompt))
     return out
+
+
+def near_misses(rng: np.random.Generator, p: Picture, n: int) -> list[Image.Image]:
+    """``n`` pictures that fail ``p``'s prompt by one change of its scene."""
+    return [Image.fromarray(render(lessons.near_miss(rng, p.spec, p.scene))) for _ in range(n)]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ taste of the protocol, so that the base can be run in the loop; teaching them pr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,7 @@ from secondlook.model.policy import cross_entropy
 from secondlook.model.sequence import AGAIN, ASSISTANT, MATCH, SPECIALS, SYSTEM, USER, Protocol
 from secondlook.train.optimizer import Optimizer
 from secondlook.train.run import Run
+from secondlook.train.update import Average, freeze
 from secondlook.types import Draw, InputError, Segment, Text
 
 
@@ -57,8 +58,9 @@ class BaseConfig:
     """Text-to-image sequences a step."""
     questions: int = 40
     """Sequences about a picture a step."""
-    only_comparisons: bool = False
-    """Ask nothing but "is there …?": comparing is left at chance when it is one task of many (docs/LOG.md)."""
+    asked: dict[str, float] = field(default_factory=lambda: dict(miniature.ASKED))
+    """Shares of the kinds of questions (there, parts, describe, verdict); comparing stays at chance as one task of many
+    (docs/LOG.md), so that one stage asks nothing but "is there …?"."""
     alone: float = 0.0
     """Share of the pictures asked about that show one object; comparing is learned on these first."""
     chains: int = 8
@@ -82,6 +84,12 @@ class BaseConfig:
     """Written to the checkpoint's generation config: the guidance it is sampled with unless told otherwise."""
     snapshot_every: int = 250
     """Steps between averaged checkpoints (step-N), for curves of what was learned when."""
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.asked) - set(miniature.ASKED)):
+            raise InputError(f"config: asked has {unknown[0]!r}; known kinds of questions are {', '.join(miniature.ASKED)}")
+        if not self.asked or min(self.asked.values()) < 0 or not sum(self.asked.values()):
+            raise InputError(f"config: asked is {self.asked}; give shares that are not negative and not all 0")
 
 
 def text_tokenizer(sentences: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
@@ -192,36 +200,6 @@ def _start(net: JanusForConditionalGeneration) -> None:
     head.bias.zero_()
 
 
-class Average:
-    """Exponential moving average of the trainable weights; these are what is evaluated and shipped."""
-
-    def __init__(self, net: nn.Module, decay: float):
-        self.decay = decay
-        self.live = {n: p for n, p in net.named_parameters() if p.requires_grad}
-        self.mean = {n: p.detach().clone() for n, p in self.live.items()}
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        decay = min(self.decay, (step + 1) / (step + 10))
-        for name, p in self.live.items():
-            self.mean[name].lerp_(p, 1 - decay)
-
-    @torch.no_grad()
-    def swap(self) -> None:
-        """Exchange live and averaged weights (call again to undo)."""
-        for name, p in self.live.items():
-            kept = p.clone()
-            p.copy_(self.mean[name])
-            self.mean[name].copy_(kept)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return self.mean
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        for name, value in state.items():
-            self.mean[name].copy_(value)
-
-
 class BaseJob:
     """The loop's step and probe, and the model they train."""
 
@@ -229,15 +207,14 @@ class BaseJob:
         self.config = config
         self.janus = Janus.load(config.start).train() if config.start else self._fresh(out)
         self.janus.to(config.device)
-        for module in (self.janus.net.model.vqmodel, self.janus.net.model.vision_model):
-            module.requires_grad_(False)
+        parameters = freeze(self.janus)
         self.protocol = Protocol(self.janus.tokenizer)
         net = self.janus.net
         hidden: list[nn.Module] = [net.model.language_model.layers, net.model.aligner, net.model.generation_aligner]
         hidden.append(net.model.generation_head.proj_out)
         self.optimizer = Optimizer(net, hidden, config.muon_lr, config.adam_lr, config.weight_decay)
         self.average = Average(net, config.ema)
-        self.trainable = nn.ParameterDict({n.replace(".", "/"): p for n, p in net.named_parameters() if p.requires_grad})
+        self.trainable = nn.ParameterDict({n.replace(".", "/"): p for n, p in parameters.items()})
         self.prompts, self.codes = self._pool(out) if config.draws else ([], torch.empty(0))
 
     def _fresh(self, out: Path) -> Janus:
@@ -276,8 +253,7 @@ class BaseJob:
 
     def questions(self, rng: np.random.Generator, n: int):
         rows, answers = [], []
-        ask = miniature.comparisons if self.config.only_comparisons else miniature.questions
-        for q in ask(rng, miniature.pictures(rng, n, self.config.alone)):
+        for q in miniature.questions(rng, miniature.pictures(rng, n, self.config.alone), self.config.asked):
             if q.prompt is None:
                 rows.append(self.protocol.ask(q.image, q.question))
             else:

@@ -95,6 +95,44 @@ def position_spec(a: str, relation: str, b: str, colors: tuple[str | None, str |
     return spec("position", Clause(b, 1, colors[1]), Clause(a, 1, colors[0], (relation, 0)))
 
 
+def parse(prompt: str) -> Spec:
+    """The specification that a prompt of this world states: ``parse(s.prompt) == s``. Raises InputError for other words."""
+    said = prompt.strip().removeprefix("a photo of ")
+    for relation in RELATIONS:
+        first, found, second = said.partition(f" {relation} ")
+        if found:
+            a, b = _parse_clause(prompt, first), _parse_clause(prompt, second)
+            if a.count == b.count == 1:
+                return position_spec(a.name, relation, b.name, (a.color, b.color))
+            raise _unreadable(prompt, said)
+    clauses = [_parse_clause(prompt, words) for words in said.replace(" and ", ", ").split(", ")]
+    tag = "two_object" if len(clauses) > 1 else "single_object"
+    if any(c.count > 1 for c in clauses):
+        tag = "counting"
+    elif any(c.color for c in clauses):
+        tag = "color_attr" if len(clauses) > 1 else "colors"
+    return spec(tag, *clauses)
+
+
+@cache
+def _clauses() -> dict[str, Clause]:
+    """Every wording of one clause."""
+    return {phrase(o, n, c): Clause(o, n, c) for o in OBJECTS for n in NUMBERS for c in (None, *COLORS)}
+
+
+def _parse_clause(prompt: str, words: str) -> Clause:
+    if words not in _clauses():
+        raise _unreadable(prompt, words)
+    return _clauses()[words]
+
+
+def _unreadable(prompt: str, words: str) -> InputError:
+    return InputError(
+        f"prompt: {prompt!r} cannot be checked because of {words!r}; "
+        "write for example 'a photo of a red star and a blue cat' with the world's objects and colours"
+    )
+
+
 def _rank(key: str) -> float:
     """A fixed pseudo-random number in [0, 1) of a composition's key."""
     return int.from_bytes(sha256(f"{SEED}|{key}".encode()).digest()[:6], "big") / 2**48

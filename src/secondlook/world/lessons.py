@@ -113,18 +113,18 @@ def caption(scene: Scene) -> str:
     return listing([phrase(t.name, 1, t.color) for t in scene.things])
 
 
-def question(rng: np.random.Generator, scene: Scene, only_there: bool = False) -> tuple[str, str]:
-    """A question about a picture and its answer (one word); yes and no are equally likely to "is there …?", which are all
-    that is asked with ``only_there``."""
+def question(rng: np.random.Generator, scene: Scene, there: float = 0.7) -> tuple[str, str]:
+    """A question about a picture and its answer (one word). A share ``there`` asks "is there …?", yes and no equally likely;
+    the rest ask for a colour, a count or whether a relation holds."""
     things = scene.things
     t = things[rng.integers(len(things))]
     alone = sum(o.name == t.name for o in things) == 1
-    kind = rng.choice(2 if only_there else 5, p=[0.65, 0.35] if only_there else [0.45, 0.25, 0.1, 0.1, 0.1])
-    if kind in (0, 1):
+    if rng.random() < there:
+        colored = rng.random() < 0.65
         if rng.random() < 0.5:
-            return f"is there {phrase(t.name, 1, t.color if kind == 0 else None)}?", "Yes"
+            return f"is there {phrase(t.name, 1, t.color if colored else None)}?", "Yes"
         while True:
-            if kind == 1:
+            if not colored:
                 name, color = OBJECTS[rng.integers(len(OBJECTS))], None
             elif rng.random() < 0.6:  # a class that is there, in another object's colour or in any
                 name = t.name
@@ -133,17 +133,18 @@ def question(rng: np.random.Generator, scene: Scene, only_there: bool = False) -
                 name, color = OBJECTS[rng.integers(len(OBJECTS))], t.color
             if not any(o.name == name and color in (None, o.color) for o in things):
                 return f"is there {phrase(name, 1, color)}?", "No"
-    if kind == 2 and alone:
+    kind = rng.integers(3)
+    if kind == 0 and alone:
         return f"what color is the {t.name}?", t.color
-    if kind == 3:
+    if kind == 1:
         return f"how many {plurals()[t.name]} are there?", NUMBERS[sum(o.name == t.name for o in things)]
     others = [o for o in things if o.name != t.name and sum(p.name == o.name for p in things) == 1]
-    if kind == 4 and alone and others:
+    if kind == 2 and alone and others:
         o = others[rng.integers(len(others))]
         held = relations(box(t), box(o))
         relation = RELATIONS[rng.integers(4)] if rng.random() < 0.5 or not held else sorted(held)[0]
         return f"is the {t.name} {relation} the {o.name}?", "Yes" if relation in held else "No"
-    return question(rng, scene)
+    return question(rng, scene, there)
 
 
 DESCRIBE = "what is in the picture?"

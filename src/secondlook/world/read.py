@@ -166,7 +166,7 @@ def _several(name: str, n: int) -> str:
 
 
 def _clause(spec, clause: Clause, found, earlier, atoms) -> tuple[bool, list[Detection], tuple[str, str]]:
-    """One include clause: does it hold, its boxes (empty when it cannot be a position target), and (what, why not)."""
+    """One include clause: does it hold, its equally sure boxes (none when it fails, so no position target), (what, why not)."""
     what = phrase(clause.name, clause.count, clause.color)
     every, wanted = found, {c.color for c in spec.include if c.name == clause.name}
     found = sorted(found, key=lambda d: (-round(d.confidence, 2), d.color != clause.color))[: clause.count]
@@ -186,15 +186,17 @@ def _clause(spec, clause: Clause, found, earlier, atoms) -> tuple[bool, list[Det
     rivals = [d for d in every if clause.color and d.color not in wanted and d.confidence > found[-1].confidence - 0.02]
     if rivals:
         return False, [], ("", f"there is also {phrase(clause.name, 1, rivals[0].color)}")
+    # for the same reason a relation must hold between all of the equally sure boxes: a star on either side is not left
+    sure = [d for d in every if d.confidence > found[-1].confidence - 0.02]
     if clause.position:
         relation, target = clause.position
         others = earlier[target]
-        holds = bool(others) and all(relation in relations(a.box, b.box) for a in found for b in others)
+        holds = bool(others) and all(relation in relations(a.box, b.box) for a in sure for b in others)
         atoms[-1] = float(holds)
         if not holds:
             other = spec.include[target].name
             return False, [], ("", f"the {clause.name} is not {relation} the {other}" if others else "")
-    return True, found, (what, "")
+    return True, sure, (what, "")
 
 
 def _sentence(correct: bool, failures, held, spec: Spec) -> str:

@@ -1,0 +1,107 @@
+"""What both stages share: what is trained, the optimizer of the paper's table 5, its schedules, the running average."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from secondlook.model.janus import Janus
+from secondlook.types import InputError
+
+
+def freeze(janus: Janus) -> dict[str, nn.Parameter]:
+    """Freeze the image tokenizer and the seeing encoder; returns everything else by name."""
+    for module in (janus.net.model.vqmodel, janus.net.model.vision_model):
+        module.requires_grad_(False)
+    return {n: p for n, p in janus.net.named_parameters() if p.requires_grad}
+
+
+@dataclass
+class Schedule:
+    """Learning rates: linear warm-up to ``peak``; then, where ``convert_step`` is set, linear down to ``convert`` at that step;
+    then cosine to ``low`` at ``steps`` (arXiv 2506.01480, table 5)."""
+
+    steps: int
+    peak: float
+    low: float
+    warmup: int = 0
+    convert: float = 0.0
+    convert_step: int = 0
+
+    def __post_init__(self) -> None:
+        if self.convert_step and not self.warmup <= self.convert_step < self.steps:
+            raise InputError(
+                f"config: convert_step is {self.convert_step}; "
+                f"it must lie between warmup ({self.warmup}) and steps ({self.steps})"
+            )
+
+    def at(self, step: int) -> float:
+        """The learning rate of update ``step``, counted from 0."""
+        if step < self.warmup:
+            return self.peak * (step + 1) / self.warmup
+        high, start = self.peak, self.warmup
+        if self.convert_step:
+            if step < self.convert_step:
+                done = (step - self.warmup) / max(1, self.convert_step - self.warmup)
+                return self.peak + (self.convert - self.peak) * done
+            high, start = self.convert, self.convert_step
+        done = min(1.0, (step - start) / max(1, self.steps - start))
+        return self.low + (high - self.low) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+class Update:
+    """AdamW with gradient clipping. A step whose gradient is not finite is not taken."""
+
+    def __init__(self, parameters: dict[str, nn.Parameter], weight_decay: float = 0.05, clip: float = 1.0):
+        self.parameters, self.clip = list(parameters.values()), clip
+        self.adam = torch.optim.AdamW(self.parameters, lr=0.0, betas=(0.9, 0.95), eps=1e-6, weight_decay=weight_decay)
+
+    def step(self, lr: float) -> dict[str, float]:
+        """One step at ``lr``, then gradients are cleared. Returns the gradient's norm before clipping and whether it was
+        refused."""
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.clip))
+        if math.isfinite(norm):
+            for group in self.adam.param_groups:
+                group["lr"] = lr
+            self.adam.step()
+        self.adam.zero_grad(set_to_none=True)
+        return {"grad_norm": norm if math.isfinite(norm) else 0.0, "refused_steps": float(not math.isfinite(norm))}
+
+    def state_dict(self) -> dict:
+        return self.adam.state_dict()
+
+    def load_state_dict(self, state: dict) -> None:
+        self.adam.load_state_dict(state)
+
+
+class Average:
+    """Exponential moving average of the trainable weights; these are what is evaluated and shipped."""
+
+    def __init__(self, net: nn.Module, decay: float):
+        self.decay = decay
+        self.live = {n: p for n, p in net.named_parameters() if p.requires_grad}
+        self.mean = {n: p.detach().clone() for n, p in self.live.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        decay = min(self.decay, (step + 1) / (step + 10))
+        for name, p in self.live.items():
+            self.mean[name].lerp_(p, 1 - decay)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange live and averaged weights (call again to undo)."""
+        for name, p in self.live.items():
+            kept = p.clone()
+            p.copy_(self.mean[name])
+            self.mean[name].copy_(kept)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.mean
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        for name, value in state.items():
+            self.mean[name].copy_(value)
