@@ -9,7 +9,8 @@ from PIL import Image
 from transformers import JanusForConditionalGeneration, JanusProcessor
 
 import secondlook
-from secondlook.cli import SHIPPED, load_engine
+from secondlook.cli import load_engine
+from secondlook.model.shipped import SHIPPED
 from secondlook.types import Request, Rule
 from secondlook.world.lessons import lesson
 from secondlook.world.render import render

@@ -18,9 +18,9 @@ MAY_IMPORT = {
     "report": set(),
     "config": set(),
     "data": {"engine", "introspect", "rewards", "model", "world"},
-    "train": {"model", "engine", "introspect", "rewards", "data"},
+    "train": {"model", "engine", "introspect", "rewards", "data", "report"},
     "bench": {"engine", "introspect", "rewards", "world", "data", "report"},
-    "cli": {"types", "files", "world", "model", "engine", "introspect", "report", "config", "data", "train", "bench"},
+    "cli": {"types", "files", "world", "model", "engine", "introspect", "report", "config", "rewards", "data", "train", "bench"},
 }
 
 

@@ -12,7 +12,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from secondlook.types import Episode, InputError, Prompt
+from secondlook.model.shipped import locate
+from secondlook.types import Episode, InputError, Prompt, Stopped
 
 app = typer.Typer(
     add_completion=False,
@@ -24,6 +25,8 @@ train_app = typer.Typer(no_args_is_help=True, help="Train a part or a model.")
 bench_app = typer.Typer(no_args_is_help=True, help="Measure a model.")
 app.add_typer(train_app, name="train")
 app.add_typer(bench_app, name="bench")
+data_app = typer.Typer(no_args_is_help=True, help="Make training data.")
+app.add_typer(data_app, name="data")
 console = Console(highlight=False)
 
 Model = Annotated[str, typer.Option(help="A shipped model's name, a checkpoint folder, or a hub id.")]
@@ -32,7 +35,6 @@ Seed = Annotated[int, typer.Option(help="Seed; equal seeds give equal results.")
 Device = Annotated[str, typer.Option(help="cpu, cuda, …")]
 Config = Annotated[Path, typer.Option("--config", help="TOML file of the job.")]
 Set = Annotated[list[str], typer.Option("--set", help="key=value, overrides the file.")]
-SHIPPED = {"mini": "mini-base", "mini-base": "mini-base"}
 
 
 def load_engine(model: str, device: str = "cpu", batch: int = 64):
@@ -40,21 +42,7 @@ def load_engine(model: str, device: str = "cpu", batch: int = 64):
     from secondlook.engine.decode import Engine
     from secondlook.model.janus import Janus
 
-    return Engine(Janus.load(model_path(model), device), batch)
-
-
-def model_path(model: str) -> str:
-    """Where a model's files are: shipped names first, then folders; a hub id (owner/name) is left to transformers."""
-    if model in SHIPPED:
-        folder = Path(__file__).parent / "checkpoints" / SHIPPED[model]
-        if not folder.is_dir():
-            raise InputError(f"model: {model!r} does not come with this version; make it with runs/mini_base.sh")
-        return str(folder)
-    if Path(model).is_dir():
-        return model
-    if model.count("/") == 1 and not model.startswith((".", "/")):
-        return model
-    raise InputError(f"model: {model!r} is neither shipped ({', '.join(SHIPPED)}) nor a folder nor a hub id (owner/name)")
+    return Engine(Janus.load(model, device), batch)
 
 
 def at_least(name: str, value: int, least: int = 1) -> None:
@@ -87,7 +75,7 @@ def draw(
         raise InputError(f"temperature: {temperature} is negative; use 0 for greedy or a positive number")
     if not prompt.strip():
         raise InputError("prompt: it is empty; say what to draw")
-    where = model_path(model)
+    where = locate(model)
     writable_folder(out)
     engine = load_engine(where, device)
     sampling = replace(Sampling.of(engine.janus.net.generation_config), temperature=temperature)
@@ -177,6 +165,37 @@ def train_base(config: Config, out: Out = Path("out/base"), set_: Set = []) -> N
     _train(base.train_base, base.BaseConfig, config, out, set_)
 
 
+@train_app.command("sft")
+def train_sft(config: Config, out: Out = Path("out/sft"), set_: Set = []) -> None:  # noqa: B006
+    """Stage 1: supervised fine-tuning on draw, judge and redraw."""
+    from secondlook.train import sft
+
+    _train(sft.train_sft, sft.SFTConfig, config, out, set_)
+
+
+@train_app.command("grpo")
+def train_grpo(config: Config, out: Out = Path("out/grpo"), set_: Set = []) -> None:  # noqa: B006
+    """Stage 2: GRPO on whole episodes."""
+    from secondlook.train import grpo
+
+    _train(grpo.train_grpo, grpo.GRPOConfig, config, out, set_)
+
+
+@data_app.command("sample")
+def data_sample(config: Config, out: Out = Path("out/data"), set_: Set = []) -> None:  # noqa: B006
+    """Draw pictures of prompts and score them: what supervised fine-tuning is taught from."""
+    from secondlook import config as configs
+    from secondlook.data import sample
+    from secondlook.files import writable_folder
+    from secondlook.rewards.verifier import Verifier
+
+    loaded = configs.load(sample.SampleConfig, config, set_)
+    where = locate(loaded.model)
+    writable_folder(out)
+    sample.sample(loaded, load_engine(where, loaded.device, loaded.batch), Verifier(), out)
+    console.print(f"written to {out}: images-*.parquet, manifest.json")
+
+
 def _train(job: Any, kind: Any, config: Path, out: Path, settings: list[str]) -> None:
     from secondlook import config as configs
     from secondlook.files import writable_folder
@@ -213,7 +232,7 @@ def bench_geneval(
     settings = geneval.Settings(model, samples, rounds, seed, split, rows_per_task)
     benchmark(split)
     at_least("batch", batch)
-    where = model_path(model)
+    where = locate(model)
     writable_folder(out)
     engine = load_engine(where, device, batch)
     sampling = Sampling.of(engine.janus.net.generation_config)
@@ -240,7 +259,7 @@ def bench_questions(
     from secondlook.files import writable_folder
 
     settings = bench.Settings(model, questions)
-    where = model_path(model)
+    where = locate(model)
     writable_folder(out)
     with console.status("asking …"):
         result = bench.run(load_engine(where, device), settings)
@@ -315,6 +334,9 @@ def main() -> None:
     except InputError as error:
         print(f"secondlook: {error}", file=sys.stderr)
         sys.exit(2)
+    except Stopped as stopped:
+        print(f"secondlook: stopped: {stopped}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("secondlook: interrupted; a training run resumes with the same command", file=sys.stderr)
         sys.exit(130)

@@ -13,6 +13,10 @@ class InputError(ValueError):
     """What a user gave cannot be used. The message is one sentence: the field, the value and what would be right."""
 
 
+class Stopped(RuntimeError):
+    """A run ended itself because going on would do harm. The message is one sentence: what was seen and what is allowed."""
+
+
 @dataclass(frozen=True)
 class Prompt:
     """What is asked for."""

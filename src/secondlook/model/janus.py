@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import JanusForConditionalGeneration, JanusProcessor, JanusVQVAE
 
+from secondlook.model.shipped import locate
 from secondlook.types import InputError
 
 GREY, SMALLEST = 127, 14
@@ -34,7 +35,8 @@ class Janus(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Janus:
-        """Load a checkpoint folder (or hub id) in transformers' layout. Raises InputError with one sentence."""
+        """Load a shipped model, a folder or a hub id in transformers' layout. Raises InputError with one sentence."""
+        path = locate(str(path))
         try:
             processor = JanusProcessor.from_pretrained(path)
             net, info = JanusForConditionalGeneration.from_pretrained(

@@ -1,0 +1,101 @@
+"""Scored pictures to the examples of the three tasks of supervised fine-tuning.
+
+Source: arXiv 2506.01480, stage 1 (thresholds and context lengths as there; method notes in docs/HOUSE.md).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from secondlook.types import InputError
+
+GOOD_TO_DRAW, GOOD_TO_JUDGE, BAD = 0.8, 0.7, 0.5
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One scored picture; ``index`` is its row, by which its codes are cached."""
+
+    index: int
+    image: Image.Image
+    score: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt, earlier pictures that were wrong, and the picture that is drawn or judged now."""
+
+    prompt: str
+    earlier: tuple[Scored, ...]
+    target: Scored
+
+
+class Pool:
+    """Scored pictures by prompt, from the Parquet shards of `data.sample`. Prompts that no task can use are left out."""
+
+    def __init__(self, folder: str | Path, good_to_draw: float = GOOD_TO_DRAW, good_to_judge: float = GOOD_TO_JUDGE):
+        import pyarrow.parquet as pq
+
+        shards = sorted(Path(folder).glob("images-*.parquet"))
+        if not shards:
+            raise InputError(f"config: data = {str(folder)!r} holds no images-*.parquet; run data sample first")
+        self.rows: list[dict] = []
+        for path in shards:
+            self.rows += pq.read_table(path, columns=["prompt", "image", "score", "reason"]).to_pylist()
+        by_prompt: dict[str, list[int]] = {}
+        for i, row in enumerate(self.rows):
+            by_prompt.setdefault(row["prompt"], []).append(i)
+        self.bad = self._those(by_prompt, lambda s: s < BAD)
+        self.draw = self._those(by_prompt, lambda s: s >= good_to_draw)
+        self.judge = self._those(by_prompt, lambda s: s >= good_to_judge)
+        self.prompts = {
+            "draw": sorted(self.draw),
+            "right": sorted(self.judge),
+            "wrong": sorted(self.bad),
+            "redraw": sorted(set(self.draw) & set(self.bad)),
+        }
+        for name, prompts in self.prompts.items():
+            if not prompts:
+                raise InputError(f"config: data = {str(folder)!r} has no prompt with pictures for {name!r}; sample more")
+
+    def _those(self, by_prompt: dict[str, list[int]], keep: Callable[[float], bool]) -> dict[str, list[int]]:
+        found = {p: [i for i in rows if keep(self.rows[i]["score"])] for p, rows in by_prompt.items()}
+        return {p: rows for p, rows in found.items() if rows}
+
+    def _scored(self, index: int) -> Scored:
+        row = self.rows[index]
+        image = Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")
+        return Scored(index, image, row["score"], row["reason"])
+
+    def _pick(self, rng: np.random.Generator, rows: list[int], n: int) -> tuple[Scored, ...]:
+        chosen = rng.choice(len(rows), size=min(n, len(rows)), replace=False)
+        return tuple(self._scored(rows[i]) for i in chosen)
+
+    def drawing(self, rng: np.random.Generator) -> Example:
+        """Task I: a picture with S >= 0.8."""
+        prompt = self.prompts["draw"][rng.integers(len(self.prompts["draw"]))]
+        return Example(prompt, (), self._pick(rng, self.draw[prompt], 1)[0])
+
+    def judging(self, rng: np.random.Generator, longest: int = 3) -> Example:
+        """Task II: up to ``longest`` - 1 wrong pictures, then one to judge: S >= 0.7 or S < 0.5, equally often."""
+        right = rng.random() < 0.5
+        prompts = self.prompts["right" if right else "wrong"]
+        prompt = prompts[rng.integers(len(prompts))]
+        before = int(rng.integers(longest))
+        if right:
+            return Example(prompt, self._pick(rng, self.bad.get(prompt, []), before), self._pick(rng, self.judge[prompt], 1)[0])
+        *earlier, target = self._pick(rng, self.bad[prompt], before + 1)
+        return Example(prompt, tuple(earlier), target)
+
+    def redrawing(self, rng: np.random.Generator, longest: int = 2) -> Example:
+        """Task III: one to ``longest`` wrong pictures (S < 0.5), then one with S >= 0.8."""
+        prompt = self.prompts["redraw"][rng.integers(len(self.prompts["redraw"]))]
+        earlier = self._pick(rng, self.bad[prompt], int(rng.integers(1, longest + 1)))
+        return Example(prompt, earlier, self._pick(rng, self.draw[prompt], 1)[0])

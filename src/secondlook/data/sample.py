@@ -1,0 +1,130 @@
+"""Pictures of prompts with their scores: what supervised fine-tuning is taught from, as Parquet shards.
+
+Source: the data of stage 1 in arXiv 2506.01480 (several pictures a prompt from several generators, scored by a judge that
+also gives a reason). Here the generators are a model of this package and, for the world's prompts, the renderer: right
+pictures and near misses. A shard depends only on (seed, its number), and a shard that is there is not made again.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL.Image import Image
+from rich.progress import track
+
+from secondlook.data import miniature
+from secondlook.data.prompts import Prompts
+from secondlook.engine.decode import Engine
+from secondlook.files import versions, write_json
+from secondlook.introspect import Sampling, turn_seed
+from secondlook.rewards.base import Reward
+from secondlook.types import InputError, Request
+
+
+@dataclass
+class SampleConfig:
+    """``data sample``."""
+
+    model: str
+    """The model that draws, and whose mistakes become negatives."""
+    prompts: str = ""
+    """A text file with one prompt a line; empty: prompts of the miniature's world, with right pictures and near misses."""
+    n_prompts: int = 3000
+    """How many prompts (of a file: the first ones)."""
+    draws: int = 6
+    """Pictures a prompt drawn by the model."""
+    right: int = 1
+    """Right pictures a prompt by the world's renderer."""
+    near_misses: int = 3
+    """Wrong pictures a prompt by the world's renderer."""
+    shard: int = 250
+    """Prompts a shard."""
+    batch: int = 96
+    seed: int = 0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name in ("n_prompts", "shard", "batch"):
+            if getattr(self, name) < 1:
+                raise InputError(f"config: {name} is {getattr(self, name)}; it must be at least 1")
+
+
+def sample(config: SampleConfig, engine: Engine, reward: Reward, out: Path) -> Path:
+    """Draw and score; ``out`` gets images-*.parquet and, last, manifest.json (counts, missing scores, config, versions)."""
+    from datasets import Dataset, Features, Value
+    from datasets import Image as ImageFeature
+
+    kinds = {"prompt": "string", "score": "float32", "correct": "bool", "reason": "string", "source": "string"}
+    features = Features({name: Value(kind) for name, kind in kinds.items()} | {"image": ImageFeature()})
+    given = Prompts(config.prompts).lines
+    total = min(config.n_prompts, len(given)) if given else config.n_prompts
+    for start in track(range(0, total, config.shard), "drawing and scoring"):
+        path = out / f"images-{start // config.shard:05d}.parquet"
+        if path.exists():
+            continue
+        n = min(config.shard, total - start)
+        pictures = [] if given else _rendered(config, start, n)
+        prompts = given[start : start + n] or list(dict.fromkeys(p for p, _, _ in pictures))
+        pictures += _drawn(config, engine, prompts, start)
+        scores = reward([(prompt, image) for prompt, image, _ in pictures])
+        rows = [
+            {
+                "prompt": prompt,
+                "image": {"bytes": _png(image)},
+                "source": source,
+                "score": score.value,
+                "correct": score.correct,
+                "reason": score.answer,
+            }
+            for (prompt, image, source), score in zip(pictures, scores, strict=True)
+            if score is not None
+        ]
+        if not rows:
+            raise InputError(f"reward: not one of {len(scores)} pictures got a score; check the judge and the prompts")
+        temporary = path.with_suffix(".tmp")
+        Dataset.from_list(rows, features=features).to_parquet(str(temporary))
+        os.replace(temporary, path)
+    write_json(out / "manifest.json", _manifest(config, out))
+    return out
+
+
+def _rendered(config: SampleConfig, start: int, n: int) -> list[tuple[str, Image, str]]:
+    rng = np.random.default_rng([config.seed, start])
+    out: list[tuple[str, Image, str]] = []
+    for p in miniature.pictures(rng, n):
+        out += [(p.spec.prompt, p.image, "render")] * config.right
+        out += [(p.spec.prompt, image, "near miss") for image in miniature.near_misses(rng, p, config.near_misses)]
+    return out
+
+
+def _drawn(config: SampleConfig, engine: Engine, prompts: list[str], start: int) -> list[tuple[str, Image, str]]:
+    rule = Sampling.of(engine.janus.net.generation_config).draw_rule()
+    asked = [(prompt, i) for prompt in prompts for i in range(config.draws)]
+    first = config.seed * 10**9 + start * config.draws
+    requests = [Request("draw", engine.protocol.draw(prompt), turn_seed(first + k, 0)) for k, (prompt, _) in enumerate(asked)]
+    images = engine.pictures([t.tokens for t in engine.draw(requests, rule)])
+    return [(prompt, image, config.model) for (prompt, _), image in zip(asked, images, strict=True)]
+
+
+def _png(image: Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _manifest(config: SampleConfig, out: Path) -> dict:
+    import pyarrow.parquet as pq
+
+    shards = sorted(out.glob("images-*.parquet"))
+    tables = [pq.read_table(p, columns=["source", "correct"]).to_pydict() for p in shards]
+    counts: dict[str, dict[str, int]] = {}
+    for table in tables:
+        for source, correct in zip(table["source"], table["correct"], strict=True):
+            row = counts.setdefault(source, {"pictures": 0, "right": 0})
+            row["pictures"] += 1
+            row["right"] += int(correct)
+    return {"shards": [p.name for p in shards], "sources": counts, "config": asdict(config), "versions": versions()}

@@ -1,0 +1,27 @@
+"""The world's own reader as a judge: exact, free, and strict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from PIL.Image import Image
+
+from secondlook.rewards.base import Score
+from secondlook.types import InputError
+from secondlook.world.language import parse
+from secondlook.world.read import judge
+
+
+class Verifier:
+    """Scores pictures of the world's prompts; a prompt in other words has no score."""
+
+    def __call__(self, items: Sequence[tuple[str, Image]]) -> list[Score | None]:
+        return [self._score(prompt, image) for prompt, image in items]
+
+    def _score(self, prompt: str, image: Image) -> Score | None:
+        try:
+            spec = parse(prompt)
+        except InputError:
+            return None
+        verdict = judge(spec, image)
+        return Score(verdict.score, verdict.correct, verdict.reason)

@@ -1,0 +1,74 @@
+"""Scores of an episode's images to one advantage for each of its turns. Pure functions of numbers; missing scores are NaN.
+
+Source: arXiv 2506.01480, section 3.2 (bi-level QA rewards) for the episode form; the segment form is that of the public code.
+Departures: the paper's weight of the last image is stated twice, as T-K+1 and (in its sum) as T-K; T-K+1 is the default.
+The segment form has T rounds instead of two, each normalised for itself. An episode with a missing score takes no part: its
+advantages are NaN (masked), and its group is normalised without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+Form = Literal["episode", "segment"]
+Weight = Literal["T-K+1", "T-K"]
+EPSILON = 1e-4
+
+
+def comprehension(score: float, yes: bool) -> float:
+    """Reward of a verdict: 1 - |S - SE|."""
+    return 1 - abs(score - float(yes))
+
+
+def episode_reward(scores: Sequence[float], yes: Sequence[bool], rounds: int, weight: Weight = "T-K+1") -> float:
+    """The paper's reward of a whole episode of at most ``rounds`` = T images.
+
+    R = sum over i < K of S_i + w S_K + (T / K) sum over i <= K of (1 - |S_i - SE_i|), K the last round; NaN if a score is.
+    """
+    last = len(scores)
+    w = rounds - last + (weight == "T-K+1")
+    drawing = sum(scores[:-1]) + w * scores[-1]
+    judging = sum(comprehension(s, y) for s, y in zip(scores, yes, strict=True))
+    return drawing + rounds / last * judging
+
+
+def segment_rewards(scores: Sequence[float], yes: Sequence[bool]) -> list[float]:
+    """One reward a turn, in order draw, judge, redraw, judge …: S of the image drawn, 1 - |S - SE| of the verdict."""
+    return [value for s, y in zip(scores, yes, strict=True) for value in (s, comprehension(s, y))]
+
+
+def normalise(rewards_G: np.ndarray, epsilon: float = EPSILON) -> np.ndarray:
+    """Group-relative advantages (r - mean) / (std + epsilon), std of the sample; NaN stays NaN, and a group with fewer than two
+    rewards has advantage 0."""
+    rewards_G = np.asarray(rewards_G, np.float64)
+    there = np.isfinite(rewards_G)
+    if there.sum() < 2:
+        return np.where(there, 0.0, np.nan)
+    known = rewards_G[there]
+    return (rewards_G - known.mean()) / (known.std(ddof=1) + epsilon)
+
+
+def advantages(
+    scores: Sequence[Sequence[float]],
+    yes: Sequence[Sequence[bool]],
+    rounds: int,
+    form: Form = "episode",
+    weight: Weight = "T-K+1",
+) -> list[list[float]]:
+    """Advantages of every turn of one group's episodes (draw, judge, redraw, judge …), given each image's score and verdict.
+
+    ``episode``: one advantage an episode, on all its turns. ``segment``: each kind of turn in each round is normalised among
+    the episodes that reached it. An episode with a missing score gets NaN on all its turns.
+    """
+    if form == "episode":
+        rewards = np.array([episode_reward(s, y, rounds, weight) for s, y in zip(scores, yes, strict=True)])
+        return [[a] * (2 * len(s)) for a, s in zip(normalise(rewards).tolist(), scores, strict=True)]
+    per_turn = np.full((len(scores), 2 * rounds), np.nan)
+    for i, (s, y) in enumerate(zip(scores, yes, strict=True)):
+        if np.isfinite(s).all():
+            per_turn[i, : 2 * len(s)] = segment_rewards(s, y)
+    normed = np.stack([normalise(column) for column in per_turn.T], axis=1)
+    return [normed[i, : 2 * len(s)].tolist() for i, s in enumerate(scores)]

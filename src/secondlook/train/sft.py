@@ -1,0 +1,147 @@
+"""Stage 1: supervised fine-tuning on text-to-image, self-evaluation and regeneration, mixed 0.2 : 0.3 : 0.5.
+
+Source: arXiv 2506.01480, stage 1: thresholds, context lengths, mixing, prompt dropout, what is frozen. The verdict weighs
+``verdict_weight`` and the reason with the end of sentence the rest (0.8 and 0.2 in the public code; the paper is silent).
+Departures: positives and negatives are drawn 1:1 per example; the averaged weights are what is saved.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from secondlook.data.pair import BAD, GOOD_TO_DRAW, GOOD_TO_JUDGE, Example, Pool, Scored
+from secondlook.model.janus import Janus
+from secondlook.model.policy import cross_entropy
+from secondlook.model.sequence import Protocol
+from secondlook.train.run import Run
+from secondlook.train.update import Average, Schedule, Update, freeze
+from secondlook.types import Draw, InputError, Segment, Text
+
+
+@dataclass
+class SFTConfig:
+    """``train sft``; ``steps`` may be changed when a run is resumed."""
+
+    model: str
+    """The checkpoint to start from."""
+    data: str
+    """A folder that ``data sample`` wrote."""
+    steps: int = 1500
+    batch: int = 48
+    """Examples a step, divided among the tasks by ``mix``."""
+    mix: tuple[float, float, float] = (0.2, 0.3, 0.5)
+    """Shares of text-to-image, self-evaluation and regeneration."""
+    good_to_draw: float = GOOD_TO_DRAW
+    good_to_judge: float = GOOD_TO_JUDGE
+    judge_context: int = 3
+    """Most pictures in a self-evaluation, the judged one included."""
+    redraw_context: int = 2
+    """Most wrong pictures before a regeneration."""
+    drop_prompt: float = 0.1
+    verdict_weight: float = 0.8
+    lr: float = 2e-5
+    min_lr: float = 2e-7
+    warmup: int = 100
+    weight_decay: float = 0.05
+    clip: float = 1.0
+    ema: float = 0.99
+    seed: int = 0
+    threads: int = 2
+    device: str = "cpu"
+    log_every: int = 50
+    save_every: int = 250
+
+    def __post_init__(self) -> None:
+        if min(self.mix) < 0 or not sum(self.mix):
+            raise InputError(f"config: mix is {self.mix}; give three shares that are not negative and not all 0")
+        if not BAD <= self.good_to_judge <= 1 or not BAD <= self.good_to_draw <= 1:
+            raise InputError(f"config: good_to_draw and good_to_judge must lie between {BAD} and 1")
+
+
+class SFTJob:
+    """The loop's step, and the model it trains."""
+
+    def __init__(self, config: SFTConfig):
+        self.config = config
+        self.janus = Janus.load(config.model, config.device).train()
+        self.protocol = Protocol(self.janus.tokenizer)
+        self.pool = Pool(config.data, config.good_to_draw, config.good_to_judge)
+        parameters = freeze(self.janus)
+        self.update = Update(parameters, config.weight_decay, config.clip)
+        self.average = Average(self.janus.net, config.ema)
+        self.trainable = nn.ParameterDict({n.replace(".", "/"): p for n, p in parameters.items()})
+        self.schedule = Schedule(config.steps, config.lr, config.min_lr, config.warmup)
+        self._codes: dict[int, tuple[int, ...]] = {}
+
+    @torch.no_grad()
+    def codes(self, pictures: list[Scored]) -> list[tuple[int, ...]]:
+        """Each picture as the drawing path has it; encoded once."""
+        new = {p.index: p.image for p in pictures if p.index not in self._codes}
+        if new:
+            encoded = self.janus.to_codes(list(new.values())).tolist()
+            self._codes |= {i: tuple(c) for i, c in zip(new, encoded, strict=True)}
+        return [self._codes[p.index] for p in pictures]
+
+    def _drop(self, rng: np.random.Generator, segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
+        return self.protocol.unconditional(segments) if rng.random() < self.config.drop_prompt else segments
+
+    def drawn(self, rng: np.random.Generator, examples: list[Example]) -> Tensor:
+        """Tasks I and III: cross-entropy (N,) of the target's codes."""
+        rows: list[tuple[Segment, ...]] = []
+        for e in examples:
+            if e.earlier:
+                segments = self.protocol.redraw(e.prompt, self.codes(list(e.earlier)), [s.reason for s in e.earlier])
+            else:
+                segments = self.protocol.draw(e.prompt)
+            rows.append(self._drop(rng, segments))
+        return cross_entropy(self.janus, rows, [Draw(c) for c in self.codes([e.target for e in examples])])[0]
+
+    def judged(self, examples: list[Example]) -> tuple[Tensor, Tensor]:
+        """Task II: cross-entropy of the verdicts (n,) and of the reasons' tokens (N,)."""
+        rows: list[tuple[Segment, ...]] = []
+        answers: list[Text | Draw] = []
+        for e in examples:
+            pictures = (*e.earlier, e.target)
+            rows.append(self.protocol.judge(e.prompt, [s.image for s in pictures], [s.reason for s in e.earlier]))
+            answers.append(Text(self.protocol.answer(e.target.reason)))
+        losses, first = cross_entropy(self.janus, rows, answers)
+        return losses[first], losses[~first]
+
+    def step(self, step: int) -> dict[str, float]:
+        c, rng = self.config, np.random.default_rng([self.config.seed, step])
+        tasks = rng.choice(3, size=c.batch, p=np.array(c.mix) / sum(c.mix)).tolist()
+        n_draw, n_judge, n_redraw = (tasks.count(i) for i in range(3))
+        drawing = [self.pool.drawing(rng) for _ in range(n_draw)]
+        redrawing = [self.pool.redrawing(rng, c.redraw_context) for _ in range(n_redraw)]
+        judging = [self.pool.judging(rng, c.judge_context) for _ in range(n_judge)]
+        self.codes([s for e in drawing + redrawing for s in (*e.earlier, e.target)])
+        metrics: dict[str, float] = {}
+        for name, examples in (("draw", drawing), ("redraw", redrawing)):
+            if examples:
+                loss = self.drawn(rng, examples).mean()
+                (loss * len(examples) / c.batch).backward()
+                metrics[f"{name}_loss"] = loss.item()
+        if judging:
+            verdict, reason = (part.mean() for part in self.judged(judging))
+            ((c.verdict_weight * verdict + (1 - c.verdict_weight) * reason) * n_judge / c.batch).backward()
+            metrics |= {"verdict_loss": verdict.item(), "reason_loss": reason.item()}
+        lr = self.schedule.at(step)
+        metrics |= self.update.step(lr) | {"lr": lr}
+        self.average.update(step)
+        return metrics
+
+
+def train_sft(config: SFTConfig, out: str | Path) -> None:
+    """Train, resume if ``out`` holds a state, and write the averaged checkpoint to ``out``/final."""
+    torch.set_num_threads(config.threads)
+    job = SFTJob(config)
+    run = Run(out, config, {"net": job.trainable, "optimizer": job.update, "average": job.average}, may_change=("steps",))
+    run.loop(config.steps, job.step, log_every=config.log_every, save_every=config.save_every)
+    job.average.swap()
+    job.janus.save(Path(out) / "final")
+    job.average.swap()

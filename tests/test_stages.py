@@ -1,0 +1,213 @@
+"""Both stages on a tiny untrained model: data, exact resume, micro-batches, and the reward that goes up."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from secondlook.data.pair import Pool
+from secondlook.data.sample import SampleConfig, sample
+from secondlook.introspect import Sampling
+from secondlook.model import policy
+from secondlook.rewards.base import Score
+from secondlook.rewards.verifier import Verifier
+from secondlook.train.batch import pack, rows_of, total_weight
+from secondlook.train.grpo import GRPOConfig, GRPOJob, check_reward, train_grpo
+from secondlook.train.loss import policy_loss
+from secondlook.train.rollout import collect, describe
+from secondlook.train.run import Run
+from secondlook.train.sft import SFTConfig, train_sft
+from secondlook.types import InputError, Stopped
+from secondlook.world.language import benchmark
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def start(janus, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("start")
+    janus.net.generation_config.guidance_scale = 1.0
+    janus.save(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def data(engine, start, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    config = SampleConfig(model=start, n_prompts=30, draws=1, near_misses=4, shard=20)
+    return sample(config, engine, Verifier(), folder)
+
+
+def killed_then_resumed(monkeypatch, train, at):
+    """Run ``train`` until it has saved step ``at``, break it there, and run it again."""
+    original = Run.save
+
+    def save_once(self):
+        original(self)
+        if self.step == at:
+            raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save", save_once)
+        with pytest.raises(Stop):
+            train()
+    torch.manual_seed(99)  # whatever the process did in between must not matter
+    train()
+
+
+def same_weights(a, b) -> bool:
+    left, right = (load_file(p / "final" / "model.safetensors") for p in (a, b))
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+def test_sampled_pictures_carry_the_verifiers_verdict(data, engine, start):
+    manifest = json.loads((data / "manifest.json").read_text())
+    assert len(manifest["shards"]) == 2
+    sources = manifest["sources"]
+    assert sources["render"] == {"pictures": 30, "right": 30} and sources["near miss"] == {"pictures": 120, "right": 0}
+    pool = Pool(data)
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        drawn, judged, redrawn = pool.drawing(rng), pool.judging(rng), pool.redrawing(rng)
+        assert drawn.target.score >= 0.8 and not drawn.earlier
+        assert all(s.score < 0.5 for e in (judged, redrawn) for s in e.earlier)
+        assert judged.target.score >= 0.7 or judged.target.score < 0.5
+        assert judged.target.reason.startswith("Yes" if judged.target.score >= 0.7 else "No")
+        assert redrawn.target.score >= 0.8 and 1 <= len(redrawn.earlier) <= 2
+        assert judged.target.index not in {s.index for s in judged.earlier}
+    before = {p.name: p.read_bytes() for p in data.glob("images-*.parquet")}
+    (data / "images-00001.parquet").unlink()
+    sample(SampleConfig(model=start, n_prompts=30, draws=1, near_misses=4, shard=20), engine, Verifier(), data)
+    assert {p.name: p.read_bytes() for p in data.glob("images-*.parquet")} == before, "a shard made again is the same"
+
+
+def test_verifier_has_no_score_for_words_it_does_not_know():
+    spec = benchmark()[0]
+    from PIL import Image
+
+    grey = Image.new("RGB", (48, 48), (153,) * 3)
+    known, unknown = Verifier()([(spec.prompt, grey), ("a photo of a unicorn", grey)])
+    assert known is not None and not known.correct and unknown is None
+
+
+@pytest.mark.slow
+def test_sft_resumes_exactly_and_learns(data, start, tmp_path, monkeypatch):
+    config = SFTConfig(model=start, data=str(data), steps=30, batch=16, lr=3e-3, warmup=3, log_every=5, save_every=10, ema=0.9)
+    train_sft(config, tmp_path / "whole")
+    killed_then_resumed(monkeypatch, lambda: train_sft(config, tmp_path / "cut"), 10)
+    assert same_weights(tmp_path / "whole", tmp_path / "cut")
+    rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    for name in ("draw_loss", "redraw_loss", "reason_loss"):
+        assert rows[-1][name] < rows[0][name] - 0.3
+
+
+def sampled_turns(engine):
+    prompts = ["a photo of a red star", "a photo of two cats"]
+    groups = collect(engine, prompts, 4, 2, 0, Sampling(guidance=1.0), Verifier())
+    return [t for g in groups for e in g.episodes for t in e.turns]
+
+
+def test_micro_batches_equal_one_large_batch(engine):
+    turns = sampled_turns(engine)
+    values = np.random.default_rng(0).normal(size=len(turns)).tolist()
+    values[3] = math.nan
+    parameters = [p for p in engine.janus.net.model.language_model.parameters() if p.requires_grad]
+    gradients = []
+    for size in (64, 1):
+        rows = rows_of(turns, values)
+        assert len(rows) == len(turns) - 1
+        for p in parameters:
+            p.grad = None
+        for batch in pack(rows, size):
+            logp = policy.score(engine.janus, engine.protocol, batch.turns)
+            reference = batch.behaviour - 0.1
+            denominator = total_weight(rows)
+            policy_loss(logp, batch.behaviour, reference, batch.advantage, batch.weight, denominator).loss.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in parameters]))
+    for p in parameters:
+        p.grad = None
+    assert gradients[0].norm() > 1e-3
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)
+
+
+class Red:
+    """A toy judge: how red a picture is."""
+
+    def __call__(self, items):
+        shares = [np.asarray(image, np.float64).mean((0, 1)) for _, image in items]
+        values = [float(s[0] / max(1.0, s.sum())) for s in shares]
+        return [Score(v, v > 0.4, "it is red") for v in values]
+
+
+TOY = {"prompts_per_step": 2, "group": 8, "rounds": 2, "lr": 2e-3, "min_lr": 2e-3, "warmup": 0, "beta": 0.0, "log_every": 1}
+
+
+@pytest.mark.slow
+def test_the_reward_goes_up(start, tmp_path, monkeypatch):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red picture\nanother red picture\n")
+    config = GRPOConfig(model=start, prompts=str(prompts), steps=16, form="segment", save_every=8, patience=100, **TOY)
+    train_grpo(config, tmp_path / "whole", Red())
+    rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    first = [r["score_1"] for r in rows]
+    assert np.mean(first[-4:]) > np.mean(first[:4]) + 0.02, first
+    assert rows[0]["sampler_gap"] < 1e-4 and max(r["clipped"] for r in rows) > 0, "the ratio moves within a step"
+    assert list((tmp_path / "whole" / "episodes").glob("*.html"))
+    killed_then_resumed(monkeypatch, lambda: train_grpo(config, tmp_path / "cut", Red()), 8)
+    assert same_weights(tmp_path / "whole", tmp_path / "cut")
+
+
+def job(start, tmp_path, reward, **more) -> GRPOJob:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red picture\n")
+    return GRPOJob(GRPOConfig(model=start, prompts=str(prompts), **(TOY | more)), tmp_path, reward)
+
+
+def test_missing_scores_are_masked_counted_and_stop_the_run(start, tmp_path):
+    class Failing(Red):
+        def __call__(self, items):
+            scores = super().__call__(items)
+            return [None if i % 4 == 0 else s for i, s in enumerate(scores)]
+
+    with pytest.raises(Stopped, match="missing"):
+        job(start, tmp_path, Failing()).step(0)
+    metrics = job(start, tmp_path, Failing(), most_missing=0.5).step(0)
+    assert 0.2 < metrics["missing"] < 0.3 and metrics["score_1"] > 0
+
+
+def test_a_dead_reward_stops_the_run(start, tmp_path):
+    class Dead:
+        def __call__(self, items):
+            return [Score(0.0, False, "nothing") for _ in items]
+
+    stuck = job(start, tmp_path, Dead(), form="segment", patience=1)
+    with pytest.raises(Stopped, match="can"):
+        check_reward(Dead(), [("p", None)], [("p", None)])
+    groups = collect(stuck.engine, ["a red picture"], 2, 1, 0, stuck.sampling, Dead())
+    with pytest.raises(Stopped, match="no variance"):
+        stuck.guard(describe(groups), [[[0.0, 0.0]] * 2])
+
+
+def test_a_policy_whose_sampler_and_scorer_disagree_is_refused(start, tmp_path, monkeypatch):
+    broken = job(start, tmp_path, Red())
+    original = policy.score
+    monkeypatch.setattr(policy, "score", lambda *a: original(*a) + 0.05)
+    with pytest.raises(Stopped, match="disagree"):
+        broken.step(0)
+
+
+def test_bad_configs_are_named(tmp_path):
+    for bad, word in (({"group": 1}, "group"), ({"epochs": 0}, "epochs")):
+        with pytest.raises(InputError, match=word):
+            GRPOConfig(model="mini", **bad)
+    with pytest.raises(InputError, match="mix"):
+        SFTConfig(model="mini", data="d", mix=(0.0, 0.0, 0.0))
+    with pytest.raises(InputError, match="prompts"):
+        GRPOJob(GRPOConfig(model="mini", prompts=str(tmp_path / "none.txt")), tmp_path)
+    with pytest.raises(InputError, match="data"):
+        Pool(tmp_path)
