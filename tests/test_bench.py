@@ -9,6 +9,7 @@ from secondlook.bench import geneval
 from secondlook.bench.base import Sample, agreement, bootstrap, by_prompt, mean_of_tasks
 from secondlook.introspect import Sampling
 from secondlook.types import InputError
+from secondlook.world.language import benchmark
 
 
 def test_overall_is_the_mean_of_tasks_and_prompts_are_resampled():
@@ -52,3 +53,53 @@ def test_a_run_equals_its_recomputation(engine, tmp_path):
 def test_settings_are_checked(field):
     with pytest.raises(InputError, match=field):
         geneval.Settings("m", **{field: 0})
+
+
+def tried(right, p_yes, fresh_right, fresh_p_yes):
+    from secondlook.bench.curve import Tried
+
+    yes, fresh_yes = (tuple(p > 0.5 for p in ps) for ps in (p_yes, fresh_p_yes))
+    return Tried(benchmark()[0], yes, tuple(p_yes), tuple(right), fresh_yes, tuple(fresh_p_yes), tuple(fresh_right))
+
+
+def test_curve_compares_at_equal_cost():
+    from secondlook.bench.curve import Settings, shown, summarize
+
+    assert shown((False, True), (0.1, 0.9), 1) == (0, 1)
+    assert shown((False, True), (0.1, 0.9), 3) == (1, 2)
+    assert shown((False, False, False), (0.2, 0.4, 0.1), 3) == (1, 3)
+    # a redraw helps one of two; the fresh images of both are all wrong but the second of the second
+    a = tried([False, True], [0.1, 0.9], [False, False, False], [0.1, 0.2, 0.3])
+    b = tried([True], [0.8], [True, False, True], [0.8, 0.9, 0.7])
+    result = summarize([a, b], Settings("m", most=3, samples=1))
+    one, two, three = result["curve"]
+    assert one["images"] == 1 and one["final"]["mean"] == one["best_of_n"]["mean"] == 0.5
+    assert two["images"] == three["images"] == 1.5 and two["final"]["mean"] == 1.0
+    # at 1.5 images best-of-N takes one or two images, each half of the time: (0.5 + 0) / 2
+    assert two["best_of_n"]["mean"] == 0.25 and two["over_best_of_n"]["mean"] == 0.75
+    assert three["until_yes"]["mean"] == 0.5 and three["until_yes"]["images"] == 2.0
+
+
+@pytest.mark.slow
+def test_results_of_two_models_are_compared_pairwise(engine, tmp_path):
+    from secondlook.bench import compare, curve
+
+    for name, seed in (("a", 0), ("b", 0), ("other", 5)):
+        settings = geneval.Settings(name, samples=1, rounds=2, rows_per_task=2, seed=seed)
+        folder = tmp_path / name / "geneval"
+        folder.mkdir(parents=True)
+        geneval.write(folder, geneval.run(engine, settings, Sampling(guidance=1.0)), settings)
+    few = curve.Settings("a", most=2, samples=1, rows_per_task=2)
+    (tmp_path / "a" / "curve").mkdir()
+    curve.write(tmp_path / "a" / "curve", curve.run(engine, few, Sampling(guidance=1.0)), few)
+    (tmp_path / "out").mkdir()
+    read = [compare.read(name, tmp_path / name) for name in ("a", "b", "other")]
+    result = compare.write(tmp_path / "out", read[:2])
+    [row] = result["differences"]
+    assert row["first"] == row["final"] == {"mean": 0.0, "low": 0.0, "high": 0.0}, "the same model and seeds"
+    assert "b over a" in (tmp_path / "out" / "report.md").read_text()
+    assert '<img src="data:image/png' in (tmp_path / "out" / "report.html").read_text()
+    with pytest.raises(InputError, match="seed"):
+        compare.compare([read[0], read[2]])
+    with pytest.raises(InputError, match="missing"):
+        compare.read("none", tmp_path)

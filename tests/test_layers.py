@@ -20,7 +20,20 @@ MAY_IMPORT = {
     "data": {"engine", "introspect", "rewards", "model", "world"},
     "train": {"model", "engine", "introspect", "rewards", "data", "report"},
     "bench": {"engine", "introspect", "rewards", "world", "data", "report"},
-    "cli": {"types", "files", "world", "model", "engine", "introspect", "report", "config", "rewards", "data", "train", "bench"},
+    "cli": {
+        "types",
+        "files",
+        "world",
+        "model",
+        "engine",
+        "introspect",
+        "report",
+        "config",
+        "rewards",
+        "data",
+        "train",
+        "bench",
+    },
 }
 
 

@@ -247,6 +247,63 @@ def bench_geneval(
     console.print(f"written to {out}: result.json, episodes.json, geneval.html")
 
 
+@bench_app.command("curve")
+def bench_curve(
+    model: Model = "mini",
+    out: Out = Path("out/curve"),
+    most: Annotated[int, typer.Option(help="Most rounds, and largest N.")] = 5,
+    samples: Annotated[int, typer.Option(help="Episodes a prompt.")] = 4,
+    seed: Seed = 0,
+    split: Annotated[str, typer.Option(help="held-out or seen compositions.")] = "held-out",
+    rows_per_task: Annotated[int, typer.Option(help="Prompts a task.")] = 80,
+    batch: Annotated[int, typer.Option(help="Images decoded together.")] = 96,
+    device: Device = "cpu",
+) -> None:
+    """Introspection over rounds beside best-of-N by the model's own judge, at equal numbers of drawn codes."""
+    from dataclasses import replace
+
+    from rich.progress import Progress
+
+    from secondlook.bench import curve
+    from secondlook.files import writable_folder
+    from secondlook.introspect import Sampling
+    from secondlook.world.language import benchmark
+
+    settings = curve.Settings(model, most, samples, seed, split, rows_per_task)
+    benchmark(split)
+    at_least("batch", batch)
+    where = locate(model)
+    writable_folder(out)
+    engine = load_engine(where, device, batch)
+    sampling = Sampling.of(engine.janus.net.generation_config)
+    settings = replace(settings, guidance=sampling.guidance)
+    with Progress() as progress:
+        bar = progress.add_task("curve", total=None)
+        tried = curve.run(engine, settings, sampling, lambda n, of: progress.update(bar, completed=n, total=of))
+    curve.write(out, tried, settings)
+    console.print(f"written to {out}: result.json, curve.png")
+
+
+@bench_app.command("compare")
+def bench_compare(
+    results: Annotated[list[str], typer.Argument(help="NAME=FOLDER, each folder with geneval/ and perhaps curve/ in it.")],
+    out: Out = Path("out/report"),
+    notes: Annotated[str, typer.Option(help="A sentence for the head of the report.")] = "",
+) -> None:
+    """A report of several models' results side by side, with paired differences."""
+    from secondlook.bench import compare
+    from secondlook.files import writable_folder
+
+    pairs = [r.partition("=") for r in results]
+    for name, found, folder in pairs:
+        if not (name and found and folder):
+            raise InputError(f"results: {name!r} is not NAME=FOLDER; write for example base=out/mini/base")
+    measured = [compare.read(name, Path(folder)) for name, _, folder in pairs]
+    writable_folder(out)
+    compare.write(out, measured, notes)
+    console.print(f"written to {out}: report.html, report.md, result.json")
+
+
 @bench_app.command("questions")
 def bench_questions(
     model: Model = "mini",

@@ -199,7 +199,7 @@ def _strip(s: Scored) -> dict:
 
 
 def write(out: Path, scored: list[Scored], settings: Settings) -> dict:
-    """episodes.json, geneval.html and, last, result.json; returns the result."""
+    """episodes.json, gallery.json, geneval.html and, last, result.json; returns the result."""
     result = summarize(scored, settings)
     rows = [
         {
@@ -215,6 +215,8 @@ def write(out: Path, scored: list[Scored], settings: Settings) -> dict:
         for s in scored
     ]
     write_json(out / "episodes.json", rows)
-    write_text(out / "geneval.html", page("geneval.html", result=result, gallery=gallery(scored)))
+    shown = gallery(scored)
+    write_json(out / "gallery.json", shown)
+    write_text(out / "geneval.html", page("geneval.html", result=result, gallery=shown))
     write_json(out / "result.json", result)
     return result
