@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PROMPT ?= a photo of a red star and a blue cat
+SEED ?= 23
 
 .PHONY: install demo test
 
@@ -14,7 +15,7 @@ install: .venv/.installed
 	touch $@
 
 demo: install
-	$(BIN)/secondlook draw "$(PROMPT)" --out out/demo
+	$(BIN)/secondlook draw "$(PROMPT)" --seed $(SEED) --out out/demo
 
 test: install
 	$(BIN)/ruff check src tests benchmarks

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 from transformers import JanusForConditionalGeneration, JanusProcessor
 
@@ -16,7 +17,6 @@ from secondlook.world.lessons import lesson
 from secondlook.world.render import render
 
 FOLDER = Path(secondlook.__file__).parent / "checkpoints" / SHIPPED["mini"]
-pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="no checkpoint is shipped with this version yet")
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_transformers_answers_questions_the_same(mini, plain):
         image = Image.fromarray(render(lesson(rng)[1]))
         question = "what is in the picture?"
         inputs = processor(
-            text=f"<|User|>: <image_placeholder>\n{question}\n\n<|Assistant|>:", images=[image], return_tensors="pt"
+            text=[f"<|User|>: <image_placeholder>\n{question}\n\n<|Assistant|>:"], images=[image], return_tensors="pt"
         )
         theirs = net.generate(**inputs, do_sample=False, max_new_tokens=30, generation_mode="text")
         [turn] = mini.write([Request("ask", mini.protocol.ask(image, question), 0)], Rule("text", temperature=0.0), 30)
@@ -50,6 +50,8 @@ def test_transformers_answers_questions_the_same(mini, plain):
 
 
 def test_transformers_draws_the_same(mini, plain):
+    if transformers.__version__.startswith("5.17"):
+        pytest.skip("transformers 5.17 cannot generate images: its _prepare_static_cache call lacks an argument")
     net, processor = plain
     prompt = "a photo of a red star and a blue cat"
     [turn] = mini.draw([Request("draw", mini.protocol.draw(prompt), 0)], Rule("code", guidance=3.0, temperature=0.0))

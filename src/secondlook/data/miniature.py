@@ -17,6 +17,7 @@ from secondlook.world.render import render
 from secondlook.world.scene import CELL, COLORS, OBJECTS, RELATIONS, SIZE, STEP, Scene
 
 SIDE = SIZE // STEP
+KINDS = lessons.KINDS
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,9 @@ class Picture:
     image: Image.Image
 
 
-def pictures(rng: np.random.Generator, n: int, alone: float = 0.0) -> list[Picture]:
-    """``n`` lessons with their pictures, a share ``alone`` of them with one object."""
-    drawn = (lessons.lesson(rng, bool(alone) and rng.random() < alone) for _ in range(n))
+def pictures(rng: np.random.Generator, n: int, alone: float = 0.0, kinds: dict[str, float] = KINDS) -> list[Picture]:
+    """``n`` lessons with their pictures, of ``kinds`` in their shares but a share ``alone`` of them with one object."""
+    drawn = (lessons.lesson(rng, lessons.ALONE if alone and rng.random() < alone else kinds) for _ in range(n))
     return [Picture(spec, scene, Image.fromarray(render(scene))) for spec, scene in drawn]
 
 

@@ -58,6 +58,8 @@ class BaseConfig:
     """Text-to-image sequences a step."""
     questions: int = 40
     """Sequences about a picture a step."""
+    kinds: dict[str, float] = field(default_factory=lambda: dict(miniature.KINDS))
+    """Shares of the kinds of prompts that are drawn."""
     asked: dict[str, float] = field(default_factory=lambda: dict(miniature.ASKED))
     """Shares of the kinds of questions (there, parts, describe, verdict); comparing stays at chance as one task of many
     (docs/LOG.md), so that one stage asks nothing but "is there …?"."""
@@ -86,10 +88,11 @@ class BaseConfig:
     """Steps between averaged checkpoints (step-N), for curves of what was learned when."""
 
     def __post_init__(self) -> None:
-        if unknown := sorted(set(self.asked) - set(miniature.ASKED)):
-            raise InputError(f"config: asked has {unknown[0]!r}; known kinds of questions are {', '.join(miniature.ASKED)}")
-        if not self.asked or min(self.asked.values()) < 0 or not sum(self.asked.values()):
-            raise InputError(f"config: asked is {self.asked}; give shares that are not negative and not all 0")
+        for name, shares, known in (("asked", self.asked, miniature.ASKED), ("kinds", self.kinds, miniature.KINDS)):
+            if unknown := sorted(set(shares) - set(known)):
+                raise InputError(f"config: {name} has {unknown[0]!r}; known are {', '.join(known)}")
+            if not shares or min(shares.values()) < 0 or not sum(shares.values()):
+                raise InputError(f"config: {name} is {shares}; give shares that are not negative and not all 0")
 
 
 def text_tokenizer(sentences: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
@@ -235,7 +238,8 @@ class BaseJob:
         prompts: list[str] = []
         codes: list[Tensor] = []
         for start in track(range(0, c.pool, 500), "encoding the pool"):
-            items = miniature.pictures(np.random.default_rng([c.seed, 10**6, start]), min(500, c.pool - start))
+            rng = np.random.default_rng([c.seed, 10**6, start])
+            items = miniature.pictures(rng, min(500, c.pool - start), kinds=c.kinds)
             prompts += [p.spec.prompt for p in items]
             with torch.no_grad():
                 codes.append(self.janus.to_codes([p.image for p in items]).to("cpu", torch.int16))
@@ -263,7 +267,7 @@ class BaseJob:
 
     @torch.no_grad()
     def chains(self, rng: np.random.Generator, n: int):
-        chains = miniature.chains(rng, miniature.pictures(rng, n))
+        chains = miniature.chains(rng, miniature.pictures(rng, n, kinds=self.config.kinds))
         every = self.janus.to_codes([image for c in chains for image in (*c.wrong, c.right)]).tolist()
         rows, rights = [], []
         for c in chains:

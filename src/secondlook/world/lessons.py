@@ -37,12 +37,13 @@ KINDS = {
     "color_attr": 0.26,
     "three_colored": 0.10,
 }
+ALONE = {k: KINDS[k] for k in ("single", "colored")}
+"""The kinds whose scenes hold one object."""
 _COLORS = tuple(COLORS)
 
 
-def lesson(rng: np.random.Generator, alone: bool = False) -> tuple[Spec, Scene]:
-    """A prompt and a scene that satisfies it, neither held out; ``alone`` asks for a scene of one object."""
-    shares = {k: v for k, v in KINDS.items() if k in ("single", "colored")} if alone else KINDS
+def lesson(rng: np.random.Generator, shares: dict[str, float] = KINDS) -> tuple[Spec, Scene]:
+    """A prompt and a scene that satisfies it, neither held out; ``shares`` are those of the kinds of prompts."""
     kinds, weights = list(shares), np.array(list(shares.values()))
     while True:
         pair = _propose(rng, kinds[rng.choice(len(kinds), p=weights / weights.sum())])
