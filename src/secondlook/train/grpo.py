@@ -3,13 +3,14 @@
 Source: arXiv 2506.01480, the RL stage and table 5. Departures from the public code: log-probabilities are those of the
 distribution that was sampled from (guidance, restriction of the verdict), recorded by the engine; the ratio is to the
 policy that sampled, so that clipping acts over several minibatches; a missing reward is masked and counted; T rounds, and only
-what was judged No is redrawn.
+what was judged No is redrawn. Nothing is cut off by top-k while training (the paper samples with 50 and 4096): a token that falls
+out of the new policy's top-k would have probability 0 and an infinite KL.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -123,9 +124,8 @@ class GRPOJob:
         c = config
         self.schedule = Schedule(c.steps, c.lr, c.min_lr, c.warmup, c.convert_lr, c.convert_step)
         self.engine = Engine(self.janus, batch=c.prompts_per_step * c.group)
-        base = Sampling.of(self.janus.net.generation_config)
-        guidance = base.guidance if c.guidance is None else c.guidance
-        self.sampling = Sampling(**(asdict(base) | {"guidance": guidance, "temperature": c.temperature}))
+        guidance = Sampling.of(self.janus.net.generation_config).guidance if c.guidance is None else c.guidance
+        self.sampling = Sampling(guidance, c.temperature, code_top_k=0, text_top_k=0)
         self.dull = 0
         if not c.prompts:
             pictures = miniature.pictures(np.random.default_rng(c.seed), 16)
@@ -155,6 +155,10 @@ class GRPOJob:
         rows = rows_of([t for t, _ in pairs], [a for _, a in pairs], c.reduction)
         lr = self.schedule.at(step)
         metrics |= self.learn(rng, rows, lr, first=step == 0) | {"lr": lr, "rollout_seconds": sampled}
+        if metrics["refused_steps"] == 1:
+            raise Stopped(
+                f"policy: not one update of step {step} had a finite gradient; start again from a checkpoint at a lower rate"
+            )
         metrics["tokens_per_second"] = sum(len(t.tokens) for t, _ in pairs) / (time.perf_counter() - began)
         if step % c.picture_every == 0:
             self.picture(groups, step)
@@ -200,10 +204,10 @@ class GRPOJob:
                             f"at most {c.most_disagreement} is rounding, so the sampler and the scorer disagree"
                         )
                     out.loss.backward()
-                    sums["loss"] += float(out.loss)
+                    sums["loss"] += float(out.loss.detach())
                     sums["kl"] += float(out.kl) / denominator
                     sums["clipped"] += float(out.clipped)
-                    sums["entropy"] -= float((batch.weight * logp).sum()) / denominator
+                    sums["entropy"] -= float((batch.weight * logp.detach()).sum()) / denominator
                     tokens += len(logp)
                 sums["clipped"] /= tokens
                 if epoch == k == 0:
