@@ -144,14 +144,14 @@ class Red:
         return [Score(v, v > 0.6, "it is red") for v in values]
 
 
-TOY = {"prompts_per_step": 2, "group": 8, "rounds": 2, "lr": 2e-3, "min_lr": 2e-3, "warmup": 0, "beta": 0.0, "log_every": 1}
+TOY = {"prompts_per_step": 2, "group": 16, "rounds": 1, "lr": 5e-3, "min_lr": 5e-3, "warmup": 0, "beta": 0.0, "log_every": 1}
 
 
 @pytest.mark.slow
 def test_the_reward_goes_up(start, tmp_path, monkeypatch):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red picture\nanother red picture\n")
-    config = GRPOConfig(model=start, prompts=str(prompts), steps=16, form="segment", save_every=8, patience=100, **TOY)
+    config = GRPOConfig(model=start, prompts=str(prompts), steps=24, form="segment", save_every=8, patience=100, **TOY)
     train_grpo(config, tmp_path / "whole", Red())
     rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
     first = [r["score_1"] for r in rows]

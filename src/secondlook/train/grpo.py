@@ -3,8 +3,8 @@
 Source: arXiv 2506.01480, the RL stage and table 5. Departures from the public code: log-probabilities are those of the
 distribution that was sampled from (guidance, restriction of the verdict), recorded by the engine; the ratio is to the
 policy that sampled, so that clipping acts over several minibatches; a missing reward is masked and counted; T rounds, and only
-what was judged No is redrawn. Nothing is cut off by top-k while training (the paper samples with 50 and 4096): a token that falls
-out of the new policy's top-k would have probability 0 and an infinite KL.
+what was judged No is redrawn. Nothing is cut off by top-k while training (the paper samples with 50 and 4096): a token that
+falls out of the new policy's top-k would have probability 0 and an infinite KL.
 """
 
 from __future__ import annotations
