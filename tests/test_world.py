@@ -51,7 +51,7 @@ def test_lessons_satisfy_their_prompts_and_near_misses_do_not():
         s, scene = lesson(rng)
         assert scene.valid() and judge(s, scene).correct and judge(s, scene).score == pytest.approx(1.0)
         missed = judge(s, near_miss(rng, s, scene))
-        assert not missed.correct and missed.score < 0.8 and missed.reason
+        assert not missed.correct and missed.score < 0.5 and missed.reason
 
 
 def test_training_never_shows_or_names_a_held_out_composition():

@@ -126,8 +126,9 @@ def scene_of(reading: Reading) -> Scene:
 def judge(spec: Spec, picture: Reading | Scene | Image.Image | np.ndarray) -> Verdict:
     """GenEval's verdict on a picture, its soft score and its reason.
 
-    S is 0.7 times the mean over atoms (each object asked for, its colour, the exact count where asked, each relation; an
-    object counts with its confidence) plus 0.3 for a correct verdict, so S >= 0.8 needs a correct picture.
+    S is 0.45 times the mean over atoms (each object asked for, its colour, the exact count where asked, each relation; an
+    object counts with its confidence) plus 0.55 for a correct verdict: below 0.5, the paper's threshold for negatives, exactly
+    when the picture is wrong.
     """
     if isinstance(picture, Scene):
         picture = reading_of(picture)
@@ -157,7 +158,7 @@ def judge(spec: Spec, picture: Reading | Scene | Image.Image | np.ndarray) -> Ve
             correct = False
             failures.append((_several(clause.name, there), f"not {NUMBERS[clause.count - 1]}"))
             held = []
-    score = 0.7 * float(np.mean(atoms)) + 0.3 * correct
+    score = 0.45 * float(np.mean(atoms)) + 0.55 * correct
     return Verdict(bool(correct), score, _sentence(bool(correct), failures, held, spec))
 
 
