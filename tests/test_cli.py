@@ -95,6 +95,12 @@ BAD = {
     "missing tokenizer": (["train", "base", "--config", "{toml}", "--set", "tokenizer=none"], "tokenizer"),
     "zero samples": (["bench", "geneval", "--model", "{model}", "--samples", "0"], "samples"),
     "unknown split": (["bench", "geneval", "--model", "{model}", "--split", "x"], "split"),
+    "unknown start": (["train", "sft", "--config", "{toml}", "--set", "model=nonesuch", "--set", "data={empty}"], "model"),
+    "no pictures": (["train", "sft", "--config", "{toml}", "--set", "model={model}", "--set", "data={empty}"], "data"),
+    "no start": (["train", "grpo", "--config", "{toml}"], "model"),
+    "no prompts": (["train", "grpo", "--config", "{toml}", "--set", "model={model}", "--set", "prompts=no.txt"], "prompts"),
+    "not a pair": (["bench", "compare", "out"], "NAME=FOLDER"),
+    "no results": (["bench", "compare", "a={empty}"], "result.json"),
     "nothing to show": (["show", "{empty}"], "folder"),
 }
 

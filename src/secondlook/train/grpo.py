@@ -75,8 +75,10 @@ class GRPOConfig:
     clip: float = 1.0
     most_missing: float = 0.2
     """A step with more missing scores than this stops the run."""
+    one_verdict: float = 0.99
+    """A step counts as one of a single verdict when so many verdicts are the same."""
     patience: int = 5
-    """So many steps in a row without variance in any group, or with one verdict only, stop the run."""
+    """So many steps in a row without variance in any group, or of a single verdict, stop the run."""
     most_disagreement: float = 1e-2
     """Largest difference between a sampled token's recorded log-probability and its score before the first update."""
     seed: int = 0
@@ -171,7 +173,8 @@ class GRPOJob:
             raise Stopped(f"reward: {metrics['missing']:.0%} of the scores are missing; at most {c.most_missing:.0%} may be")
         varied = np.mean([any(a for of_turns in each for a in of_turns if np.isfinite(a)) for each in values])
         metrics["groups_with_variance"] = float(varied)
-        self.dull = self.dull + 1 if not varied or metrics["yes_rate"] in (0.0, 1.0) else 0
+        same = max(metrics["yes_rate"], 1 - metrics["yes_rate"]) >= c.one_verdict
+        self.dull = self.dull + 1 if not varied or same else 0
         if self.dull >= c.patience:
             raise Stopped(
                 f"reward: {c.patience} steps in a row had no variance in any group or one verdict only "
