@@ -69,7 +69,8 @@ def test_sampled_pictures_carry_the_verifiers_verdict(data, engine, start):
     manifest = json.loads((data / "manifest.json").read_text())
     assert len(manifest["shards"]) == 2
     sources = manifest["sources"]
-    assert sources["render"] == {"pictures": 30, "right": 30} and sources["near miss"] == {"pictures": 120, "right": 0}
+    assert sources["render"] == {"pictures": 30, "right": 30, "missing": 0}
+    assert sources["near miss"] == {"pictures": 120, "right": 0, "missing": 0}
     pool = Pool(data)
     rng = np.random.default_rng(0)
     for _ in range(50):
@@ -84,6 +85,21 @@ def test_sampled_pictures_carry_the_verifiers_verdict(data, engine, start):
     (data / "images-00001.parquet").unlink()
     sample(SampleConfig(model=start, n_prompts=30, draws=1, near_misses=4, shard=20), engine, Verifier(), data)
     assert {p.name: p.read_bytes() for p in data.glob("images-*.parquet")} == before, "a shard made again is the same"
+    with pytest.raises(InputError, match="near_misses"):
+        sample(SampleConfig(model=start, n_prompts=30, draws=1, near_misses=2, shard=20), engine, Verifier(), data)
+
+
+def test_a_picture_without_a_score_is_counted_and_taught_to_nobody(engine, start, tmp_path):
+    class Half(Verifier):
+        def __call__(self, items):
+            return [s if i % 2 else None for i, s in enumerate(super().__call__(items))]
+
+    sample(SampleConfig(model=start, n_prompts=20, draws=0, near_misses=4), engine, Half(), tmp_path)
+    sources = json.loads((tmp_path / "manifest.json").read_text())["sources"]
+    assert sum(row["missing"] for row in sources.values()) == 50 == sum(row["pictures"] for row in sources.values()) / 2
+    pool = Pool(tmp_path)
+    used = {i for part in (pool.bad, pool.draw, pool.judge) for rows in part.values() for i in rows}
+    assert used and all(pool.rows[i]["score"] is not None for i in used)
 
 
 def test_verifier_has_no_score_for_words_it_does_not_know():

@@ -220,19 +220,27 @@ def bench_geneval(
     device: Device = "cpu",
 ) -> None:
     """Mini-GenEval: first and final image, per task and overall, with the model as its own judge."""
+    from secondlook.bench import geneval
+
+    settings = geneval.Settings(model, samples, rounds, seed, split, rows_per_task)
+    _bench(geneval, settings, guidance, out, batch, device)
+    show(out)
+    console.print(f"written to {out}: result.json, episodes.json, geneval.html")
+
+
+def _bench(bench: Any, settings: Any, guidance: float | None, out: Path, batch: int, device: str) -> None:
+    """Run and write a benchmark that samples mini-GenEval's prompts."""
     from dataclasses import replace
 
     from rich.progress import Progress
 
-    from secondlook.bench import geneval
     from secondlook.files import writable_folder
     from secondlook.introspect import Sampling
     from secondlook.world.language import benchmark
 
-    settings = geneval.Settings(model, samples, rounds, seed, split, rows_per_task)
-    benchmark(split)
+    benchmark(settings.split)
     at_least("batch", batch)
-    where = locate(model)
+    where = locate(settings.model)
     writable_folder(out)
     engine = load_engine(where, device, batch)
     sampling = Sampling.of(engine.janus.net.generation_config)
@@ -240,11 +248,9 @@ def bench_geneval(
         sampling = replace(sampling, guidance=guidance)
     settings = replace(settings, guidance=sampling.guidance)
     with Progress() as progress:
-        bar = progress.add_task("mini-GenEval", total=None)
-        scored = geneval.run(engine, settings, sampling, lambda n, of: progress.update(bar, completed=n, total=of))
-    geneval.write(out, scored, settings)
-    show(out)
-    console.print(f"written to {out}: result.json, episodes.json, geneval.html")
+        bar = progress.add_task(out.name, total=None)
+        scored = bench.run(engine, settings, sampling, lambda n, of: progress.update(bar, completed=n, total=of))
+    bench.write(out, scored, settings)
 
 
 @bench_app.command("curve")
@@ -260,27 +266,10 @@ def bench_curve(
     device: Device = "cpu",
 ) -> None:
     """Introspection over rounds beside best-of-N by the model's own judge, at equal numbers of drawn codes."""
-    from dataclasses import replace
-
-    from rich.progress import Progress
-
     from secondlook.bench import curve
-    from secondlook.files import writable_folder
-    from secondlook.introspect import Sampling
-    from secondlook.world.language import benchmark
 
     settings = curve.Settings(model, most, samples, seed, split, rows_per_task)
-    benchmark(split)
-    at_least("batch", batch)
-    where = locate(model)
-    writable_folder(out)
-    engine = load_engine(where, device, batch)
-    sampling = Sampling.of(engine.janus.net.generation_config)
-    settings = replace(settings, guidance=sampling.guidance)
-    with Progress() as progress:
-        bar = progress.add_task("curve", total=None)
-        tried = curve.run(engine, settings, sampling, lambda n, of: progress.update(bar, completed=n, total=of))
-    curve.write(out, tried, settings)
+    _bench(curve, settings, None, out, batch, device)
     console.print(f"written to {out}: result.json, curve.png")
 
 

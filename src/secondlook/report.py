@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, select_autoescape
 from PIL import Image
 
-from secondlook.files import versions, write_image, write_json, write_text
+from secondlook.files import png, versions, write_image, write_json, write_text
 from secondlook.types import Episode
 
 _PAGES = Environment(loader=PackageLoader("secondlook"), autoescape=select_autoescape())
@@ -19,9 +18,7 @@ _PAGES = Environment(loader=PackageLoader("secondlook"), autoescape=select_autoe
 
 def embed(image: Image.Image) -> str:
     """A picture as a data URL."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return "data:image/png;base64," + base64.b64encode(png(image)).decode()
 
 
 def page(template: str, **values: Any) -> str:

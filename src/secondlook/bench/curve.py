@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from secondlook.bench.base import Interval, Sample, mean_of_tasks
+from secondlook.bench.geneval import seeded_rows
 from secondlook.engine.decode import Engine
 from secondlook.files import versions, write_json
 from secondlook.introspect import Sampling, introspect
 from secondlook.types import Episode, InputError, Prompt
-from secondlook.world.language import TASKS, Spec, benchmark
+from secondlook.world.language import Spec
 from secondlook.world.read import judge
 
 
@@ -59,8 +60,7 @@ def run(
     engine: Engine, settings: Settings, sampling: Sampling, progress: Callable[[int, int], None] = lambda *_: None
 ) -> list[Tried]:
     """Sample the episodes and the independent images of every row of mini-GenEval."""
-    rows = [s for task in TASKS for s in [r for r in benchmark(settings.split) if r.tag == task][: settings.rows_per_task]]
-    jobs = [(row, settings.seed * 10**6 + i * 1000 + k) for i, row in enumerate(rows) for k in range(settings.samples)]
+    jobs = seeded_rows(settings.split, settings.rows_per_task, settings.samples, settings.seed)
     tried: list[Tried] = []
     most, size = settings.most, max(1, engine.batch // settings.most)
     for start in range(0, len(jobs), size):

@@ -51,12 +51,17 @@ class Scored:
     right: tuple[bool, ...]
 
 
+def seeded_rows(split: str, rows_per_task: int, samples: int, seed: int) -> list[tuple[Spec, int]]:
+    """Every episode of the benchmark: its row, ``samples`` times, each with a seed of its own."""
+    rows = [s for task in TASKS for s in [r for r in benchmark(split) if r.tag == task][:rows_per_task]]
+    return [(row, seed * 10**6 + i * 1000 + k) for i, row in enumerate(rows) for k in range(samples)]
+
+
 def run(
     engine: Engine, settings: Settings, sampling: Sampling, progress: Callable[[int, int], None] = lambda *_: None
 ) -> list[Scored]:
     """Draw, judge and redraw every row of the benchmark; the truth is read from the pictures afterwards."""
-    rows = [s for task in TASKS for s in [r for r in benchmark(settings.split) if r.tag == task][: settings.rows_per_task]]
-    jobs = [(row, settings.seed * 10**6 + i * 1000 + k) for i, row in enumerate(rows) for k in range(settings.samples)]
+    jobs = seeded_rows(settings.split, settings.rows_per_task, settings.samples, settings.seed)
     scored: list[Scored] = []
     for start in range(0, len(jobs), engine.batch):
         part = jobs[start : start + engine.batch]

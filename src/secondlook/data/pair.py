@@ -66,7 +66,8 @@ class Pool:
                 raise InputError(f"config: data = {str(folder)!r} has no prompt with pictures for {name!r}; sample more")
 
     def _those(self, by_prompt: dict[str, list[int]], keep: Callable[[float], bool]) -> dict[str, list[int]]:
-        found = {p: [i for i in rows if keep(self.rows[i]["score"])] for p, rows in by_prompt.items()}
+        kept = [row["score"] is not None and keep(row["score"]) for row in self.rows]
+        found = {p: [i for i in rows if kept[i]] for p, rows in by_prompt.items()}
         return {p: rows for p, rows in found.items() if rows}
 
     def _scored(self, index: int) -> Scored:

@@ -7,7 +7,7 @@ pictures and near misses. A shard depends only on (seed, its number), and a shar
 
 from __future__ import annotations
 
-import io
+import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from rich.progress import track
 from secondlook.data import miniature
 from secondlook.data.prompts import Prompts
 from secondlook.engine.decode import Engine
-from secondlook.files import versions, write_json
+from secondlook.files import png, versions, write_json
 from secondlook.introspect import Sampling, turn_seed
 from secondlook.rewards.base import Reward
 from secondlook.types import InputError, Request
@@ -37,10 +37,8 @@ class SampleConfig:
     """How many prompts (of a file: the first ones)."""
     draws: int = 6
     """Pictures a prompt drawn by the model."""
-    right: int = 1
-    """Right pictures a prompt by the world's renderer."""
     near_misses: int = 3
-    """Wrong pictures a prompt by the world's renderer."""
+    """Wrong pictures a prompt by the world's renderer, beside one right one."""
     shard: int = 250
     """Prompts a shard."""
     batch: int = 96
@@ -62,6 +60,7 @@ def sample(config: SampleConfig, engine: Engine, reward: Reward, out: Path) -> P
     features = Features({name: Value(kind) for name, kind in kinds.items()} | {"image": ImageFeature()})
     given = Prompts(config.prompts).lines
     total = min(config.n_prompts, len(given)) if given else config.n_prompts
+    _same_config(config, out)
     for start in track(range(0, total, config.shard), "drawing and scoring"):
         path = out / f"images-{start // config.shard:05d}.parquet"
         if path.exists():
@@ -74,16 +73,15 @@ def sample(config: SampleConfig, engine: Engine, reward: Reward, out: Path) -> P
         rows = [
             {
                 "prompt": prompt,
-                "image": {"bytes": _png(image)},
+                "image": {"bytes": png(image)},
                 "source": source,
-                "score": score.value,
-                "correct": score.correct,
-                "reason": score.answer,
+                "score": score.value if score else None,
+                "correct": score.correct if score else None,
+                "reason": score.answer if score else None,
             }
             for (prompt, image, source), score in zip(pictures, scores, strict=True)
-            if score is not None
         ]
-        if not rows:
+        if not any(scores):
             raise InputError(f"reward: not one of {len(scores)} pictures got a score; check the judge and the prompts")
         temporary = path.with_suffix(".tmp")
         Dataset.from_list(rows, features=features).to_parquet(str(temporary))
@@ -92,28 +90,35 @@ def sample(config: SampleConfig, engine: Engine, reward: Reward, out: Path) -> P
     return out
 
 
+def _same_config(config: SampleConfig, out: Path) -> None:
+    """Shards of different settings are not mixed: a folder goes on with the config it was begun with."""
+    path, now = out / "config.json", asdict(config)
+    before = json.loads(path.read_text()) if path.exists() else now
+    for key, value in now.items():
+        if before.get(key) != value:
+            raise InputError(
+                f"config: {key} is {value!r} but {out} was begun with {before.get(key)!r}; "
+                "use the same value, or another folder"
+            )
+    write_json(path, now)
+
+
 def _rendered(config: SampleConfig, start: int, n: int) -> list[tuple[str, Image, str]]:
     rng = np.random.default_rng([config.seed, start])
     out: list[tuple[str, Image, str]] = []
     for p in miniature.pictures(rng, n):
-        out += [(p.spec.prompt, p.image, "render")] * config.right
+        out.append((p.spec.prompt, p.image, "render"))
         out += [(p.spec.prompt, image, "near miss") for image in miniature.near_misses(rng, p, config.near_misses)]
     return out
 
 
 def _drawn(config: SampleConfig, engine: Engine, prompts: list[str], start: int) -> list[tuple[str, Image, str]]:
     rule = Sampling.of(engine.janus.net.generation_config).draw_rule()
-    asked = [(prompt, i) for prompt in prompts for i in range(config.draws)]
+    asked = [prompt for prompt in prompts for _ in range(config.draws)]
     first = config.seed * 10**9 + start * config.draws
-    requests = [Request("draw", engine.protocol.draw(prompt), turn_seed(first + k, 0)) for k, (prompt, _) in enumerate(asked)]
+    requests = [Request("draw", engine.protocol.draw(prompt), turn_seed(first + k, 0)) for k, prompt in enumerate(asked)]
     images = engine.pictures([t.tokens for t in engine.draw(requests, rule)])
-    return [(prompt, image, config.model) for (prompt, _), image in zip(asked, images, strict=True)]
-
-
-def _png(image: Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
+    return [(prompt, image, config.model) for prompt, image in zip(asked, images, strict=True)]
 
 
 def _manifest(config: SampleConfig, out: Path) -> dict:
@@ -124,7 +129,8 @@ def _manifest(config: SampleConfig, out: Path) -> dict:
     counts: dict[str, dict[str, int]] = {}
     for table in tables:
         for source, correct in zip(table["source"], table["correct"], strict=True):
-            row = counts.setdefault(source, {"pictures": 0, "right": 0})
+            row = counts.setdefault(source, {"pictures": 0, "right": 0, "missing": 0})
             row["pictures"] += 1
-            row["right"] += int(correct)
+            row["right"] += correct is True
+            row["missing"] += correct is None
     return {"shards": [p.name for p in shards], "sources": counts, "config": asdict(config), "versions": versions()}

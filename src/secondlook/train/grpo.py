@@ -169,7 +169,7 @@ class GRPOJob:
     def guard(self, metrics: dict[str, float], values: list[list[list[float]]]) -> None:
         """Stop a run that has nothing to learn from. Raises Stopped."""
         c = self.config
-        if metrics["missing"] > c.most_missing:
+        if metrics["missing"] > c.most_missing or "yes_rate" not in metrics:
             raise Stopped(f"reward: {metrics['missing']:.0%} of the scores are missing; at most {c.most_missing:.0%} may be")
         varied = np.mean([any(a for of_turns in each for a in of_turns if np.isfinite(a)) for each in values])
         metrics["groups_with_variance"] = float(varied)
