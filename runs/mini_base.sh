@@ -13,7 +13,11 @@ train base base_compare base_there --set start="$out/base/final"
 train base base_compare base_verdict --set start="$out/base_there/final" --set 'asked={verdict = 0.8, there = 0.2}'
 train base base_compare base_both --set start="$out/base_verdict/final" --set 'asked={verdict = 0.7, there = 0.3}' \
   --set alone=0.2 --set steps=600
-train base base_see base_see --set start="$out/base_both/final"
+# and so are relations, on few objects first
+train base base_relations base_few --set start="$out/base_both/final"
+train base base_relations base_relations --set start="$out/base_few/final" --set objects=16 --set steps=400 \
+  --set 'kinds={position = 0.9, counting = 0.1}'
+train base base_see base_see --set start="$out/base_relations/final"
 secondlook bench geneval --model "$out/base_see/final" --out "$out/geneval" --device "$device"
 secondlook bench questions --model "$out/base_see/final" --out "$out/questions" --device "$device"
 secondlook show "$out/base_see"

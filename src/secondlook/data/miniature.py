@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from secondlook.model.janus import to_unit
+from secondlook.types import InputError
 from secondlook.world import lessons
 from secondlook.world.language import NUMBERS, Spec, phrase, plurals
 from secondlook.world.read import judge
@@ -18,6 +19,14 @@ from secondlook.world.scene import CELL, COLORS, OBJECTS, RELATIONS, SIZE, STEP,
 
 SIDE = SIZE // STEP
 KINDS = lessons.KINDS
+
+
+def check_shares(name: str, shares: dict[str, float], known: dict[str, float]) -> None:
+    """Refuse shares (a config's field ``name``) of what is not ``known``, negative ones, and none at all."""
+    if unknown := sorted(set(shares) - set(known)):
+        raise InputError(f"config: {name} has {unknown[0]!r}; known are {', '.join(known)}")
+    if not shares or min(shares.values()) < 0 or not sum(shares.values()):
+        raise InputError(f"config: {name} is {shares}; give shares that are not negative and not all 0")
 
 
 @dataclass(frozen=True)
@@ -29,9 +38,16 @@ class Picture:
     image: Image.Image
 
 
-def pictures(rng: np.random.Generator, n: int, alone: float = 0.0, kinds: dict[str, float] = KINDS) -> list[Picture]:
-    """``n`` lessons with their pictures, of ``kinds`` in their shares but a share ``alone`` of them with one object."""
-    drawn = (lessons.lesson(rng, lessons.ALONE if alone and rng.random() < alone else kinds) for _ in range(n))
+def pictures(
+    rng: np.random.Generator,
+    n: int,
+    alone: float = 0.0,
+    kinds: dict[str, float] = KINDS,
+    objects: int = len(OBJECTS),
+) -> list[Picture]:
+    """``n`` lessons with their pictures, of ``kinds`` in their shares but a share ``alone`` of them with one object; of the first
+    ``objects`` classes."""
+    drawn = (lessons.lesson(rng, lessons.ALONE if alone and rng.random() < alone else kinds, objects) for _ in range(n))
     return [Picture(spec, scene, Image.fromarray(render(scene))) for spec, scene in drawn]
 
 
@@ -92,8 +108,9 @@ ASKED = {"there": 0.42, "parts": 0.18, "describe": 0.1, "verdict": 0.3}
 """Shares of the questions: "is there …?", colours, counts and relations, what is in the picture, does it match a prompt."""
 
 
-def questions(rng: np.random.Generator, items: list[Picture], asked: dict[str, float]) -> list[Question]:
-    """One question a picture, of the kinds ``asked`` in their shares (ASKED); half of the verdicts are of near misses."""
+def questions(rng: np.random.Generator, items: list[Picture], asked: dict[str, float], aimed: float = 0.0) -> list[Question]:
+    """One question a picture, of the kinds ``asked`` in their shares (ASKED); half of the verdicts are of near misses, a share
+    ``aimed`` of which attack what the prompt asks for."""
     kinds = rng.choice(list(asked), size=len(items), p=np.array(list(asked.values())) / sum(asked.values()))
     out = []
     for p, kind in zip(items, kinds, strict=True):
@@ -105,15 +122,15 @@ def questions(rng: np.random.Generator, items: list[Picture], asked: dict[str, f
         else:
             scene, image = p.scene, p.image
             if rng.random() < 0.5:
-                scene = lessons.near_miss(rng, p.spec, p.scene)
+                scene = lessons.near_miss(rng, p.spec, p.scene, aimed)
                 image = Image.fromarray(render(scene))
             out.append(Question(image, "", reason(p.spec, scene), p.spec.prompt))
     return out
 
 
-def near_misses(rng: np.random.Generator, p: Picture, n: int) -> list[Image.Image]:
-    """``n`` pictures that fail ``p``'s prompt by one change of its scene."""
-    return [Image.fromarray(render(lessons.near_miss(rng, p.spec, p.scene))) for _ in range(n)]
+def near_misses(rng: np.random.Generator, p: Picture, n: int, aimed: float = 0.0) -> list[Image.Image]:
+    """``n`` pictures that fail ``p``'s prompt by one change of its scene (``lessons.near_miss``)."""
+    return [Image.fromarray(render(lessons.near_miss(rng, p.spec, p.scene, aimed))) for _ in range(n)]
 
 
 @dataclass(frozen=True)

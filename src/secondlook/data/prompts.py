@@ -11,10 +11,12 @@ from secondlook.types import InputError
 
 
 class Prompts:
-    """Prompts of a file with one a line, or (``path`` empty) of the miniature's world, held-out compositions excluded."""
+    """Prompts of a file with one a line, or (``path`` empty) of the miniature's world, held-out compositions excluded, their
+    kinds in the shares ``kinds``."""
 
-    def __init__(self, path: str = ""):
+    def __init__(self, path: str = "", kinds: dict[str, float] = miniature.KINDS):
         self.lines: list[str] = []
+        self.kinds = kinds
         if path:
             if not Path(path).is_file():
                 raise InputError(f"config: prompts is {path!r}, which is not a file; give a text file, one prompt a line")
@@ -26,4 +28,4 @@ class Prompts:
         """``n`` prompts."""
         if self.lines:
             return [self.lines[i] for i in rng.integers(len(self.lines), size=n)]
-        return [p.spec.prompt for p in miniature.pictures(rng, n)]
+        return [p.spec.prompt for p in miniature.pictures(rng, n, kinds=self.kinds)]

@@ -2,14 +2,15 @@
 
 Source: the data of stage 1 in arXiv 2506.01480 (several pictures a prompt from several generators, scored by a judge that
 also gives a reason). Here the generators are a model of this package and, for the world's prompts, the renderer: right
-pictures and near misses. A shard depends only on (seed, its number), and a shard that is there is not made again.
+pictures and near misses. These pass through the image tokenizer, so that a verdict cannot be learned from the source alone (a
+clean render is wrong, a decoded picture right). A shard depends only on (seed, its number), and one that is there is not made again.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,10 @@ class SampleConfig:
     """Pictures a prompt drawn by the model."""
     near_misses: int = 3
     """Wrong pictures a prompt by the world's renderer, beside one right one."""
+    aimed: float = 0.5
+    """Share of them that attack what the prompt asks for: a relation, a count, who has which colour."""
+    kinds: dict[str, float] = field(default_factory=lambda: dict(miniature.KINDS))
+    """Shares of the kinds of the world's prompts."""
     shard: int = 250
     """Prompts a shard."""
     batch: int = 96
@@ -49,13 +54,16 @@ class SampleConfig:
         for name in ("n_prompts", "shard", "batch"):
             if getattr(self, name) < 1:
                 raise InputError(f"config: {name} is {getattr(self, name)}; it must be at least 1")
+        miniature.check_shares("kinds", self.kinds, miniature.KINDS)
 
 
 def sample(config: SampleConfig, engine: Engine, reward: Reward, out: Path) -> Path:
     """Draw and score; ``out`` gets images-*.parquet and, last, manifest.json (counts, missing scores, config, versions)."""
     from datasets import Dataset, Features, Value
+    from datasets import Dataset, Features, Value, disable_progress_bars
     from datasets import Image as ImageFeature
 
+    disable_progress_bars()  # one bar, ours
     kinds = {"prompt": "string", "score": "float32", "correct": "bool", "reason": "string", "source": "string"}
     features = Features({name: Value(kind) for name, kind in kinds.items()} | {"image": ImageFeature()})
     given = Prompts(config.prompts).lines
@@ -66,7 +74,7 @@ def sample(config: SampleConfig, engine: Engine, reward: Reward, out: Path) -> P
         if path.exists():
             continue
         n = min(config.shard, total - start)
-        pictures = [] if given else _rendered(config, start, n)
+        pictures = [] if given else _rendered(config, engine, start, n)
         prompts = given[start : start + n] or list(dict.fromkeys(p for p, _, _ in pictures))
         pictures += _drawn(config, engine, prompts, start)
         scores = reward([(prompt, image) for prompt, image, _ in pictures])
@@ -103,13 +111,15 @@ def _same_config(config: SampleConfig, out: Path) -> None:
     write_json(path, now)
 
 
-def _rendered(config: SampleConfig, start: int, n: int) -> list[tuple[str, Image, str]]:
+def _rendered(config: SampleConfig, engine: Engine, start: int, n: int) -> list[tuple[str, Image, str]]:
     rng = np.random.default_rng([config.seed, start])
     out: list[tuple[str, Image, str]] = []
-    for p in miniature.pictures(rng, n):
+    for p in miniature.pictures(rng, n, kinds=config.kinds):
         out.append((p.spec.prompt, p.image, "render"))
-        out += [(p.spec.prompt, image, "near miss") for image in miniature.near_misses(rng, p, config.near_misses)]
-    return out
+        wrong = miniature.near_misses(rng, p, config.near_misses, config.aimed)
+        out += [(p.spec.prompt, image, "near miss") for image in wrong]
+    through = engine.pictures(engine.codes([image for _, image, _ in out]))
+    return [(prompt, image, source) for (prompt, _, source), image in zip(out, through, strict=True)]
 
 
 def _drawn(config: SampleConfig, engine: Engine, prompts: list[str], start: int) -> list[tuple[str, Image, str]]:

@@ -59,6 +59,12 @@ class Engine:
         return [image for part in parts for image in self.janus.to_images(part.to(self.janus.device))]
 
     @torch.inference_mode()
+    def codes(self, images: list[Image]) -> list[tuple[int, ...]]:
+        """Encode pictures as the drawing path has them, at most ``batch`` at a time."""
+        parts = [images[i : i + self.batch] for i in range(0, len(images), self.batch)]
+        return [tuple(row) for part in parts for row in self.janus.to_codes(part).tolist()]
+
+    @torch.inference_mode()
     def _run(self, requests: list[Request], rule: Rule, head: Literal["code", "text"], steps: int) -> list[Turn]:
         if rule.head != head:
             raise ValueError(f"rule: head is {rule.head!r}; it must be {head!r} here")

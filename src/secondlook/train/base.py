@@ -34,8 +34,9 @@ from secondlook.model.policy import cross_entropy
 from secondlook.model.sequence import AGAIN, ASSISTANT, MATCH, SPECIALS, SYSTEM, USER, Protocol
 from secondlook.train.optimizer import Optimizer
 from secondlook.train.run import Run
-from secondlook.train.update import Average, freeze
+from secondlook.train.update import Average, freeze, hidden_modules
 from secondlook.types import Draw, InputError, Segment, Text
+from secondlook.world.scene import OBJECTS
 
 
 @dataclass
@@ -59,12 +60,16 @@ class BaseConfig:
     questions: int = 40
     """Sequences about a picture a step."""
     kinds: dict[str, float] = field(default_factory=lambda: dict(miniature.KINDS))
-    """Shares of the kinds of prompts that are drawn."""
+    """Shares of the kinds of prompts that are drawn and asked about."""
     asked: dict[str, float] = field(default_factory=lambda: dict(miniature.ASKED))
     """Shares of the kinds of questions (there, parts, describe, verdict); comparing stays at chance as one task of many
     (docs/LOG.md), so that one stage asks nothing but "is there …?"."""
     alone: float = 0.0
     """Share of the pictures asked about that show one object; comparing is learned on these first."""
+    objects: int = len(OBJECTS)
+    """How many classes of objects (the first ones) are asked about; relations are learned on few first."""
+    aimed: float = 0.0
+    """Share of the near misses asked about that attack what the prompt asks for: a relation, a count, who has which colour."""
     chains: int = 8
     """Redraws every ``chain_every`` steps."""
     chain_every: int = 4
@@ -88,11 +93,10 @@ class BaseConfig:
     """Steps between averaged checkpoints (step-N), for curves of what was learned when."""
 
     def __post_init__(self) -> None:
-        for name, shares, known in (("asked", self.asked, miniature.ASKED), ("kinds", self.kinds, miniature.KINDS)):
-            if unknown := sorted(set(shares) - set(known)):
-                raise InputError(f"config: {name} has {unknown[0]!r}; known are {', '.join(known)}")
-            if not shares or min(shares.values()) < 0 or not sum(shares.values()):
-                raise InputError(f"config: {name} is {shares}; give shares that are not negative and not all 0")
+        miniature.check_shares("asked", self.asked, miniature.ASKED)
+        miniature.check_shares("kinds", self.kinds, miniature.KINDS)
+        if not 4 <= self.objects <= len(OBJECTS):
+            raise InputError(f"config: objects is {self.objects}; give 4 to {len(OBJECTS)} of the world's classes")
 
 
 def text_tokenizer(sentences: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
@@ -213,9 +217,7 @@ class BaseJob:
         parameters = freeze(self.janus)
         self.protocol = Protocol(self.janus.tokenizer)
         net = self.janus.net
-        hidden: list[nn.Module] = [net.model.language_model.layers, net.model.aligner, net.model.generation_aligner]
-        hidden.append(net.model.generation_head.proj_out)
-        self.optimizer = Optimizer(net, hidden, config.muon_lr, config.adam_lr, config.weight_decay)
+        self.optimizer = Optimizer(net, hidden_modules(net), config.muon_lr, config.adam_lr, config.weight_decay)
         self.average = Average(net, config.ema)
         self.trainable = nn.ParameterDict({n.replace(".", "/"): p for n, p in parameters.items()})
         self.prompts, self.codes = self._pool(out) if config.draws else ([], torch.empty(0))
@@ -257,7 +259,8 @@ class BaseJob:
 
     def questions(self, rng: np.random.Generator, n: int):
         rows, answers = [], []
-        for q in miniature.questions(rng, miniature.pictures(rng, n, self.config.alone), self.config.asked):
+        c = self.config
+        for q in miniature.questions(rng, miniature.pictures(rng, n, c.alone, c.kinds, c.objects), c.asked, c.aimed):
             if q.prompt is None:
                 rows.append(self.protocol.ask(q.image, q.question))
             else:

@@ -21,16 +21,23 @@ class Row:
     turn: Turn
     advantage: float
     weight: float
+    reference: tuple[float, ...] = ()
+    """Log-probabilities of its tokens under the KL reference, once they are known."""
 
 
 @dataclass(frozen=True)
 class Packed:
     """Turns sampled under one rule, their tokens one after another (N,)."""
 
-    turns: list[Turn]
+    rows: list[Row]
     behaviour: Tensor
+    reference: Tensor
     advantage: Tensor
     weight: Tensor
+
+    @property
+    def turns(self) -> list[Turn]:
+        return [r.turn for r in self.rows]
 
 
 def rows_of(turns: list[Turn], advantages: list[float], reduction: Reduction = "token") -> list[Row]:
@@ -64,8 +71,9 @@ def pack(rows: list[Row], size: int, device: torch.device | str = "cpu") -> list
 
             packed.append(
                 Packed(
-                    [r.turn for r in part],
+                    part,
                     per_token([list(r.turn.logprobs) for r in part]),
+                    per_token([list(r.reference) for r in part]),
                     per_token([[r.advantage] * len(r.turn.tokens) for r in part]),
                     per_token([[r.weight] * len(r.turn.tokens) for r in part]),
                 )

@@ -10,7 +10,7 @@ falls out of the new policy's top-k would have probability 0 and an infinite KL.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ from secondlook.report import filmstrip
 from secondlook.rewards.base import Reward
 from secondlook.rewards.verifier import Verifier
 from secondlook.train.advantage import Form, Weight, advantages
-from secondlook.train.batch import Packed, Reduction, Row, pack, rows_of, total_weight
+from secondlook.train.batch import Reduction, Row, pack, rows_of, total_weight
 from secondlook.train.loss import policy_loss
 from secondlook.train.rollout import Group, collect, describe
 from secondlook.train.run import Run
@@ -44,6 +44,8 @@ class GRPOConfig:
     """The checkpoint to start from; frozen, it is the KL reference too."""
     prompts: str = ""
     """A text file with one prompt a line; empty: prompts of the miniature's world."""
+    kinds: dict[str, float] = field(default_factory=lambda: dict(miniature.KINDS))
+    """Shares of the kinds of the world's prompts."""
     steps: int = 200
     prompts_per_step: int = 8
     group: int = 8
@@ -94,6 +96,7 @@ class GRPOConfig:
             least = 2 if name == "group" else 1
             if getattr(self, name) < least:
                 raise InputError(f"config: {name} is {getattr(self, name)}; it must be at least {least}")
+        miniature.check_shares("kinds", self.kinds, miniature.KINDS)
 
 
 def check_reward(reward: Reward, good: list, bad: list) -> None:
@@ -116,12 +119,12 @@ class GRPOJob:
 
     def __init__(self, config: GRPOConfig, out: Path, reward: Reward | None = None):
         self.config, self.out = config, out
-        self.prompts = Prompts(config.prompts)
+        self.prompts = Prompts(config.prompts, config.kinds)
         self.reward = reward or Verifier()
         self.janus = Janus.load(config.model, config.device)
         self.reference = Janus.load(config.model, config.device).requires_grad_(False)
         parameters = freeze(self.janus)
-        self.update = Update(parameters, config.weight_decay, config.clip)
+        self.update = Update(self.janus.net, config.weight_decay, config.clip)
         self.trainable = nn.ParameterDict({n.replace(".", "/"): p for n, p in parameters.items()})
         c = config
         self.schedule = Schedule(c.steps, c.lr, c.min_lr, c.warmup, c.convert_lr, c.convert_step)
@@ -184,6 +187,7 @@ class GRPOJob:
     def learn(self, rng: np.random.Generator, rows: list[Row], lr: float, first: bool) -> dict[str, float]:
         """Several epochs of minibatches over one step's turns."""
         c, device = self.config, self.janus.device
+        rows = self.with_reference(rows)
         seen: dict[str, list[float]] = {}
         for epoch in range(c.epochs):
             order = rng.permutation(len(rows))
@@ -195,10 +199,9 @@ class GRPOJob:
                 sums = {"kl": 0.0, "clipped": 0.0, "loss": 0.0, "entropy": 0.0}
                 tokens, gap = 0, 0.0
                 for batch in pack(part, c.micro, device):
-                    reference = self.score_reference(batch)
                     logp = policy.score(self.janus, self.engine.protocol, batch.turns)
                     out = policy_loss(
-                        logp, batch.behaviour, reference, batch.advantage, batch.weight, denominator, c.clip_range, c.beta
+                        logp, batch.behaviour, batch.reference, batch.advantage, batch.weight, denominator, c.clip_range, c.beta
                     )
                     gap = max(gap, float(out.gap))
                     if first and epoch == k == 0 and gap > c.most_disagreement:
@@ -220,9 +223,15 @@ class GRPOJob:
         return {name: float(np.mean(v)) for name, v in seen.items()}
 
     @torch.no_grad()
-    def score_reference(self, batch: Packed) -> torch.Tensor:
-        """Log-probabilities of the turns under the frozen reference."""
-        return policy.score(self.reference, self.engine.protocol, batch.turns)
+    def with_reference(self, rows: list[Row]) -> list[Row]:
+        """The rows with their log-probabilities under the frozen reference, which all epochs share."""
+        known: list[Row] = []
+        for batch in pack(rows, self.config.micro, self.janus.device):
+            logp = policy.score(self.reference, self.engine.protocol, batch.turns).tolist()
+            ends = np.cumsum([len(t.tokens) for t in batch.turns])
+            for row, end in zip(batch.rows, ends, strict=True):
+                known.append(replace(row, reference=tuple(logp[end - len(row.turn.tokens) : end])))
+        return known
 
     def picture(self, groups: list[Group], step: int) -> None:
         """The best and worst episode of the groups that vary most, as a page."""

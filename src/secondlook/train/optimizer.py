@@ -45,28 +45,39 @@ class Muon(torch.optim.Optimizer):
 
 
 class Optimizer:
-    """Muon on the matrices (and convolutions) of ``hidden`` modules, AdamW on every other trainable parameter."""
+    """Muon on the matrices (and convolutions) of ``hidden`` modules (of none: AdamW alone), AdamW on every other trainable
+    parameter."""
 
-    def __init__(self, module: nn.Module, hidden: list[nn.Module], muon_lr: float, adam_lr: float, weight_decay: float = 0.0):
+    def __init__(
+        self,
+        module: nn.Module,
+        hidden: list[nn.Module],
+        muon_lr: float,
+        adam_lr: float,
+        weight_decay: float = 0.0,
+        eps: float = 1e-8,
+    ):
         matrices = {id(p) for m in hidden for p in m.parameters() if p.ndim >= 2 and p.requires_grad}
         trainable = [p for p in module.parameters() if p.requires_grad]
-        self.muon = Muon([p for p in trainable if id(p) in matrices], muon_lr, weight_decay=weight_decay)
-        self.adam = torch.optim.AdamW(
-            [p for p in trainable if id(p) not in matrices], adam_lr, betas=(0.9, 0.95), weight_decay=weight_decay
-        )
+        rest = [p for p in trainable if id(p) not in matrices]
+        self.parts: dict[str, torch.optim.Optimizer] = {
+            "adam": torch.optim.AdamW(rest, adam_lr, betas=(0.9, 0.95), eps=eps, weight_decay=weight_decay)
+        }
+        if matrices:
+            self.parts["muon"] = Muon([p for p in trainable if id(p) in matrices], muon_lr, weight_decay=weight_decay)
         self.lrs = {"muon": muon_lr, "adam": adam_lr}
 
     def step(self, factor: float) -> None:
         """One update with both learning rates times ``factor``, then gradients are cleared."""
-        for name, optimizer in (("muon", self.muon), ("adam", self.adam)):
+        for name, optimizer in self.parts.items():
             for group in optimizer.param_groups:
                 group["lr"] = self.lrs[name] * factor
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict:
-        return {"muon": self.muon.state_dict(), "adam": self.adam.state_dict()}
+        return {name: optimizer.state_dict() for name, optimizer in self.parts.items()}
 
     def load_state_dict(self, state: dict) -> None:
-        self.muon.load_state_dict(state["muon"])
-        self.adam.load_state_dict(state["adam"])
+        for name, optimizer in self.parts.items():
+            optimizer.load_state_dict(state[name])

@@ -44,6 +44,8 @@ class SFTConfig:
     """Most wrong pictures before a regeneration."""
     drop_prompt: float = 0.1
     verdict_weight: float = 0.8
+    muon: float = 0.0
+    """Train the hidden matrices by Muon, at so many times lr (0: AdamW for everything, as the paper)."""
     lr: float = 2e-5
     min_lr: float = 2e-7
     warmup: int = 100
@@ -72,7 +74,7 @@ class SFTJob:
         self.protocol = Protocol(self.janus.tokenizer)
         self.pool = Pool(config.data, config.good_to_draw, config.good_to_judge)
         parameters = freeze(self.janus)
-        self.update = Update(parameters, config.weight_decay, config.clip)
+        self.update = Update(self.janus.net, config.weight_decay, config.clip, config.muon)
         self.average = Average(self.janus.net, config.ema)
         self.trainable = nn.ParameterDict({n.replace(".", "/"): p for n, p in parameters.items()})
         self.schedule = Schedule(config.steps, config.lr, config.min_lr, config.warmup)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from secondlook.model.janus import Janus
+from secondlook.train.optimizer import Optimizer
 from secondlook.types import InputError
 
 
@@ -52,29 +54,35 @@ class Schedule:
         return self.low + (high - self.low) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-class Update:
-    """AdamW with gradient clipping. A step whose gradient is not finite is not taken."""
+def hidden_modules(net: nn.Module) -> list[nn.Module]:
+    """The modules whose matrices Muon may train: everything between the embeddings and the last layers."""
+    model: Any = net.model
+    return [model.language_model.layers, model.aligner, model.generation_aligner, model.generation_head.proj_out]
 
-    def __init__(self, parameters: dict[str, nn.Parameter], weight_decay: float = 0.05, clip: float = 1.0):
-        self.parameters, self.clip = list(parameters.values()), clip
-        self.adam = torch.optim.AdamW(self.parameters, lr=0.0, betas=(0.9, 0.95), eps=1e-6, weight_decay=weight_decay)
+
+class Update:
+    """AdamW with gradient clipping; ``muon`` above 0 trains the hidden matrices by Muon, at so many times AdamW's rate. A step
+    whose gradient is not finite is not taken."""
+
+    def __init__(self, net: nn.Module, weight_decay: float = 0.05, clip: float = 1.0, muon: float = 0.0):
+        self.parameters, self.clip = [p for p in net.parameters() if p.requires_grad], clip
+        self.optimizer = Optimizer(net, hidden_modules(net) if muon else [], muon, 1.0, weight_decay, eps=1e-6)
 
     def step(self, lr: float) -> dict[str, float]:
         """One step at ``lr``, then gradients are cleared. Returns the gradient's norm before clipping and whether it was
         refused."""
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.clip))
         if math.isfinite(norm):
-            for group in self.adam.param_groups:
-                group["lr"] = lr
-            self.adam.step()
-        self.adam.zero_grad(set_to_none=True)
+            self.optimizer.step(lr)
+        for p in self.parameters:
+            p.grad = None
         return {"grad_norm": norm if math.isfinite(norm) else 0.0, "refused_steps": float(not math.isfinite(norm))}
 
     def state_dict(self) -> dict:
-        return self.adam.state_dict()
+        return self.optimizer.state_dict()
 
     def load_state_dict(self, state: dict) -> None:
-        self.adam.load_state_dict(state)
+        self.optimizer.load_state_dict(state)
 
 
 class Average:

@@ -1,7 +1,8 @@
-"""Pretrain the seeing encoder on the world: each patch's features must tell what it shows (part of an object, colour).
+"""Pretrain the seeing encoder on the world: each patch's features must tell what it shows (part of an object, colour) and where it is.
 
 Trained jointly from scratch through the language model's loss the encoder learned nothing (docs/LOG.md); with dense labels it
-sees every object within a minute. Half of the pictures carry noise, so that features stay useful on what the model
+sees every object within a minute. Without the place as a label the features keep nothing of it, and relations between objects
+are not learned (docs/LOG.md). Half of the pictures carry noise, so that features stay useful on what the model
 draws.
 """
 
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import JanusVisionConfig, JanusVisionModel
 
-from secondlook.data.miniature import N_COLORS, N_PARTS, cells, pictures, pixels
+from secondlook.data.miniature import N_COLORS, N_PARTS, SIDE, cells, pictures, pixels
 from secondlook.train.optimizer import Optimizer
 from secondlook.train.run import Run, schedule
 
@@ -57,30 +58,29 @@ class VisionJob:
                 num_image_tokens=(config.image_size // config.patch) ** 2,
             )
         )
-        self.probe_head = nn.Linear(config.width, N_PARTS + N_COLORS)
+        self.probe_head = nn.Linear(config.width, N_PARTS + N_COLORS + 2 * SIDE)
         self.all = nn.ModuleList([self.encoder, self.probe_head]).to(config.device)
         self.optimizer = Optimizer(self.all, [self.encoder.encoder], config.muon_lr, config.adam_lr)
 
     def batch(self, key: int, n: int, disturb: bool):
         rng = np.random.default_rng([self.config.seed, key])
         items = pictures(rng, n)
-        labels = torch.from_numpy(np.stack([np.stack(cells(p.scene)) for p in items]))
+        place = np.stack(np.divmod(np.arange(SIDE**2), SIDE))
+        labels = torch.from_numpy(np.stack([np.concatenate([np.stack(cells(p.scene)), place]) for p in items]))
         x = pixels(items)
         if disturb:
             x[: n // 2] += torch.from_numpy(rng.normal(0, 0.1, (n // 2, *x.shape[1:])).astype(np.float32))
             x = x.clamp(-1, 1)
         return x.to(self.config.device), labels.to(self.config.device)
 
-    def predict(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        out = self.probe_head(self.encoder(x).last_hidden_state)
-        return out[..., :N_PARTS], out[..., N_PARTS:]
+    def predict(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Logits (n, patches, …) of part, colour, row and column."""
+        return self.probe_head(self.encoder(x).last_hidden_state).split([N_PARTS, N_COLORS, SIDE, SIDE], -1)
 
     def step(self, step: int) -> dict[str, float]:
         x, labels = self.batch(step, self.config.batch, disturb=True)
-        part, color = self.predict(x)
-        loss = F.cross_entropy(part.flatten(0, 1), labels[:, 0].flatten()) + F.cross_entropy(
-            color.flatten(0, 1), labels[:, 1].flatten()
-        )
+        each = [F.cross_entropy(p.flatten(0, 1), labels[:, i].flatten()) for i, p in enumerate(self.predict(x))]
+        loss = torch.stack(each).sum()
         loss.backward()
         self.optimizer.step(schedule(step, self.config.steps, 20))
         return {"loss": loss.item()}
@@ -89,12 +89,13 @@ class VisionJob:
     def probe(self, _: int) -> dict[str, float]:
         """Share of objects (all four cells, part and colour) that the encoder tells on unseen scenes."""
         x, labels = self.batch(10**6, 400, disturb=False)
-        part, color = (p.argmax(-1) for p in self.predict(x))
-        right = (part == labels[:, 0]) & (color == labels[:, 1])
+        right = torch.stack([p.argmax(-1) for p in self.predict(x)], 1) == labels
+        right, placed = right[:, :2].all(1), right[:, 2:].all(1)
         shown = labels[:, 0] > 0
         return {
             "objects_right": (right & shown).sum().item() / shown.sum().item(),
             "scenes_right": right.all(1).float().mean().item(),
+            "places_right": placed.float().mean().item(),
         }
 
 

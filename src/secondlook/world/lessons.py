@@ -40,20 +40,31 @@ KINDS = {
 ALONE = {k: KINDS[k] for k in ("single", "colored")}
 """The kinds whose scenes hold one object."""
 _COLORS = tuple(COLORS)
+_CHANGES = ("color", "name", "swap colors", "swap places", "drop", "add")
+_AIMED = {
+    "single_object": ("name",),
+    "two_object": ("name", "drop"),
+    "counting": ("drop", "add"),
+    "colors": ("color",),
+    "position": ("swap places", "move"),
+    "color_attr": ("swap colors",),
+}
+"""The changes that attack what a task's prompts ask for."""
 
 
-def lesson(rng: np.random.Generator, shares: dict[str, float] = KINDS) -> tuple[Spec, Scene]:
-    """A prompt and a scene that satisfies it, neither held out; ``shares`` are those of the kinds of prompts."""
+def lesson(rng: np.random.Generator, shares: dict[str, float] = KINDS, objects: int = len(OBJECTS)) -> tuple[Spec, Scene]:
+    """A prompt and a scene that satisfies it, neither held out; ``shares`` are those of the kinds of prompts, ``objects`` of how
+    many classes (the first ones) they are."""
     kinds, weights = list(shares), np.array(list(shares.values()))
     while True:
-        pair = _propose(rng, kinds[rng.choice(len(kinds), p=weights / weights.sum())])
+        pair = _propose(rng, kinds[rng.choice(len(kinds), p=weights / weights.sum())], objects)
         if pair and not spec_held_out(pair[0]) and not scene_held_out(pair[1]):
             return pair
 
 
-def _propose(rng: np.random.Generator, kind: str) -> tuple[Spec, Scene] | None:
+def _propose(rng: np.random.Generator, kind: str, objects: int) -> tuple[Spec, Scene] | None:
     n = {"single": 1, "colored": 1, "three_colored": 3}.get(kind, 2)
-    names = [OBJECTS[i] for i in rng.choice(len(OBJECTS), n, replace=False)]
+    names = [OBJECTS[i] for i in rng.choice(objects, n, replace=False)]
     colors = [_COLORS[i] for i in rng.choice(len(_COLORS), n, replace=kind in ("two", "position"))]
     if kind.startswith("counting"):
         count = int(rng.integers(2, 5))
@@ -77,36 +88,42 @@ def _propose(rng: np.random.Generator, kind: str) -> tuple[Spec, Scene] | None:
     return spec(tag, *(Clause(t.name, 1, None if bare else t.color) for t in scene.things)), scene
 
 
-def near_miss(rng: np.random.Generator, s: Spec, scene: Scene) -> Scene:
+def near_miss(rng: np.random.Generator, s: Spec, scene: Scene, aimed: float = 0.0) -> Scene:
     """A scene that fails ``s`` by one change of ``scene``: another colour or class, swapped colours or places, one object
-    more or less. Not held out."""
+    more or less. A share ``aimed`` of the changes attacks what the prompt asks for (a relation, a count, who has which
+    colour). Not held out."""
+    own = rng.random() < aimed
     while True:
-        things = list(scene.things)
-        i = int(rng.integers(len(things)))
-        change = ("color", "name", "swap colors", "swap places", "drop", "add")[rng.integers(6)]
-        if change == "color":
-            things[i] = replace(things[i], color=_COLORS[rng.integers(10)])
-        elif change == "name":
-            things[i] = replace(things[i], name=OBJECTS[rng.integers(len(OBJECTS))])
-        elif change == "drop" and len(things) > 1:
-            things.pop(i)
-        elif change == "add" and len(things) < 4:
-            y, x = CORNERS[rng.integers(len(CORNERS))]
-            things.append(Thing(y, x, things[i].name, things[i].color))
-        elif len(things) > 1:
-            j = int(rng.integers(len(things)))
-            a, b = things[i], things[j]
-            if change == "swap colors":
-                things[i], things[j] = replace(a, color=b.color), replace(b, color=a.color)
-            else:
-                things[i], things[j] = replace(a, y=b.y, x=b.x), replace(b, y=a.y, x=a.x)
-        other = Scene.of(things)
+        other = Scene.of(_changed(rng, list(scene.things), _AIMED[s.tag] if own else _CHANGES))
         if other.valid() and not scene_held_out(other) and not judge(s, other).correct:
             return other
         if rng.random() < 0.05:
             wrong = lesson(rng)[1]
             if not judge(s, wrong).correct:
                 return wrong
+
+
+def _changed(rng: np.random.Generator, things: list[Thing], changes: tuple[str, ...]) -> list[Thing]:
+    """``things`` after one of ``changes``, or as they were where it cannot be made."""
+    i, j = (int(k) for k in rng.integers(len(things), size=2))
+    a, b = things[i], things[j]
+    y, x = CORNERS[rng.integers(len(CORNERS))]
+    match changes[rng.integers(len(changes))]:
+        case "color":
+            things[i] = replace(a, color=_COLORS[rng.integers(10)])
+        case "name":
+            things[i] = replace(a, name=OBJECTS[rng.integers(len(OBJECTS))])
+        case "drop" if len(things) > 1:
+            things.pop(i)
+        case "add" if len(things) < 4:
+            things.append(Thing(y, x, a.name, a.color))
+        case "move":
+            things[i] = replace(a, y=y, x=x)
+        case "swap colors":
+            things[i], things[j] = replace(a, color=b.color), replace(b, color=a.color)
+        case "swap places":
+            things[i], things[j] = replace(a, y=b.y, x=b.x), replace(b, y=a.y, x=a.x)
+    return things
 
 
 def caption(scene: Scene) -> str:
