@@ -2,20 +2,29 @@
 
 import json
 import math
+import os
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
+from secondlook.data import canaries
 from secondlook.data.pair import Pool
 from secondlook.data.sample import SampleConfig, sample
+from secondlook.engine.decode import Engine
 from secondlook.introspect import Sampling
 from secondlook.model import policy
+from secondlook.model.janus import Janus
+from secondlook.model.shipped import locate
 from secondlook.rewards.base import Score
 from secondlook.rewards.verifier import Verifier
 from secondlook.train.batch import pack, rows_of, total_weight
-from secondlook.train.grpo import GRPOConfig, GRPOJob, check_reward, train_grpo
+from secondlook.train.grpo import GRPOConfig, GRPOJob, train_grpo
+from secondlook.train.guard import check_reward
 from secondlook.train.loss import policy_loss
 from secondlook.train.rollout import collect, describe
 from secondlook.train.run import Run
@@ -37,10 +46,17 @@ def start(janus, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def data(engine, start, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    config = SampleConfig(model=start, n_prompts=30, draws=1, near_misses=4, shard=20)
-    return sample(config, engine, Verifier(), folder)
+def mini():
+    """The shipped base: pictures pass through its image tokenizer, and an untrained one makes noise of them."""
+    return Engine(Janus.load(locate("mini-base")))
+
+
+DATA = SampleConfig(model="mini-base", n_prompts=30, draws=1, near_misses=4, shard=20)
+
+
+@pytest.fixture(scope="module")
+def data(mini, tmp_path_factory):
+    return sample(DATA, mini, Verifier(), tmp_path_factory.mktemp("data"))
 
 
 def killed_then_resumed(monkeypatch, train, at):
@@ -65,7 +81,7 @@ def same_weights(a, b) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
 
 
-def test_sampled_pictures_carry_the_verifiers_verdict(data, engine, start):
+def test_sampled_pictures_carry_the_verifiers_verdict(data, mini):
     manifest = json.loads((data / "manifest.json").read_text())
     assert len(manifest["shards"]) == 2
     sources = manifest["sources"]
@@ -83,18 +99,18 @@ def test_sampled_pictures_carry_the_verifiers_verdict(data, engine, start):
         assert judged.target.index not in {s.index for s in judged.earlier}
     before = {p.name: p.read_bytes() for p in data.glob("images-*.parquet")}
     (data / "images-00001.parquet").unlink()
-    sample(SampleConfig(model=start, n_prompts=30, draws=1, near_misses=4, shard=20), engine, Verifier(), data)
+    sample(DATA, mini, Verifier(), data)
     assert {p.name: p.read_bytes() for p in data.glob("images-*.parquet")} == before, "a shard made again is the same"
     with pytest.raises(InputError, match="near_misses"):
-        sample(SampleConfig(model=start, n_prompts=30, draws=1, near_misses=2, shard=20), engine, Verifier(), data)
+        sample(replace(DATA, near_misses=2), mini, Verifier(), data)
 
 
-def test_a_picture_without_a_score_is_counted_and_taught_to_nobody(engine, start, tmp_path):
+def test_a_picture_without_a_score_is_counted_and_taught_to_nobody(mini, tmp_path):
     class Half(Verifier):
         def __call__(self, items):
             return [s if i % 2 else None for i, s in enumerate(super().__call__(items))]
 
-    sample(SampleConfig(model=start, n_prompts=20, draws=0, near_misses=4), engine, Half(), tmp_path)
+    sample(replace(DATA, n_prompts=20, draws=0), mini, Half(), tmp_path)
     sources = json.loads((tmp_path / "manifest.json").read_text())["sources"]
     assert sum(row["missing"] for row in sources.values()) == 50 == sum(row["pictures"] for row in sources.values()) / 2
     pool = Pool(tmp_path)
@@ -104,8 +120,6 @@ def test_a_picture_without_a_score_is_counted_and_taught_to_nobody(engine, start
 
 def test_verifier_has_no_score_for_words_it_does_not_know():
     spec = benchmark()[0]
-    from PIL import Image
-
     grey = Image.new("RGB", (48, 48), (153,) * 3)
     known, unknown = Verifier()([(spec.prompt, grey), ("a photo of a unicorn", grey)])
     assert known is not None and not known.correct and unknown is None
@@ -207,7 +221,28 @@ def test_a_dead_reward_stops_the_run(start, tmp_path):
         check_reward(Dead(), [("p", None)], [("p", None)])
     groups = collect(stuck.engine, ["a red picture"], 2, 1, 0, stuck.sampling, Dead())
     with pytest.raises(Stopped, match="no variance"):
-        stuck.guard(describe(groups), [[[0.0, 0.0]] * 2])
+        stuck.guard.check(describe(groups), [[[0.0, 0.0]] * 2])
+
+
+def test_canaries_of_ones_own_prompts(start, tmp_path):
+    Image.new("RGB", (48, 48), (200, 20, 20)).save(tmp_path / "red.png")
+    Image.new("RGB", (48, 48), (20, 200, 20)).save(tmp_path / "green.png")
+    path = tmp_path / "canaries.jsonl"
+    rows = [{"prompt": "a red picture", "image": f"{color}.png", "good": color == "red"} for color in ("red", "green")]
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    job(start, tmp_path, Red(), canaries=str(path))
+    path.write_text("".join(json.dumps(r | {"good": not r["good"]}) + "\n" for r in rows))
+    with pytest.raises(Stopped, match="tell them apart"):
+        job(start, tmp_path, Red(), canaries=str(path))
+    for bad, word in (
+        ([rows[0]], "good = false"),
+        ([rows[0] | {"good": "yes"}], "line 1"),
+        ([*rows, {"prompt": "a red picture"}], "line 3"),
+        ([*rows, rows[0] | {"image": "none.png"}], "none.png"),
+    ):
+        path.write_text("".join(json.dumps(r) + "\n" for r in bad))
+        with pytest.raises(InputError, match=word):
+            canaries.read(path)
 
 
 def test_a_policy_whose_sampler_and_scorer_disagree_is_refused(start, tmp_path, monkeypatch):
@@ -228,3 +263,46 @@ def test_bad_configs_are_named(tmp_path):
         GRPOJob(GRPOConfig(model="mini", prompts=str(tmp_path / "none.txt")), tmp_path)
     with pytest.raises(InputError, match="data"):
         Pool(tmp_path)
+
+
+TRAJECTORIES = Path(__file__).parent / "golden" / "trajectories"
+
+
+@pytest.fixture
+def exact(monkeypatch):
+    """Jobs in float64, so that twenty steps are the same on every machine (SECONDLOOK_WRITE_GOLDEN writes them anew)."""
+    load = Janus.load
+    monkeypatch.setattr(Janus, "load", lambda path, device="cpu", dtype=torch.float64: load(path, device, dtype))
+
+
+def check_trajectory(name: str, out: Path, keys: tuple[str, ...]) -> None:
+    """The metrics of every step equal the stored ones."""
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    found = {key: [row.get(key) for row in rows] for key in keys}
+    path = TRAJECTORIES / f"{name}.json"
+    if "SECONDLOOK_WRITE_GOLDEN" in os.environ:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(found, indent=1) + "\n")
+    stored = json.loads(path.read_text())
+    assert found.keys() == stored.keys() and len(rows) == 20
+    for key, values in stored.items():
+        for step, (a, b) in enumerate(zip(found[key], values, strict=True)):
+            assert a == pytest.approx(b, rel=1e-3, abs=1e-4), f"{key} at step {step + 1}"
+
+
+@pytest.mark.slow
+def test_sft_follows_its_golden_trajectory(data, start, tmp_path, exact):
+    config = SFTConfig(model=start, data=str(data), steps=20, batch=12, lr=1e-3, warmup=3, log_every=1)
+    train_sft(config, tmp_path)
+    check_trajectory("sft", tmp_path, ("draw_loss", "redraw_loss", "verdict_loss", "reason_loss", "grad_norm", "lr"))
+
+
+@pytest.mark.slow
+def test_grpo_follows_its_golden_trajectory(start, tmp_path, exact):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red picture\nanother red picture\n")
+    settings = TOY | {"group": 6, "rounds": 2, "lr": 5e-4, "min_lr": 1e-5, "warmup": 2, "beta": 0.05}
+    config = GRPOConfig(model=start, prompts=str(prompts), steps=20, convert_lr=2e-4, convert_step=10, patience=100, **settings)
+    train_grpo(config, tmp_path / "run", Red())
+    keys = ("score_1", "first", "yes_rate", "agreement", "loss", "kl", "clipped", "entropy", "grad_norm", "lr")
+    check_trajectory("grpo", tmp_path / "run", keys)

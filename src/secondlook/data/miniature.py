@@ -45,8 +45,8 @@ def pictures(
     kinds: dict[str, float] = KINDS,
     objects: int = len(OBJECTS),
 ) -> list[Picture]:
-    """``n`` lessons with their pictures, of ``kinds`` in their shares but a share ``alone`` of them with one object; of the first
-    ``objects`` classes."""
+    """``n`` lessons with their pictures, of ``kinds`` in their shares but a share ``alone`` of them with one object; of the
+    first ``objects`` classes."""
     drawn = (lessons.lesson(rng, lessons.ALONE if alone and rng.random() < alone else kinds, objects) for _ in range(n))
     return [Picture(spec, scene, Image.fromarray(render(scene))) for spec, scene in drawn]
 

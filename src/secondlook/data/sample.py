@@ -2,8 +2,9 @@
 
 Source: the data of stage 1 in arXiv 2506.01480 (several pictures a prompt from several generators, scored by a judge that
 also gives a reason). Here the generators are a model of this package and, for the world's prompts, the renderer: right
-pictures and near misses. These pass through the image tokenizer, so that a verdict cannot be learned from the source alone (a
-clean render is wrong, a decoded picture right). A shard depends only on (seed, its number), and one that is there is not made again.
+pictures and near misses. These pass through the image tokenizer, so that a verdict cannot be learned from the source alone
+(a clean render is wrong, a decoded picture right). A shard depends only on (seed, its number), and one that is there is not
+made again.
 """
 
 from __future__ import annotations
@@ -59,7 +60,6 @@ class SampleConfig:
 
 def sample(config: SampleConfig, engine: Engine, reward: Reward, out: Path) -> Path:
     """Draw and score; ``out`` gets images-*.parquet and, last, manifest.json (counts, missing scores, config, versions)."""
-    from datasets import Dataset, Features, Value
     from datasets import Dataset, Features, Value, disable_progress_bars
     from datasets import Image as ImageFeature
 

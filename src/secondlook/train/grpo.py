@@ -10,6 +10,7 @@ falls out of the new policy's top-k would have probability 0 and an infinite KL.
 from __future__ import annotations
 
 import time
+import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from secondlook.data import miniature
+from secondlook.data import canaries, miniature
 from secondlook.data.prompts import Prompts
 from secondlook.engine.decode import Engine
 from secondlook.files import write_text
@@ -29,6 +30,7 @@ from secondlook.rewards.base import Reward
 from secondlook.rewards.verifier import Verifier
 from secondlook.train.advantage import Form, Weight, advantages
 from secondlook.train.batch import Reduction, Row, pack, rows_of, total_weight
+from secondlook.train.guard import Guard, check_reward
 from secondlook.train.loss import policy_loss
 from secondlook.train.rollout import Group, collect, describe
 from secondlook.train.run import Run
@@ -44,6 +46,9 @@ class GRPOConfig:
     """The checkpoint to start from; frozen, it is the KL reference too."""
     prompts: str = ""
     """A text file with one prompt a line; empty: prompts of the miniature's world."""
+    canaries: str = ""
+    """A JSONL file of known-good and known-bad pictures (``data.canaries.read``) on which the judge is checked before the run;
+    empty: the world's own, and for a file of prompts none."""
     kinds: dict[str, float] = field(default_factory=lambda: dict(miniature.KINDS))
     """Shares of the kinds of the world's prompts."""
     steps: int = 200
@@ -76,11 +81,9 @@ class GRPOConfig:
     weight_decay: float = 0.05
     clip: float = 1.0
     most_missing: float = 0.2
-    """A step with more missing scores than this stops the run."""
     one_verdict: float = 0.99
-    """A step counts as one of a single verdict when so many verdicts are the same."""
     patience: int = 5
-    """So many steps in a row without variance in any group, or of a single verdict, stop the run."""
+    """These three: when a run that has nothing to learn from stops (``train.guard.Guard``)."""
     most_disagreement: float = 1e-2
     """Largest difference between a sampled token's recorded log-probability and its score before the first update."""
     seed: int = 0
@@ -97,21 +100,6 @@ class GRPOConfig:
             if getattr(self, name) < least:
                 raise InputError(f"config: {name} is {getattr(self, name)}; it must be at least {least}")
         miniature.check_shares("kinds", self.kinds, miniature.KINDS)
-
-
-def check_reward(reward: Reward, good: list, bad: list) -> None:
-    """Refuse a judge that is dead: every known-good picture must score above every known-bad one, and none may be missing."""
-    scores = reward([*good, *bad])
-    missing = sum(s is None for s in scores)
-    if missing:
-        raise Stopped(f"reward: {missing} of {len(scores)} canary pictures got no score; the judge is not working")
-    values = [s.value for s in scores if s]
-    lowest, highest = min(values[: len(good)]), max(values[len(good) :])
-    if lowest <= highest:
-        raise Stopped(
-            f"reward: a known-good picture scores {lowest:.3f} and a known-bad one {highest:.3f}; "
-            "the judge cannot tell them apart"
-        )
 
 
 class GRPOJob:
@@ -131,15 +119,11 @@ class GRPOJob:
         self.engine = Engine(self.janus, batch=c.prompts_per_step * c.group)
         guidance = Sampling.of(self.janus.net.generation_config).guidance if c.guidance is None else c.guidance
         self.sampling = Sampling(guidance, c.temperature, code_top_k=0, text_top_k=0)
-        self.dull = 0
-        if not c.prompts:
-            pictures = miniature.pictures(np.random.default_rng(c.seed), 16)
-            rng = np.random.default_rng(c.seed)
-            check_reward(
-                self.reward,
-                [(p.spec.prompt, p.image) for p in pictures],
-                [(p.spec.prompt, miniature.near_misses(rng, p, 1)[0]) for p in pictures],
-            )
+        self.guard = Guard(c.most_missing, c.one_verdict, c.patience)
+        if c.canaries or not c.prompts:
+            check_reward(self.reward, *(canaries.read(c.canaries) if c.canaries else canaries.of_the_world(c.seed)))
+        else:
+            warnings.warn("config: canaries is empty: the judge is not checked before the run", stacklevel=2)
 
     def step(self, step: int) -> dict[str, float]:
         c, rng = self.config, np.random.default_rng([self.config.seed, step])
@@ -150,7 +134,7 @@ class GRPOJob:
         sampled = time.perf_counter() - began
         values = [advantages(g.values(), g.verdicts(), c.rounds, c.form, c.last_image_weight) for g in groups]
         metrics = describe(groups)
-        self.guard(metrics, values)
+        metrics |= self.guard.check(metrics, values)
         pairs = [
             (turn, a)
             for g, each in zip(groups, values, strict=True)
@@ -168,21 +152,6 @@ class GRPOJob:
         if step % c.picture_every == 0:
             self.picture(groups, step)
         return metrics
-
-    def guard(self, metrics: dict[str, float], values: list[list[list[float]]]) -> None:
-        """Stop a run that has nothing to learn from. Raises Stopped."""
-        c = self.config
-        if metrics["missing"] > c.most_missing or "yes_rate" not in metrics:
-            raise Stopped(f"reward: {metrics['missing']:.0%} of the scores are missing; at most {c.most_missing:.0%} may be")
-        varied = np.mean([any(a for of_turns in each for a in of_turns if np.isfinite(a)) for each in values])
-        metrics["groups_with_variance"] = float(varied)
-        same = max(metrics["yes_rate"], 1 - metrics["yes_rate"]) >= c.one_verdict
-        self.dull = self.dull + 1 if not varied or same else 0
-        if self.dull >= c.patience:
-            raise Stopped(
-                f"reward: {c.patience} steps in a row had no variance in any group or one verdict only "
-                f"(yes rate {metrics['yes_rate']:.2f}); there is nothing to learn from"
-            )
 
     def learn(self, rng: np.random.Generator, rows: list[Row], lr: float, first: bool) -> dict[str, float]:
         """Several epochs of minibatches over one step's turns."""
@@ -254,6 +223,6 @@ def train_grpo(config: GRPOConfig, out: str | Path, reward: Reward | None = None
     torch.set_num_threads(config.threads)
     out = Path(out)
     job = GRPOJob(config, out, reward)
-    run = Run(out, config, {"net": job.trainable, "optimizer": job.update}, may_change=("steps",))
+    run = Run(out, config, {"net": job.trainable, "optimizer": job.update, "guard": job.guard}, may_change=("steps",))
     run.loop(config.steps, job.step, log_every=config.log_every, save_every=config.save_every)
     job.janus.save(out / "final")

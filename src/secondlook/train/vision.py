@@ -1,4 +1,4 @@
-"""Pretrain the seeing encoder on the world: each patch's features must tell what it shows (part of an object, colour) and where it is.
+"""Pretrain the seeing encoder on the world: each patch's features must tell what it shows (part, colour) and where.
 
 Trained jointly from scratch through the language model's loss the encoder learned nothing (docs/LOG.md); with dense labels it
 sees every object within a minute. Without the place as a label the features keep nothing of it, and relations between objects

@@ -53,8 +53,8 @@ _AIMED = {
 
 
 def lesson(rng: np.random.Generator, shares: dict[str, float] = KINDS, objects: int = len(OBJECTS)) -> tuple[Spec, Scene]:
-    """A prompt and a scene that satisfies it, neither held out; ``shares`` are those of the kinds of prompts, ``objects`` of how
-    many classes (the first ones) they are."""
+    """A prompt and a scene that satisfies it, neither held out; ``shares`` are those of the kinds of prompts, of the first
+    ``objects`` classes."""
     kinds, weights = list(shares), np.array(list(shares.values()))
     while True:
         pair = _propose(rng, kinds[rng.choice(len(kinds), p=weights / weights.sum())], objects)

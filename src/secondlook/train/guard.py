@@ -1,0 +1,62 @@
+"""Reward liveness: a judge is checked before it rewards anything, and a run that has nothing to learn from stops."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from secondlook.data.canaries import Pair
+from secondlook.rewards.base import Reward
+from secondlook.types import Stopped
+
+
+def check_reward(reward: Reward, good: list[Pair], bad: list[Pair]) -> None:
+    """Refuse a judge that is dead: every known-good picture must score above every known-bad one, and none may be missing.
+
+    Raises Stopped.
+    """
+    scores = reward([*good, *bad])
+    missing = sum(s is None for s in scores)
+    if missing:
+        raise Stopped(f"reward: {missing} of {len(scores)} canary pictures got no score; the judge is not working")
+    values = [s.value for s in scores if s]
+    lowest, highest = min(values[: len(good)]), max(values[len(good) :])
+    if lowest <= highest:
+        raise Stopped(
+            f"reward: a known-good picture scores {lowest:.3f} and a known-bad one {highest:.3f}; "
+            "the judge cannot tell them apart"
+        )
+
+
+@dataclass
+class Guard:
+    """Watches a run's steps. ``dull`` counts the last steps in a row that taught nothing; it is part of a run's state."""
+
+    most_missing: float
+    """A step with a larger share of missing scores stops the run."""
+    one_verdict: float
+    """A step counts as one of a single verdict when so large a share of the verdicts is the same."""
+    patience: int
+    """So many steps in a row without variance in any group, or of a single verdict, stop the run."""
+    dull: int = 0
+
+    def check(self, metrics: dict[str, float], advantages: list[list[list[float]]]) -> dict[str, float]:
+        """One step's metrics and its groups' advantages; returns the share of groups with variance. Raises Stopped."""
+        if metrics["missing"] > self.most_missing or "yes_rate" not in metrics:
+            raise Stopped(f"reward: {metrics['missing']:.0%} of the scores are missing; at most {self.most_missing:.0%} may be")
+        varied = float(np.mean([any(a for of_turns in g for a in of_turns if np.isfinite(a)) for g in advantages]))
+        same = max(metrics["yes_rate"], 1 - metrics["yes_rate"]) >= self.one_verdict
+        self.dull = self.dull + 1 if not varied or same else 0
+        if self.dull >= self.patience:
+            raise Stopped(
+                f"reward: {self.patience} steps in a row had no variance in any group or one verdict only "
+                f"(yes rate {metrics['yes_rate']:.2f}); there is nothing to learn from"
+            )
+        return {"groups_with_variance": varied}
+
+    def state_dict(self) -> dict[str, int]:
+        return {"dull": self.dull}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.dull = state["dull"]
