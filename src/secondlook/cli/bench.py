@@ -1,0 +1,145 @@
+"""Measuring models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from secondlook.cli.common import Device, Model, Out, Seed, at_least, console, load_engine
+from secondlook.cli.show import show
+from secondlook.model.shipped import locate
+from secondlook.types import InputError
+
+bench_app = typer.Typer(no_args_is_help=True, help="Measure a model.")
+
+
+@bench_app.command("geneval")
+def bench_geneval(
+    model: Model = "mini",
+    out: Out = Path("out/geneval"),
+    samples: Annotated[int, typer.Option(help="Images a prompt.")] = 4,
+    rounds: Annotated[int, typer.Option(help="At most this many images an episode.")] = 3,
+    seed: Seed = 0,
+    split: Annotated[str, typer.Option(help="held-out or seen compositions.")] = "held-out",
+    rows_per_task: Annotated[int, typer.Option(help="Prompts a task.")] = 80,
+    guidance: Annotated[float | None, typer.Option(help="Default: the checkpoint's own.")] = None,
+    batch: Annotated[int, typer.Option(help="Episodes decoded together.")] = 96,
+    device: Device = "cpu",
+) -> None:
+    """Mini-GenEval: first and final image, per task and overall, with the model as its own judge."""
+    from secondlook.bench import geneval
+
+    settings = geneval.Settings(model, samples, rounds, seed, split, rows_per_task)
+    _bench(geneval, settings, guidance, out, batch, device)
+    show(out)
+    console.print(f"written to {out}: result.json, episodes.json, geneval.html")
+
+
+def _bench(bench: Any, settings: Any, guidance: float | None, out: Path, batch: int, device: str) -> None:
+    """Run and write a benchmark that samples mini-GenEval's prompts."""
+    from dataclasses import replace
+
+    from rich.progress import Progress
+
+    from secondlook.files import writable_folder
+    from secondlook.introspect import Sampling
+    from secondlook.world.language import benchmark
+
+    benchmark(settings.split)
+    at_least("batch", batch)
+    where = locate(settings.model)
+    writable_folder(out)
+    engine = load_engine(where, device, batch)
+    sampling = Sampling.of(engine.janus.net.generation_config)
+    if guidance is not None:
+        sampling = replace(sampling, guidance=guidance)
+    settings = replace(settings, guidance=sampling.guidance)
+    with Progress() as progress:
+        bar = progress.add_task(out.name, total=None)
+        scored = bench.run(engine, settings, sampling, lambda n, of: progress.update(bar, completed=n, total=of))
+    bench.write(out, scored, settings)
+
+
+@bench_app.command("curve")
+def bench_curve(
+    model: Model = "mini",
+    out: Out = Path("out/curve"),
+    most: Annotated[int, typer.Option(help="Most rounds, and largest N.")] = 5,
+    samples: Annotated[int, typer.Option(help="Episodes a prompt.")] = 4,
+    seed: Seed = 0,
+    split: Annotated[str, typer.Option(help="held-out or seen compositions.")] = "held-out",
+    rows_per_task: Annotated[int, typer.Option(help="Prompts a task.")] = 80,
+    batch: Annotated[int, typer.Option(help="Images decoded together.")] = 96,
+    device: Device = "cpu",
+) -> None:
+    """Introspection over rounds beside best-of-N by the model's own judge, at equal numbers of drawn codes."""
+    from secondlook.bench import curve
+
+    settings = curve.Settings(model, most, samples, seed, split, rows_per_task)
+    _bench(curve, settings, None, out, batch, device)
+    console.print(f"written to {out}: result.json, curve.png")
+
+
+@bench_app.command("compare")
+def bench_compare(
+    results: Annotated[list[str], typer.Argument(help="NAME=FOLDER, each folder with geneval/ and perhaps curve/ in it.")],
+    out: Out = Path("out/report"),
+    notes: Annotated[str, typer.Option(help="A sentence for the head of the report.")] = "",
+) -> None:
+    """A report of several models' results side by side, with paired differences."""
+    from secondlook.bench import compare
+    from secondlook.files import writable_folder
+
+    pairs = [r.partition("=") for r in results]
+    for name, found, folder in pairs:
+        if not (name and found and folder):
+            raise InputError(f"results: {name!r} is not NAME=FOLDER; write for example base=out/mini/base")
+    measured = [compare.read(name, Path(folder)) for name, _, folder in pairs]
+    writable_folder(out)
+    compare.write(out, measured, notes)
+    console.print(f"written to {out}: report.html, report.md, result.json")
+
+
+@bench_app.command("questions")
+def bench_questions(
+    model: Model = "mini",
+    out: Out = Path("out/questions"),
+    questions: Annotated[int, typer.Option(help="How many.")] = 1000,
+    device: Device = "cpu",
+) -> None:
+    """Questions about pictures of unseen scenes."""
+    from secondlook.bench import questions as bench
+    from secondlook.files import writable_folder
+
+    settings = bench.Settings(model, questions)
+    where = locate(model)
+    writable_folder(out)
+    with console.status("asking …"):
+        result = bench.run(load_engine(where, device), settings)
+    bench.write(out, result)
+    for kind, row in result["kinds"].items():
+        console.print(f"  {kind:12} {row['accuracy']:.3f}  ({row['questions']})")
+    there = result["is_there"]["balanced_accuracy"]
+    console.print(f"  is there …?  balanced accuracy {there['mean']:.3f} [{there['low']:.3f}, {there['high']:.3f}]")
+
+
+@bench_app.command("audit")
+def bench_audit(
+    folder: Annotated[Path, typer.Argument(help="A folder that bench geneval wrote.")],
+    out: Out = Path("out/audit"),
+    device: Device = "cpu",
+) -> None:
+    """Contact sheets of a benchmark's images, and whether a second, independent detector agrees with the reader."""
+    from secondlook.bench import audit
+    from secondlook.files import writable_folder
+
+    model, drawn = audit.read_codes(folder)
+    where = locate(model)
+    writable_folder(out)
+    with console.status("looking …"):
+        result = audit.write(out, audit.run(load_engine(where, device), drawn))
+    a = result["agreement"]
+    console.print(f"the detectors agree on {a['mean']:.4f} [{a['low']:.4f}, {a['high']:.4f}] of {result['images']} images")
+    console.print(f"written to {out}: highest.png, random.png, disagreements.png, result.json")

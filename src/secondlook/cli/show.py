@@ -1,0 +1,67 @@
+"""Printing what a folder holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from secondlook.cli.common import console
+from secondlook.types import InputError
+
+
+def show(folder: Annotated[Path, typer.Argument(help="A folder that draw, bench or train wrote.")]) -> None:
+    """Print what a folder holds: an episode, a benchmark's result, or a training run (plotted to curves.png)."""
+    if not folder.is_dir():
+        raise InputError(f"folder: {str(folder)!r} is not a folder; give one that draw, bench or train wrote")
+    episodes = [folder / "episode.json"] if (folder / "episode.json").exists() else sorted(folder.glob("*/episode.json"))
+    if episodes:
+        for path in episodes:
+            _show_episode(path)
+    elif (folder / "result.json").exists():
+        _show_result(json.loads((folder / "result.json").read_text()))
+    elif (folder / "metrics.jsonl").exists():
+        from secondlook.report import curves
+
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        if not lines:
+            raise InputError(f"folder: {str(folder)!r} has no metrics yet; wait for the first row")
+        for name, value in json.loads(lines[-1]).items():
+            console.print(f"  {name:14} {value:.4g}")
+        console.print(f"curves: {curves(folder)}")
+    else:
+        raise InputError(f"folder: {str(folder)!r} holds no episode.json, result.json or metrics.jsonl")
+
+
+def _show_episode(path: Path) -> None:
+    e = json.loads(path.read_text())
+    console.print(f"[bold]{e['prompt']}[/bold]  [dim]seed {e['seed']}, {path.parent}[/dim]")
+    for i, r in enumerate(e["rounds"], 1):
+        final = "  <- final" if i == e["final"] else ""
+        console.print(f"  {r['image']}: {'Yes' if r['yes'] else 'No '} p(yes) {r['p_yes']:.2f}  {r['reason']}{final}")
+
+
+def _show_result(result: dict) -> None:
+    if "tasks" not in result:
+        console.print_json(data=result)
+        return
+
+    def cell(x: dict) -> str:
+        return f"{x['mean']:.3f} [{x['low']:.3f}, {x['high']:.3f}]"
+
+    table = Table("task", "first image", "final image", "gain")
+    for name, row in {"overall": result["overall"], **result["tasks"]}.items():
+        table.add_row(name, cell(row["first"]), cell(row["final"]), cell(row["gain"]))
+    console.print(table)
+    b, p, j, r = result["binding"], result["position"], result["judge"], result["redraws"]
+    console.print(f"bound, given both objects and colours: {cell(b['bound'])} (chance 0.5, {b['images']} images)")
+    console.print(f"relation, given both objects: {cell(p['given_both'])} (chance {p['chance']:.2f}, {p['images']} images)")
+    for name, row in j.items():
+        console.print(
+            f"judge, {name}: accuracy {row['accuracy']:.3f}, balanced {cell(row['balanced_accuracy'])}, "
+            f"kappa {row['kappa']:.3f}, says yes {row['always_yes_rate']:.3f}"
+        )
+    console.print(f"redraws: fixed {r['fixed']:.3f} of {r['wrong']} wrong, broke {r['broken']:.3f} of {r['right']} right")

@@ -1,0 +1,79 @@
+"""Training data and training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from secondlook.cli.common import Config, Out, Set, console, load_engine
+from secondlook.model.shipped import locate
+
+train_app = typer.Typer(no_args_is_help=True, help="Train a part or a model.")
+data_app = typer.Typer(no_args_is_help=True, help="Make training data.")
+
+
+@train_app.command("tokenizer")
+def train_tokenizer(config: Config, out: Out = Path("out/tokenizer"), set_: Set = []) -> None:  # noqa: B006
+    """Train the image tokenizer (VQ)."""
+    from secondlook.train import tokenizer
+
+    _train(tokenizer.train_tokenizer, tokenizer.TokenizerConfig, config, out, set_)
+
+
+@train_app.command("vision")
+def train_vision(config: Config, out: Out = Path("out/vision"), set_: Set = []) -> None:  # noqa: B006
+    """Pretrain the seeing encoder."""
+    from secondlook.train import vision
+
+    _train(vision.train_vision, vision.VisionConfig, config, out, set_)
+
+
+@train_app.command("base")
+def train_base(config: Config, out: Out = Path("out/base"), set_: Set = []) -> None:  # noqa: B006
+    """Pretrain a base model."""
+    from secondlook.train import base
+
+    _train(base.train_base, base.BaseConfig, config, out, set_)
+
+
+@train_app.command("sft")
+def train_sft(config: Config, out: Out = Path("out/sft"), set_: Set = []) -> None:  # noqa: B006
+    """Stage 1: supervised fine-tuning on draw, judge and redraw."""
+    from secondlook.train import sft
+
+    _train(sft.train_sft, sft.SFTConfig, config, out, set_)
+
+
+@train_app.command("grpo")
+def train_grpo(config: Config, out: Out = Path("out/grpo"), set_: Set = []) -> None:  # noqa: B006
+    """Stage 2: GRPO on whole episodes."""
+    from secondlook.train import grpo
+
+    _train(grpo.train_grpo, grpo.GRPOConfig, config, out, set_)
+
+
+@data_app.command("sample")
+def data_sample(config: Config, out: Out = Path("out/data"), set_: Set = []) -> None:  # noqa: B006
+    """Draw pictures of prompts and score them: what supervised fine-tuning is taught from."""
+    from secondlook import config as configs
+    from secondlook.data import sample
+    from secondlook.files import writable_folder
+    from secondlook.rewards.verifier import Verifier
+
+    loaded = configs.load(sample.SampleConfig, config, set_)
+    where = locate(loaded.model)
+    writable_folder(out)
+    sample.sample(loaded, load_engine(where, loaded.device, loaded.batch), Verifier(), out)
+    console.print(f"written to {out}: images-*.parquet, manifest.json")
+
+
+def _train(job: Any, kind: Any, config: Path, out: Path, settings: list[str]) -> None:
+    from secondlook import config as configs
+    from secondlook.files import writable_folder
+
+    loaded = configs.load(kind, config, settings)
+    writable_folder(out)
+    job(loaded, out)
+    console.print(f"written to {out}")
