@@ -103,3 +103,44 @@ def test_results_of_two_models_are_compared_pairwise(engine, tmp_path):
         compare.compare([read[0], read[2]])
     with pytest.raises(InputError, match="missing"):
         compare.read("none", tmp_path)
+
+
+def test_claims_hold_only_when_the_interval_excludes_zero():
+    from secondlook.bench.claims import claims, goals
+
+    def interval(mean):
+        return {"mean": mean, "low": mean - 0.01, "high": mean + 0.01}
+
+    def model(gain):
+        judge = {"every round": {"balanced_accuracy": interval(0.9)}}
+        tasks = {"colors": {"final": interval(0.9)}, "position": {"final": interval(0.5)}}
+        overall = {"final": interval(0.86), "gain": interval(gain)}
+        return {"overall": overall, "tasks": tasks, "judge": judge, "redraws": {"fixed": 0.5, "broken_of_all": 0.01}}
+
+    gains = {"base": 0.0, "sft": -0.02, "rl": 0.03}
+    pairs = [("sft", "base"), ("rl", "base"), ("rl", "sft")]
+    measured = {"first": interval(0.02), "final": interval(0.0), "judge": interval(0.1)}
+    differences = [{"of": a, "over": b} | measured for a, b in pairs]
+    result = {"models": {k: model(v) for k, v in gains.items()}, "differences": differences, "curves": {}}
+    held = {row["claim"]: row["holds"] for row in claims(result, 3)}
+    assert held["RL lifts the first image over SFT"] == "yes" and held["RL lifts the final image over SFT"] == "not shown"
+    assert held["after RL, looking again pays (final over first)"] == "yes"
+    assert held["after SFT, looking again pays (final over first)"] == "no"
+    assert not any("best-of-N" in claim or "further" in claim for claim in held), "nothing is said of what was not measured"
+    reached = {row["goal"]: row["reached"] for row in goals(result)}
+    assert [goal for goal, done in reached.items() if not done] == [g for g in reached if "position" in g or "judge" in g]
+
+
+def test_audit_sees_a_fooled_reader(tmp_path):
+    from secondlook.bench import audit
+    from secondlook.data import miniature
+    from secondlook.world.read import judge
+
+    shown = [(p.spec, p.image, judge(p.spec, p.image), True) for p in miniature.pictures(np.random.default_rng(0), 12)]
+    shown[3] = (*shown[3][:3], False)
+    result = audit.write(tmp_path, shown, n=5)
+    assert result["images"] == 12 and result["agreement"]["mean"] == pytest.approx(11 / 12)
+    assert result["only_the_reader_says_right"] == 1 and result["only_the_second_says_right"] == 0
+    assert {p.name for p in tmp_path.iterdir()} == {"highest.png", "random.png", "disagreements.png", "result.json"}
+    with pytest.raises(InputError, match="bench geneval"):
+        audit.read_codes(tmp_path / "none")

@@ -20,6 +20,7 @@ from secondlook.world.language import (
     spec_held_out,
 )
 from secondlook.world.lessons import lesson, near_miss, question
+from secondlook.world.match import agrees
 from secondlook.world.read import Detection, Reading, judge, read, scene_of
 from secondlook.world.render import render
 from secondlook.world.scene import COLORS, OBJECTS, Scene, Thing, pictograms, place, relations
@@ -192,3 +193,14 @@ def test_an_object_on_either_side_is_not_on_one():
     cup, left, right = Thing(16, 16, "cup", "red"), Thing(16, 0, "star", "blue"), Thing(16, 32, "star", "blue")
     assert judge(asked, Scene.of([left, cup])).correct
     assert not judge(asked, Scene.of([left, cup, right])).correct
+
+
+def test_a_second_detector_agrees_with_the_reader():
+    rng = np.random.default_rng(4)
+    for _ in range(40):
+        spec, scene = lesson(rng)
+        assert agrees(spec, Image.fromarray(render(scene)))
+        wrong = near_miss(rng, spec, scene, aimed=0.5)
+        assert not agrees(spec, Image.fromarray(render(wrong)))
+        spoilt = Image.fromarray(SPOILERS["erased"](rng, scene))
+        assert not agrees(spec, spoilt) and not judge(spec, spoilt).correct

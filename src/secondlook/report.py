@@ -68,8 +68,8 @@ def write_episode(folder: Path, episode: Episode, settings: dict[str, Any]) -> N
     write_json(folder / "episode.json", episode_json(episode, settings))
 
 
-def curves(folder: Path) -> Path:
-    """Plot every metric of a training run's metrics.jsonl into curves.png."""
+def curves(folder: Path, path: Path | None = None) -> Path:
+    """Plot every metric of a training run's metrics.jsonl into ``path`` (default: curves.png in the run's folder)."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -89,6 +89,7 @@ def curves(folder: Path) -> Path:
         axis.set_xlabel("step", fontsize=8)
         axis.grid(alpha=0.3)
     figure.tight_layout()
-    figure.savefig(folder / "curves.png", dpi=110)
+    path = path or folder / "curves.png"
+    figure.savefig(path, dpi=110)
     plt.close(figure)
-    return folder / "curves.png"
+    return path

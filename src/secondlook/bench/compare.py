@@ -6,12 +6,14 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
-from secondlook.bench.base import Interval, Sample, mean_of_tasks
+from secondlook.bench.base import Interval, Sample, bootstrap, mean_of_tasks
+from secondlook.bench.claims import claims, goals
 from secondlook.bench.curve import plot
 from secondlook.files import write_json, write_text
-from secondlook.report import embed, page
+from secondlook.report import curves, embed, page
 from secondlook.types import InputError
 
 
@@ -25,6 +27,8 @@ class Measured:
     """(task, prompt, seed) -> episode."""
     gallery: dict
     curve: dict | None
+    run: Path | None
+    """The training run, where the folder is one."""
 
 
 def read(name: str, folder: Path) -> Measured:
@@ -41,6 +45,7 @@ def read(name: str, folder: Path) -> Measured:
         {(e["tag"], e["prompt"], e["seed"]): e for e in episodes},
         json.loads((geneval / "gallery.json").read_text()),
         json.loads(curve.read_text()) if curve.is_file() else None,
+        folder if (folder / "metrics.jsonl").is_file() else None,
     )
 
 
@@ -62,6 +67,27 @@ def difference(a: Measured, b: Measured, value) -> Interval:
     return mean_of_tasks([Sample(k[0], k[1], value(a.episodes[k]) - value(b.episodes[k])) for k in keys])
 
 
+def judge_difference(a: Measured, b: Measured) -> Interval:
+    """Balanced accuracy of a's verdicts on its own images minus b's, 95 % interval over prompts."""
+    units: dict[str, list[tuple[int, bool, bool]]] = {}
+    for which, m in enumerate((a, b)):
+        for (_, prompt, _), episode in m.episodes.items():
+            units.setdefault(prompt, []).extend((which, r["right"], r["yes"]) for r in episode["rounds"])
+
+    def statistic(rows: dict[str, np.ndarray]) -> float:
+        which, right, yes = rows["all"].T
+        own = [_balanced(right[which == k], yes[which == k]) for k in (0, 1)]
+        return own[0] - own[1]
+
+    return bootstrap({"all": [np.array(rows) for rows in units.values()]}, statistic)
+
+
+def _balanced(right: np.ndarray, yes: np.ndarray) -> float:
+    if right.all() or not right.any():
+        return float("nan")
+    return float((yes[right == 1].mean() + 1 - yes[right == 0].mean()) / 2)
+
+
 def compare(models: list[Measured]) -> dict:
     """Every model's row, and each later model against each earlier one."""
     settings = [{k: v for k, v in m.result["settings"].items() if k != "model"} for m in models]
@@ -73,24 +99,36 @@ def compare(models: list[Measured]) -> dict:
                 "results of different settings are not compared"
             )
     pairs = [(b, a) for i, a in enumerate(models) for b in models[i + 1 :]]
-    return {
+    result = {
         "models": {m.name: m.result for m in models},
         "differences": [
-            {"of": b.name, "over": a.name, "first": difference(b, a, first), "final": difference(b, a, final)} for b, a in pairs
+            {
+                "of": b.name,
+                "over": a.name,
+                "first": difference(b, a, first),
+                "final": difference(b, a, final),
+                "judge": judge_difference(b, a),
+            }
+            for b, a in pairs
         ],
         "curves": {m.name: m.curve for m in models if m.curve},
         "settings": settings[0],
     }
+    return result | {"claims": claims(result, settings[0]["rounds"]), "goals": goals(result)}
 
 
 def write(out: Path, models: list[Measured], notes: str = "") -> dict:
-    """report.html, report.md, curves.png and, last, result.json; returns the result."""
+    """report.html, report.md, curves.png, training curves and, last, result.json; returns the result."""
     result = compare(models)
     if result["curves"]:
         plot(result["curves"], out / "curves.png")
     picture = embed(Image.open(out / "curves.png")) if result["curves"] else ""
     gallery = {m.name: m.gallery for m in models}
-    write_text(out / "report.html", page("compare.html", result=result, gallery=gallery, picture=picture, notes=notes))
+    training = {m.name: embed(Image.open(curves(m.run, out / f"training-{m.name}.png"))) for m in models if m.run}
+    write_text(
+        out / "report.html",
+        page("compare.html", result=result, gallery=gallery, picture=picture, training=training, notes=notes),
+    )
     write_text(out / "report.md", page("compare.md", result=result, notes=notes))
     write_json(out / "result.json", result)
     return result

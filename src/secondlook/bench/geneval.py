@@ -116,7 +116,8 @@ def _agreement(scored: list[Scored], which) -> dict:
 
 
 def redraws(scored: list[Scored]) -> dict:
-    """Episodes whose first image was judged No: the share of wrong ones that end right, and of right ones that end wrong."""
+    """Episodes whose first image was judged No: the share of wrong ones that end right, and of right ones that end wrong (this
+    also of all right first images, doubted or not)."""
     doubted = [s for s in scored if len(s.right) > 1]
     wrong = [s.right[s.episode.final] for s in doubted if not s.right[0]]
     right = [not s.right[s.episode.final] for s in doubted if s.right[0]]
@@ -126,6 +127,7 @@ def redraws(scored: list[Scored]) -> dict:
         "fixed": float(np.mean(wrong)) if wrong else 0.0,
         "right": len(right),
         "broken": float(np.mean(right)) if right else 0.0,
+        "broken_of_all": sum(right) / max(1, sum(s.right[0] for s in scored)),
     }
 
 

@@ -72,6 +72,7 @@ def cells(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     return part.reshape(-1), color.reshape(-1)
 
 
+N_OBJECTS = len(OBJECTS)
 N_PARTS, N_COLORS = 1 + 4 * len(OBJECTS), 1 + len(COLORS)
 
 

@@ -36,7 +36,6 @@ from secondlook.train.optimizer import Optimizer
 from secondlook.train.run import Run
 from secondlook.train.update import Average, freeze, hidden_modules
 from secondlook.types import Draw, InputError, Segment, Text
-from secondlook.world.scene import OBJECTS
 
 
 @dataclass
@@ -66,7 +65,7 @@ class BaseConfig:
     (docs/LOG.md), so that one stage asks nothing but "is there …?"."""
     alone: float = 0.0
     """Share of the pictures asked about that show one object; comparing is learned on these first."""
-    objects: int = len(OBJECTS)
+    objects: int = miniature.N_OBJECTS
     """How many classes of objects (the first ones) are asked about; relations are learned on few first."""
     aimed: float = 0.0
     """Share of the near misses asked about that attack what the prompt asks for: a relation, a count, who has which colour."""
@@ -95,8 +94,8 @@ class BaseConfig:
     def __post_init__(self) -> None:
         miniature.check_shares("asked", self.asked, miniature.ASKED)
         miniature.check_shares("kinds", self.kinds, miniature.KINDS)
-        if not 4 <= self.objects <= len(OBJECTS):
-            raise InputError(f"config: objects is {self.objects}; give 4 to {len(OBJECTS)} of the world's classes")
+        if not 4 <= self.objects <= miniature.N_OBJECTS:
+            raise InputError(f"config: objects is {self.objects}; give 4 to {miniature.N_OBJECTS} of the world's classes")
 
 
 def text_tokenizer(sentences: list[str], vocabulary: int) -> PreTrainedTokenizerFast:

@@ -1,0 +1,59 @@
+"""What the paper claims of base, SFT and RL (arXiv 2506.01480, its GenEval and evaluator tables), beside what was measured.
+
+For models of these names: ``base``, ``sft``, ``rl``, and ``control``, which went on with SFT for as long as RL took.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from secondlook.bench.base import Interval
+
+TASK_LEAST, FINAL_LEAST, JUDGE_LEAST, FIXED_LEAST, BROKEN_MOST = 0.6, 0.85, 0.92, 0.4, 0.05
+"""Goals for the miniature after RL; the paper states none."""
+
+
+def claims(result: dict, rounds: int) -> list[dict[str, Any]]:
+    """Rows of claim, published value, measured interval, and "yes", "no" or "not shown" (the interval holds zero)."""
+    models, rows = result["models"], []
+
+    def add(claim: str, published: str, measured: Interval | None) -> None:
+        if measured:
+            holds = "yes" if measured["low"] > 0 else "no" if measured["high"] < 0 else "not shown"
+            rows.append({"claim": claim, "published": published, "measured": measured, "holds": holds})
+
+    def over(a: str, b: str, what: str) -> Interval | None:
+        return next((d[what] for d in result["differences"] if (d["of"], d["over"]) == (a, b)), None)
+
+    def gain(name: str) -> Interval | None:
+        return models[name]["overall"]["gain"] if name in models else None
+
+    add("SFT lifts the first image over the base", "+.01", over("sft", "base", "first"))
+    add("after SFT, looking again pays (final over first)", ".00: it does not", gain("sft"))
+    add("RL lifts the first image over SFT", "+.02", over("rl", "sft", "first"))
+    add("… and over as much further SFT", "not measured", over("rl", "control", "first"))
+    add("RL lifts the final image over SFT", "+.05", over("rl", "sft", "final"))
+    add("… and over as much further SFT", "not measured", over("rl", "control", "final"))
+    add("after RL, looking again pays (final over first)", "+.03", gain("rl"))
+    at = [c for c in result["curves"].get("rl", {}).get("curve", []) if c["rounds"] == rounds]
+    add("… by more than best-of-N by its own judge at as many images", "not measured", at[0]["over_best_of_n"] if at else None)
+    add("the judge improves from base to SFT (balanced accuracy)", "72.3 to 72.7 %", over("sft", "base", "judge"))
+    add("… and from SFT to RL", "72.7 to 81.1 %", over("rl", "sft", "judge"))
+    return rows
+
+
+def goals(result: dict) -> list[dict[str, Any]]:
+    """Rows of goal, what was measured of ``rl``, and whether it is reached."""
+    if "rl" not in result["models"]:
+        return []
+    rl = result["models"]["rl"]
+    task, least = min(((name, row["final"]["mean"]) for name, row in rl["tasks"].items()), key=lambda pair: pair[1])
+    judge, final = rl["judge"]["every round"]["balanced_accuracy"]["mean"], rl["overall"]["final"]["mean"]
+    fixed, broken = rl["redraws"]["fixed"], rl["redraws"]["broken_of_all"]
+    return [
+        {"goal": f"final image at least {FINAL_LEAST}", "measured": final, "reached": final >= FINAL_LEAST},
+        {"goal": f"no task's final image below {TASK_LEAST} ({task})", "measured": least, "reached": least >= TASK_LEAST},
+        {"goal": f"judge's balanced accuracy at least {JUDGE_LEAST}", "measured": judge, "reached": judge >= JUDGE_LEAST},
+        {"goal": f"redraws fix at least {FIXED_LEAST} of wrong images", "measured": fixed, "reached": fixed >= FIXED_LEAST},
+        {"goal": f"and break at most {BROKEN_MOST} of right ones", "measured": broken, "reached": broken <= BROKEN_MOST},
+    ]

@@ -1,0 +1,3 @@
+from secondlook.cli import main
+
+main()
