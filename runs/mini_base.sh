@@ -18,7 +18,8 @@ train base base_relations base_few --set start="$out/base_both/final"
 train base base_relations base_some --set start="$out/base_few/final" --set objects=8 --set steps=300
 train base base_relations base_relations --set start="$out/base_some/final" --set objects=16 --set steps=400 \
   --set 'kinds={position = 0.9, counting = 0.1}'
-train base base_see base_see --set start="$out/base_relations/final"
+train base base_judge base_judge --set start="$out/base_relations/final"
+train base base_see base_see --set start="$out/base_judge/final"
 secondlook bench geneval --model "$out/base_see/final" --out "$out/geneval" --device "$device"
 secondlook bench questions --model "$out/base_see/final" --out "$out/questions" --device "$device"
 secondlook show "$out/base_see"

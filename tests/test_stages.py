@@ -174,14 +174,14 @@ class Red:
         return [Score(v, v > 0.6, "it is red") for v in values]
 
 
-TOY = {"prompts_per_step": 2, "group": 16, "rounds": 1, "lr": 5e-3, "min_lr": 5e-3, "warmup": 0, "beta": 0.0, "log_every": 1}
+TOY = {"prompts_per_step": 2, "group": 16, "rounds": 1, "lr": 4e-3, "min_lr": 4e-3, "warmup": 0, "beta": 0.0, "log_every": 1}
 
 
 @pytest.mark.slow
 def test_the_reward_goes_up(start, tmp_path, monkeypatch):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red picture\nanother red picture\n")
-    config = GRPOConfig(model=start, prompts=str(prompts), steps=24, form="segment", save_every=8, patience=100, **TOY)
+    config = GRPOConfig(model=start, prompts=str(prompts), steps=40, form="segment", save_every=8, patience=100, **TOY)
     train_grpo(config, tmp_path / "whole", Red())
     rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
     first = [r["score_1"] for r in rows]
@@ -287,14 +287,17 @@ def check_trajectory(name: str, out: Path, keys: tuple[str, ...]) -> None:
     assert found.keys() == stored.keys() and len(rows) == 20
     for key, values in stored.items():
         for step, (a, b) in enumerate(zip(found[key], values, strict=True)):
-            assert a == pytest.approx(b, rel=1e-3, abs=1e-4), f"{key} at step {step + 1}"
+            same = a == b if b is None else a == pytest.approx(b, rel=1e-3, abs=1e-4)
+            assert same, f"{key} at step {step + 1}: {a} instead of {b}"
 
 
 @pytest.mark.slow
-def test_sft_follows_its_golden_trajectory(data, start, tmp_path, exact):
-    config = SFTConfig(model=start, data=str(data), steps=20, batch=12, lr=1e-3, warmup=3, log_every=1)
-    train_sft(config, tmp_path)
-    check_trajectory("sft", tmp_path, ("draw_loss", "redraw_loss", "verdict_loss", "reason_loss", "grad_norm", "lr"))
+def test_sft_follows_its_golden_trajectory(mini, start, tmp_path, exact):
+    # nothing sampled: a float32 sampler may draw another code on another machine
+    pictures = sample(replace(DATA, draws=0), mini, Verifier(), tmp_path / "data")
+    config = SFTConfig(model=start, data=str(pictures), steps=20, batch=12, lr=1e-3, warmup=3, log_every=1)
+    train_sft(config, tmp_path / "run")
+    check_trajectory("sft", tmp_path / "run", ("draw_loss", "redraw_loss", "verdict_loss", "reason_loss", "grad_norm", "lr"))
 
 
 @pytest.mark.slow
