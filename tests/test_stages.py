@@ -90,13 +90,13 @@ def test_sampled_pictures_carry_the_verifiers_verdict(data, mini):
     pool = Pool(data)
     rng = np.random.default_rng(0)
     for _ in range(50):
-        drawn, judged, redrawn = pool.drawing(rng), pool.judging(rng), pool.redrawing(rng)
+        drawn, (right, wrong), redrawn = pool.drawing(rng), pool.judging(rng), pool.redrawing(rng)
         assert drawn.target.score >= 0.8 and not drawn.earlier
-        assert all(s.score < 0.5 for e in (judged, redrawn) for s in e.earlier)
-        assert judged.target.score >= 0.7 or judged.target.score < 0.5
-        assert judged.target.reason.startswith("Yes" if judged.target.score >= 0.7 else "No")
+        assert all(s.score < 0.5 for e in (right, wrong, redrawn) for s in e.earlier)
+        assert right.prompt == wrong.prompt and right.target.score >= 0.7 and wrong.target.score < 0.5
+        assert right.target.reason.startswith("Yes") and wrong.target.reason.startswith("No")
         assert redrawn.target.score >= 0.8 and 1 <= len(redrawn.earlier) <= 2
-        assert judged.target.index not in {s.index for s in judged.earlier}
+        assert wrong.target.index not in {s.index for s in wrong.earlier}
     before = {p.name: p.read_bytes() for p in data.glob("images-*.parquet")}
     (data / "images-00001.parquet").unlink()
     sample(DATA, mini, Verifier(), data)

@@ -110,10 +110,12 @@ ASKED = {"there": 0.42, "parts": 0.18, "describe": 0.1, "verdict": 0.3}
 
 
 def questions(rng: np.random.Generator, items: list[Picture], asked: dict[str, float], aimed: float = 0.0) -> list[Question]:
-    """One question a picture, of the kinds ``asked`` in their shares (ASKED); half of the verdicts are of near misses, a share
-    ``aimed`` of which attack what the prompt asks for."""
+    """As many questions as ``items``, of the kinds ``asked`` in their shares (ASKED). Every second verdict is of a near miss of the
+    one before, a share ``aimed`` of which attack what the prompt asks for: side by side in a batch the two teach only what
+    tells them apart (docs/LOG.md)."""
     kinds = rng.choice(list(asked), size=len(items), p=np.array(list(asked.values())) / sum(asked.values()))
     out = []
+    right: Picture | None = None
     for p, kind in zip(items, kinds, strict=True):
         if kind in ("there", "parts"):
             question, answer = lessons.question(rng, p.scene, there=float(kind == "there"))
@@ -121,11 +123,13 @@ def questions(rng: np.random.Generator, items: list[Picture], asked: dict[str, f
         elif kind == "describe":
             out.append(Question(p.image, lessons.DESCRIBE, lessons.caption(p.scene)))
         else:
-            scene, image = p.scene, p.image
-            if rng.random() < 0.5:
-                scene = lessons.near_miss(rng, p.spec, p.scene, aimed)
-                image = Image.fromarray(render(scene))
-            out.append(Question(image, "", reason(p.spec, scene), p.spec.prompt))
+            if right is None:
+                right = p
+                out.append(Question(p.image, "", reason(p.spec, p.scene), p.spec.prompt))
+            else:
+                scene = lessons.near_miss(rng, right.spec, right.scene, aimed)
+                out.append(Question(Image.fromarray(render(scene)), "", reason(right.spec, scene), right.spec.prompt))
+                right = None
     return out
 
 

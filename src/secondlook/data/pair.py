@@ -57,8 +57,7 @@ class Pool:
         self.judge = self._those(by_prompt, lambda s: s >= good_to_judge)
         self.prompts = {
             "draw": sorted(self.draw),
-            "right": sorted(self.judge),
-            "wrong": sorted(self.bad),
+            "judge": sorted(set(self.judge) & set(self.bad)),
             "redraw": sorted(set(self.draw) & set(self.bad)),
         }
         for name, prompts in self.prompts.items():
@@ -84,16 +83,14 @@ class Pool:
         prompt = self.prompts["draw"][rng.integers(len(self.prompts["draw"]))]
         return Example(prompt, (), self._pick(rng, self.draw[prompt], 1)[0])
 
-    def judging(self, rng: np.random.Generator, longest: int = 3) -> Example:
-        """Task II: up to ``longest`` - 1 wrong pictures, then one to judge: S >= 0.7 or S < 0.5, equally often."""
-        right = rng.random() < 0.5
-        prompts = self.prompts["right" if right else "wrong"]
-        prompt = prompts[rng.integers(len(prompts))]
-        before = int(rng.integers(longest))
-        if right:
-            return Example(prompt, self._pick(rng, self.bad.get(prompt, []), before), self._pick(rng, self.judge[prompt], 1)[0])
-        *earlier, target = self._pick(rng, self.bad[prompt], before + 1)
-        return Example(prompt, tuple(earlier), target)
+    def judging(self, rng: np.random.Generator, longest: int = 3) -> tuple[Example, Example]:
+        """Task II: up to ``longest`` - 1 wrong pictures, then one to judge: S >= 0.7, and for the same prompt S < 0.5. Side by side
+        in a batch the two teach what tells them apart."""
+        prompt = self.prompts["judge"][rng.integers(len(self.prompts["judge"]))]
+        before, before_wrong = (int(n) for n in rng.integers(longest, size=2))
+        right = Example(prompt, self._pick(rng, self.bad[prompt], before), self._pick(rng, self.judge[prompt], 1)[0])
+        *earlier, target = self._pick(rng, self.bad[prompt], before_wrong + 1)
+        return right, Example(prompt, tuple(earlier), target)
 
     def redrawing(self, rng: np.random.Generator, longest: int = 2) -> Example:
         """Task III: one to ``longest`` wrong pictures (S < 0.5), then one with S >= 0.8."""

@@ -2,7 +2,7 @@
 
 Source: arXiv 2506.01480, stage 1: thresholds, context lengths, mixing, prompt dropout, what is frozen. The verdict weighs
 ``verdict_weight`` and the reason with the end of sentence the rest (0.8 and 0.2 in the public code; the paper is silent).
-Departures: positives and negatives are drawn 1:1 per example; the averaged weights are what is saved.
+Departures: a positive and a negative of one prompt stand side by side in a batch; the averaged weights are what is saved.
 """
 
 from __future__ import annotations
@@ -120,7 +120,8 @@ class SFTJob:
         n_draw, n_judge, n_redraw = (tasks.count(i) for i in range(3))
         drawing = [self.pool.drawing(rng) for _ in range(n_draw)]
         redrawing = [self.pool.redrawing(rng, c.redraw_context) for _ in range(n_redraw)]
-        judging = [self.pool.judging(rng, c.judge_context) for _ in range(n_judge)]
+        pairs = [self.pool.judging(rng, c.judge_context) for _ in range(-(-n_judge // 2))]
+        judging = [e for pair in pairs for e in pair][:n_judge]
         self.codes([s for e in drawing + redrawing for s in (*e.earlier, e.target)])
         metrics: dict[str, float] = {}
         for name, examples in (("draw", drawing), ("redraw", redrawing)):
