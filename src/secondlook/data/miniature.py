@@ -110,9 +110,9 @@ ASKED = {"there": 0.42, "parts": 0.18, "describe": 0.1, "verdict": 0.3}
 
 
 def questions(rng: np.random.Generator, items: list[Picture], asked: dict[str, float], aimed: float = 0.0) -> list[Question]:
-    """As many questions as ``items``, of the kinds ``asked`` in their shares (ASKED). Every second verdict is of a near miss of the
-    one before, a share ``aimed`` of which attack what the prompt asks for: side by side in a batch the two teach only what
-    tells them apart (docs/LOG.md)."""
+    """As many questions as ``items``, of the kinds ``asked`` in their shares (ASKED). Every second verdict is of a near miss of
+    the one before, a share ``aimed`` of which attack what the prompt asks for: side by side in a batch the two teach only
+    what tells them apart (docs/LOG.md)."""
     kinds = rng.choice(list(asked), size=len(items), p=np.array(list(asked.values())) / sum(asked.values()))
     out = []
     right: Picture | None = None

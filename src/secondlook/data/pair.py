@@ -84,8 +84,8 @@ class Pool:
         return Example(prompt, (), self._pick(rng, self.draw[prompt], 1)[0])
 
     def judging(self, rng: np.random.Generator, longest: int = 3) -> tuple[Example, Example]:
-        """Task II: up to ``longest`` - 1 wrong pictures, then one to judge: S >= 0.7, and for the same prompt S < 0.5. Side by side
-        in a batch the two teach what tells them apart."""
+        """Task II: up to ``longest`` - 1 wrong pictures, then one to judge: S >= 0.7, and for the same prompt S < 0.5. Side by
+        side in a batch the two teach what tells them apart."""
         prompt = self.prompts["judge"][rng.integers(len(self.prompts["judge"]))]
         before, before_wrong = (int(n) for n in rng.integers(longest, size=2))
         right = Example(prompt, self._pick(rng, self.bad[prompt], before), self._pick(rng, self.judge[prompt], 1)[0])
