@@ -144,3 +144,28 @@ def test_audit_sees_a_fooled_reader(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"highest.png", "random.png", "disagreements.png", "result.json"}
     with pytest.raises(InputError, match="bench geneval"):
         audit.read_codes(tmp_path / "none")
+
+
+def test_seeds_stand_side_by_side(tmp_path):
+    from secondlook.bench import seeds
+
+    def report(name, first, rounds=3):
+        overall = {what: {"mean": first} for what in ("first", "final", "gain")}
+        judge = {"every round": {"balanced_accuracy": {"mean": 0.9}}}
+        models = {"rl": {"overall": overall, "judge": judge, "redraws": {"fixed": 0.5, "broken_of_all": 0.0}}}
+        folder = tmp_path / name / "report"
+        folder.mkdir(parents=True)
+        result = {"models": models, "differences": [], "curves": {}, "settings": {"rounds": rounds}}
+        (folder / "result.json").write_text(json.dumps(result))
+        return folder
+
+    reports = [report("seed-0", 0.8), report("seed-1", 0.9)]
+    rows = {row["name"]: row for row in seeds.write(tmp_path, reports)}
+    assert rows["rl: first image"]["mean"] == pytest.approx(0.85) and rows["rl: judge"]["std"] == 0
+    assert "| rl: first image | 0.800 | 0.900 | 0.850 | 0.071 |" in (tmp_path / "seeds.md").read_text()
+    with pytest.raises(InputError, match="settings"):
+        seeds.write(tmp_path, [reports[0], report("seed-2", 0.9, rounds=2)])
+    with pytest.raises(InputError, match="two or more"):
+        seeds.write(tmp_path, reports[:1])
+    with pytest.raises(InputError, match="bench compare"):
+        seeds.read(tmp_path / "none")

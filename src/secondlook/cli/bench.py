@@ -102,6 +102,20 @@ def bench_compare(
     console.print(f"written to {out}: report.html, report.md, result.json")
 
 
+@bench_app.command("seeds")
+def bench_seeds(
+    reports: Annotated[list[Path], typer.Argument(help="Folders that bench compare wrote, of runs that differ in the seed.")],
+    out: Out = Path("out/seeds"),
+) -> None:
+    """The headline rows of several seeds side by side."""
+    from secondlook.bench import seeds
+    from secondlook.files import writable_folder
+
+    writable_folder(out)
+    seeds.write(out, reports)
+    console.print(f"written to {out}: seeds.md, result.json")
+
+
 @bench_app.command("questions")
 def bench_questions(
     model: Model = "mini",
