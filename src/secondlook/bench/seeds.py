@@ -50,7 +50,7 @@ def together(results: list[dict]) -> list[Row]:
 
 
 def write(out: Path, folders: list[Path]) -> list[Row]:
-    """seeds.md and, last, result.json. Raises InputError when the reports are fewer than two or differ in models or settings."""
+    """seeds.md and, last, result.json. Raises InputError for fewer than two reports, or other models or settings in one."""
     if len(folders) < 2:
         raise InputError(f"reports: {len(folders)} given; give two or more, of different seeds")
     results = [read(f) for f in folders]
