@@ -177,19 +177,36 @@ class Red:
 TOY = {"prompts_per_step": 2, "group": 16, "rounds": 1, "lr": 4e-3, "min_lr": 4e-3, "warmup": 0, "beta": 0.0, "log_every": 1}
 
 
+class RedObjects:
+    """A toy judge of the shipped base: the share of what is not background that is red."""
+
+    def __call__(self, items):
+        scores = []
+        for _, image in items:
+            pixels = np.asarray(image, np.float64)
+            drawn = np.abs(pixels - 153).max(-1) > 60
+            red = np.abs(pixels - (220, 30, 30)).max(-1) < 60
+            value = float((drawn & red).sum() / max(1, drawn.sum()))
+            scores.append(Score(value, value > 0.5, "it is red"))
+        return scores
+
+
 @pytest.mark.slow
-def test_the_reward_goes_up(start, tmp_path, monkeypatch):
+def test_the_reward_goes_up(tmp_path, monkeypatch):
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text("a red picture\nanother red picture\n")
-    config = GRPOConfig(model=start, prompts=str(prompts), steps=40, form="segment", save_every=8, patience=100, **TOY)
-    train_grpo(config, tmp_path / "whole", Red())
+    prompts.write_text("".join(f"a photo of a {name}\n" for name in ("star", "cat", "key", "cup")))
+    settings = {"prompts_per_step": 4, "group": 8, "rounds": 1, "lr": 1e-3, "min_lr": 1e-3, "warmup": 0, "patience": 100}
+    config = GRPOConfig(
+        model="mini-base", prompts=str(prompts), steps=12, form="segment", beta=0.0, log_every=1, save_every=4, **settings
+    )
+    train_grpo(config, tmp_path / "whole", RedObjects())
     rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
     first = [r["score_1"] for r in rows]
-    assert np.mean(first[-4:]) > np.mean(first[:4]) + 0.1, first
+    assert np.mean(first[-3:]) > np.mean(first[:3]) + 0.2, first
     assert sum(r["refused_steps"] for r in rows) == 0
     assert rows[0]["sampler_gap"] < 1e-4 and max(r["clipped"] for r in rows) > 0, "the ratio moves within a step"
     assert list((tmp_path / "whole" / "episodes").glob("*.html"))
-    killed_then_resumed(monkeypatch, lambda: train_grpo(config, tmp_path / "cut", Red()), 8)
+    killed_then_resumed(monkeypatch, lambda: train_grpo(config, tmp_path / "cut", RedObjects()), 4)
     assert same_weights(tmp_path / "whole", tmp_path / "cut")
 
 
