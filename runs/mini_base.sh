@@ -16,7 +16,7 @@ train base base_compare base_both --set start="$out/base_verdict/final" --set 'a
 # and so are relations, on few objects first
 train base base_relations base_few --set start="$out/base_both/final"
 train base base_relations base_some --set start="$out/base_few/final" --set objects=8 --set steps=300
-train base base_relations base_relations --set start="$out/base_some/final" --set objects=16 --set steps=600 \
+train base base_relations base_relations --set start="$out/base_some/final" --set objects=16 --set steps=400 \
   --set 'kinds={position = 0.9, counting = 0.1}'
 train base base_judge base_judge --set start="$out/base_relations/final"
 train base base_see base_see --set start="$out/base_judge/final"
