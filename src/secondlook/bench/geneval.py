@@ -101,6 +101,7 @@ def summarize(scored: list[Scored], settings: Settings) -> dict:
         "judge": {
             "first": _agreement(scored, lambda n: [0]),
             "every round": _agreement(scored, lambda n: list(range(n))),
+            "every round, greedy": _agreement(scored, lambda n: list(range(n)), lambda r: r.p_yes > 0.5),
         },
         "redraws": redraws(scored),
         "settings": asdict(settings),
@@ -108,10 +109,11 @@ def summarize(scored: list[Scored], settings: Settings) -> dict:
     }
 
 
-def _agreement(scored: list[Scored], which) -> dict:
+def _agreement(scored: list[Scored], which, says=lambda r: r.yes) -> dict:
+    """Verdicts on the images ``which`` of an episode: as sampled, or what ``says`` makes of a round."""
     picks = [(s, i) for s in scored for i in which(len(s.right))]
     return agreement(
-        [s.right[i] for s, i in picks], [s.episode.rounds[i].yes for s, i in picks], [s.spec.prompt for s, _ in picks]
+        [s.right[i] for s, i in picks], [says(s.episode.rounds[i]) for s, i in picks], [s.spec.prompt for s, _ in picks]
     )
 
 
