@@ -68,6 +68,7 @@ def sample(config: SampleConfig, engine: Engine, reward: Reward, out: Path) -> P
     features = Features({name: Value(kind) for name, kind in kinds.items()} | {"image": ImageFeature()})
     given = Prompts(config.prompts).lines
     total = min(config.n_prompts, len(given)) if given else config.n_prompts
+    out.mkdir(parents=True, exist_ok=True)
     _same_config(config, out)
     for start in track(range(0, total, config.shard), "drawing and scoring"):
         path = out / f"images-{start // config.shard:05d}.parquet"
