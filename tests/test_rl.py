@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from secondlook.model import policy
-from secondlook.train.advantage import advantages, comprehension, episode_reward, normalise, segment_rewards
+from secondlook.train.advantage import advantages, comprehension, episode_reward, normalise, segment_rewards, verdict_advantage
 from secondlook.train.loss import kl_k3, policy_loss
 from secondlook.train.update import Schedule
 from secondlook.types import InputError, Rule
@@ -86,9 +86,10 @@ def test_clipped_loss_and_its_gradient(golden):
 def test_a_missing_score_is_masked_and_moves_nobody():
     scores = [[0.9], [0.1], [0.5], [math.nan]]
     yes = [[True], [True], [False], [True]]
-    for form in ("episode", "segment"):
-        with_missing = advantages(scores, yes, 1, form)
-        without = advantages(scores[:3], yes[:3], 1, form)
+    p_yes = [[0.7], [0.7], [0.4], [0.5]]
+    for form in ("episode", "segment", "expected"):
+        with_missing = advantages(scores, yes, 1, form, p_yes=p_yes)
+        without = advantages(scores[:3], yes[:3], 1, form, p_yes=p_yes[:3])
         assert with_missing[:3] == without
         assert all(math.isnan(a) for a in with_missing[3])
 
@@ -101,6 +102,19 @@ def test_segments_are_normalised_among_those_that_got_there():
     assert a[0][1] > a[1][1] and a[1][1] == pytest.approx(a[2][1])  # 0.9 called right: 0.9; 0.2 called wrong: 0.8
     [same] = {tuple(x) for x in advantages([[0.5]] * 2, [[True]] * 2, 1, "segment")}
     assert same == (0.0, 0.0)
+
+
+def test_a_true_no_among_right_images_is_not_unlearned():
+    scores, yes = [[1.0], [1.0], [1.0], [0.3, 1.0]], [[True], [True], [True], [False, True]]
+    p_yes = [[0.9], [0.9], [0.8], [0.3, 0.9]]
+    assert advantages(scores, yes, 2, "segment")[3][1] < -1  # the flaw: 0.7 beside three times 1.0
+    expected = advantages(scores, yes, 2, "expected", p_yes=p_yes)
+    assert expected[3][1] == pytest.approx(math.sqrt(0.3 / 0.7), rel=1e-2)
+    for s, p in ((1.0, 0.9), (0.3, 0.6), (0.0, 0.02)):
+        of_yes, of_no = (verdict_advantage(s, y, p) for y in (True, False))
+        assert p * of_yes + (1 - p) * of_no == pytest.approx(0, abs=1e-9)
+        assert (of_yes > of_no) == (s > 0.5)
+    assert verdict_advantage(1.0, True, 1.0) == 0 == verdict_advantage(0.5, True, 0.7)
 
 
 def test_schedules():

@@ -19,7 +19,7 @@ def of_the_world(seed: int, n: int = 16) -> tuple[list[Pair], list[Pair]]:
     """``n`` pictures that satisfy their prompts, and a near miss of each."""
     pictures = miniature.pictures(np.random.default_rng(seed), n)
     rng = np.random.default_rng(seed)
-    bad = [(p.spec.prompt, miniature.near_misses(rng, p, 1)[0]) for p in pictures]
+    bad = [(p.spec.prompt, miniature.wrong(rng, p, 1)[0][0]) for p in pictures]
     return [(p.spec.prompt, p.image) for p in pictures], bad
 
 

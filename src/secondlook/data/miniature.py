@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from secondlook.data.pair import short
 from secondlook.model.janus import to_unit
 from secondlook.types import InputError
 from secondlook.world import lessons
@@ -97,22 +98,26 @@ def reason(spec: Spec, scene: Scene) -> str:
 
 @dataclass(frozen=True)
 class Question:
-    """An image, what is asked of it and the answer; ``prompt`` is set for a judge's question and None otherwise."""
+    """An image, what is asked of it and the answer; for a judge's question ``prompt``, else None, and the wrong pictures that
+    came ``earlier`` with their reasons."""
 
     image: Image.Image
     question: str
     answer: str
     prompt: str | None = None
+    earlier: tuple[tuple[Image.Image, str], ...] = ()
 
 
 ASKED = {"there": 0.42, "parts": 0.18, "describe": 0.1, "verdict": 0.3}
 """Shares of the questions: "is there …?", colours, counts and relations, what is in the picture, does it match a prompt."""
 
 
-def questions(rng: np.random.Generator, items: list[Picture], asked: dict[str, float], aimed: float = 0.0) -> list[Question]:
+def questions(
+    rng: np.random.Generator, items: list[Picture], asked: dict[str, float], aimed: float = 0.0, context: int = 1
+) -> list[Question]:
     """As many questions as ``items``, of the kinds ``asked`` in their shares (ASKED). Every second verdict is of a near miss of
     the one before, a share ``aimed`` of which attack what the prompt asks for: side by side in a batch the two teach only
-    what tells them apart (docs/LOG.md)."""
+    what tells them apart (docs/LOG.md). Up to ``context`` - 1 wrong pictures come before a judged one."""
     kinds = rng.choice(list(asked), size=len(items), p=np.array(list(asked.values())) / sum(asked.values()))
     out = []
     right: Picture | None = None
@@ -123,19 +128,19 @@ def questions(rng: np.random.Generator, items: list[Picture], asked: dict[str, f
         elif kind == "describe":
             out.append(Question(p.image, lessons.DESCRIBE, lessons.caption(p.scene)))
         else:
-            if right is None:
-                right = p
-                out.append(Question(p.image, "", reason(p.spec, p.scene), p.spec.prompt))
-            else:
-                scene = lessons.near_miss(rng, right.spec, right.scene, aimed)
-                out.append(Question(Image.fromarray(render(scene)), "", reason(right.spec, scene), right.spec.prompt))
-                right = None
+            judged = right or p
+            *earlier, (image, answer) = wrong(rng, judged, 1 + short(rng, context), aimed)
+            if not right:
+                image, answer = p.image, reason(p.spec, p.scene)
+            out.append(Question(image, "", answer, judged.spec.prompt, tuple(earlier)))
+            right = None if right else p
     return out
 
 
-def near_misses(rng: np.random.Generator, p: Picture, n: int, aimed: float = 0.0) -> list[Image.Image]:
-    """``n`` pictures that fail ``p``'s prompt by one change of its scene (``lessons.near_miss``)."""
-    return [Image.fromarray(render(lessons.near_miss(rng, p.spec, p.scene, aimed))) for _ in range(n)]
+def wrong(rng: np.random.Generator, p: Picture, n: int, aimed: float = 0.0) -> list[tuple[Image.Image, str]]:
+    """``n`` pictures that fail ``p``'s prompt by one change of its scene (``lessons.near_miss``), and why they do."""
+    scenes = [lessons.near_miss(rng, p.spec, p.scene, aimed) for _ in range(n)]
+    return [(Image.fromarray(render(s)), reason(p.spec, s)) for s in scenes]
 
 
 @dataclass(frozen=True)
@@ -152,7 +157,6 @@ def chains(rng: np.random.Generator, items: list[Picture]) -> list[Chain]:
     """One or two near misses before each picture."""
     out = []
     for p in items:
-        scenes = [lessons.near_miss(rng, p.spec, p.scene) for _ in range(1 if rng.random() < 0.8 else 2)]
-        wrong = tuple(Image.fromarray(render(s)) for s in scenes)
-        out.append(Chain(p.spec.prompt, wrong, tuple(reason(p.spec, s) for s in scenes), p.image))
+        images, reasons = zip(*wrong(rng, p, 1 if rng.random() < 0.8 else 2), strict=True)
+        out.append(Chain(p.spec.prompt, images, reasons, p.image))
     return out

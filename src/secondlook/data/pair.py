@@ -18,6 +18,12 @@ from secondlook.types import InputError
 GOOD_TO_DRAW, GOOD_TO_JUDGE, BAD = 0.8, 0.7, 0.5
 
 
+def short(rng: np.random.Generator, longest: int) -> int:
+    """0 to ``longest`` - 1 earlier pictures, few more often than many: the smaller of two uniform draws, as in episodes that
+    end with a Yes."""
+    return int(rng.integers(longest, size=2).min())
+
+
 @dataclass(frozen=True)
 class Scored:
     """One scored picture; ``index`` is its row, by which its codes are cached."""
@@ -84,16 +90,17 @@ class Pool:
         return Example(prompt, (), self._pick(rng, self.draw[prompt], 1)[0])
 
     def judging(self, rng: np.random.Generator, longest: int = 3) -> tuple[Example, Example]:
-        """Task II: up to ``longest`` - 1 wrong pictures, then one to judge: S >= 0.7, and for the same prompt S < 0.5. Side by
-        side in a batch the two teach what tells them apart."""
+        """Task II: up to ``longest`` - 1 wrong pictures (``short``), then one to judge: S >= 0.7, and for the same prompt
+        S < 0.5. Side by side in a batch the two teach what tells them apart."""
         prompt = self.prompts["judge"][rng.integers(len(self.prompts["judge"]))]
-        before, before_wrong = (int(n) for n in rng.integers(longest, size=2))
-        right = Example(prompt, self._pick(rng, self.bad[prompt], before), self._pick(rng, self.judge[prompt], 1)[0])
-        *earlier, target = self._pick(rng, self.bad[prompt], before_wrong + 1)
+        right = Example(
+            prompt, self._pick(rng, self.bad[prompt], short(rng, longest)), self._pick(rng, self.judge[prompt], 1)[0]
+        )
+        *earlier, target = self._pick(rng, self.bad[prompt], short(rng, longest) + 1)
         return right, Example(prompt, tuple(earlier), target)
 
     def redrawing(self, rng: np.random.Generator, longest: int = 2) -> Example:
-        """Task III: one to ``longest`` wrong pictures (S < 0.5), then one with S >= 0.8."""
+        """Task III: one to ``longest`` wrong pictures (S < 0.5; ``short``), then one with S >= 0.8."""
         prompt = self.prompts["redraw"][rng.integers(len(self.prompts["redraw"]))]
-        earlier = self._pick(rng, self.bad[prompt], int(rng.integers(1, longest + 1)))
+        earlier = self._pick(rng, self.bad[prompt], 1 + short(rng, longest))
         return Example(prompt, earlier, self._pick(rng, self.draw[prompt], 1)[0])

@@ -117,8 +117,8 @@ def _rendered(config: SampleConfig, engine: Engine, start: int, n: int) -> list[
     out: list[tuple[str, Image, str]] = []
     for p in miniature.pictures(rng, n, kinds=config.kinds):
         out.append((p.spec.prompt, p.image, "render"))
-        wrong = miniature.near_misses(rng, p, config.near_misses, config.aimed)
-        out += [(p.spec.prompt, image, "near miss") for image in wrong]
+        wrong = miniature.wrong(rng, p, config.near_misses, config.aimed)
+        out += [(p.spec.prompt, image, "near miss") for image, _ in wrong]
     through = engine.pictures(engine.codes([image for _, image, _ in out]))
     return [(prompt, image, source) for (prompt, _, source), image in zip(out, through, strict=True)]
 

@@ -4,6 +4,9 @@ Source: arXiv 2506.01480, section 3.2 (bi-level QA rewards) for the episode form
 Departures: the paper's weight of the last image is stated twice, as T-K+1 and (in its sum) as T-K; T-K+1 is the default.
 The segment form has T rounds instead of two, each normalised for itself. An episode with a missing score takes no part: its
 advantages are NaN (masked), and its group is normalised without it.
+The expected form is ours. In a group, verdicts are on different images, and 1 - |S - SE| is larger on the better ones: among
+right images a true No on a half-right one (S = 0.3, reward 0.7) is worse than the group's mean and would be unlearned. There a
+verdict is compared with what the same policy earns on the same image on average.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-Form = Literal["episode", "segment"]
+Form = Literal["episode", "segment", "expected"]
 Weight = Literal["T-K+1", "T-K"]
 EPSILON = 1e-4
 
@@ -51,17 +54,27 @@ def normalise(rewards_G: np.ndarray, epsilon: float = EPSILON) -> np.ndarray:
     return (rewards_G - known.mean()) / (known.std(ddof=1) + epsilon)
 
 
+def verdict_advantage(score: float, yes: bool, p_yes: float, epsilon: float = EPSILON) -> float:
+    """(r - E r) / (std r + epsilon) of a verdict's reward r = 1 - |S - SE|, over the policy's own Yes and No on that image:
+    what group normalisation tends to in an endless group of verdicts on one image."""
+    rewards, p = np.array([comprehension(score, False), comprehension(score, True)]), np.array([1 - p_yes, p_yes])
+    mean = float(p @ rewards)
+    return float((rewards[int(yes)] - mean) / (np.sqrt(p @ (rewards - mean) ** 2) + epsilon))
+
+
 def advantages(
     scores: Sequence[Sequence[float]],
     yes: Sequence[Sequence[bool]],
     rounds: int,
     form: Form = "episode",
     weight: Weight = "T-K+1",
+    p_yes: Sequence[Sequence[float]] = (),
 ) -> list[list[float]]:
     """Advantages of every turn of one group's episodes (draw, judge, redraw, judge …), given each image's score and verdict.
 
     ``episode``: one advantage an episode, on all its turns. ``segment``: each kind of turn in each round is normalised among
-    the episodes that reached it. An episode with a missing score gets NaN on all its turns.
+    the episodes that reached it. ``expected``: drawings as there, verdicts by ``verdict_advantage`` from the probabilities
+    ``p_yes`` of their Yes. An episode with a missing score gets NaN on all its turns.
     """
     if form == "episode":
         rewards = np.array([episode_reward(s, y, rounds, weight) for s, y in zip(scores, yes, strict=True)])
@@ -71,4 +84,8 @@ def advantages(
         if np.isfinite(s).all():
             per_turn[i, : 2 * len(s)] = segment_rewards(s, y)
     normed = np.stack([normalise(column) for column in per_turn.T], axis=1)
+    if form == "expected":
+        for i, (s, y, p) in enumerate(zip(scores, yes, p_yes, strict=True)):
+            if np.isfinite(s).all():
+                normed[i, 1 : 2 * len(s) : 2] = [verdict_advantage(*each) for each in zip(s, y, p, strict=True)]
     return [normed[i, : 2 * len(s)].tolist() for i, s in enumerate(scores)]

@@ -69,6 +69,8 @@ class BaseConfig:
     """How many classes of objects (the first ones) are asked about; relations are learned on few first."""
     aimed: float = 0.0
     """Share of the near misses asked about that attack what the prompt asks for: a relation, a count, who has which colour."""
+    judge_context: int = 1
+    """Most pictures in a verdict's context, the judged one included."""
     chains: int = 8
     """Redraws every ``chain_every`` steps."""
     chain_every: int = 4
@@ -259,11 +261,13 @@ class BaseJob:
     def questions(self, rng: np.random.Generator, n: int):
         rows, answers = [], []
         c = self.config
-        for q in miniature.questions(rng, miniature.pictures(rng, n, c.alone, c.kinds, c.objects), c.asked, c.aimed):
+        pictures = miniature.pictures(rng, n, c.alone, c.kinds, c.objects)
+        for q in miniature.questions(rng, pictures, c.asked, c.aimed, c.judge_context):
             if q.prompt is None:
                 rows.append(self.protocol.ask(q.image, q.question))
             else:
-                rows.append(self.protocol.judge(q.prompt, [q.image], []))
+                images, reasons = [image for image, _ in q.earlier], [reason for _, reason in q.earlier]
+                rows.append(self.protocol.judge(q.prompt, [*images, q.image], reasons))
             answers.append(Text(self.protocol.answer(q.answer)))
         return rows, answers
 

@@ -58,7 +58,8 @@ class GRPOConfig:
     rounds: int = 3
     """Most images an episode (T)."""
     form: Form = "episode"
-    """Advantages of the paper (one an episode) or of the public code (one for each kind of turn)."""
+    """Advantages of the paper (one an episode), of the public code (one for each kind of turn), or "expected": as the public
+    code's, but verdicts compared with what the policy expects to earn on the same image."""
     last_image_weight: Weight = "T-K+1"
     reduction: Reduction = "token"
     minibatches: int = 2
@@ -132,7 +133,7 @@ class GRPOJob:
         seed = (c.seed * 10**6 + step) * c.prompts_per_step * c.group
         groups = collect(self.engine, asked, c.group, c.rounds, seed, self.sampling, self.reward)
         sampled = time.perf_counter() - began
-        values = [advantages(g.values(), g.verdicts(), c.rounds, c.form, c.last_image_weight) for g in groups]
+        values = [advantages(g.values(), g.verdicts(), c.rounds, c.form, c.last_image_weight, g.p_yes()) for g in groups]
         metrics = describe(groups)
         metrics |= self.guard.check(metrics, values)
         pairs = [

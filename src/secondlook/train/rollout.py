@@ -27,6 +27,10 @@ class Group:
         """What the model said of every image."""
         return [[r.yes for r in e.rounds] for e in self.episodes]
 
+    def p_yes(self) -> list[list[float]]:
+        """The probability of Yes on every image."""
+        return [[r.p_yes for r in e.rounds] for e in self.episodes]
+
 
 def collect(
     engine: Engine, prompts: list[str], size: int, rounds: int, seed: int, sampling: Sampling, reward: Reward
