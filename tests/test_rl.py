@@ -9,7 +9,15 @@ import pytest
 import torch
 
 from secondlook.model import policy
-from secondlook.train.advantage import advantages, comprehension, episode_reward, normalise, segment_rewards, verdict_advantage
+from secondlook.train.advantage import (
+    advantages,
+    balanced,
+    comprehension,
+    episode_reward,
+    normalise,
+    segment_rewards,
+    verdict_advantage,
+)
 from secondlook.train.loss import kl_k3, policy_loss
 from secondlook.train.update import Schedule
 from secondlook.types import InputError, Rule
@@ -115,6 +123,15 @@ def test_a_true_no_among_right_images_is_not_unlearned():
         assert p * of_yes + (1 - p) * of_no == pytest.approx(0, abs=1e-9)
         assert (of_yes > of_no) == (s > 0.5)
     assert verdict_advantage(1.0, True, 1.0) == 0 == verdict_advantage(0.5, True, 0.7)
+
+
+def test_balanced_verdicts_weigh_the_same_on_both_sides():
+    scores = [[[1.0], [1.0], [1.0]], [[0.2, 1.0], [1.0], [math.nan]]]
+    ones = [[[1.0, 1.0] * len(s) if math.isfinite(s[0]) else [math.nan] * 2 for s in group] for group in scores]
+    out = balanced(ones, scores)
+    assert out[0] == [[1.0, pytest.approx(0.6)]] * 3 and out[1][0] == pytest.approx([1.0, 3.0, 1.0, 0.6])
+    assert all(math.isnan(a) for a in out[1][2])
+    assert balanced([[[1.0, 1.0]]] * 30, [[[1.0]]] * 29 + [[[0.0]]])[-1] == [[1.0, 5.0]]  # never more than five times
 
 
 def test_schedules():

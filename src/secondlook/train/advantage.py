@@ -11,6 +11,7 @@ verdict is compared with what the same policy earns on the same image on average
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -89,3 +90,25 @@ def advantages(
             if np.isfinite(s).all():
                 normed[i, 1 : 2 * len(s) : 2] = [verdict_advantage(*each) for each in zip(s, y, p, strict=True)]
     return [normed[i, : 2 * len(s)].tolist() for i, s in enumerate(scores)]
+
+
+MOST_BALANCE = 5.0
+
+
+def balanced(values: list[list[list[float]]], scores: Sequence[Sequence[Sequence[float]]]) -> list[list[list[float]]]:
+    """A step's advantages (of groups, episodes, turns) with its verdicts on right images (S >= 0.5) and on wrong ones weighing
+    the same, as in SFT, though at most 5 times what they weighed. Else the better the images, the more a judge in doubt says
+    Yes. A departure; the paper's rewards leave the shares as they are sampled."""
+    known = [s for group in scores for episode in group if np.isfinite(episode).all() for s in episode]
+    n_right = sum(s >= 0.5 for s in known)
+
+    def weight(score: float) -> float:
+        return min(MOST_BALANCE, 0.5 * len(known) / (n_right if score >= 0.5 else len(known) - n_right))
+
+    return [
+        [
+            [a * weight(s[k // 2]) if k % 2 and math.isfinite(a) else a for k, a in enumerate(of_turns)]
+            for of_turns, s in zip(of_group, group, strict=True)
+        ]
+        for of_group, group in zip(values, scores, strict=True)
+    ]

@@ -28,7 +28,7 @@ from secondlook.model.janus import Janus
 from secondlook.report import filmstrip
 from secondlook.rewards.base import Reward
 from secondlook.rewards.verifier import Verifier
-from secondlook.train.advantage import Form, Weight, advantages
+from secondlook.train.advantage import Form, Weight, advantages, balanced
 from secondlook.train.batch import Reduction, Row, pack, rows_of, total_weight
 from secondlook.train.guard import Guard, check_reward
 from secondlook.train.loss import policy_loss
@@ -60,6 +60,8 @@ class GRPOConfig:
     form: Form = "episode"
     """Advantages of the paper (one an episode), of the public code (one for each kind of turn), or "expected": as the public
     code's, but verdicts compared with what the policy expects to earn on the same image."""
+    balanced: bool = False
+    """Verdicts on right and on wrong images weigh the same in a step (``train.advantage.balanced``)."""
     last_image_weight: Weight = "T-K+1"
     reduction: Reduction = "token"
     minibatches: int = 2
@@ -134,6 +136,8 @@ class GRPOJob:
         groups = collect(self.engine, asked, c.group, c.rounds, seed, self.sampling, self.reward)
         sampled = time.perf_counter() - began
         values = [advantages(g.values(), g.verdicts(), c.rounds, c.form, c.last_image_weight, g.p_yes()) for g in groups]
+        if c.balanced:
+            values = balanced(values, [g.values() for g in groups])
         metrics = describe(groups)
         metrics |= self.guard.check(metrics, values)
         pairs = [

@@ -36,17 +36,18 @@ class Guard:
     most_missing: float
     """A step with a larger share of missing scores stops the run."""
     one_verdict: float
-    """A step counts as one of a single verdict when so large a share of the verdicts is the same."""
+    """A step counts as one of a single verdict when so large a share of the verdicts is the same, and a smaller one is true."""
     patience: int
     """So many steps in a row without variance in any group, or of a single verdict, stop the run."""
     dull: int = 0
 
     def check(self, metrics: dict[str, float], advantages: list[list[list[float]]]) -> dict[str, float]:
-        """One step's metrics and its groups' advantages; returns the share of groups with variance. Raises Stopped."""
+        """One step's metrics and its groups' advantages; returns the share of groups whose drawings' advantages vary.
+        Raises Stopped."""
         if metrics["missing"] > self.most_missing or "yes_rate" not in metrics:
             raise Stopped(f"reward: {metrics['missing']:.0%} of the scores are missing; at most {self.most_missing:.0%} may be")
-        varied = float(np.mean([any(a for of_turns in g for a in of_turns if np.isfinite(a)) for g in advantages]))
-        same = max(metrics["yes_rate"], 1 - metrics["yes_rate"]) >= self.one_verdict
+        varied = float(np.mean([any(a for of_turns in g for a in of_turns[::2] if np.isfinite(a)) for g in advantages]))
+        same = max(metrics["yes_rate"], 1 - metrics["yes_rate"]) >= self.one_verdict > metrics["agreement"]
         self.dull = self.dull + 1 if not varied or same else 0
         if self.dull >= self.patience:
             raise Stopped(
