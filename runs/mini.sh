@@ -6,19 +6,22 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${OUT:-out/mini} device=${DEVICE:-cpu} seed=${SEED:-0}
 job() { secondlook "$1" "$2" --config "configs/mini/$3.toml" --out "$out/$4" --set "device=$device" --set "seed=$seed" "${@:5}"; }
-seconds() { # of a run's log lines, summed; with a second argument, per step
-  python -c 'import json, sys; rows = [json.loads(line) for line in open(sys.argv[1])]
-total = sum(row["seconds"] for row in rows); print(total / rows[-1]["step"] if sys.argv[2:] else total)' "$@"
+seconds() { # a step of a run, the median over its log (other work on the machine may have slowed some)
+  python -c 'import json, statistics, sys; rows = [json.loads(line) for line in open(sys.argv[1])]
+print(statistics.median(row["seconds"] for row in rows) / rows[0]["step"], rows[-1]["step"])' "$1"
 }
 job data sample data data
 job train sft sft sft --set data="$out/data"
 job train grpo grpo rl --set model="$out/sft/final"
-steps=$(python -c "print(round($(seconds "$out/rl/metrics.jsonl") / $(seconds "$out/sft/metrics.jsonl" step)))")
+read -r of_rl taken <<<"$(seconds "$out/rl/metrics.jsonl")"
+read -r of_sft _ <<<"$(seconds "$out/sft/metrics.jsonl")"
+steps=$(python -c "print(round($of_rl * $taken / $of_sft))")
 job train sft sft control --set data="$out/data" --set model="$out/sft/final" --set "steps=$steps" --set "seed=$((seed + 1000))"
 for name in base sft control rl; do
   model=$out/$name/final
   [ "$name" = base ] && model=mini-base
   secondlook bench geneval --model "$model" --out "$out/$name/geneval" --device "$device"
+  secondlook bench judge "$out/base/geneval" --model "$model" --out "$out/$name/judge" --device "$device"
   secondlook bench curve --model "$model" --out "$out/$name/curve" --device "$device"
 done
 secondlook bench audit "$out/rl/geneval" --out "$out/audit" --device "$device"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The miniature's base model from nothing: image tokenizer, seeing encoder, language model, then its measures.
-# About an hour and a half on two cores (DEVICE=cuda trains on a GPU); every stage resumes when it is run again.
+# About two hours on two cores (DEVICE=cuda trains on a GPU); every stage resumes when it is run again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${OUT:-out} device=${DEVICE:-cpu}
@@ -20,6 +20,7 @@ train base base_relations base_relations --set start="$out/base_some/final" --se
   --set 'kinds={position = 0.9, counting = 0.1}'
 train base base_judge base_judge --set start="$out/base_relations/final"
 train base base_see base_see --set start="$out/base_judge/final"
-secondlook bench geneval --model "$out/base_see/final" --out "$out/geneval" --device "$device"
-secondlook bench questions --model "$out/base_see/final" --out "$out/questions" --device "$device"
-secondlook show "$out/base_see"
+train base base_look base_look --set start="$out/base_see/final"
+secondlook bench geneval --model "$out/base_look/final" --out "$out/geneval" --device "$device"
+secondlook bench questions --model "$out/base_look/final" --out "$out/questions" --device "$device"
+secondlook show "$out/base_look"

@@ -82,7 +82,7 @@ def test_curve_compares_at_equal_cost():
 
 @pytest.mark.slow
 def test_results_of_two_models_are_compared_pairwise(engine, tmp_path):
-    from secondlook.bench import compare, curve
+    from secondlook.bench import compare, curve, verdicts
 
     for name, seed in (("a", 0), ("b", 0), ("other", 5)):
         settings = geneval.Settings(name, samples=1, rounds=2, rows_per_task=2, seed=seed)
@@ -92,11 +92,19 @@ def test_results_of_two_models_are_compared_pairwise(engine, tmp_path):
     few = curve.Settings("a", most=2, samples=1, rows_per_task=2)
     (tmp_path / "a" / "curve").mkdir()
     curve.write(tmp_path / "a" / "curve", curve.run(engine, few, Sampling(guidance=1.0)), few)
+    for name in ("a", "b"):
+        (tmp_path / name / "judge").mkdir()
+        same = verdicts.Settings(name, str(tmp_path / "a" / "geneval"))
+        said = verdicts.run(engine, engine, same)
+        drawn = json.loads((tmp_path / "a" / "geneval" / "episodes.json").read_text())
+        assert [v.right for v in said] == [r["right"] for e in drawn for r in e["rounds"]]
+        verdicts.write(tmp_path / name / "judge", said, same)
     (tmp_path / "out").mkdir()
     read = [compare.read(name, tmp_path / name) for name in ("a", "b", "other")]
     result = compare.write(tmp_path / "out", read[:2])
     [row] = result["differences"]
     assert row["first"] == row["final"] == {"mean": 0.0, "low": 0.0, "high": 0.0}, "the same model and seeds"
+    assert "judge_same" in row and read[0].judge[1] == read[1].judge[1]
     assert "b over a" in (tmp_path / "out" / "report.md").read_text()
     assert '<img src="data:image/png' in (tmp_path / "out" / "report.html").read_text()
     with pytest.raises(InputError, match="seed"):
@@ -121,7 +129,7 @@ def test_claims_hold_only_when_the_interval_excludes_zero():
     pairs = [("sft", "base"), ("rl", "base"), ("rl", "sft")]
     measured = {"first": interval(0.02), "final": interval(0.0), "judge": interval(0.1)}
     differences = [{"of": a, "over": b} | measured for a, b in pairs]
-    result = {"models": {k: model(v) for k, v in gains.items()}, "differences": differences, "curves": {}}
+    result = {"models": {k: model(v) for k, v in gains.items()}, "differences": differences, "curves": {}, "judges": {}}
     held = {row["claim"]: row["holds"] for row in claims(result, 3)}
     assert held["RL lifts the first image over SFT"] == "yes" and held["RL lifts the final image over SFT"] == "not shown"
     assert held["after RL, looking again pays (final over first)"] == "yes"
@@ -155,13 +163,13 @@ def test_seeds_stand_side_by_side(tmp_path):
         models = {"rl": {"overall": overall, "judge": judge, "redraws": {"fixed": 0.5, "broken_of_all": 0.0}}}
         folder = tmp_path / name / "report"
         folder.mkdir(parents=True)
-        result = {"models": models, "differences": [], "curves": {}, "settings": {"rounds": rounds}}
+        result = {"models": models, "differences": [], "curves": {}, "judges": {}, "settings": {"rounds": rounds}}
         (folder / "result.json").write_text(json.dumps(result))
         return folder
 
     reports = [report("seed-0", 0.8), report("seed-1", 0.9)]
     rows = {row["name"]: row for row in seeds.write(tmp_path, reports)}
-    assert rows["rl: first image"]["mean"] == pytest.approx(0.85) and rows["rl: judge"]["std"] == 0
+    assert rows["rl: first image"]["mean"] == pytest.approx(0.85) and rows["rl: judge, own images"]["std"] == 0
     assert "| rl: first image | 0.800 | 0.900 | 0.850 | 0.071 |" in (tmp_path / "seeds.md").read_text()
     with pytest.raises(InputError, match="settings"):
         seeds.write(tmp_path, [reports[0], report("seed-2", 0.9, rounds=2)])

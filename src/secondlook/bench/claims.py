@@ -23,7 +23,7 @@ def claims(result: dict, rounds: int) -> list[dict[str, Any]]:
             rows.append({"claim": claim, "published": published, "measured": measured, "holds": holds})
 
     def over(a: str, b: str, what: str) -> Interval | None:
-        return next((d[what] for d in result["differences"] if (d["of"], d["over"]) == (a, b)), None)
+        return next((d.get(what) for d in result["differences"] if (d["of"], d["over"]) == (a, b)), None)
 
     def gain(name: str) -> Interval | None:
         return models[name]["overall"]["gain"] if name in models else None
@@ -37,8 +37,9 @@ def claims(result: dict, rounds: int) -> list[dict[str, Any]]:
     add("after RL, looking again pays (final over first)", "+.03", gain("rl"))
     at = [c for c in result["curves"].get("rl", {}).get("curve", []) if c["rounds"] == rounds]
     add("… by more than best-of-N by its own judge at as many images", "not measured", at[0]["over_best_of_n"] if at else None)
-    add("the judge improves from base to SFT (balanced accuracy)", "72.3 to 72.7 %", over("sft", "base", "judge"))
-    add("… and from SFT to RL", "72.7 to 81.1 %", over("rl", "sft", "judge"))
+    for where, what in (("the same images", "judge_same"), ("its own images", "judge")):
+        add(f"the judge improves from base to SFT on {where} (balanced accuracy)", "72.3 to 72.7 %", over("sft", "base", what))
+        add("… and from SFT to RL", "72.7 to 81.1 %", over("rl", "sft", what))
     return rows
 
 
@@ -48,12 +49,18 @@ def goals(result: dict) -> list[dict[str, Any]]:
         return []
     rl = result["models"]["rl"]
     task, least = min(((name, row["final"]["mean"]) for name, row in rl["tasks"].items()), key=lambda pair: pair[1])
-    judge, final = rl["judge"]["every round"]["balanced_accuracy"]["mean"], rl["overall"]["final"]["mean"]
+    final = rl["overall"]["final"]["mean"]
+    judges = {"its own images": rl["judge"]["every round"]["balanced_accuracy"]["mean"]}
+    if "rl" in result["judges"]:
+        judges["the base's images"] = result["judges"]["rl"]["sampled"]["balanced_accuracy"]["mean"]
     fixed, broken = rl["redraws"]["fixed"], rl["redraws"]["broken_of_all"]
     return [
         {"goal": f"final image at least {FINAL_LEAST}", "measured": final, "reached": final >= FINAL_LEAST},
         {"goal": f"no task's final image below {TASK_LEAST} ({task})", "measured": least, "reached": least >= TASK_LEAST},
-        {"goal": f"judge's balanced accuracy at least {JUDGE_LEAST}", "measured": judge, "reached": judge >= JUDGE_LEAST},
+        *(
+            {"goal": f"judge's balanced accuracy on {on} at least {JUDGE_LEAST}", "measured": j, "reached": j >= JUDGE_LEAST}
+            for on, j in judges.items()
+        ),
         {"goal": f"redraws fix at least {FIXED_LEAST} of wrong images", "measured": fixed, "reached": fixed >= FIXED_LEAST},
         {"goal": f"and break at most {BROKEN_MOST} of right ones", "measured": broken, "reached": broken <= BROKEN_MOST},
     ]

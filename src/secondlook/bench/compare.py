@@ -19,7 +19,7 @@ from secondlook.types import InputError
 
 @dataclass(frozen=True)
 class Measured:
-    """One model's results: result, episodes and gallery of ``bench geneval``, and the result of ``bench curve``."""
+    """One model's results: result, episodes and gallery of ``bench geneval``, and those of ``bench curve`` and ``judge``."""
 
     name: str
     result: dict
@@ -27,24 +27,27 @@ class Measured:
     """(task, prompt, seed) -> episode."""
     gallery: dict
     curve: dict | None
+    judge: tuple[dict, list[dict]] | None
+    """Result and verdicts of ``bench judge``."""
     run: Path | None
     """The training run, where the folder is one."""
 
 
 def read(name: str, folder: Path) -> Measured:
-    """Results of one model in ``folder``/geneval and, where there is one, ``folder``/curve. Raises InputError."""
+    """Results of one model in ``folder``/geneval and, where there are, ``folder``/curve and /judge. Raises InputError."""
     geneval = folder / "geneval"
     for file in ("result.json", "episodes.json", "gallery.json"):
         if not (geneval / file).is_file():
             raise InputError(f"results: {str(geneval / file)!r} is missing; run bench geneval --out {geneval} first")
     episodes = json.loads((geneval / "episodes.json").read_text())
-    curve = folder / "curve" / "result.json"
+    curve, said = folder / "curve" / "result.json", folder / "judge" / "result.json"
     return Measured(
         name,
         json.loads((geneval / "result.json").read_text()),
         {(e["tag"], e["prompt"], e["seed"]): e for e in episodes},
         json.loads((geneval / "gallery.json").read_text()),
         json.loads(curve.read_text()) if curve.is_file() else None,
+        (json.loads(said.read_text()), json.loads((said.parent / "verdicts.json").read_text())) if said.is_file() else None,
         folder if (folder / "metrics.jsonl").is_file() else None,
     )
 
@@ -67,17 +70,31 @@ def difference(a: Measured, b: Measured, value) -> Interval:
     return mean_of_tasks([Sample(k[0], k[1], value(a.episodes[k]) - value(b.episodes[k])) for k in keys])
 
 
-def judge_difference(a: Measured, b: Measured) -> Interval:
-    """Balanced accuracy of a's verdicts on its own images minus b's, 95 % interval over prompts."""
+Verdicts = list[tuple[str, bool, bool]]
+"""Prompt, whether the image is right, and whether the model said so."""
+
+
+def own_verdicts(m: Measured) -> Verdicts:
+    """A model's verdicts on every image of its own episodes."""
+    return [(k[1], r["right"], r["yes"]) for k, e in m.episodes.items() for r in e["rounds"]]
+
+
+def same_verdicts(m: Measured) -> Verdicts:
+    """A model's verdicts on the images that all models judge; none where they were not measured."""
+    return [(v["prompt"], v["right"], v["yes"]) for v in m.judge[1]] if m.judge else []
+
+
+def judge_difference(a: Verdicts, b: Verdicts) -> Interval:
+    """Balanced accuracy of a's verdicts minus that of b's, 95 % interval over prompts."""
     units: dict[str, list[tuple[int, bool, bool]]] = {}
-    for which, m in enumerate((a, b)):
-        for (_, prompt, _), episode in m.episodes.items():
-            units.setdefault(prompt, []).extend((which, r["right"], r["yes"]) for r in episode["rounds"])
+    for which, verdicts in enumerate((a, b)):
+        for prompt, right, yes in verdicts:
+            units.setdefault(prompt, []).append((which, right, yes))
 
     def statistic(rows: dict[str, np.ndarray]) -> float:
         which, right, yes = rows["all"].T
-        own = [_balanced(right[which == k], yes[which == k]) for k in (0, 1)]
-        return own[0] - own[1]
+        each = [_balanced(right[which == k], yes[which == k]) for k in (0, 1)]
+        return each[0] - each[1]
 
     return bootstrap({"all": [np.array(rows) for rows in units.values()]}, statistic)
 
@@ -98,6 +115,9 @@ def compare(models: list[Measured]) -> dict:
                 f"results: {m.name} has {changed[0]} {own[changed[0]]!r} and {models[0].name} {settings[0][changed[0]]!r}; "
                 "results of different settings are not compared"
             )
+    judges = {m.name: m.judge[0] for m in models if m.judge}
+    if len({(j["settings"]["images"], j["settings"]["seed"]) for j in judges.values()}) > 1:
+        raise InputError("results: the models did not judge the same images with one seed; run bench judge alike for all")
     pairs = [(b, a) for i, a in enumerate(models) for b in models[i + 1 :]]
     result = {
         "models": {m.name: m.result for m in models},
@@ -107,11 +127,13 @@ def compare(models: list[Measured]) -> dict:
                 "over": a.name,
                 "first": difference(b, a, first),
                 "final": difference(b, a, final),
-                "judge": judge_difference(b, a),
+                "judge": judge_difference(own_verdicts(b), own_verdicts(a)),
             }
+            | ({"judge_same": judge_difference(same_verdicts(b), same_verdicts(a))} if a.judge and b.judge else {})
             for b, a in pairs
         ],
         "curves": {m.name: m.curve for m in models if m.curve},
+        "judges": judges,
         "settings": settings[0],
     }
     return result | {"claims": claims(result, settings[0]["rounds"]), "goals": goals(result)}

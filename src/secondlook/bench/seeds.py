@@ -20,7 +20,7 @@ def read(folder: Path) -> dict:
     path = folder / "result.json"
     try:
         result = json.loads(path.read_text())
-        return {key: result[key] for key in ("models", "differences", "curves", "settings")}
+        return {key: result[key] for key in ("models", "differences", "curves", "judges", "settings")}
     except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise InputError(f"reports: {str(path)!r} is not what bench compare writes ({error})") from error
 
@@ -36,12 +36,16 @@ def together(results: list[dict]) -> list[Row]:
         of = [r["models"][model] for r in results]
         for what in ("first", "final", "gain"):
             add(f"{model}: {what}" + (" image" if what != "gain" else ""), [m["overall"][what]["mean"] for m in of])
-        add(f"{model}: judge", [m["judge"]["every round"]["balanced_accuracy"]["mean"] for m in of])
+        add(f"{model}: judge, own images", [m["judge"]["every round"]["balanced_accuracy"]["mean"] for m in of])
+        if model in results[0]["judges"]:
+            add(f"{model}: judge, same images", [r["judges"][model]["sampled"]["balanced_accuracy"]["mean"] for r in results])
         for what in ("fixed", "broken_of_all"):
             add(f"{model}: redraws {what.replace('_', ' ')}", [m["redraws"][what] for m in of])
     for i, d in enumerate(results[0]["differences"]):
-        for what in ("first", "final", "judge"):
-            add(f"{d['of']} over {d['over']}: {what}", [r["differences"][i][what]["mean"] for r in results])
+        for what in ("first", "final", "judge", "judge_same"):
+            if what in d:
+                name = f"{d['of']} over {d['over']}: {what.replace('_same', ', same images')}"
+                add(name, [r["differences"][i][what]["mean"] for r in results])
     rounds = results[0]["settings"]["rounds"]
     for model in results[0]["curves"]:
         points = [next(c for c in r["curves"][model]["curve"] if c["rounds"] == rounds) for r in results]

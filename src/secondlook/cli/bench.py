@@ -82,9 +82,34 @@ def bench_curve(
     console.print(f"written to {out}: result.json, curve.png")
 
 
+@bench_app.command("judge")
+def bench_judge(
+    images: Annotated[Path, typer.Argument(help="A folder that bench geneval wrote; its images are judged.")],
+    model: Model = "mini",
+    out: Out = Path("out/judge"),
+    seed: Seed = 0,
+    device: Device = "cpu",
+) -> None:
+    """The judge alone, on the images of another model's episodes: the same for all models."""
+    from secondlook.bench import audit, verdicts
+    from secondlook.files import writable_folder
+
+    painter, _ = audit.read_codes(images)
+    settings = verdicts.Settings(model, str(images), seed)
+    where = locate(model)
+    writable_folder(out)
+    with console.status("judging …"):
+        said = verdicts.run(load_engine(where, device), load_engine(locate(painter), device), settings)
+    for name, row in verdicts.write(out, said, settings).items():
+        if name in ("sampled", "greedy"):
+            b = "{mean:.3f} [{low:.3f}, {high:.3f}]".format(**row["balanced_accuracy"])
+            console.print(f"{name}: balanced accuracy {b}, {row['verdicts']} images")
+    console.print(f"written to {out}: result.json, verdicts.json")
+
+
 @bench_app.command("compare")
 def bench_compare(
-    results: Annotated[list[str], typer.Argument(help="NAME=FOLDER, each folder with geneval/ and perhaps curve/ in it.")],
+    results: Annotated[list[str], typer.Argument(help="NAME=FOLDER, each with geneval/ and perhaps curve/ and judge/ in it.")],
     out: Out = Path("out/report"),
     notes: Annotated[str, typer.Option(help="A sentence for the head of the report.")] = "",
 ) -> None:
