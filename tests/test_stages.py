@@ -178,16 +178,17 @@ TOY = {"prompts_per_step": 2, "group": 16, "rounds": 1, "lr": 4e-3, "min_lr": 4e
 
 
 class RedObjects:
-    """A toy judge of the shipped base: the share of what is not background that is red."""
+    """A toy judge of the shipped base: how near to red the pixels are that are not background. Every colour has a value of its
+    own, so that no group is without variance, whatever a machine's rounding makes the sampler draw."""
 
     def __call__(self, items):
         scores = []
         for _, image in items:
             pixels = np.asarray(image, np.float64)
             drawn = np.abs(pixels - 153).max(-1) > 60
-            red = np.abs(pixels - (220, 30, 30)).max(-1) < 60
-            value = float((drawn & red).sum() / max(1, drawn.sum()))
-            scores.append(Score(value, value > 0.5, "it is red"))
+            near = 1 - np.abs(pixels - (220, 30, 30)).mean(-1) / 255
+            value = float(near[drawn].mean()) if drawn.any() else 0.0
+            scores.append(Score(value, value > 0.9, "it is red"))
         return scores
 
 
@@ -195,14 +196,14 @@ class RedObjects:
 def test_the_reward_goes_up(tmp_path, monkeypatch):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("".join(f"a photo of a {name}\n" for name in ("star", "cat", "key", "cup")))
-    settings = {"prompts_per_step": 4, "group": 8, "rounds": 1, "lr": 1e-3, "min_lr": 1e-3, "warmup": 0, "patience": 100}
+    settings = {"prompts_per_step": 4, "group": 8, "rounds": 1, "lr": 3e-4, "min_lr": 3e-4, "warmup": 0, "patience": 100}
     config = GRPOConfig(
-        model="mini-base", prompts=str(prompts), steps=12, form="segment", beta=0.0, log_every=1, save_every=4, **settings
+        model="mini-base", prompts=str(prompts), steps=10, form="segment", beta=0.0, log_every=1, save_every=4, **settings
     )
     train_grpo(config, tmp_path / "whole", RedObjects())
     rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
     first = [r["score_1"] for r in rows]
-    assert np.mean(first[-3:]) > np.mean(first[:3]) + 0.2, first
+    assert np.mean(first[-3:]) > first[0] + 0.2, first
     assert sum(r["refused_steps"] for r in rows) == 0
     assert rows[0]["sampler_gap"] < 1e-4 and max(r["clipped"] for r in rows) > 0, "the ratio moves within a step"
     assert list((tmp_path / "whole" / "episodes").glob("*.html"))
@@ -309,20 +310,22 @@ def check_trajectory(name: str, out: Path, keys: tuple[str, ...]) -> None:
 
 
 @pytest.mark.slow
-def test_sft_follows_its_golden_trajectory(mini, start, tmp_path, exact):
-    # nothing sampled: a float32 sampler may draw another code on another machine
-    pictures = sample(replace(DATA, draws=0), mini, Verifier(), tmp_path / "data")
-    config = SFTConfig(model=start, data=str(pictures), steps=20, batch=12, lr=1e-3, warmup=3, log_every=1)
+def test_sft_follows_its_golden_trajectory(tmp_path, exact):
+    # the shipped base and in float64: an untrained image tokenizer, or a float32 decoder, may give another code on another machine
+    pictures = sample(replace(DATA, draws=0), Engine(Janus.load(locate("mini-base"))), Verifier(), tmp_path / "data")
+    config = SFTConfig(model="mini-base", data=str(pictures), steps=20, batch=12, lr=1e-3, warmup=3, log_every=1)
     train_sft(config, tmp_path / "run")
     check_trajectory("sft", tmp_path / "run", ("draw_loss", "redraw_loss", "verdict_loss", "reason_loss", "grad_norm", "lr"))
 
 
 @pytest.mark.slow
-def test_grpo_follows_its_golden_trajectory(start, tmp_path, exact):
+def test_grpo_follows_its_golden_trajectory(tmp_path, exact):
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text("a red picture\nanother red picture\n")
-    settings = TOY | {"group": 6, "rounds": 2, "lr": 5e-4, "min_lr": 1e-5, "warmup": 2, "beta": 0.05}
-    config = GRPOConfig(model=start, prompts=str(prompts), steps=20, convert_lr=2e-4, convert_step=10, patience=100, **settings)
-    train_grpo(config, tmp_path / "run", Red())
+    prompts.write_text("a photo of a star\na photo of two cats\n")
+    settings = TOY | {"group": 4, "rounds": 2, "lr": 2e-4, "min_lr": 1e-5, "warmup": 2, "beta": 0.05}
+    config = GRPOConfig(
+        model="mini-base", prompts=str(prompts), steps=20, convert_lr=1e-4, convert_step=10, patience=100, **settings
+    )
+    train_grpo(config, tmp_path / "run", RedObjects())
     keys = ("score_1", "first", "yes_rate", "agreement", "loss", "kl", "clipped", "entropy", "grad_norm", "lr")
     check_trajectory("grpo", tmp_path / "run", keys)

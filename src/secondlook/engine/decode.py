@@ -85,7 +85,7 @@ class Engine:
         uniform = torch.stack([torch.rand(steps, generator=torch.Generator().manual_seed(r.seed)) for r in requests]).to(device)
         state = self._prefill(requests, guided, steps)
         tokens = torch.empty(n, steps, dtype=torch.long, device=device)
-        logprobs = torch.empty(n, steps, device=device)
+        logprobs = torch.empty(n, steps, dtype=torch.promote_types(self.janus.dtype, torch.float32), device=device)
         ended = torch.zeros(n, dtype=torch.bool, device=device)
         p_yes: list[float | None] = [None] * n
         for step in range(steps):

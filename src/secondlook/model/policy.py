@@ -16,6 +16,11 @@ from secondlook.model.sequence import Protocol, assemble, length
 from secondlook.types import Draw, Rule, Segment, Text, Turn
 
 
+def precise(logits_V: Tensor) -> Tensor:
+    """In float32 at least: probabilities of half-precision logits are not computed in half precision."""
+    return logits_V.to(torch.promote_types(logits_V.dtype, torch.float32))
+
+
 def logits(janus: Janus, rule: Rule, cond: Tensor, uncond: Tensor | None) -> Tensor:
     """Guided logits (…, V) of final hidden states (…, D). The generation head's last layer is linear, so mixing before it is
     exact and pays for it once; lm_head is linear altogether."""
@@ -26,7 +31,7 @@ def logits(janus: Janus, rule: Rule, cond: Tensor, uncond: Tensor | None) -> Ten
             raise ValueError(f"guidance: {rule.guidance} needs the unconditional twin's hidden states")
         mixed = torch.lerp(features(uncond), mixed, rule.guidance)
     last = janus.net.model.generation_head.vision_head if rule.head == "code" else janus.net.lm_head
-    return last(mixed).float()
+    return precise(last(mixed))
 
 
 def log_probs(rule: Rule, logits_V: Tensor, first: bool | Tensor = False) -> Tensor:
@@ -108,4 +113,4 @@ def cross_entropy(janus: Janus, prompts: list[tuple[Segment, ...]], completions:
     each token is its completion's first (N,)."""
     hidden, tokens, first = completion_hidden(janus, prompts, completions)
     head = janus.text_logits if isinstance(completions[0], Text) else janus.code_logits
-    return F.cross_entropy(head(hidden).float(), tokens, reduction="none"), first
+    return F.cross_entropy(precise(head(hidden)), tokens, reduction="none"), first
