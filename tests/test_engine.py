@@ -33,6 +33,19 @@ def test_recorded_logprobs_equal_teacher_forced_ones(engine, n, guidance):
         assert (scored - recorded).abs().max() <= 1e-4
 
 
+def test_rows_of_like_length_are_scored_together(engine):
+    lengths = [10, 3, 9, 10, 8, 1, 7]
+    groups = policy.alike(lengths)
+    assert sorted(i for g in groups for i in g) == list(range(len(lengths)))
+    assert all(min(lengths[i] for i in g) >= policy.SHORTEST * max(lengths[i] for i in g) for g in groups)
+    turns = [t for e in episodes(engine, 8, 1.0) for t in e.turns if t.kind == "judge"]
+    assert len(policy.alike([len(t.segments) for t in turns])) > 1, "episodes of several rounds are needed here"
+    with torch.no_grad():
+        together = policy.score(engine.janus, engine.protocol, turns)
+        alone = torch.cat([policy.score(engine.janus, engine.protocol, [t]) for t in turns])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
 def test_rounds_go_on_only_after_no(engine):
     found = episodes(engine, 24, 1.0)
     assert {len(e.rounds) for e in found} > {1}, "the random judge must say both Yes and No here"

@@ -311,7 +311,7 @@ def check_trajectory(name: str, out: Path, keys: tuple[str, ...]) -> None:
 
 @pytest.mark.slow
 def test_sft_follows_its_golden_trajectory(tmp_path, exact):
-    # the shipped base and in float64: an untrained image tokenizer, or a float32 decoder, may give another code on another machine
+    # the shipped base, in float64: an untrained image tokenizer or a float32 decoder may give another code on another machine
     pictures = sample(replace(DATA, draws=0), Engine(Janus.load(locate("mini-base"))), Verifier(), tmp_path / "data")
     config = SFTConfig(model="mini-base", data=str(pictures), steps=20, batch=12, lr=1e-3, warmup=3, log_every=1)
     train_sft(config, tmp_path / "run")

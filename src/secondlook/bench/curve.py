@@ -9,7 +9,7 @@ or one more, in the share that makes its mean cost c.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +69,8 @@ def run(
         episodes = introspect(engine, prompts, seeds, most, sampling)
         # the first image is shared; the others have seeds that no other job uses
         others = [10**9 + seed * most + k for seed in seeds for k in range(1, most)]
-        fresh = introspect(engine, [p for p in prompts for _ in range(1, most)], others, 1, sampling) if most > 1 else []
+        alike = [p for p in prompts for _ in range(1, most)]
+        fresh = introspect(engine, alike, others, 1, replace(sampling, reason_tokens=1)) if alike else []  # verdicts only
         for i, ((spec, _), episode) in enumerate(zip(part, episodes, strict=True)):
             alone = fresh[i * (most - 1) : (i + 1) * (most - 1)]
             tried.append(_tried(spec, episode, alone))

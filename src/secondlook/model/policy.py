@@ -67,6 +67,21 @@ def choose(rule: Rule, log_probs_V: Tensor, uniform: Tensor) -> tuple[Tensor, Te
     return tokens, log_probs_V.gather(-1, tokens[:, None]).squeeze(-1)
 
 
+SHORTEST = 0.8
+"""Rows run together when the shorter is at least so long, as a share of the longest: padding is computed like tokens."""
+
+
+def alike(lengths: list[int]) -> list[list[int]]:
+    """Indices of rows in groups of nearly equal length, longest first."""
+    groups: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if groups and lengths[i] >= SHORTEST * lengths[groups[-1][0]]:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
+
+
 def completion_hidden(
     janus: Janus, prompts: list[tuple[Segment, ...]], completions: list[Text | Draw]
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -74,22 +89,21 @@ def completion_hidden(
 
     Returns hidden (N, D), tokens (N,) and whether each is its completion's first (N,), over all rows in order.
     """
-    batch = assemble(janus, [(*p, c) for p, c in zip(prompts, completions, strict=True)])
-    hidden = janus.hidden(batch.embeds)
-    rows: list[int] = []
-    columns: list[int] = []
-    tokens: list[int] = []
-    first: list[bool] = []
-    for b, (p, c) in enumerate(zip(prompts, completions, strict=True)):
-        values = c.ids if isinstance(c, Text) else c.codes
-        start = length(p, janus.n_patches) - 1
-        rows += [b] * len(values)
-        columns += range(start, start + len(values))
-        tokens += values
-        first += [True] + [False] * (len(values) - 1)
-    device = hidden.device
-    picked = hidden[torch.tensor(rows, device=device), torch.tensor(columns, device=device)]
-    return picked, torch.tensor(tokens, device=device), torch.tensor(first, device=device)
+    values = [c.ids if isinstance(c, Text) else c.codes for c in completions]
+    starts = [length(p, janus.n_patches) - 1 for p in prompts]
+    ends = torch.tensor([len(v) for v in values]).cumsum(0).tolist()
+    parts: list[Tensor] = []
+    places: list[int] = []
+    for group in alike([start + len(v) for start, v in zip(starts, values, strict=True)]):
+        hidden = janus.hidden(assemble(janus, [(*prompts[i], completions[i]) for i in group]).embeds)
+        rows = [b for b, i in enumerate(group) for _ in values[i]]
+        columns = [starts[i] + k for i in group for k in range(len(values[i]))]
+        parts.append(hidden[torch.tensor(rows, device=hidden.device), torch.tensor(columns, device=hidden.device)])
+        places += [ends[i] - len(values[i]) + k for i in group for k in range(len(values[i]))]
+    picked = torch.cat(parts)
+    tokens = torch.tensor([t for v in values for t in v], device=picked.device)
+    first = torch.tensor([k == 0 for v in values for k in range(len(v))], device=picked.device)
+    return picked[torch.tensor(places, device=picked.device).argsort()], tokens, first
 
 
 def score(janus: Janus, protocol: Protocol, turns: list[Turn]) -> Tensor:
