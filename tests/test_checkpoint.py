@@ -1,4 +1,4 @@
-"""The shipped checkpoint: plain transformers loads it and answers the same; it draws what it is asked for."""
+"""The shipped checkpoints: plain transformers loads them and answers the same; they draw what they are asked for."""
 
 from pathlib import Path
 
@@ -11,27 +11,34 @@ from transformers import JanusForConditionalGeneration, JanusProcessor
 
 import secondlook
 from secondlook.cli import load_engine
-from secondlook.model.shipped import SHIPPED
+from secondlook.model.shipped import SHIPPED, locate
 from secondlook.types import Request, Rule
 from secondlook.world.lessons import lesson
 from secondlook.world.render import render
 
-FOLDER = Path(secondlook.__file__).parent / "checkpoints" / SHIPPED["mini"]
+CHECKPOINTS = Path(secondlook.__file__).parent / "checkpoints"
+
+
+@pytest.fixture(scope="module", params=["mini", "mini-base"])
+def name(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def mini():
-    return load_engine("mini")
+def mini(name):
+    return load_engine(locate(name))
 
 
 @pytest.fixture(scope="module")
-def plain():
-    return JanusForConditionalGeneration.from_pretrained(FOLDER), JanusProcessor.from_pretrained(FOLDER)
+def plain(name):
+    folder = locate(name)
+    return JanusForConditionalGeneration.from_pretrained(folder), JanusProcessor.from_pretrained(folder)
 
 
-def test_it_is_in_the_package_and_small():
-    assert FOLDER.is_relative_to(Path(secondlook.__file__).parent)
-    assert sum(f.stat().st_size for f in FOLDER.iterdir()) <= 25e6
+def test_all_are_in_the_package_and_small():
+    assert {f.name for f in CHECKPOINTS.iterdir()} == set(SHIPPED.values())
+    for folder in CHECKPOINTS.iterdir():
+        assert sum(f.stat().st_size for f in folder.iterdir()) <= 25e6
 
 
 def test_transformers_answers_questions_the_same(mini, plain):
@@ -72,10 +79,13 @@ def test_it_sees_what_is_there(mini):
     assert result["is_there"]["balanced_accuracy"]["mean"] > 0.85
 
 
-def test_its_first_images_are_mostly_right(mini):
+def test_its_first_images_are_mostly_right_and_looking_again_pays(mini):
     from secondlook.bench import geneval
     from secondlook.introspect import Sampling
 
-    settings = geneval.Settings("mini", samples=1, rounds=1, rows_per_task=16)
+    settings = geneval.Settings("mini", samples=2, rounds=3, rows_per_task=24)
     scored = geneval.run(mini, settings, Sampling.of(mini.janus.net.generation_config))
-    assert np.mean([s.right[0] for s in scored]) > 0.45
+    assert np.mean([s.right[0] for s in scored]) > 0.75
+    fixed = sum(s.right[s.episode.final] and not s.right[0] for s in scored)
+    broken = sum(s.right[0] and not s.right[s.episode.final] for s in scored)
+    assert fixed > broken

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,12 +13,31 @@ import torch
 from safetensors.torch import load_file
 
 from secondlook.config import load
+from secondlook.data.sample import SampleConfig
 from secondlook.train.base import BaseConfig, text_tokenizer
+from secondlook.train.grpo import GRPOConfig
 from secondlook.train.optimizer import orthogonalize
 from secondlook.train.run import Run, schedule
+from secondlook.train.sft import SFTConfig
 from secondlook.train.tokenizer import TokenizerConfig, cluster, describe
 from secondlook.train.vision import VisionConfig, train_vision
 from secondlook.types import InputError
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+JOBS = {
+    "tokenizer": TokenizerConfig,
+    "vision": VisionConfig,
+    "base": BaseConfig,
+    "data": SampleConfig,
+    "sft": SFTConfig,
+    "grpo": GRPOConfig,
+}
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.toml")), ids=lambda p: p.stem)
+def test_shipped_configs_fit_their_jobs(path):
+    load(JOBS[path.stem.partition("_")[0]], path, [])
+
 
 SMALL = ["steps=60", "width=32", "layers=1", "batch=16", "save_every=10", "log_every=5", "threads=1"]
 
