@@ -62,9 +62,9 @@ def run(
     """Sample the episodes and the independent images of every row of mini-GenEval."""
     jobs = seeded_rows(settings.split, settings.rows_per_task, settings.samples, settings.seed)
     tried: list[Tried] = []
-    most, size = settings.most, max(1, engine.batch // settings.most)
-    for start in range(0, len(jobs), size):
-        part = jobs[start : start + size]
+    most = settings.most
+    for start in range(0, len(jobs), engine.batch):
+        part = jobs[start : start + engine.batch]
         prompts, seeds = [Prompt(s.prompt) for s, _ in part], [seed for _, seed in part]
         episodes = introspect(engine, prompts, seeds, most, sampling)
         # the first image is shared; the others have seeds that no other job uses
