@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,15 +69,15 @@ def write_episode(folder: Path, episode: Episode, settings: dict[str, Any]) -> N
     write_json(folder / "episode.json", episode_json(episode, settings))
 
 
-def curves(folder: Path, path: Path | None = None) -> Path:
-    """Plot every metric of a training run's metrics.jsonl into ``path`` (default: curves.png in the run's folder)."""
+def curves(folder: Path, path: Path | None = None, names: Sequence[str] = ()) -> Path:
+    """Plot the metrics ``names`` (default: all) of a training run's metrics.jsonl into ``path`` (default: the run's curves.png)."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    names = [n for n in dict.fromkeys(k for row in rows for k in row) if n not in ("step", "seconds")]
+    names = names or [n for n in dict.fromkeys(k for row in rows for k in row) if n not in ("step", "seconds")]
     columns = min(3, max(1, len(names)))
     lines = -(-len(names) // columns)
     figure, axes = plt.subplots(lines, columns, figsize=(4.2 * columns, 2.8 * lines), squeeze=False)

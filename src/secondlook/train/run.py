@@ -102,7 +102,7 @@ class Run:
                     if self.step % period == 0 or self.step == steps:
                         row |= probe(self.step)
                 if row:
-                    metrics.write(json.dumps({"step": self.step} | {k: round(v, 5) for k, v in row.items()}) + "\n")
+                    metrics.write(json.dumps({"step": self.step} | {k: float(f"{v:.6g}") for k, v in row.items()}) + "\n")
                     metrics.flush()
                     for name, value in row.items():
                         board.add_scalar(name, value, self.step)
