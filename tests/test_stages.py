@@ -305,7 +305,7 @@ def check_trajectory(name: str, out: Path, keys: tuple[str, ...]) -> None:
     assert found.keys() == stored.keys() and len(rows) == 20
     for key, values in stored.items():
         for step, (a, b) in enumerate(zip(found[key], values, strict=True)):
-            same = a == b if b is None else a == pytest.approx(b, rel=1e-3, abs=1e-4)
+            same = a == b if b is None else a == pytest.approx(b, rel=1e-3, abs=1e-6)
             assert same, f"{key} at step {step + 1}: {a} instead of {b}"
 
 

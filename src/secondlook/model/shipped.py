@@ -6,7 +6,7 @@ from pathlib import Path
 
 from secondlook.types import InputError
 
-SHIPPED = {"mini": "mini-base", "mini-base": "mini-base"}
+SHIPPED = {"mini": "mini", "mini-base": "mini-base"}
 
 
 def locate(model: str) -> str:
@@ -17,7 +17,9 @@ def locate(model: str) -> str:
     if model in SHIPPED:
         folder = Path(__file__).parents[1] / "checkpoints" / SHIPPED[model]
         if not folder.is_dir():
-            raise InputError(f"model: {model!r} does not come with this version; make it with runs/mini_base.sh")
+            raise InputError(
+                f"model: {model!r} does not come with this version; make it with runs/mini_base.sh or runs/mini.sh"
+            )
         return str(folder)
     if Path(model).is_dir():
         return model
