@@ -70,7 +70,7 @@ def write_episode(folder: Path, episode: Episode, settings: dict[str, Any]) -> N
 
 
 def curves(folder: Path, path: Path | None = None, names: Sequence[str] = ()) -> Path:
-    """Plot ``names`` (default: every metric) of a run's metrics.jsonl into ``path`` (default: curves.png in the run's folder)."""
+    """Plot ``names`` (default: all) of a run's metrics.jsonl into ``path`` (default: curves.png in the run's folder)."""
     import matplotlib
 
     matplotlib.use("Agg")
