@@ -1,8 +1,8 @@
 # Needs Python 3.11 or newer. Everything is installed into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
-PROMPT ?= a photo of a red star and a blue cat
-SEED ?= 23
+PROMPT ?= a photo of a cat below a cup
+SEED ?= 20
 
 .PHONY: install demo test
 
