@@ -47,10 +47,10 @@ def run(engine: Engine, drawn: list[tuple[str, tuple[int, ...]]]) -> list[Shown]
 
 def write(out: Path, shown: list[Shown], n: int = 100, seed: int = 0) -> dict:
     """highest.png, random.png, disagreements.png and, last, result.json; returns the result."""
-    picks = np.random.default_rng(seed).permutation(len(shown))[:n]
-    best = sorted(shown, key=lambda s: -s[2].score)[:n]
+    mixed = [shown[i] for i in np.random.default_rng(seed).permutation(len(shown))]
+    best = sorted(mixed, key=lambda s: -s[2].score)[:n]  # many have the highest score: a random choice of them
     differ = [s for s in shown if s[2].correct != s[3]]
-    for name, items in (("highest", best), ("random", [shown[i] for i in picks]), ("disagreements", differ[:n])):
+    for name, items in (("highest", best), ("random", mixed[:n]), ("disagreements", differ[:n])):
         write_image(out / f"{name}.png", sheet(items))
     same = [Sample("same", spec.prompt, float(verdict.correct == other)) for spec, _, verdict, other in shown]
     result = {

@@ -36,7 +36,11 @@ def claims(result: dict, rounds: int) -> list[dict[str, Any]]:
     add("… and over as much further SFT", "not measured", over("rl", "control", "final"))
     add("after RL, looking again pays (final over first)", "+.03", gain("rl"))
     at = [c for c in result["curves"].get("rl", {}).get("curve", []) if c["rounds"] == rounds]
-    add("… by more than best-of-N by its own judge at as many images", "not measured", at[0]["over_best_of_n"] if at else None)
+    for what, baseline in (
+        ("over_best_of_n", "best-of-N by its own judge at as many images"),
+        ("over_until_yes", "drawing afresh until its own Yes, without memory"),
+    ):
+        add(f"… by more than {baseline}", "not measured", at[0][what] if at else None)
     for where, what in (("the same images", "judge_same"), ("its own images", "judge")):
         add(f"the judge improves from base to SFT on {where} (balanced accuracy)", "72.3 to 72.7 %", over("sft", "base", what))
         add("… and from SFT to RL", "72.7 to 81.1 %", over("rl", "sft", what))
