@@ -2,7 +2,8 @@
 
 Source: the introspection loop of arXiv 2506.01480 (T = 3 images).
 Departures from the public code: T rounds instead of one redraw; only what was
-judged No is redrawn; the history of a redraw is the sampled codes, not the picture encoded again.
+judged No is redrawn; the history of a redraw is what the checkpoint was trained with (``history``): the sampled codes, or as in
+the public code the picture encoded again.
 """
 
 from __future__ import annotations
@@ -57,13 +58,14 @@ def introspect(
     draw_rule, judge_rule = sampling.draw_rule(), sampling.judge_rule(protocol.yes, protocol.no)
     episodes = [Episode(p, s, (), ()) for p, s in zip(prompts, seeds, strict=True)]
     answers: list[list[tuple[int, ...]]] = [[] for _ in prompts]
+    drawn_codes: list[list[tuple[int, ...]]] = [[] for _ in prompts]
     active = list(range(len(prompts)))
     for _ in range(rounds):
         asked = []
         for i in active:
             e = episodes[i]
             if e.rounds:
-                kind, segments = "redraw", protocol.redraw(e.prompt.text, [r.codes for r in e.rounds], answers[i])
+                kind, segments = "redraw", protocol.redraw(e.prompt.text, drawn_codes[i], answers[i])
             else:
                 kind, segments = "draw", protocol.draw(e.prompt.text)
             asked.append(Request(kind, segments, turn_seed(e.seed, len(e.turns))))
@@ -76,11 +78,15 @@ def introspect(
             asked.append(Request("judge", segments, turn_seed(e.seed, len(e.turns) + 1)))
         judged = engine.write(asked, judge_rule, sampling.reason_tokens)
         for i, image, d, j in zip(active, images, drawn, judged, strict=True):
-            answers[i].append(tuple(t for t in j.tokens if t != protocol.eos))
+            answers[i].append(j.tokens)
             episodes[i] = _with_round(episodes[i], image, d, j, protocol)
         active = [i for i in active if not episodes[i].rounds[-1].yes]
         if not active:
             break
+        latest = [episodes[i].rounds[-1] for i in active]
+        codes = engine.codes([r.image for r in latest]) if protocol.history == "reencode" else [r.codes for r in latest]
+        for i, code in zip(active, codes, strict=True):
+            drawn_codes[i].append(code)
     return episodes
 
 

@@ -46,7 +46,14 @@ class Draw:
     codes: tuple[int, ...]
 
 
-Segment = Text | Look | Draw
+@dataclass(frozen=True)
+class Gap:
+    """Positions passed over, without a token in them (what the public code masks keeps its place)."""
+
+    size: int = 1
+
+
+Segment = Text | Look | Draw | Gap
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ class Engine:
 
     def __init__(self, janus: Janus, batch: int = 64):
         self.janus, self.batch = janus, batch
-        self.protocol = Protocol(janus.tokenizer)
+        self.protocol = Protocol(janus.tokenizer, janus.history)
 
     def draw(self, requests: list[Request], rule: Rule) -> list[Turn]:
         """Sample one image (n_codes codes) per request. ``rule.head`` must be "code"."""
@@ -120,11 +120,10 @@ class Engine:
         # a padding query attends to itself, else its softmax over nothing would be NaN
         mask = (causal & real[:, None]) | torch.eye(longest, dtype=torch.bool, device=self.janus.device)
         cache = StaticCache(self.janus.net.config.text_config.num_hidden_layers, longest + steps)
-        positions = (columns - pads).clamp(min=0)
-        hidden = self.janus.hidden(batch.embeds, positions, mask[:, None], cache)[:, -1]
+        hidden = self.janus.hidden(batch.embeds, batch.positions, mask[:, None], cache)[:, -1]
         attend = torch.ones(len(wanted), 1, 1, cache.capacity, dtype=torch.bool, device=self.janus.device)
         attend[..., :longest] = real[rows][:, None, None]
-        return _State(cache.fork(rows), attend, batch.lengths[rows][:, None], hidden[rows])
+        return _State(cache.fork(rows), attend, batch.positions[rows, -1:] + 1, hidden[rows])
 
     def _advance(self, state: _State, rule: Rule, tokens_B: Tensor, guided: bool) -> None:
         """Feed the sampled tokens, the same to both twins."""

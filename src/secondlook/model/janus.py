@@ -16,10 +16,12 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import JanusForConditionalGeneration, JanusProcessor, JanusVQVAE
 
+from secondlook.model import checkpoint
 from secondlook.model.shipped import locate
 from secondlook.types import InputError
 
 GREY, SMALLEST = 127, 14
+ATTENTION = ("sdpa", "eager")
 
 
 class Janus(nn.Module):
@@ -34,23 +36,16 @@ class Janus(nn.Module):
         codebook.data = F.normalize(codebook.data, dim=-1)
 
     @classmethod
-    def load(cls, path: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Janus:
-        """Load a shipped model, a folder or a hub id in transformers' layout. Raises InputError with one sentence."""
-        path = locate(str(path))
-        try:
-            processor = JanusProcessor.from_pretrained(path)
-            net, info = JanusForConditionalGeneration.from_pretrained(
-                path, dtype=dtype, output_loading_info=True, tie_word_embeddings=False
-            )
-        except Exception as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise InputError(f"model: {str(path)!r} could not be loaded as a Janus checkpoint: {reason}") from error
-        missing = sorted(info["missing_keys"]) + sorted(str(k) for k in info["mismatched_keys"])
-        if missing:
-            raise InputError(
-                f"model: {str(path)!r} lacks {len(missing)} tensors of a Janus checkpoint, the first is {missing[0]}"
-            )
-        return cls(net.eval().to(device), processor)
+    def load(
+        cls, path: str | Path, device: str = "cpu", dtype: torch.dtype | None = torch.float32, attention: str = "sdpa"
+    ) -> Janus:
+        """Load a shipped model, a folder or a hub id, in transformers' layout or the original one.
+
+        ``dtype`` None is the one that the checkpoint is stored in. Raises InputError with one sentence.
+        """
+        if attention not in ATTENTION:
+            raise InputError(f"attention: {attention!r} is unknown; choose one of {', '.join(ATTENTION)}")
+        return cls(*checkpoint.load(checkpoint.fetch(locate(str(path))), dtype, device, attention))
 
     def save(self, folder: str | Path) -> None:
         """Write the checkpoint in transformers' layout (config, safetensors, processor, tokenizer)."""
@@ -64,6 +59,16 @@ class Janus(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return self.net.lm_head.weight.dtype
+
+    @property
+    def history(self) -> str:
+        """What a redraw has as an earlier drawn image: the sampled ``codes``, or the picture encoded again (``reencode``: how
+        the published checkpoints were trained; the checkpoint's generation config says otherwise)."""
+        return getattr(self.net.generation_config, "history", None) or "reencode"
+
+    @history.setter
+    def history(self, value: str) -> None:
+        self.net.generation_config.history = value
 
     @property
     def image_size(self) -> int:
@@ -110,6 +115,8 @@ class Janus(nn.Module):
     def hidden(self, embeds: Tensor, positions: Tensor | None = None, mask: Tensor | None = None, cache=None) -> Tensor:
         """The language model: embeddings (B, T, D) to final hidden states (B, T, D). ``mask`` is None (causal) or a boolean
         (B, 1, T, S) that says what may be attended to."""
+        if mask is not None and self.net.config.text_config._attn_implementation == "eager":  # it adds the mask
+            mask = torch.zeros(mask.shape, dtype=embeds.dtype, device=mask.device).masked_fill(~mask, -torch.inf)
         out = self.net.model.language_model(
             inputs_embeds=embeds,
             attention_mask=mask,
@@ -173,6 +180,8 @@ def _letterbox(image: Image.Image, size: int) -> Image.Image:
 
 
 def _cover(image: Image.Image, size: int) -> Image.Image:
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     shortest = min(image.size)
     if shortest != size:
         image = image.resize(

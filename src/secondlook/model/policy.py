@@ -13,7 +13,7 @@ from torch import Tensor
 
 from secondlook.model.janus import Janus
 from secondlook.model.sequence import Protocol, assemble, length
-from secondlook.types import Draw, Rule, Segment, Text, Turn
+from secondlook.types import Draw, Gap, Rule, Segment, Text, Turn
 
 
 def precise(logits_V: Tensor) -> Tensor:
@@ -95,7 +95,13 @@ def completion_hidden(
     parts: list[Tensor] = []
     places: list[int] = []
     for group in alike([start + len(v) for start, v in zip(starts, values, strict=True)]):
-        hidden = janus.hidden(assemble(janus, [(*prompts[i], completions[i]) for i in group]).embeds)
+        batch = assemble(janus, [(*prompts[i], completions[i]) for i in group])
+        if any(isinstance(s, Gap) for i in group for s in prompts[i]):
+            # without a mask transformers takes a leap in the positions for the beginning of another sequence
+            causal = torch.ones(batch.embeds.shape[1], batch.embeds.shape[1], dtype=torch.bool, device=janus.device).tril()
+            hidden = janus.hidden(batch.embeds, batch.positions, causal[None, None])
+        else:
+            hidden = janus.hidden(batch.embeds)
         rows = [b for b, i in enumerate(group) for _ in values[i]]
         columns = [starts[i] + k for i in group for k in range(len(values[i]))]
         parts.append(hidden[torch.tensor(rows, device=hidden.device), torch.tensor(columns, device=hidden.device)])

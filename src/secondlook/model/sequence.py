@@ -15,7 +15,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from secondlook.model.janus import Janus
-from secondlook.types import Draw, InputError, Look, Segment, Text
+from secondlook.types import Draw, Gap, InputError, Look, Segment, Text
 
 END = "<｜end▁of▁sentence｜>"
 BOI, EOI = "<begin_of_image>", "<end_of_image>"
@@ -32,14 +32,21 @@ MAX_PROMPT = 200
 
 
 Answer = str | tuple[int, ...]
-"""A verdict with its reason: words, or the sampled ids without the end of sentence."""
+"""A verdict with its reason: words, or the sampled ids (the end of sentence last, unless it was cut off)."""
+HISTORIES = ("codes", "reencode")
 
 
 class Protocol:
-    """Turns of the protocol for one tokenizer."""
+    """Turns of the protocol for one tokenizer.
 
-    def __init__(self, tokenizer):
-        self.tokenizer = tokenizer
+    With ``history`` "reencode", as the public code has it, a reason's end of sentence keeps a position before a redraw, and the
+    one that opens AGAIN follows as a second one (a reason that was cut off has none); with "codes" it is one and the same.
+    """
+
+    def __init__(self, tokenizer, history: str = "codes"):
+        if history not in HISTORIES:
+            raise InputError(f"history: {history!r} is unknown; it must be one of {', '.join(HISTORIES)}")
+        self.tokenizer, self.history = tokenizer, history
         self.bos, self.eos, self.pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
         self.yes, self.no = (self._ids(word)[0] for word in ("Yes", "No"))
 
@@ -72,8 +79,12 @@ class Protocol:
         for i, image in enumerate(images):
             segments += [image, Text(self._ids(MATCH))]
             if i < len(images) - 1 or open_image:
-                reason = reasons[i]
-                segments += [Text(self._ids(reason) if isinstance(reason, str) else reason), Text(self._ids(AGAIN))]
+                ids = self.answer(reasons[i]) if isinstance(reasons[i], str) else reasons[i]
+                ended = ids[-1:] == (self.eos,)
+                segments.append(Text(ids[:-1] if ended else ids))
+                if ended and open_image and self.history == "reencode":
+                    segments.append(Gap())
+                segments.append(Text(self._ids(AGAIN)))
         return tuple(segments)
 
     def edit(self, source: tuple[int, ...], instruction: str) -> tuple[Segment, ...]:
@@ -108,12 +119,18 @@ class Batch:
     embeds: Tensor
     """(B, T, D)."""
     lengths: Tensor
-    """(B,) real positions of each row."""
+    """(B,) real columns of each row."""
+    positions: Tensor
+    """(B, T) the column's number within its row, moved on by the gaps before it; 0 where the row is padded."""
 
 
 def length(segments: tuple[Segment, ...], n_patches: int) -> int:
-    """Positions that segments take."""
-    return sum(len(s.ids) if isinstance(s, Text) else len(s.codes) if isinstance(s, Draw) else n_patches for s in segments)
+    """Columns that segments take."""
+    sizes = (
+        0 if isinstance(s, Gap) else n_patches if isinstance(s, Look) else len(s.ids if isinstance(s, Text) else s.codes)
+        for s in segments
+    )
+    return sum(sizes)
 
 
 def assemble(janus: Janus, rows: list[tuple[Segment, ...]], pad_left: bool = False) -> Batch:
@@ -127,10 +144,15 @@ def assemble(janus: Janus, rows: list[tuple[Segment, ...]], pad_left: bool = Fal
     longest = max(lengths)
     ids = torch.full((len(rows), longest), pad)
     drawn, seen = torch.zeros_like(ids, dtype=torch.bool), torch.zeros_like(ids, dtype=torch.bool)
+    positions = torch.zeros_like(ids)
     images: list[Image] = []
     for b, row in enumerate(rows):
         t = longest - lengths[b] if pad_left else 0
+        positions[b, t : t + lengths[b]] = torch.arange(lengths[b])
         for s in row:
+            if isinstance(s, Gap):
+                positions[b, t:] += s.size
+                continue
             if isinstance(s, Look):
                 seen[b, t : t + janus.n_patches] = True
                 images.append(s.image)
@@ -150,4 +172,4 @@ def assemble(janus: Janus, rows: list[tuple[Segment, ...]], pad_left: bool = Fal
         where = {id(i): n for n, i in enumerate(unique)}
         features = janus.embed_seen(janus.seen(unique))[[where[id(i)] for i in images]]
         embeds = embeds.masked_scatter(seen[..., None], features.to(embeds.dtype))
-    return Batch(embeds, torch.tensor(lengths, device=device))
+    return Batch(embeds, torch.tensor(lengths, device=device), positions.to(device))

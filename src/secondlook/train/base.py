@@ -178,6 +178,7 @@ def new_janus(config: BaseConfig, words: PreTrainedTokenizerFast | None = None) 
     net.model.vision_model.load_state_dict(vision.state_dict())
     _start(net)
     net.generation_config.guidance_scale = config.guidance
+    net.generation_config.history = "codes"
     # transformers' own image generation looks for the image's opening there, unless it may derive the config anew
     net.generation_config._from_model_config = False
     net.generation_config.generation_kwargs = {"boi_token_id": words.convert_tokens_to_ids(SPECIALS[4])}
@@ -216,7 +217,7 @@ class BaseJob:
         self.janus = Janus.load(config.start).train() if config.start else self._fresh(out)
         self.janus.to(config.device)
         parameters = freeze(self.janus)
-        self.protocol = Protocol(self.janus.tokenizer)
+        self.protocol = Protocol(self.janus.tokenizer, self.janus.history)
         net = self.janus.net
         self.optimizer = Optimizer(net, hidden_modules(net), config.muon_lr, config.adam_lr, config.weight_decay)
         self.average = Average(net, config.ema)

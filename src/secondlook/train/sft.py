@@ -71,7 +71,8 @@ class SFTJob:
     def __init__(self, config: SFTConfig):
         self.config = config
         self.janus = Janus.load(config.model, config.device).train()
-        self.protocol = Protocol(self.janus.tokenizer)
+        self.janus.history = "codes"
+        self.protocol = Protocol(self.janus.tokenizer, self.janus.history)
         self.pool = Pool(config.data, config.good_to_draw, config.good_to_judge)
         parameters = freeze(self.janus)
         self.update = Update(self.janus.net, config.weight_decay, config.clip, config.muon)
