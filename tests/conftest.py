@@ -1,6 +1,9 @@
 """Shared fixtures: a tiny untrained Janus (real classes, real tokenizer), and the benchmark files where they are at hand."""
 
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -8,6 +11,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 
+GOLDEN = Path(__file__).parent / "golden"
 BENCHMARKS = Path(__file__).parents[2] / "shared" / "benchmarks"
 
 
@@ -16,6 +20,16 @@ def benchmarks() -> Path:
     if not BENCHMARKS.is_dir():
         pytest.skip(f"the public benchmark files are not at {BENCHMARKS}")
     return BENCHMARKS
+
+
+@pytest.fixture(scope="session")
+def official_folder(tmp_path_factory) -> Path:
+    """A checkpoint in the original layout, made from names; what the original code answers with it is recorded."""
+    folder = tmp_path_factory.mktemp("official") / "checkpoint"
+    shutil.copytree(GOLDEN / "official_tiny" / "tokenizer", folder)
+    make = [sys.executable, str(GOLDEN / "make_weights.py"), str(GOLDEN / "official_tiny"), str(folder)]
+    subprocess.run(make, check=True, capture_output=True)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 @pytest.fixture(scope="module")
 def official() -> Protocol:
-    return Protocol(AutoTokenizer.from_pretrained(GOLDEN / "tokenizer"))
+    return Protocol(AutoTokenizer.from_pretrained(GOLDEN / "official_tiny" / "tokenizer"))
 
 
 def flat(segments) -> list[int]:
@@ -24,7 +24,7 @@ def flat(segments) -> list[int]:
 
 
 def test_prompts_have_the_original_ids(official):
-    stored = json.loads((GOLDEN / "prompts.json").read_text())
+    stored = json.loads((GOLDEN / "official_tiny" / "prompts.json").read_text())
     for caption, row in stored["captions"].items():
         segments = official.draw(caption)
         assert flat(segments) == row["ids"]
@@ -35,7 +35,7 @@ def test_prompts_have_the_original_ids(official):
 
 
 def test_questions_have_the_original_ids(official):
-    row = json.loads((GOLDEN / "prompts.json").read_text())["question"]
+    row = json.loads((GOLDEN / "official_tiny" / "prompts.json").read_text())["question"]
     picture = Image.new("RGB", (8, 8))
     opened, look, closed = official.ask(picture, "What color is the car on the left?")
     marks = official._ids("<begin_of_image>")[0], official._ids("<end_of_image>")[0]

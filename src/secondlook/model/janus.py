@@ -86,11 +86,11 @@ class Janus(nn.Module):
 
     def seen(self, images: list[Image.Image]) -> Tensor:
         """Seeing path, pixels: (B, 3, S, S) in [-1, 1]; the long side becomes S, padded to a square with grey 127."""
-        return self._pixels([_letterbox(image.convert("RGB"), self.image_size) for image in images])
+        return self._pixels([letterbox(image.convert("RGB"), self.image_size) for image in images])
 
     def to_codes(self, images: list[Image.Image]) -> Tensor:
         """Drawing path, codes of given pictures: (B, n_codes); the short side becomes S, centre crop."""
-        return encode(self.net.model.vqmodel, self._pixels([_cover(i.convert("RGB"), self.image_size) for i in images]))
+        return encode(self.net.model.vqmodel, self._pixels([cover(i.convert("RGB"), self.image_size) for i in images]))
 
     def to_images(self, codes: Tensor) -> list[Image.Image]:
         """Codes (B, n_codes) to pictures."""
@@ -167,7 +167,8 @@ def to_bytes(pixels: Tensor) -> np.ndarray:
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
-def _letterbox(image: Image.Image, size: int) -> Image.Image:
+def letterbox(image: Image.Image, size: int) -> Image.Image:
+    """As the seeing path has it: the long side becomes ``size`` (the other truncated), padded to a square with grey."""
     longest = max(image.size)
     w, h = (max(int(side / longest * size), SMALLEST) for side in image.size)
     if (w, h) != image.size:
@@ -179,7 +180,8 @@ def _letterbox(image: Image.Image, size: int) -> Image.Image:
     return square
 
 
-def _cover(image: Image.Image, size: int) -> Image.Image:
+def cover(image: Image.Image, size: int) -> Image.Image:
+    """As the drawing path has it: halved while the short side is twice ``size``, the short side becomes ``size``, centre crop."""
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     shortest = min(image.size)
