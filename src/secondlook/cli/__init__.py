@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from secondlook.cli.bench import bench_app
-from secondlook.cli.common import Device, Model, Out, Seed, at_least, console, load_engine
+from secondlook.cli.common import Attention, Device, Dtype, Model, Out, Seed, at_least, console, load_engine
 from secondlook.cli.show import show
 from secondlook.cli.train import data_app, train_app
 from secondlook.model.shipped import locate
@@ -38,6 +38,8 @@ def draw(
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 1.0,
     out: Out = Path("out/draw"),
     device: Device = "cpu",
+    dtype: Dtype = "auto",
+    attention: Attention = "sdpa",
 ) -> None:
     """Draw a prompt, look at the image, judge it, and redraw while the verdict is No."""
     from dataclasses import asdict, replace
@@ -54,7 +56,7 @@ def draw(
         raise InputError("prompt: it is empty; say what to draw")
     where = locate(model)
     writable_folder(out)
-    engine = load_engine(where, device)
+    engine = load_engine(where, device, dtype=dtype, attention=attention)
     sampling = replace(Sampling.of(engine.janus.net.generation_config), temperature=temperature)
     if guidance is not None:
         sampling = replace(sampling, guidance=guidance)
@@ -84,13 +86,15 @@ def judge(
     prompt: Annotated[str, typer.Argument(help="What it should show.")],
     model: Model = "mini",
     device: Device = "cpu",
+    dtype: Dtype = "auto",
+    attention: Attention = "sdpa",
 ) -> None:
     """Ask the model whether a picture matches a prompt: verdict, p(yes) and reason (greedy)."""
     from secondlook.files import read_image
     from secondlook.types import Request, Rule
 
     picture = read_image(image)
-    engine = load_engine(model, device)
+    engine = load_engine(model, device, dtype=dtype, attention=attention)
     protocol = engine.protocol
     rule = Rule("text", temperature=0.0, first=(protocol.yes, protocol.no))
     [turn] = engine.write([Request("judge", protocol.judge(prompt, [picture], []), 0)], rule)
@@ -105,6 +109,8 @@ def ask(
     model: Model = "mini",
     max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 64,
     device: Device = "cpu",
+    dtype: Dtype = "auto",
+    attention: Attention = "sdpa",
 ) -> None:
     """Ask the model a question about a picture (greedy)."""
     from secondlook.files import read_image
@@ -112,10 +118,23 @@ def ask(
 
     at_least("max_tokens", max_tokens)
     picture = read_image(image)
-    engine = load_engine(model, device)
+    engine = load_engine(model, device, dtype=dtype, attention=attention)
     request = Request("ask", engine.protocol.ask(picture, question), 0)
     [turn] = engine.write([request], Rule("text", temperature=0.0), max_tokens)
     console.print(engine.protocol.words(turn.tokens))
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="A checkpoint folder or hub id, in either layout.")],
+    target: Annotated[Path, typer.Argument(help="New folder for it in the other layout.")],
+    shard_size: Annotated[str, typer.Option(help="Largest weight file.")] = "5GB",
+) -> None:
+    """Convert a checkpoint between the original "multi_modality" layout and transformers'."""
+    from secondlook.model import checkpoint
+
+    layout = checkpoint.convert_checkpoint(checkpoint.fetch(locate(source)), target, shard_size)
+    console.print(f"written to {target}, in the {layout} layout")
 
 
 app.command()(show)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from secondlook.cli.common import Device, Model, Out, Seed, at_least, console, load_engine
+from secondlook.cli.common import Attention, Device, Dtype, Model, Out, Seed, at_least, console, load_engine
 from secondlook.cli.show import show
 from secondlook.model.shipped import locate
 from secondlook.types import InputError
@@ -27,17 +27,19 @@ def bench_geneval(
     guidance: Annotated[float | None, typer.Option(help="Default: the checkpoint's own.")] = None,
     batch: Annotated[int, typer.Option(help="Episodes decoded together.")] = 96,
     device: Device = "cpu",
+    dtype: Dtype = "auto",
+    attention: Attention = "sdpa",
 ) -> None:
     """Mini-GenEval: first and final image, per task and overall, with the model as its own judge."""
     from secondlook.bench import geneval
 
     settings = geneval.Settings(model, samples, rounds, seed, split, rows_per_task)
-    _bench(geneval, settings, guidance, out, batch, device)
+    _bench(geneval, settings, guidance, out, batch, device=device, dtype=dtype, attention=attention)
     show(out)
     console.print(f"written to {out}: result.json, episodes.json, geneval.html")
 
 
-def _bench(bench: Any, settings: Any, guidance: float | None, out: Path, batch: int, device: str) -> None:
+def _bench(bench: Any, settings: Any, guidance: float | None, out: Path, batch: int, **how: str) -> None:
     """Run and write a benchmark that samples mini-GenEval's prompts."""
     from dataclasses import replace
 
@@ -51,7 +53,7 @@ def _bench(bench: Any, settings: Any, guidance: float | None, out: Path, batch: 
     at_least("batch", batch)
     where = locate(settings.model)
     writable_folder(out)
-    engine = load_engine(where, device, batch)
+    engine = load_engine(where, batch=batch, **how)
     sampling = Sampling.of(engine.janus.net.generation_config)
     if guidance is not None:
         sampling = replace(sampling, guidance=guidance)
@@ -73,12 +75,14 @@ def bench_curve(
     rows_per_task: Annotated[int, typer.Option(help="Prompts a task.")] = 80,
     batch: Annotated[int, typer.Option(help="Images decoded together.")] = 96,
     device: Device = "cpu",
+    dtype: Dtype = "auto",
+    attention: Attention = "sdpa",
 ) -> None:
     """Introspection over rounds beside best-of-N by the model's own judge, at equal numbers of drawn codes."""
     from secondlook.bench import curve
 
     settings = curve.Settings(model, most, samples, seed, split, rows_per_task)
-    _bench(curve, settings, None, out, batch, device)
+    _bench(curve, settings, None, out, batch, device=device, dtype=dtype, attention=attention)
     console.print(f"written to {out}: result.json, curve.png")
 
 
@@ -89,6 +93,8 @@ def bench_judge(
     out: Out = Path("out/judge"),
     seed: Seed = 0,
     device: Device = "cpu",
+    dtype: Dtype = "auto",
+    attention: Attention = "sdpa",
 ) -> None:
     """The judge alone, on the images of another model's episodes: the same for all models."""
     from secondlook.bench import audit, verdicts
@@ -99,7 +105,9 @@ def bench_judge(
     where = locate(model)
     writable_folder(out)
     with console.status("judging …"):
-        said = verdicts.run(load_engine(where, device), load_engine(locate(painter), device), settings)
+        said = verdicts.run(
+            load_engine(where, device, dtype=dtype, attention=attention), load_engine(locate(painter), device), settings
+        )
     for name, row in verdicts.write(out, said, settings).items():
         if name in ("sampled", "greedy"):
             b = "{mean:.3f} [{low:.3f}, {high:.3f}]".format(**row["balanced_accuracy"])
@@ -147,6 +155,8 @@ def bench_questions(
     out: Out = Path("out/questions"),
     questions: Annotated[int, typer.Option(help="How many.")] = 1000,
     device: Device = "cpu",
+    dtype: Dtype = "auto",
+    attention: Attention = "sdpa",
 ) -> None:
     """Questions about pictures of unseen scenes."""
     from secondlook.bench import questions as bench
@@ -156,7 +166,7 @@ def bench_questions(
     where = locate(model)
     writable_folder(out)
     with console.status("asking …"):
-        result = bench.run(load_engine(where, device), settings)
+        result = bench.run(load_engine(where, device, dtype=dtype, attention=attention), settings)
     bench.write(out, result)
     for kind, row in result["kinds"].items():
         console.print(f"  {kind:12} {row['accuracy']:.3f}  ({row['questions']})")

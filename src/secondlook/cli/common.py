@@ -16,16 +16,28 @@ Model = Annotated[str, typer.Option(help="A shipped model's name, a checkpoint f
 Out = Annotated[Path, typer.Option(help="Folder for the results.")]
 Seed = Annotated[int, typer.Option(help="Seed; equal seeds give equal results.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, …")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16; auto: float32 on a CPU, else as stored.")]
+Attention = Annotated[str, typer.Option(help="sdpa or eager.")]
 Config = Annotated[Path, typer.Option("--config", help="TOML file of the job.")]
 Set = Annotated[list[str], typer.Option("--set", help="key=value, overrides the file.")]
 
 
-def load_engine(model: str, device: str = "cpu", batch: int = 64):
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def load_engine(model: str, device: str = "cpu", batch: int = 64, dtype: str = "auto", attention: str = "sdpa"):
     """The engine of a shipped model, a folder or a hub id."""
+    import torch
+
     from secondlook.engine.decode import Engine
     from secondlook.model.janus import Janus
 
-    return Engine(Janus.load(model, device), batch)
+    if dtype not in DTYPES:
+        raise InputError(f"dtype: {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
+    # half precision is many times slower than float32 on a CPU
+    auto = torch.float32 if torch.device(device).type == "cpu" else None
+    kind = auto if dtype == "auto" else getattr(torch, dtype)
+    return Engine(Janus.load(model, device, kind, attention), batch)
 
 
 def at_least(name: str, value: int, least: int = 1) -> None:

@@ -181,7 +181,7 @@ def letterbox(image: Image.Image, size: int) -> Image.Image:
 
 
 def cover(image: Image.Image, size: int) -> Image.Image:
-    """As the drawing path has it: halved while the short side is twice ``size``, the short side becomes ``size``, centre crop."""
+    """As the drawing path has it: halved while twice too large, the short side becomes ``size``, centre crop."""
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     shortest = min(image.size)

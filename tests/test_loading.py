@@ -1,0 +1,230 @@
+"""Checkpoints as users have them: both layouts, both kinds of weight files, whole or in shards, and broken in every way."""
+
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import JanusForConditionalGeneration
+from transformers.initialization import no_init_weights
+
+from secondlook.cli import main
+from secondlook.model import checkpoint, convert
+from secondlook.model.janus import Janus
+from secondlook.types import InputError
+
+
+def same(a, b):
+    a, b = (m.state_dict() for m in (a, b))
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def pickled(folder: Path, parts: int) -> None:
+    """Turn a folder's weights into pytorch_model*.bin."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    if parts == 1:
+        torch.save(tensors, folder / "pytorch_model.bin")
+        return
+    names = {name: f"pytorch_model-0000{i % parts + 1}-of-0000{parts}.bin" for i, name in enumerate(tensors)}
+    for file in set(names.values()):
+        torch.save({n: tensors[n] for n in names if names[n] == file}, folder / file)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": names}))
+
+
+@pytest.fixture(scope="module")
+def original(official_folder):
+    return checkpoint.load(official_folder)[0]
+
+
+def test_both_layouts_and_both_directions(official_folder, original, tmp_path):
+    assert checkpoint.convert_checkpoint(official_folder, tmp_path / "t", "100MB") == "transformers"
+    assert len(list((tmp_path / "t").glob("*.safetensors"))) > 2
+    assert same(original, checkpoint.load(tmp_path / "t")[0])
+    theirs, info = JanusForConditionalGeneration.from_pretrained(tmp_path / "t", output_loading_info=True)
+    assert same(original, theirs) and not any(info.values())
+    assert theirs.lm_head.weight is not theirs.get_input_embeddings().weight
+    assert checkpoint.convert_checkpoint(tmp_path / "t", tmp_path / "o") == "original"
+    stored, again = (load_file(f / "model.safetensors") for f in (official_folder, tmp_path / "o"))
+    assert {k for k in stored if not convert.UNUSED.fullmatch(k)} == set(again)
+    assert all(torch.equal(stored[k], again[k]) for k in again)
+    before, after = (json.loads((f / "config.json").read_text()) for f in (official_folder, tmp_path / "o"))
+    assert {k: v for k, v in before.items() if k != "language_config"} == {
+        k: v for k, v in after.items() if k != "language_config"
+    }
+    assert before["language_config"].items() <= after["language_config"].items()
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_pickles(official_folder, original, tmp_path, parts):
+    shutil.copytree(official_folder, tmp_path / "b")
+    pickled(tmp_path / "b", parts)
+    assert same(original, checkpoint.load(tmp_path / "b")[0])
+
+
+def test_the_codebook_has_unit_length(official_folder):
+    codebook = Janus.load(official_folder).net.model.vqmodel.quantize.embedding.weight
+    assert torch.allclose(codebook.norm(dim=-1), torch.ones(len(codebook)))
+
+
+def test_dtype_and_attention(parts, janus, tmp_path):
+    janus.save(tmp_path / "m")
+    half = Janus.load(tmp_path / "m", dtype=torch.bfloat16)
+    assert half.dtype == torch.bfloat16 and Janus.load(tmp_path / "m", dtype=None).dtype == torch.float32
+    from secondlook.engine.decode import Engine
+    from secondlook.types import Request, Rule
+
+    drawn = []
+    for attention in ("sdpa", "eager"):
+        engine = Engine(Janus.load(tmp_path / "m", attention=attention))
+        assert engine.janus.net.config.text_config._attn_implementation == attention
+        segments = engine.protocol.draw("a photo of a cat")
+        drawn.append(engine.draw([Request("draw", segments, 0)], Rule("code", guidance=3.0, temperature=0.0))[0].tokens)
+    assert drawn[0] == drawn[1]
+    with pytest.raises(InputError, match="attention: 'flash'"):
+        Janus.load(tmp_path / "m", attention="flash")
+
+
+def test_peak_memory(official_folder):
+    """The model and a few tensors, not the model twice."""
+    program = (
+        "import sys; from pathlib import Path; from secondlook.model import checkpoint\n"
+        "import transformers.models.janus.modeling_janus\n"
+        "memory = lambda key: int(open('/proc/self/status').read().split(key)[1].split()[0]) * 1024\n"
+        "before = memory('VmRSS:')\n"
+        "net, _ = checkpoint.load(Path(sys.argv[1]))\n"
+        "print((memory('VmHWM:') - before) / sum(t.nbytes for t in net.state_dict().values()))"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(official_folder)], capture_output=True, text=True, check=True)
+    assert float(done.stdout) <= 1.2
+
+
+SIZES = {"1B": (2048, 5632, 24, 16, 2.077e9), "7B": (4096, 11008, 30, 32, 7.408e9)}
+
+
+@pytest.mark.parametrize("size", list(SIZES))
+def test_full_size_on_meta(official_folder, size):
+    """Names are those of the tiny checkpoint with more layers; the count is the published one."""
+    width, inner, layers, heads, count = SIZES[size]
+    said = json.loads((official_folder / "config.json").read_text())
+    said["language_config"] |= {
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "vocab_size": 102400,
+        "max_position_embeddings": 16384,
+    }
+    said["vision_config"]["params"]["select_layer"] = -1
+    for part, key in (
+        ("aligner", "n_embed"),
+        ("gen_aligner", "n_embed"),
+        ("gen_head", "n_embed"),
+        ("gen_head", "image_token_embed"),
+    ):
+        said[f"{part}_config"]["params"][key] = width
+    with torch.device("meta"), no_init_weights():
+        net = JanusForConditionalGeneration._from_config(convert.config_of(said, 100581))
+    names = {name for name, _ in convert.to_original(net.state_dict().items())}
+    with torch.device("meta"):
+        assert {n for name in names for n in convert.to_transformers(name, torch.empty(3, 1))} == set(net.state_dict())
+    tiny = {s["name"] for s in json.loads((Path(__file__).parent / "golden/official_tiny/params.json").read_text())["tensors"]}
+    layer = {"language_model.model.layers.", "vision_model.vision_tower.blocks."}
+    assert {n for n in tiny if not convert.UNUSED.fullmatch(n)} <= names
+    assert all(any(n.startswith(start) for start in layer) for n in names - tiny)
+    assert abs(sum(p.numel() for p in net.parameters()) - count) < 1e6
+
+
+def cut(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def foreign(folder):
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {"transformer.h.0.attn": torch.zeros(3)}, folder / "model.safetensors")
+
+
+def misshapen(folder):
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {"lm_head.weight": torch.zeros(3, 5)}, folder / "model.safetensors")
+
+
+def lacking(folder):
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.generation_head.vision_head.bias"]
+    save_file(tensors, folder / "model.safetensors")
+
+
+def lost_shard(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"lm_head.weight": "model-7.safetensors"}}))
+
+
+def hostile(folder):
+    class Hostile:
+        def __reduce__(self):
+            return exec, (f"open({str(folder / 'owned')!r}, 'w')",)
+
+    (folder / "model.safetensors").unlink()
+    with (folder / "pytorch_model.bin").open("wb") as file:
+        pickle.dump(Hostile(), file)
+
+
+def other_model(folder):
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+
+
+def no_config(folder):
+    (folder / "config.json").write_text("{")
+
+
+def no_tokenizer(folder):
+    (folder / "tokenizer.json").unlink()
+
+
+def no_weights(folder):
+    (folder / "model.safetensors").unlink()
+
+
+BROKEN = {
+    cut: r"model\.safetensors' is not a whole weight file: \S+ is cut off",
+    foreign: r"model\.safetensors' holds 'transformer\.h\.0\.attn', which its config\.json has no place for",
+    misshapen: r"model\.safetensors': lm_head\.weight has the shape \(3, 5\)",
+    lacking: r"lacks 1 tensors .* the first is model\.generation_head\.vision_head\.bias",
+    lost_shard: r"index\.json' names model-7\.safetensors, which is not there",
+    hostile: r"pytorch_model\.bin' is not a whole weight file",
+    other_model: r"config\.json' says model_type 'llama'",
+    no_config: r"config\.json' cannot be read as JSON",
+    no_tokenizer: r"holds no tokenizer\.json",
+    no_weights: r"holds neither model\.safetensors nor pytorch_model\.bin",
+}
+
+
+@pytest.mark.parametrize("harm", list(BROKEN), ids=lambda h: h.__name__)
+def test_broken_checkpoints_get_one_sentence(janus, tmp_path, harm, monkeypatch, capsys):
+    janus.save(tmp_path / "m")
+    harm(tmp_path / "m")
+    with pytest.raises(InputError, match=BROKEN[harm]) as caught:
+        Janus.load(tmp_path / "m")
+    assert "\n" not in str(caught.value)
+    monkeypatch.setattr(sys, "argv", ["secondlook", "convert", str(tmp_path / "m"), str(tmp_path / "new")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2 and {p.name for p in tmp_path.iterdir()} == {"m"}
+    assert not (tmp_path / "m" / "owned").exists()
+
+
+def test_sizes_without_words_in_the_original_layout(janus, tmp_path):
+    janus.save(tmp_path / "m")
+    with pytest.raises(InputError, match=r"vision_config\.hidden_size 32 cannot be said in the original layout"):
+        checkpoint.convert_checkpoint(tmp_path / "m", tmp_path / "o")
+    with pytest.raises(InputError, match="exists; name a new folder"):
+        checkpoint.convert_checkpoint(tmp_path / "m", tmp_path / "m")
+    assert {p.name for p in tmp_path.iterdir()} == {"m"}
