@@ -5,11 +5,14 @@ import copy
 import pytest
 import torch
 
+from secondlook.engine import rows as rows_module
 from secondlook.engine.decode import Engine
+from secondlook.engine.rows import Rows
 from secondlook.introspect import Sampling, introspect
 from secondlook.model import policy
 from secondlook.model.janus import Janus
-from secondlook.types import InputError, Prompt, Request, Rule
+from secondlook.model.sequence import Protocol, assemble, columns_of, in_common, length, rest
+from secondlook.types import InputError, Job, Prompt, Request, Rule
 
 PROMPTS = ["a photo of a red star", "a photo of two cats", "a photo of a blue cup left of an orange umbrella"]
 
@@ -17,6 +20,12 @@ PROMPTS = ["a photo of a red star", "a photo of two cats", "a photo of a blue cu
 def episodes(engine, n, guidance, rounds=3, seeds=None):
     prompts = [Prompt(PROMPTS[i % len(PROMPTS)]) for i in range(n)]
     return introspect(engine, prompts, seeds or list(range(n)), rounds, Sampling(guidance=guidance, code_top_k=50))
+
+
+@pytest.fixture(scope="module")
+def exact(engine):
+    """The model in float64: in float32 another batch rounds otherwise, and codes on the edge of the top-k change places."""
+    return Engine(Janus(copy.deepcopy(engine.janus.net).double(), engine.janus.processor))
 
 
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
@@ -59,9 +68,8 @@ def test_rounds_go_on_only_after_no(engine):
             assert e.final == len(e.rounds) - 1
 
 
-def test_results_do_not_depend_on_neighbours(engine):
-    # in float64: in float32 another batch rounds otherwise, and codes on the edge of the top-k change places
-    engine = Engine(Janus(copy.deepcopy(engine.janus.net).double(), engine.janus.processor))
+def test_results_do_not_depend_on_neighbours(exact):
+    engine = exact
     together = episodes(engine, 6, 3.0)
     for i, e in enumerate(together):
         [alone] = introspect(engine, [e.prompt], [i], 3, Sampling(guidance=3.0, code_top_k=50))
@@ -88,9 +96,89 @@ def test_forked_prefill_equals_separate_prefill(engine):
         assert torch.allclose(torch.tensor(alone.logprobs), torch.tensor(turn.logprobs), atol=1e-4)
 
 
-def test_batches_are_split(engine):
-    from secondlook.engine.decode import Engine
+def mixed(engine) -> list[Job]:
+    """Jobs of every kind, guidance and length, and pictures that are seen and drawn."""
+    protocol, n = engine.protocol, engine.janus.n_codes
+    [picture] = engine.pictures([tuple(range(n))])
+    jobs = [
+        Job(Request("draw", protocol.draw(p), i), Rule("code", g, 1.0, 50), n)
+        for i, (p, g) in enumerate(zip(PROMPTS * 2, [1.0, 5.0, 2.0, 1.0, 2.0, 5.0], strict=True))
+    ]
+    judged = Rule("text", first=(protocol.yes, protocol.no), top_k=50)
+    jobs += [
+        Job(Request("judge", protocol.judge(p, [picture] * (i + 1), ["No, it is not."] * i), i), judged, 5 + 3 * i)
+        for i, p in enumerate(PROMPTS)
+    ]
+    jobs.append(Job(Request("ask", protocol.ask(picture, "what is it?"), 9), Rule("text", temperature=0.0), 12))
+    codes = [tuple(range(n)), tuple(range(n, 2 * n))]
+    redraw = protocol.redraw(PROMPTS[0], codes, ["No, it is not."] * 2)
+    return [*jobs, Job(Request("redraw", redraw, 4), Rule("code", 3.0, 0.0), n)]
 
+
+def one(job):
+    return (yield job)
+
+
+def test_all_kinds_share_a_batch(exact):
+    """Alone, together, in another order, and entering as others leave: the same tokens."""
+    jobs = mixed(exact)
+    alone = [exact.serve([one(job)])[0] for job in jobs]
+    order = torch.randperm(len(jobs), generator=torch.Generator().manual_seed(0)).tolist()
+    for batch in (3, 64):
+        engine = Engine(exact.janus, batch)
+        for places in (range(len(jobs)), order):
+            found = engine.serve([one(jobs[i]) for i in places])
+            for i, turn in zip(places, found, strict=True):
+                assert turn.tokens == alone[i].tokens and turn.p_yes == pytest.approx(alone[i].p_yes)
+                assert turn.logprobs == pytest.approx(alone[i].logprobs, abs=1e-6)
+
+
+def test_places_are_filled_as_they_fall_free(exact, monkeypatch):
+    widths: list[int] = []
+    advance = Rows.advance
+    monkeypatch.setattr(Rows, "advance", lambda rows: (widths.append(len(rows.runs)), advance(rows))[1])
+    jobs = mixed(exact)
+    Engine(exact.janus, 4).serve([one(job) for job in jobs])
+    assert max(widths) == 4 and len(widths) < sum(sorted((j.steps for j in jobs), reverse=True)[: len(jobs) // 2])
+
+
+def test_what_was_kept_is_not_computed_again(exact, monkeypatch):
+    """A redraw goes on from the draw's cache, a second verdict from the first one's; without it the same is drawn."""
+    prefilled: list[int] = []
+    assemble = rows_module.assemble
+    monkeypatch.setattr(
+        rows_module,
+        "assemble",
+        lambda janus, parts: (prefilled.append(sum(length(p, janus.n_patches) for p in parts)), assemble(janus, parts))[1],
+    )
+    kept = episodes(exact, 6, 3.0)
+    assert any(len(e.rounds) == 3 for e in kept)
+    short = sum(prefilled)
+    prefilled.clear()
+    monkeypatch.setattr(rows_module, "in_common", lambda columns, earlier: 0)
+    for a, b in zip(kept, episodes(exact, 6, 3.0), strict=True):
+        assert [t.tokens for t in a.turns] == [t.tokens for t in b.turns]
+        for t, u in zip(a.turns, b.turns, strict=True):
+            assert t.logprobs == pytest.approx(u.logprobs, abs=1e-6)
+    assert short < 0.7 * sum(prefilled)
+
+
+def test_a_sequence_may_be_taken_up_anywhere(engine):
+    protocol, patches = Protocol(engine.janus.tokenizer, "reencode"), engine.janus.n_patches
+    [picture] = engine.pictures([tuple(range(engine.janus.n_codes))])
+    chain = protocol.redraw(PROMPTS[0], [(1, 2, 3), (4, 5)], ["No, it is not."] * 2)
+    for segments in (chain, protocol.judge(PROMPTS[0], [picture, picture], ["No, it is not."])):
+        columns = columns_of(segments, patches)
+        assert len(columns) == length(segments, patches)
+        batch = assemble(engine.janus, [segments])
+        assert [position for position, _, _ in columns] == batch.positions[0].tolist()
+        for start in {in_common(columns, columns[:n]) for n in range(len(columns) + 1)}:
+            left, position = rest(segments, start, patches)
+            assert columns[start:] == [(p + position, kind, v) for p, kind, v in columns_of(left, patches)]
+            torch.testing.assert_close(assemble(engine.janus, [left]).embeds[0], batch.embeds[0, start:])
+
+
+def test_batches_are_split(engine):
     requests = [Request("draw", engine.protocol.draw(PROMPTS[i % 3]), i) for i in range(5)]
     rule = Rule("code")
     assert [t.tokens for t in Engine(engine.janus, batch=2).draw(requests, rule)] == [

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from secondlook.types import Episode, InputError, Prompt, Request, Round, Rule, Turn
+from secondlook.types import Encode, Episode, InputError, Job, Paint, Prompt, Request, Round, Rule, Turn
 
 if TYPE_CHECKING:
-    from secondlook.engine.decode import Engine
+    from secondlook.engine.decode import Engine, Task
 
 
 @dataclass(frozen=True)
@@ -53,41 +53,32 @@ def introspect(
         raise InputError(f"rounds: {rounds} is too few; draw at least 1")
     if len(prompts) != len(seeds):
         raise InputError(f"seeds: {len(seeds)} given for {len(prompts)} prompts; give one each")
-    protocol = engine.protocol
     sampling = sampling or Sampling.of(engine.janus.net.generation_config)
+    return engine.serve(_episode(engine, p, s, rounds, sampling) for p, s in zip(prompts, seeds, strict=True))
+
+
+def _episode(engine: Engine, prompt: Prompt, seed: int, rounds: int, sampling: Sampling) -> Task:
+    """One episode, step by step: yields what it needs of the engine and returns the Episode."""
+    protocol = engine.protocol
     draw_rule, judge_rule = sampling.draw_rule(), sampling.judge_rule(protocol.yes, protocol.no)
-    episodes = [Episode(p, s, (), ()) for p, s in zip(prompts, seeds, strict=True)]
-    answers: list[list[tuple[int, ...]]] = [[] for _ in prompts]
-    drawn_codes: list[list[tuple[int, ...]]] = [[] for _ in prompts]
-    active = list(range(len(prompts)))
-    for _ in range(rounds):
-        asked = []
-        for i in active:
-            e = episodes[i]
-            if e.rounds:
-                kind, segments = "redraw", protocol.redraw(e.prompt.text, drawn_codes[i], answers[i])
-            else:
-                kind, segments = "draw", protocol.draw(e.prompt.text)
-            asked.append(Request(kind, segments, turn_seed(e.seed, len(e.turns))))
-        drawn = engine.draw(asked, draw_rule)
-        images = engine.pictures([t.tokens for t in drawn])
-        asked = []
-        for i, image in zip(active, images, strict=True):
-            e = episodes[i]
-            segments = protocol.judge(e.prompt.text, [*(r.image for r in e.rounds), image], answers[i])
-            asked.append(Request("judge", segments, turn_seed(e.seed, len(e.turns) + 1)))
-        judged = engine.write(asked, judge_rule, sampling.reason_tokens)
-        for i, image, d, j in zip(active, images, drawn, judged, strict=True):
-            answers[i].append(j.tokens)
-            episodes[i] = _with_round(episodes[i], image, d, j, protocol)
-        active = [i for i in active if not episodes[i].rounds[-1].yes]
-        if not active:
+    episode = Episode(prompt, seed, (), ())
+    history: list[tuple[int, ...]] = []
+    answers: list[tuple[int, ...]] = []
+    for left in reversed(range(rounds)):
+        segments = protocol.redraw(prompt.text, history, answers) if history else protocol.draw(prompt.text)
+        request = Request("redraw" if history else "draw", segments, turn_seed(seed, len(episode.turns)))
+        again = protocol.history == "reencode"
+        drawn = yield Job(request, draw_rule, engine.janus.n_codes, keep=left > 0 and not again)
+        image = yield Paint(drawn.tokens)
+        segments = protocol.judge(prompt.text, [*(r.image for r in episode.rounds), image], answers)
+        request = Request("judge", segments, turn_seed(seed, len(episode.turns) + 1))
+        judged = yield Job(request, judge_rule, sampling.reason_tokens, keep=left > 0)
+        episode = _with_round(episode, image, drawn, judged, protocol)
+        if episode.rounds[-1].yes or not left:
             break
-        latest = [episodes[i].rounds[-1] for i in active]
-        codes = engine.codes([r.image for r in latest]) if protocol.history == "reencode" else [r.codes for r in latest]
-        for i, code in zip(active, codes, strict=True):
-            drawn_codes[i].append(code)
-    return episodes
+        answers.append(judged.tokens)
+        history.append((yield Encode(image)) if again else drawn.tokens)
+    return episode
 
 
 def _with_round(episode: Episode, image, drawn: Turn, judged: Turn, protocol) -> Episode:

@@ -83,6 +83,31 @@ class Request:
 
 
 @dataclass(frozen=True)
+class Job:
+    """What an episode asks the engine for: a sequence continued under a rule by at most so many tokens."""
+
+    request: Request
+    rule: Rule
+    steps: int
+    keep: bool = False
+    """A later sequence of the episode may begin like this one and its tokens: keep what was computed."""
+
+
+@dataclass(frozen=True)
+class Paint:
+    """What an episode asks the engine for: the picture of drawn codes."""
+
+    codes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Encode:
+    """What an episode asks the engine for: the codes of a picture."""
+
+    image: Image
+
+
+@dataclass(frozen=True)
 class Turn:
     """One sequence that the model continued."""
 

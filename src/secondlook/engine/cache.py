@@ -1,57 +1,72 @@
-"""A key-value cache of fixed size that is written in place and attended over its used length only."""
+"""A key-value cache of fixed size: rows of sequences side by side, written in place, attended over their used length only."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from transformers import Cache
 
 
-class StaticCache(Cache):
-    """Keys and values (B, heads, capacity, head_dim) of every layer; ``used`` columns are filled.
+class Slots(Cache):
+    """Keys and values of all layers, one slot a sequence. A slot's sequence begins at column 0, so sequences of any length
+    stand side by side; what lies behind a sequence's end is never attended to.
 
-    transformers' own StaticCache is attended over its full length and cannot be forked.
+    transformers' own StaticCache is attended over its full length, and its rows cannot be forked, moved, kept or left out.
     """
 
-    def __init__(self, layers: int, capacity: int):
+    def __init__(self, layers: int, heads: int, head_dim: int, like: Tensor):
         super().__init__(layers=[])
-        self.capacity, self.used = capacity, 0
-        self._keys: list[Tensor | None] = [None] * layers
-        self._values: list[Tensor | None] = [None] * layers
+        self.stored = like.new_empty(2, layers, 0, heads, 0, head_dim)
+        """(keys and values, layers, slots, heads, columns, head_dim)."""
+        self._rows, self._end = slice(0, 0), 0
+        self._index: tuple[Tensor, Tensor] | None = None
+
+    def reserve(self, slots: int, columns: int) -> None:
+        """Make room for so many slots and columns; what is there stays."""
+        has = self.stored.shape[2], self.stored.shape[4]
+        if slots > has[0] or columns > has[1]:
+            both, layers, _, heads, _, dim = self.stored.shape
+            grown = self.stored.new_zeros(both, layers, max(slots, has[0]), heads, max(columns, has[1]), dim)
+            grown[:, :, : has[0], :, : has[1]] = self.stored
+            self.stored = grown
+
+    def window(self, first: int, starts: Tensor, new: int, end: int) -> Tensor:
+        """What the next forward pass writes: ``new`` columns of the slots from ``first`` on, each row's from its start (R,) on.
+
+        ``end`` is the last of these columns, plus one. Returns the mask (R, 1, new, end) of what may be attended to.
+        """
+        columns = starts[:, None] + torch.arange(new, device=starts.device)
+        self._rows, self._end = slice(first, first + len(starts)), end
+        self._index = (torch.arange(len(starts), device=starts.device)[:, None], columns)
+        return (torch.arange(end, device=starts.device) <= columns[..., None])[:, None]
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        """Write the new columns of one layer; returns views of all used ones. The last layer's write moves ``used``."""
-        new = key_states.shape[-2]
-        end = self.used + new
-        if end > self.capacity:
-            raise ValueError(f"cache: {end} positions are needed but it was made for {self.capacity}")
-        keys, values = self._keys[layer_idx], self._values[layer_idx]
-        if keys is None or values is None:
-            shape = (*key_states.shape[:2], self.capacity, key_states.shape[-1])
-            keys = self._keys[layer_idx] = key_states.new_empty(shape)
-            values = self._values[layer_idx] = value_states.new_empty(shape)
-        keys[:, :, self.used : end] = key_states
-        values[:, :, self.used : end] = value_states
-        if layer_idx == len(self._keys) - 1:
-            self.used = end
-        return keys[:, :, :end], values[:, :, :end]
+        """Write the window's columns of one layer; returns views of the window's slots up to its end."""
+        assert self._index is not None
+        rows, columns = self._index
+        keys, values = self.stored[0, layer_idx, self._rows], self.stored[1, layer_idx, self._rows]
+        keys[rows, :, columns] = key_states.transpose(1, 2)
+        values[rows, :, columns] = value_states.transpose(1, 2)
+        return keys[:, :, : self._end], values[:, :, : self._end]
 
-    def fork(self, rows: Tensor) -> StaticCache:
-        """A cache whose row i continues row ``rows[i]`` of this one (a group shares its prompt's prefill)."""
-        forked = StaticCache(len(self._keys), self.capacity)
-        forked.used = self.used
-        for layer, (keys, values) in enumerate(zip(self._keys, self._values, strict=True)):
-            assert keys is not None and values is not None
-            for source, target in ((keys, forked._keys), (values, forked._values)):
-                copy = source.new_empty((len(rows), *source.shape[1:]))
-                copy[:, :, : self.used] = source[rows, :, : self.used]
-                target[layer] = copy
-        return forked
+    def copy(self, sources: list[int], targets: list[int], columns: int) -> None:
+        """Slots that begin like others."""
+        if sources:
+            self.stored[:, :, targets, :, :columns] = self.stored[:, :, sources, :, :columns]
+
+    def take(self, slots: list[int], columns: int) -> list[Tensor]:
+        """Copies (2, layers, heads, columns, head_dim) of slots, to be put back later."""
+        return list(self.stored[:, :, slots, :, :columns].unbind(2))
+
+    def put(self, slot: int, kept: Tensor, columns: int) -> None:
+        """The first columns of what was taken."""
+        self.stored[:, :, slot, :, :columns] = kept[..., :columns, :]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.used
+        return self._end
 
     def get_mask_sizes(self, query_length, layer_idx: int = 0) -> tuple[int, int]:
-        return self.used + (query_length if isinstance(query_length, int) else len(query_length)), 0
+        return self._end, 0
 
     @property
     def is_compileable(self) -> bool:

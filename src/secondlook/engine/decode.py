@@ -1,37 +1,38 @@
-"""The engine: many requests in, the turns that the model sampled for them out.
+"""The engine: what episodes ask for in, turns and pictures out.
 
-``Engine.draw`` samples images, ``Engine.write`` text. Requests are padded on the left into one batch and masked, positions
-count each row's own tokens, and every row draws its random numbers from its own seed: a request's result does not depend on
-its neighbours. Requests with equal prompts share one prefill, which is forked.
+An episode is a generator that yields what it needs (a ``Job``, ``Paint`` or ``Encode``) and is sent the result (a Turn, a
+picture, codes). Many are served at once: those under way go first, new ones begin as places fall free, so judging and redrawing
+run beside drawing in one batch. ``Engine.draw`` and ``Engine.write`` do the same for single requests.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections import deque
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from PIL.Image import Image
-from torch import Tensor
 
-from secondlook.engine.cache import StaticCache
-from secondlook.model import policy
+from secondlook.engine.linear import fast_linear
+from secondlook.engine.rows import Kept, Rows, Run
 from secondlook.model.janus import Janus
-from secondlook.model.sequence import Protocol, assemble
-from secondlook.types import Request, Rule, Turn
+from secondlook.model.sequence import Protocol
+from secondlook.types import Encode, Job, Paint, Request, Rule, Turn
+
+Task = Generator[Job | Paint | Encode, Any, Any]
+REFILL = 0.125
+"""New sequences enter when so large a share of the places is free: a prefill for each would cost more than the waiting."""
 
 
-@dataclass
-class _State:
-    """A batch under way: rows are the requests, followed by their unconditional twins when guided."""
+@dataclass(eq=False)
+class _Served:
+    """A task under way, and what was kept of its latest sequence of each kind."""
 
-    cache: StaticCache
-    attend: Tensor
-    """(rows, 1, 1, capacity) which columns may be attended to."""
-    positions: Tensor
-    """(rows, 1) position of the next token."""
-    hidden: Tensor
-    """(rows, D) from which the next token is predicted."""
+    index: int
+    task: Task
+    kept: dict[str, list[Kept]] = field(default_factory=dict)
 
 
 class Engine:
@@ -43,14 +44,23 @@ class Engine:
 
     def draw(self, requests: list[Request], rule: Rule) -> list[Turn]:
         """Sample one image (n_codes codes) per request. ``rule.head`` must be "code"."""
-        return self._run(requests, rule, "code", self.janus.n_codes)
+        return self._single(requests, rule, "code", self.janus.n_codes)
 
     def write(self, requests: list[Request], rule: Rule, max_tokens: int = 64) -> list[Turn]:
         """Sample text up to and with the end of sentence, at most ``max_tokens`` tokens. ``rule.head`` must be "text".
 
         When the rule restricts the first token to (Yes, No), the turns carry p_yes.
         """
-        return self._run(requests, rule, "text", max_tokens)
+        return self._single(requests, rule, "text", max_tokens)
+
+    def _single(self, requests: list[Request], rule: Rule, head: Literal["code", "text"], steps: int) -> list[Turn]:
+        if rule.head != head:
+            raise ValueError(f"rule: head is {rule.head!r}; it must be {head!r} here")
+
+        def one(request: Request) -> Task:
+            return (yield Job(request, rule, steps))
+
+        return self.serve(one(r) for r in requests)
 
     @torch.inference_mode()
     def pictures(self, codes: list[tuple[int, ...]]) -> list[Image]:
@@ -65,70 +75,62 @@ class Engine:
         return [tuple(row) for part in parts for row in self.janus.to_codes(part).tolist()]
 
     @torch.inference_mode()
-    def _run(self, requests: list[Request], rule: Rule, head: Literal["code", "text"], steps: int) -> list[Turn]:
-        if rule.head != head:
-            raise ValueError(f"rule: head is {rule.head!r}; it must be {head!r} here")
-        turns: list[Turn] = []
-        for start in range(0, len(requests), self.batch):
-            part = requests[start : start + self.batch]
-            tokens, logprobs, p_yes = self._sample(part, rule, steps)
-            for request, t, lp, p in zip(part, tokens, logprobs, p_yes, strict=True):
-                n = len(t)
-                if head == "text" and self.protocol.eos in t:
-                    n = t.index(self.protocol.eos) + 1
-                turns.append(Turn(request.kind, request.segments, tuple(t[:n]), tuple(lp[:n]), rule, request.seed, p))
-        return turns
+    def serve(self, tasks: Iterable[Task]) -> list[Any]:
+        """Run tasks to their ends; returns what they return, in order."""
+        with fast_linear(self.janus.device):
+            return self._serve(tasks)
 
-    def _sample(self, requests: list[Request], rule: Rule, steps: int):
-        n, device = len(requests), self.janus.device
-        guided = rule.guidance != 1
-        uniform = torch.stack([torch.rand(steps, generator=torch.Generator().manual_seed(r.seed)) for r in requests]).to(device)
-        state = self._prefill(requests, guided, steps)
-        tokens = torch.empty(n, steps, dtype=torch.long, device=device)
-        logprobs = torch.empty(n, steps, dtype=torch.promote_types(self.janus.dtype, torch.float32), device=device)
-        ended = torch.zeros(n, dtype=torch.bool, device=device)
-        p_yes: list[float | None] = [None] * n
-        for step in range(steps):
-            logits_V = policy.logits(self.janus, rule, state.hidden[:n], state.hidden[n:] if guided else None)
-            log_probs_V = policy.log_probs(rule, logits_V, first=step == 0)
-            if step == 0 and rule.first == (self.protocol.yes, self.protocol.no):
-                p_yes = list(log_probs_V[:, self.protocol.yes].exp().tolist())
-            tokens[:, step], logprobs[:, step] = policy.choose(rule, log_probs_V, uniform[:, step])
-            if rule.head == "text":
-                ended |= tokens[:, step] == self.protocol.eos
-                if bool(ended.all()):
-                    tokens, logprobs = tokens[:, : step + 1], logprobs[:, : step + 1]
-                    break
-            if step + 1 < steps:
-                self._advance(state, rule, tokens[:, step], guided)
-        return tokens.tolist(), logprobs.tolist(), p_yes
+    def _serve(self, tasks: Iterable[Task]) -> list[Any]:
+        new = deque(_Served(i, task) for i, task in enumerate(tasks))
+        results: list[Any] = [None] * len(new)
+        rows, places = Rows(self.janus, self.protocol), dict[Run, _Served]()
+        ready: deque[tuple[_Served, Job]] = deque()
+        images: list[tuple[_Served, Paint | Encode]] = []
 
-    def _prefill(self, requests: list[Request], guided: bool, steps: int) -> _State:
-        """One pass over the distinct prompts (and twins), then a fork to the requests' rows."""
-        wanted = [r.segments for r in requests]
-        if guided:
-            wanted += [self.protocol.unconditional(s) for s in wanted]
-        distinct = list(dict.fromkeys(wanted))
-        index = {s: i for i, s in enumerate(distinct)}
-        rows = torch.tensor([index[s] for s in wanted], device=self.janus.device)
-        batch = assemble(self.janus, distinct, pad_left=True)
-        longest = batch.embeds.shape[1]
-        columns = torch.arange(longest, device=self.janus.device)
-        pads = (longest - batch.lengths)[:, None]
-        real = columns >= pads
-        causal = columns[:, None] >= columns
-        # a padding query attends to itself, else its softmax over nothing would be NaN
-        mask = (causal & real[:, None]) | torch.eye(longest, dtype=torch.bool, device=self.janus.device)
-        cache = StaticCache(self.janus.net.config.text_config.num_hidden_layers, longest + steps)
-        hidden = self.janus.hidden(batch.embeds, batch.positions, mask[:, None], cache)[:, -1]
-        attend = torch.ones(len(wanted), 1, 1, cache.capacity, dtype=torch.bool, device=self.janus.device)
-        attend[..., :longest] = real[rows][:, None, None]
-        return _State(cache.fork(rows), attend, batch.positions[rows, -1:] + 1, hidden[rows])
+        def send(served: _Served, value: Any) -> None:
+            try:
+                asked = served.task.send(value)
+            except StopIteration as stop:
+                results[served.index] = stop.value
+                return
+            if isinstance(asked, Job):
+                ready.append((served, asked))
+            else:
+                images.append((served, asked))
 
-    def _advance(self, state: _State, rule: Rule, tokens_B: Tensor, guided: bool) -> None:
-        """Feed the sampled tokens, the same to both twins."""
-        fed = torch.cat([tokens_B, tokens_B]) if guided else tokens_B
-        embed = self.janus.embed_codes if rule.head == "code" else self.janus.embed_text
-        mask = state.attend[..., : state.cache.used + 1]
-        state.hidden = self.janus.hidden(embed(fed)[:, None], state.positions, mask, state.cache)[:, -1]
-        state.positions = state.positions + 1
+        while True:
+            free = self.batch - len(rows.runs)
+            if free >= max(1, REFILL * self.batch) or not rows.runs:
+                while new and len(ready) < free:
+                    send(new.popleft(), None)
+                    self._images(images, send)
+                entering: list[Run] = []
+                while ready and len(entering) < free:
+                    served, job = ready.popleft()
+                    run = Run(job, served.kept.pop(job.rule.head, []))
+                    places[run] = served
+                    entering.append(run)
+                if entering:
+                    rows.enter(entering)
+            if not rows.runs:
+                return results
+            rows.sample()
+            for run, turn in rows.leave():
+                served = places.pop(run)
+                if run.job.keep:
+                    served.kept[turn.rule.head] = run.kept
+                send(served, turn)
+            self._images(images, send)
+            rows.advance()
+
+    def _images(self, asked: list, send) -> None:
+        """Answer what is asked for pictures, all of a kind together, until nobody asks any more."""
+        while asked:
+            kind = type(asked[0][1])
+            part = [a for a in asked if type(a[1]) is kind]
+            asked[:] = [a for a in asked if type(a[1]) is not kind]
+            found: list[Any] = (
+                self.pictures([a.codes for _, a in part]) if kind is Paint else self.codes([a.image for _, a in part])
+            )
+            for (served, _), answer in zip(part, found, strict=True):
+                send(served, answer)

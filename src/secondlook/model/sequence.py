@@ -8,7 +8,7 @@ prefix of a redraw's, and each turn is a sequence of its own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from PIL.Image import Image
@@ -131,6 +131,51 @@ def length(segments: tuple[Segment, ...], n_patches: int) -> int:
         for s in segments
     )
     return sum(sizes)
+
+
+Column = tuple[int, str, int]
+"""One column of a sequence: its position, and what stands there (kind and value)."""
+
+
+def columns_of(segments: tuple[Segment, ...], n_patches: int) -> list[Column]:
+    """Segments column by column. A seen image is known by its identity, so keep the segments as long as the columns."""
+    found: list[Column] = []
+    gaps = 0
+    for s in segments:
+        if isinstance(s, Gap):
+            gaps += s.size
+            continue
+        if isinstance(s, Look):
+            kind, values = f"look {id(s.image)}", tuple(range(n_patches))
+        else:
+            kind, values = ("text", s.ids) if isinstance(s, Text) else ("code", s.codes)
+        found += [(position, kind, value) for position, value in enumerate(values, len(found) + gaps)]
+    return found
+
+
+def in_common(columns: list[Column], earlier: list[Column]) -> int:
+    """How many columns at the beginning need not be computed again: not all, for the last one's hidden state is wanted, and
+    no part of a seen image."""
+    most = min(len(columns) - 1, len(earlier))
+    n = next((i for i in range(most) if columns[i] != earlier[i]), most)
+    _, kind, value = columns[n]
+    return n - value if kind.startswith("look") else n
+
+
+def rest(segments: tuple[Segment, ...], start: int, n_patches: int) -> tuple[tuple[Segment, ...], int]:
+    """The segments from column ``start`` on, and the position of their first column."""
+    left, position = start, start
+    for i, s in enumerate(segments):
+        size = length((s,), n_patches)
+        if left < size:
+            if left and isinstance(s, Text):
+                s = replace(s, ids=s.ids[left:])
+            elif left and isinstance(s, Draw):
+                s = Draw(s.codes[left:])
+            return (s, *segments[i + 1 :]), position
+        left -= size
+        position += s.size if isinstance(s, Gap) else 0
+    raise ValueError(f"start: {start} is beyond the last column")
 
 
 def assemble(janus: Janus, rows: list[tuple[Segment, ...]], pad_left: bool = False) -> Batch:
