@@ -49,9 +49,12 @@ class Words:
             text = text[len(word) :]
         return {"input_ids": found}
 
+    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
+        return "".join(WORDS[i] for i in ids if len(SPECIALS) <= i < len(WORDS))
 
-def new_janus(args) -> Janus:
-    """Random weights; the two image encoders are small where they are not timed."""
+
+def new_janus(args, small_encoders: bool = False) -> Janus:
+    """Random weights. The seeing encoder is small, for drawing does not use it; with ``small_encoders`` the VQ is, too."""
     layers, width, inner, heads = (
         SIZES[args.size] if args.size else (args.layers, args.width, args.width * 8 // 3 // 64 * 64, args.width // 64)
     )
@@ -74,7 +77,13 @@ def new_janus(args) -> Janus:
             num_image_tokens=args.codes,
             projection_dim=width,
         ),
-        vq_config=JanusVQVAEConfig(num_embeddings=CODES, num_patches=side, projection_dim=width, image_token_embed_dim=width),
+        vq_config=JanusVQVAEConfig(
+            num_embeddings=CODES,
+            num_patches=side,
+            projection_dim=width,
+            image_token_embed_dim=width,
+            base_channels=32 if small_encoders else 128,
+        ),
         image_token_id=WORDS.index("<image_placeholder>"),
         tie_word_embeddings=False,
     )
@@ -91,21 +100,23 @@ def new_janus(args) -> Janus:
 
 @torch.inference_mode()
 def original(janus: Janus, ids: torch.Tensor, args) -> torch.Tensor:
-    """As the published code draws: two rows a sample, a cache that grows, the head on every row, then the mixing."""
-    net = janus.net
-    batch = len(ids)
+    """As the published code draws: two rows a sample, the conditional one first."""
     rows = ids.repeat_interleave(2, 0)
     rows[1::2, 1:-1] = janus.tokenizer.pad_token_id
-    embeds, cache, codes = net.get_input_embeddings()(rows), None, []
-    for _ in range(args.codes):
+    return grown(janus, janus.embed_text(rows), args.codes, args.guidance)
+
+
+def grown(janus: Janus, embeds: torch.Tensor, codes: int, guidance: float) -> torch.Tensor:
+    """The published loop: a cache that grows, the head on every row, then the mixing; greedy."""
+    net, cache, drawn = janus.net, None, []
+    for _ in range(codes):
         out = net.model.language_model(inputs_embeds=embeds, use_cache=True, past_key_values=cache)
         cache = out.past_key_values
         logits = net.model.generation_head(out.last_hidden_state[:, -1])
-        mixed = logits[1::2] + args.guidance * (logits[::2] - logits[1::2])
-        drawn = torch.softmax(mixed, -1).argmax(-1)
-        codes.append(drawn)
-        embeds = net.prepare_embeddings_for_image_generation(drawn.repeat_interleave(2)).view(2 * batch, 1, -1)
-    return torch.stack(codes, 1)
+        mixed = logits[1::2] + guidance * (logits[::2] - logits[1::2])
+        drawn.append(torch.softmax(mixed, -1).argmax(-1))
+        embeds = janus.embed_codes(drawn[-1].repeat_interleave(2)[:, None])
+    return torch.stack(drawn, 1)
 
 
 @torch.inference_mode()

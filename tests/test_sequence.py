@@ -76,13 +76,15 @@ def test_bad_prompts_are_refused(official, prompt):
         official.draw(prompt)
 
 
-def test_padding_side_does_not_change_embeddings(janus, engine):
+def test_padding_does_not_change_embeddings(janus, engine):
     rows = [
         engine.protocol.draw("a photo of a cat"),
         engine.protocol.judge("a photo of two red stars", [Image.new("RGB", (48, 48))], []),
     ]
-    left, right = assemble(janus, rows, pad_left=True), assemble(janus, rows)
+    together = assemble(janus, rows)
     for b, row in enumerate(rows):
         n = length(row, janus.n_patches)
-        assert int(left.lengths[b]) == n
-        assert torch.equal(left.embeds[b, -n:], right.embeds[b, :n])
+        alone = assemble(janus, [row])
+        assert int(together.lengths[b]) == alone.embeds.shape[1] == n
+        torch.testing.assert_close(together.embeds[b, :n], alone.embeds[0])
+        assert together.positions[b, :n].tolist() == list(range(n))

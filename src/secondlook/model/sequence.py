@@ -114,7 +114,7 @@ class Protocol:
 
 @dataclass
 class Batch:
-    """Sequences as tensors. Rows are padded to one length on the side that ``assemble`` was told."""
+    """Sequences as tensors. Rows are padded on the right to one length."""
 
     embeds: Tensor
     """(B, T, D)."""
@@ -178,11 +178,10 @@ def rest(segments: tuple[Segment, ...], start: int, n_patches: int) -> tuple[tup
     raise ValueError(f"start: {start} is beyond the last column")
 
 
-def assemble(janus: Janus, rows: list[tuple[Segment, ...]], pad_left: bool = False) -> Batch:
+def assemble(janus: Janus, rows: list[tuple[Segment, ...]]) -> Batch:
     """Embed rows of segments: text by the token table, drawn images by the generation path, seen ones by the seeing path.
 
-    Returns a Batch whose padding positions hold the pad token's embedding; mask them (left) or ignore them (right, where a
-    causal model never attends to them from a real position).
+    Returns a Batch whose padding columns hold the pad token's embedding; a causal model never attends to them from a real one.
     """
     device, pad = janus.device, janus.tokenizer.pad_token_id
     lengths = [length(row, janus.n_patches) for row in rows]
@@ -192,7 +191,7 @@ def assemble(janus: Janus, rows: list[tuple[Segment, ...]], pad_left: bool = Fal
     positions = torch.zeros_like(ids)
     images: list[Image] = []
     for b, row in enumerate(rows):
-        t = longest - lengths[b] if pad_left else 0
+        t = 0
         positions[b, t : t + lengths[b]] = torch.arange(lengths[b])
         for s in row:
             if isinstance(s, Gap):

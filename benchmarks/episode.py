@@ -1,0 +1,128 @@
+"""Whole introspections, two ways in one run: as the public script does it, and by this engine, half of the verdicts being Yes.
+
+    python benchmarks/episode.py --device cpu --layers 12 --width 768 --episodes 16 --rounds 3 --json out/episode.json
+    python benchmarks/episode.py --device cuda --size 1b --dtype bfloat16 --episodes 64 --rounds 3 --json out/episode.json
+
+The public way redraws every image, also those judged Yes; begins every turn with an empty cache that grows; encodes every image
+again. Ours redraws what was judged No and goes on from what was computed. The two image encoders are small here: both ways use
+them alike, but the public one more often.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from decode import SIZES, clock, grown, new_janus, texts, watch
+from rich.console import Console
+
+from secondlook.engine.decode import Engine
+from secondlook.files import versions, write_json
+from secondlook.introspect import Sampling, introspect
+from secondlook.model.janus import Janus
+from secondlook.model.sequence import assemble
+from secondlook.types import Prompt
+
+
+@torch.inference_mode()
+def public(janus: Janus, protocol, prompts: list[str], args) -> None:
+    """Draw, judge, and draw again, whatever the verdict was."""
+    n = len(prompts)
+    images: list[list] = [[] for _ in range(n)]
+    codes: list[list] = [[] for _ in range(n)]
+    reasons: list[list] = [[] for _ in range(n)]
+    for turn in range(args.rounds):
+        chains = [
+            protocol.redraw(p, c, r) if turn else protocol.draw(p) for p, c, r in zip(prompts, codes, reasons, strict=True)
+        ]
+        rows = [row for chain in chains for row in (chain, protocol.unconditional(chain))]
+        drawn = grown(janus, assemble(janus, rows).embeds, args.codes, args.guidance)
+        pictures = janus.to_images(drawn)
+        again = janus.to_codes(pictures).tolist()
+        for i in range(n):
+            images[i].append(pictures[i])
+            codes[i].append(tuple(again[i]))
+        asked = [protocol.judge(p, im, r) for p, im, r in zip(prompts, images, reasons, strict=True)]
+        for i, reason in enumerate(written(janus, assemble(janus, asked).embeds, args.reason)):
+            reasons[i].append(tuple(reason))
+
+
+def written(janus: Janus, embeds: torch.Tensor, steps: int) -> list[list[int]]:
+    cache, tokens = None, []
+    ended = torch.zeros(len(embeds), dtype=torch.bool, device=embeds.device)
+    for _ in range(steps):
+        out = janus.net.model.language_model(inputs_embeds=embeds, use_cache=True, past_key_values=cache)
+        cache = out.past_key_values
+        tokens.append(janus.text_logits(out.last_hidden_state[:, -1]).argmax(-1))
+        ended |= tokens[-1] == janus.tokenizer.eos_token_id
+        if bool(ended.all()):
+            break
+        embeds = janus.embed_text(tokens[-1][:, None])
+    return torch.stack(tokens, 1).tolist()
+
+
+def ours(janus: Janus, prompts: list[str], args):
+    engine = Engine(janus, batch=len(prompts))
+    sampling = Sampling(args.guidance, 1.0, 0, 0, args.reason)
+    return introspect(engine, [Prompt(p) for p in prompts], list(range(len(prompts))), args.rounds, sampling)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--size", choices=SIZES)
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--codes", type=int, default=576)
+    parser.add_argument("--reason", type=int, default=24, help="most tokens of a verdict with its reason")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--episodes", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--guidance", type=float, default=5.0)
+    parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    console, janus = Console(), new_janus(args, small_encoders=True)
+    janus.history = "codes"
+    protocol = Engine(janus).protocol
+    with torch.no_grad():  # every verdict is Yes with the probability one half
+        head = janus.net.lm_head.weight
+        head[protocol.no] = head[protocol.yes]
+    prompts = texts(args.episodes)
+    seconds: dict[str, list[float]] = {"public": [], "ours": []}
+    memory = {"public": 0, "ours": 0}
+    for turn in range(args.repeat):
+        for way in ("public", "ours") if turn % 2 == 0 else ("ours", "public"):
+            peak, start = watch(args.device), clock(args.device)
+            with console.status(f"{way}, {turn + 1} of {args.repeat}"):
+                if way == "public":
+                    public(janus, protocol, prompts, args)
+                else:
+                    episodes = ours(janus, prompts, args)
+            seconds[way].append(clock(args.device) - start)
+            memory[way] = max(memory[way], peak())
+    ratios = sorted(a / b for a, b in zip(seconds["public"], seconds["ours"], strict=True))
+    verdicts = [r.yes for e in episodes for r in e.rounds]
+    result = {
+        "vs_public": ratios[len(ratios) // 2],
+        "vs_public_spread": [ratios[0], ratios[-1]],
+        "seconds": seconds,
+        "peak_memory": memory,
+        "images": len(verdicts),
+        "images_public": args.episodes * args.rounds,
+        "yes_rate": sum(verdicts) / len(verdicts),
+        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
+        "versions": versions(),
+    }
+    took = {way: min(times) for way, times in seconds.items()}
+    console.print(
+        f"{args.episodes} episodes, up to {args.rounds} rounds, {result['yes_rate']:.2f} of the verdicts Yes\n"
+        f"public {took['public']:.1f} s for {result['images_public']} images, ours {took['ours']:.1f} s for {len(verdicts)}: "
+        f"{result['vs_public']:.2f} times [{ratios[0]:.2f}, {ratios[-1]:.2f}]"
+    )
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        write_json(args.json, result)
+
+
+if __name__ == "__main__":
+    main()

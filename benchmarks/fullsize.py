@@ -1,0 +1,114 @@
+"""A checkpoint of Janus-Pro's full size with random weights, written in the original layout, loaded and drawn with.
+
+    python benchmarks/fullsize.py --size 1b --folder out/fullsize --json out/fullsize.json
+
+Says how long loading and drawing one image took and the most memory they needed, as a multiple of the model.
+"""
+
+import argparse
+import json
+import shutil
+import time
+from pathlib import Path
+
+import torch
+from decode import SIZES, watch
+from safetensors.torch import save_file
+from transformers import JanusForConditionalGeneration
+from transformers.initialization import no_init_weights
+
+from secondlook.engine.decode import Engine
+from secondlook.files import versions, write_json
+from secondlook.model import convert
+from secondlook.model.janus import Janus
+from secondlook.types import Request, Rule
+
+TINY = Path(__file__).parents[1] / "tests" / "golden" / "official_tiny"
+SHARD = 2**31
+
+
+def write(folder: Path, size: str) -> None:
+    """The tiny checkpoint's config and tokenizer at full size, with random weights in bfloat16, in shards."""
+    layers, width, inner, heads = SIZES[size]
+    said = json.loads((TINY / "config.json").read_text())
+    said["language_config"] |= {
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "vocab_size": 102400,
+        "max_position_embeddings": 16384,
+    }
+    said["vision_config"]["params"]["select_layer"] = -1
+    for part, key in (
+        ("aligner", "n_embed"),
+        ("gen_aligner", "n_embed"),
+        ("gen_head", "n_embed"),
+        ("gen_head", "image_token_embed"),
+    ):
+        said[f"{part}_config"]["params"][key] = width
+    shutil.copytree(TINY / "tokenizer", folder)
+    write_json(folder / "config.json", said | {"torch_dtype": "bfloat16"})
+    with torch.device("meta"), no_init_weights():
+        net = JanusForConditionalGeneration._from_config(convert.config_of(said, 835))
+    torch.manual_seed(0)
+    places: dict[str, str] = {}
+    shard: dict[str, torch.Tensor] = {}
+
+    def flush() -> None:
+        name = f"model-{len(set(places.values())) + 1:05}.safetensors"
+        save_file(shard, folder / name)
+        places.update(dict.fromkeys(shard, name))
+        shard.clear()
+
+    for name, tensor in convert.to_original(net.state_dict().items()):
+        norm = tensor.ndim == 1 and name.endswith("weight")
+        shard[name] = torch.ones(tensor.shape, dtype=torch.bfloat16) if norm else torch.randn(tensor.shape).mul(0.02).bfloat16()
+        if sum(t.nbytes for t in shard.values()) > SHARD:
+            flush()
+    flush()
+    write_json(folder / "model.safetensors.index.json", {"weight_map": places})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="1b")
+    parser.add_argument("--folder", type=Path, default=Path("out/fullsize"), help="kept, and used again when it is there")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    if not args.folder.exists():
+        write(args.folder, args.size)
+    peak, start = watch("cpu"), time.perf_counter()
+    janus = Janus.load(args.folder, args.device, getattr(torch, args.dtype))
+    loaded, memory = time.perf_counter() - start, peak()
+    size = sum(t.nbytes for t in janus.net.state_dict().values())
+    engine = Engine(janus)
+    peak, start = watch(args.device), time.perf_counter()
+    segments = engine.protocol.draw("a photo of a cat below a cup")
+    [turn] = engine.draw([Request("draw", segments, 0)], Rule("code", guidance=5.0, top_k=4096))
+    drawn = time.perf_counter() - start
+    start = time.perf_counter()
+    engine.pictures([turn.tokens])
+    result = {
+        "parameters": sum(p.numel() for p in janus.net.parameters()),
+        "model_bytes": size,
+        "load_seconds": loaded,
+        "load_peak_over_model": memory / size,
+        "draw_seconds": drawn,
+        "draw_peak_bytes": peak(),
+        "picture_seconds": time.perf_counter() - start,
+        "different_codes": len(set(turn.tokens)),
+        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
+        "versions": versions(),
+    }
+    print(json.dumps(result, indent=1))
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        write_json(args.json, result)
+
+
+if __name__ == "__main__":
+    main()
