@@ -67,6 +67,15 @@ def test_pickles(official_folder, original, tmp_path, parts):
     assert same(original, checkpoint.load(tmp_path / "b")[0])
 
 
+def test_a_pad_that_the_tokenizer_does_not_name(official_folder, tmp_path):
+    shutil.copytree(official_folder, tmp_path / "b", ignore=shutil.ignore_patterns("special_tokens_map.json"))
+    path = tmp_path / "b" / "tokenizer_config.json"
+    said = json.loads(path.read_text())
+    del said["pad_token"]
+    path.write_text(json.dumps(said))
+    assert checkpoint.load(tmp_path / "b")[1].tokenizer.pad_token_id == 834
+
+
 def test_the_codebook_has_unit_length(official_folder):
     codebook = Janus.load(official_folder).net.model.vqmodel.quantize.embedding.weight
     assert torch.allclose(codebook.norm(dim=-1), torch.ones(len(codebook)))
@@ -189,6 +198,11 @@ def no_tokenizer(folder):
     (folder / "tokenizer.json").unlink()
 
 
+def other_tokenizer(folder):
+    text = (folder / "tokenizer.json").read_text()
+    (folder / "tokenizer.json").write_text(text.replace("<begin_of_image>", "<picture>"))
+
+
 def no_weights(folder):
     (folder / "model.safetensors").unlink()
 
@@ -203,6 +217,7 @@ BROKEN = {
     other_model: r"config\.json' says model_type 'llama'",
     no_config: r"config\.json' cannot be read as JSON",
     no_tokenizer: r"holds no tokenizer\.json",
+    other_tokenizer: r"has no <begin_of_image>; it must be Janus's",
     no_weights: r"holds neither model\.safetensors nor pytorch_model\.bin",
 }
 

@@ -19,6 +19,7 @@ import torch
 from huggingface_hub import snapshot_download, split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import (
     GenerationConfig,
@@ -37,6 +38,11 @@ AT_ONCE = 8
 """Tensors read before a file is opened anew: mapped pages count as memory until their file is closed."""
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 IMAGE_TOKENS = {"image_token": "<image_placeholder>", "boi_token": "<begin_of_image>", "eoi_token": "<end_of_image>"}
+SENTENCE_TOKENS = {
+    "bos_token": "<｜begin▁of▁sentence｜>",
+    "eos_token": "<｜end▁of▁sentence｜>",
+    "pad_token": "<｜▁pad▁｜>",
+}
 Named = Iterable[tuple[str, Tensor]]
 
 
@@ -118,13 +124,17 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     if not (folder / "tokenizer.json").is_file():
         raise InputError(f"model: {str(folder)!r} holds no tokenizer.json; a checkpoint folder has one")
     try:
+        words = Tokenizer.from_file(str(folder / "tokenizer.json"))
         # the class that tokenizer_config.json names may build another tokenizer than the one in tokenizer.json
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, extra_special_tokens=IMAGE_TOKENS)
     except Exception as error:
         raise InputError(f"model: the tokenizer in {str(folder)!r} cannot be read: {_first_line(error)}") from error
-    for role in ("bos", "eos", "pad"):
-        if getattr(tokenizer, f"{role}_token_id") is None:
-            raise InputError(f"model: the tokenizer in {str(folder)!r} has no {role}_token; Janus's has one")
+    for word in (*SENTENCE_TOKENS.values(), *IMAGE_TOKENS.values()):
+        if words.token_to_id(word) is None:
+            raise InputError(f"model: the tokenizer in {str(folder)!r} has no {word}; it must be Janus's")
+    for role, word in SENTENCE_TOKENS.items():
+        if getattr(tokenizer, role) is None:  # the original code looks the pad up by its name
+            setattr(tokenizer, role, word)
     tokenizer.padding_side = "left"
     return tokenizer
 
