@@ -9,6 +9,7 @@ import argparse
 import json
 import shutil
 import time
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -80,7 +81,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     if not args.folder.exists():
-        write(args.folder, args.size)
+        # in a process of its own: memory that writing has left behind would hide what loading needs
+        writer = get_context("spawn").Process(target=write, args=(args.folder, args.size))
+        writer.start()
+        writer.join()
+        if writer.exitcode:
+            raise SystemExit(f"the checkpoint could not be written to {args.folder}")
     peak, start = watch("cpu"), time.perf_counter()
     janus = Janus.load(args.folder, args.device, getattr(torch, args.dtype))
     loaded, memory = time.perf_counter() - start, peak()
