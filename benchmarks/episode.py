@@ -12,9 +12,9 @@ import argparse
 from pathlib import Path
 
 import torch
-from decode import SIZES, clock, grown, new_janus, texts, watch
 from rich.console import Console
 
+from decode import SIZES, clock, grown, new_janus, texts, watch
 from secondlook.engine.decode import Engine
 from secondlook.files import versions, write_json
 from secondlook.introspect import Sampling, introspect

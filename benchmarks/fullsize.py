@@ -13,11 +13,11 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from decode import SIZES, watch
 from safetensors.torch import save_file
 from transformers import JanusForConditionalGeneration
 from transformers.initialization import no_init_weights
 
+from decode import SIZES, watch
 from secondlook.engine.decode import Engine
 from secondlook.files import versions, write_json
 from secondlook.model import convert
@@ -28,8 +28,8 @@ TINY = Path(__file__).parents[1] / "tests" / "golden" / "official_tiny"
 SHARD = 2**31
 
 
-def write(folder: Path, size: str) -> None:
-    """The tiny checkpoint's config and tokenizer at full size, with random weights in bfloat16, in shards."""
+def config(size: str) -> dict:
+    """The tiny checkpoint's original config.json at full size."""
     layers, width, inner, heads = SIZES[size]
     said = json.loads((TINY / "config.json").read_text())
     said["language_config"] |= {
@@ -49,8 +49,14 @@ def write(folder: Path, size: str) -> None:
         ("gen_head", "image_token_embed"),
     ):
         said[f"{part}_config"]["params"][key] = width
+    return said | {"torch_dtype": "bfloat16"}
+
+
+def write(folder: Path, size: str) -> None:
+    """That config with random weights in bfloat16, in shards, and the tiny checkpoint's tokenizer."""
+    said = config(size)
     shutil.copytree(TINY / "tokenizer", folder)
-    write_json(folder / "config.json", said | {"torch_dtype": "bfloat16"})
+    write_json(folder / "config.json", said)
     with torch.device("meta"), no_init_weights():
         net = JanusForConditionalGeneration._from_config(convert.config_of(said, 835))
     torch.manual_seed(0)
