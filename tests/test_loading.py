@@ -215,6 +215,12 @@ def test_broken_checkpoints_get_one_sentence(janus, tmp_path, harm, monkeypatch,
     assert not (tmp_path / "m" / "owned").exists()
 
 
+def test_a_shard_size_that_is_none(official_folder, tmp_path):
+    with pytest.raises(InputError, match="shard_size: 'big' is no size"):
+        checkpoint.convert_checkpoint(official_folder, tmp_path / "new", "big")
+    assert not list(tmp_path.iterdir())
+
+
 def test_sizes_without_words_in_the_original_layout(janus, tmp_path):
     janus.save(tmp_path / "m")
     with pytest.raises(InputError, match=r"vision_config\.hidden_size 32 cannot be said in the original layout"):

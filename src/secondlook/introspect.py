@@ -64,11 +64,11 @@ def _episode(engine: Engine, prompt: Prompt, seed: int, rounds: int, sampling: S
     episode = Episode(prompt, seed, (), ())
     history: list[tuple[int, ...]] = []
     answers: list[tuple[int, ...]] = []
+    encoded = protocol.history == "reencode"
     for left in reversed(range(rounds)):
         segments = protocol.redraw(prompt.text, history, answers) if history else protocol.draw(prompt.text)
         request = Request("redraw" if history else "draw", segments, turn_seed(seed, len(episode.turns)))
-        again = protocol.history == "reencode"
-        drawn = yield Job(request, draw_rule, engine.janus.n_codes, keep=left > 0 and not again)
+        drawn = yield Job(request, draw_rule, engine.janus.n_codes, keep=left > 0 and not encoded)
         image = yield Paint(drawn.tokens)
         segments = protocol.judge(prompt.text, [*(r.image for r in episode.rounds), image], answers)
         request = Request("judge", segments, turn_seed(seed, len(episode.turns) + 1))
@@ -77,7 +77,7 @@ def _episode(engine: Engine, prompt: Prompt, seed: int, rounds: int, sampling: S
         if episode.rounds[-1].yes or not left:
             break
         answers.append(judged.tokens)
-        history.append((yield Encode(image)) if again else drawn.tokens)
+        history.append((yield Encode(image)) if encoded else drawn.tokens)
     return episode
 
 

@@ -34,6 +34,10 @@ def load_engine(model: str, device: str = "cpu", batch: int = 64, dtype: str = "
 
     if dtype not in DTYPES:
         raise InputError(f"dtype: {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device: {device!r} is not at hand here; use cpu, or a device that torch finds") from error
     # half precision is many times slower than float32 on a CPU
     auto = torch.float32 if torch.device(device).type == "cpu" else None
     kind = auto if dtype == "auto" else getattr(torch, dtype)

@@ -52,6 +52,8 @@ class _Entry:
     users: list[tuple[Run, bool]] = field(default_factory=list)
     columns: list[Column] = field(default_factory=list)
     begun: int = 0
+    kept: Kept | None = None
+    """The sequence that those were computed for."""
     slot: int = 0
 
 
@@ -88,8 +90,8 @@ class Rows:
         }
         self._groups: list[_Group] = []
         self._flags: deque[tuple[list[Run], Tensor, torch.cuda.Event | None]] = deque()
-        # on an accelerator the end of a text is noticed a token late, so that the host need not wait for the device
-        self._late = 0 if self.device.type == "cpu" else 1
+        # on a GPU the end of a text is noticed a token late, so that the host need not wait for the device
+        self._late = 1 if self.device.type == "cuda" else 0
 
     @property
     def used(self) -> int:
@@ -137,17 +139,17 @@ class Rows:
     def _begin(self, entry: _Entry) -> None:
         """Find the kept sequence that has most in common."""
         entry.columns = columns_of(entry.segments, self.janus.n_patches)
-        kept = [k for run, _ in entry.users for k in run.kept]
-        entry.begun = max((in_common(entry.columns, k.columns) for k in kept), default=0)
+        for kept in (k for run, _ in entry.users for k in run.kept):
+            common = in_common(entry.columns, kept.columns)
+            if common > entry.begun:
+                entry.begun, entry.kept = common, kept
 
     def _prefill(self, entries: list[_Entry]) -> None:
         """Entries stand in neighbouring slots."""
         patches, first = self.janus.n_patches, entries[0].slot
         for e in entries:
-            if e.begun:
-                kept = [k for run, _ in e.users for k in run.kept]
-                best = max(kept, key=lambda k: in_common(e.columns, k.columns))
-                self.cache.put(e.slot, best.cache, e.begun)
+            if e.kept is not None:
+                self.cache.put(e.slot, e.kept.cache, e.begun)
         parts = [rest(e.segments, e.begun, patches) for e in entries]
         batch = assemble(self.janus, [segments for segments, _ in parts])
         new = batch.embeds.shape[1]
@@ -202,8 +204,6 @@ class Rows:
                 run.step += 1
             if rule.head == "text":
                 self._notice(group.runs, tokens == self.protocol.eos)
-            elif rule.head != "code":
-                raise ValueError(f"rule: head is {rule.head!r}")
 
     def _notice(self, runs: list[Run], ended: Tensor) -> None:
         event = None

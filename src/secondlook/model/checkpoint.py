@@ -31,6 +31,7 @@ from transformers import (
 )
 from transformers.initialization import no_init_weights
 
+from secondlook.files import writable_folder
 from secondlook.model import convert
 from secondlook.types import InputError
 
@@ -100,8 +101,9 @@ def convert_checkpoint(source: Path, target: Path, shard_size: str = "5GB") -> s
     other: Callable[[Named], Named] = (lambda named: _renamed(named, True)) if original else convert.to_original
     work = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(work, ignore_errors=True)
+    writable_folder(target.parent)
     try:
-        work.mkdir(parents=True)
+        work.mkdir()
         _write_shards(work, dict(other((k, t) for k, (_, t) in stored.items())), other(_tensors(stored)), shard_size)
         if isinstance(new_config, JanusConfig):
             new_config.architectures = ["JanusForConditionalGeneration"]
@@ -284,7 +286,10 @@ def _cut_off(path: Path) -> str | None:
 
 def _write_shards(folder: Path, empty: dict[str, Tensor], named: Named, shard_size: str) -> None:
     """safetensors files of at most ``shard_size`` with their index, each written as soon as its tensors have come."""
-    split = split_torch_state_dict_into_shards(empty, max_shard_size=shard_size)
+    try:
+        split = split_torch_state_dict_into_shards(empty, max_shard_size=shard_size)
+    except ValueError as error:
+        raise InputError(f"shard_size: {shard_size!r} is no size; give one like 5GB or 500MB") from error
     waiting: dict[str, dict[str, Tensor]] = {name: {} for name in split.filename_to_tensors}
     for name, tensor in named:
         file = split.tensor_to_filename[name]
