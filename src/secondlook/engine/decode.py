@@ -16,6 +16,7 @@ import torch
 from PIL.Image import Image
 
 from secondlook.engine.linear import fast_linear
+from secondlook.engine.pictures import Pictures
 from secondlook.engine.rows import Kept, Rows, Run
 from secondlook.model.janus import Janus
 from secondlook.model.sequence import Protocol
@@ -85,7 +86,7 @@ class Engine:
         results: list[Any] = [None] * len(new)
         rows, places = Rows(self.janus, self.protocol), dict[Run, _Served]()
         ready: deque[tuple[_Served, Job]] = deque()
-        images: list[tuple[_Served, Paint | Encode]] = []
+        pictures, step = Pictures(self.janus, self.batch), 0
 
         def send(served: _Served, value: Any) -> None:
             try:
@@ -96,14 +97,20 @@ class Engine:
             if isinstance(asked, Job):
                 ready.append((served, asked))
             else:
-                images.append((served, asked))
+                pictures.ask(served, asked)
+
+        def answer() -> None:
+            while found := pictures.answers(step, idle=not (rows.runs or ready or new)):
+                for served, value in found:
+                    send(served, value)
 
         while True:
+            answer()
             free = self.batch - len(rows.runs)
             if free >= max(1, REFILL * self.batch) or not rows.runs:
                 while new and len(ready) < free:
                     send(new.popleft(), None)
-                    self._images(images, send)
+                    answer()
                 entering: list[Run] = []
                 while ready and len(entering) < free:
                     served, job = ready.popleft()
@@ -112,6 +119,8 @@ class Engine:
                     entering.append(run)
                 if entering:
                     rows.enter(entering)
+            if not rows.runs and pictures:
+                continue
             if not rows.runs:
                 return results
             rows.sample()
@@ -120,17 +129,5 @@ class Engine:
                 if run.job.keep:
                     served.kept[turn.rule.head] = run.kept
                 send(served, turn)
-            self._images(images, send)
             rows.advance()
-
-    def _images(self, asked: list, send) -> None:
-        """Answer what is asked for pictures, all of a kind together, until nobody asks any more."""
-        while asked:
-            kind = type(asked[0][1])
-            part = [a for a in asked if type(a[1]) is kind]
-            asked[:] = [a for a in asked if type(a[1]) is not kind]
-            found: list[Any] = (
-                self.pictures([a.codes for _, a in part]) if kind is Paint else self.codes([a.image for _, a in part])
-            )
-            for (served, _), answer in zip(part, found, strict=True):
-                send(served, answer)
+            step += 1

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from secondlook.engine.cache import Slots
+from secondlook.engine.step import Step, rounded
 from secondlook.model import policy
 from secondlook.model.janus import Janus
 from secondlook.model.sequence import Column, Protocol, assemble, columns_of, in_common, rest
@@ -75,6 +76,7 @@ class Rows:
         text, weight = janus.net.config.text_config, janus.net.lm_head.weight
         head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         self.cache = Slots(text.num_hidden_layers, text.num_key_value_heads, head_dim, weight)
+        self.step = Step(janus, self.cache)
         self.runs: list[Run] = []
         exact = torch.promote_types(janus.dtype, torch.float32)
         empty = weight.new_empty
@@ -82,6 +84,7 @@ class Rows:
             "length": empty(0, dtype=torch.long),
             "position": empty(0, dtype=torch.long),
             "step": empty(0, dtype=torch.long),
+            "fed": empty(0, text.hidden_size),
             "hidden": empty(0, text.hidden_size),
             "uniform": empty(0, 0, dtype=torch.float32),
             "tokens": empty(0, 0, dtype=torch.long),
@@ -153,7 +156,7 @@ class Rows:
         parts = [rest(e.segments, e.begun, patches) for e in entries]
         batch = assemble(self.janus, [segments for segments, _ in parts])
         new = batch.embeds.shape[1]
-        self.cache.reserve(0, max(e.begun for e in entries) + new)
+        self._reserve(0, max(e.begun for e in entries) + new, 0)
         starts = torch.tensor([e.begun for e in entries], device=self.device)
         positions = batch.positions + torch.tensor([p for _, p in parts], device=self.device)[:, None]
         mask = self.cache.window(first, starts, new, max(e.begun for e in entries) + new)
@@ -164,14 +167,19 @@ class Rows:
         self._state["position"][here] = positions.gather(1, last)[:, 0] + 1
 
     def _reserve(self, slots: int, columns: int, steps: int) -> None:
+        before, slots = self.cache.stored, rounded(slots)
         self.cache.reserve(slots, columns)
+        moved = self.cache.stored is not before
         for name, old in self._state.items():
             shape = [max(slots, old.shape[0]), *old.shape[1:]]
             if name in ("uniform", "tokens", "logprobs"):
                 shape[1] = max(steps, shape[1])
             if shape != list(old.shape):
+                moved = True
                 self._state[name] = old.new_zeros(shape)
                 self._state[name][tuple(slice(n) for n in old.shape)] = old
+        if moved:
+            self.step.forget()
 
     def _regroup(self) -> None:
         by_rule: dict[Rule, list[Run]] = {}
@@ -283,23 +291,21 @@ class Rows:
                 values[targets] = values[sources]
             for run in self.runs:
                 run.slots = {twin: moves.get(slot, slot) for twin, slot in run.slots.items()}
+        self._state["length"][left:] = 0  # a pass may be made for more rows than are used: theirs must have a place
 
     def advance(self) -> None:
         """Feed every run, and its twin, the token that was sampled for it."""
         if not self.runs:
             return
         state, rows = self._state, self.used
-        embeds = state["hidden"].new_empty(rows, state["hidden"].shape[-1])
         for group in self._groups:
             tokens = state["tokens"][group.cond, state["step"][group.cond] - 1]
             fed = self.janus.embed_codes(tokens) if group.rule.head == "code" else self.janus.embed_text(tokens)
-            embeds[group.cond] = fed
+            state["fed"][group.cond] = fed
             if group.twin is not None:
-                embeds[group.twin] = fed
+                state["fed"][group.twin] = fed
         for run in self.runs:
             run.length += 1
-        length, position = state["length"][:rows], state["position"][:rows]
-        mask = self.cache.window(0, length, 1, max(r.length for r in self.runs))
-        state["hidden"][:rows] = self.janus.hidden(embeds[:, None], position[:, None], mask, self.cache)[:, -1]
-        length += 1
-        position += 1
+        self.step(state, rows, max(r.length for r in self.runs))
+        state["length"][:rows] += 1
+        state["position"][:rows] += 1

@@ -94,7 +94,7 @@ class Janus(nn.Module):
 
     def to_images(self, codes: Tensor) -> list[Image.Image]:
         """Codes (B, n_codes) to pictures."""
-        return [Image.fromarray(a) for a in to_bytes(decode(self.net.model.vqmodel, codes))]
+        return [Image.fromarray(a) for a in to_bytes(decode(self.net.model.vqmodel, codes)).cpu().numpy()]
 
     def _pixels(self, images: list[Image.Image]) -> Tensor:
         stack = torch.from_numpy(np.stack([np.asarray(i) for i in images]))
@@ -115,16 +115,20 @@ class Janus(nn.Module):
     def hidden(self, embeds: Tensor, positions: Tensor | None = None, mask: Tensor | None = None, cache=None) -> Tensor:
         """The language model: embeddings (B, T, D) to final hidden states (B, T, D). ``mask`` is None (causal) or a boolean
         (B, 1, T, S) that says what may be attended to."""
-        if mask is not None and self.net.config.text_config._attn_implementation == "eager":  # it adds the mask
-            mask = torch.zeros(mask.shape, dtype=embeds.dtype, device=mask.device).masked_fill(~mask, -torch.inf)
         out = self.net.model.language_model(
             inputs_embeds=embeds,
-            attention_mask=mask,
+            attention_mask=None if mask is None else self.mask(mask),
             position_ids=positions,
             past_key_values=cache,
             use_cache=cache is not None,
         )
         return out.last_hidden_state
+
+    def mask(self, allowed: Tensor) -> Tensor:
+        """A boolean mask as the attention in use takes it: transformers' eager one adds it."""
+        if self.net.config.text_config._attn_implementation != "eager":
+            return allowed
+        return torch.zeros(allowed.shape, dtype=self.dtype, device=allowed.device).masked_fill(~allowed, -torch.inf)
 
     def head_features(self, hidden: Tensor) -> Tensor:
         """The generation head up to its last, linear layer: guidance may be mixed here exactly."""
@@ -161,10 +165,10 @@ def to_unit(images: Tensor) -> Tensor:
     return images.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def to_bytes(pixels: Tensor) -> np.ndarray:
+def to_bytes(pixels: Tensor) -> Tensor:
     """Float (B, 3, H, W) to uint8 (B, H, W, 3), clipped and truncated."""
     scaled = ((pixels.float() + 1) / 2 * 255).clamp(0, 255)
-    return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return scaled.to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def letterbox(image: Image.Image, size: int) -> Image.Image:

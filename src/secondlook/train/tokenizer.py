@@ -177,7 +177,7 @@ class TokenizerJob:
         readable = []
         for i in range(0, self.config.probe_images, 100):
             items, pixels = self.pictures(2 * 10**6 + i, 100)
-            readable.append(miniature.readable(items, to_bytes(decode(self.vq, encode(self.vq, pixels)))))
+            readable.append(miniature.readable(items, to_bytes(decode(self.vq, encode(self.vq, pixels))).cpu().numpy()))
         return {"readable": float(np.mean(readable))}
 
 

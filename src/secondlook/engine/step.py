@@ -1,0 +1,171 @@
+"""One token of every sequence under way through the language model.
+
+The layers' own modules are used (so adapters and quantized weights act as in training), but what lies between them is written
+out for one token a row: transformers' layers do the same with four times as many operations. On a GPU those in between are fused
+by torch.compile, attention reads each row's used length on the device, and the whole pass is replayed as a CUDA graph, one for
+every number of rows. Prefill and training run transformers' own forward pass; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor
+from transformers import LlamaModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, eager_attention_forward
+
+from secondlook.engine.cache import Slots
+from secondlook.model.janus import Janus
+
+COLUMNS = 64
+"""Where attention needs a mask, the columns it looks at grow by so many: each width is a graph of its own."""
+
+
+def rounded(rows: int) -> int:
+    """Rows that a pass is made for: 1, 2, 4, 8 and multiples of 8, so that few graphs serve every number."""
+    return next((n for n in (1, 2, 4, 8) if n >= rows), -(-rows // 8) * 8)
+
+
+def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMSNorm of (R, D) in float32."""
+    exact = x.float()
+    return weight * (exact * torch.rsqrt(exact.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+def add_norm(residual: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The sum (R, D) and its RMSNorm."""
+    residual = residual + x
+    return residual, norm(residual, weight, eps)
+
+
+def turn_and_store(q: Tensor, k: Tensor, v: Tensor, angles: tuple[Tensor, Tensor], stored: Tensor, place: Tensor) -> Tensor:
+    """Rotate queries (R, heads, d) and keys (R, kv heads, d) by their positions' (cos, sin), each (R, d), and write keys and
+    values to ``stored`` (2, slots, kv heads, columns, d), row r at column ``place[r]`` of slot r. Returns the queries."""
+    q, k = apply_rotary_pos_emb(q, k, *angles)
+    rows = torch.arange(len(q), device=q.device)
+    stored[0, rows, :, place] = k
+    stored[1, rows, :, place] = v
+    return q
+
+
+def gated(act: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> Tensor:
+    return act(gate) * up
+
+
+BETWEEN = norm, add_norm, turn_and_store, gated
+
+
+@cache
+def fused() -> tuple[Callable, ...]:
+    """These functions, each compiled to one kernel."""
+    return tuple(torch.compile(function) for function in BETWEEN)
+
+
+class Step:
+    """Runs a model's step on ``cache``. Buffers have a row for each slot: embeddings to feed (slots, D), final hidden states
+    (slots, D), each sequence's used columns (slots,) and next position (slots,)."""
+
+    def __init__(self, janus: Janus, cache: Slots):
+        self.janus, self.cache = janus, cache
+        self.model: LlamaModel = janus.net.model.language_model
+        text, device = janus.net.config.text_config, janus.device
+        self.between = fused() if device.type == "cuda" else BETWEEN
+        self.flash = (
+            device.type == "cuda"
+            and torch.version.hip is None
+            and janus.dtype in (torch.float16, torch.bfloat16)
+            and torch.cuda.get_device_capability(device) >= (8, 0)
+            and cache.stored.shape[-1] % 8 == 0
+            and cache.stored.shape[-1] <= 256
+            and text._attn_implementation == "sdpa"
+        )
+        """Attention that takes each row's length from the device; elsewhere a mask says it."""
+        self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
+        self._seen: set[tuple[int, int]] = set()
+        self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+
+    def forget(self) -> None:
+        """The buffers have moved: graphs that write to the old ones are of no use."""
+        self._graphs.clear()
+        self._seen.clear()
+
+    def __call__(self, state: dict[str, Tensor], rows: int, end: int) -> None:
+        """Feed ``state["fed"]`` of the first ``rows`` slots, the longest of which then has ``end`` columns; fills
+        ``state["hidden"]``. Lengths and positions are left as they are."""
+        if self._pool is None:
+            return self._run(state, rows, end)
+        key = self._shape(rows, end)
+        if key in self._graphs:
+            self._graphs[key].replay()
+        elif key in self._seen:
+            graph = self._graphs[key] = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool):
+                self._run(state, *key)
+            graph.replay()
+        else:  # compiles what is new; a graph can only be taken of what has run
+            self._seen.add(key)
+            try:
+                self._run(state, *key)
+            except torch._dynamo.exc.BackendCompilerFailed as error:
+                warnings.warn(
+                    f"drawing is slower: torch.compile does not work here ({str(error).splitlines()[0]})", stacklevel=2
+                )
+                self.between = BETWEEN
+                self._run(state, *key)
+        return None
+
+    def _shape(self, rows: int, end: int) -> tuple[int, int]:
+        """Rows and columns that the pass is made for."""
+        columns = self.cache.stored.shape[4]
+        return rounded(rows), columns if self.flash else min(-(-end // COLUMNS) * COLUMNS, columns)
+
+    def _run(self, state: dict[str, Tensor], rows: int, end: int) -> None:
+        residual, place = state["fed"][:rows], state["length"][:rows]
+        angles = tuple(a[0] for a in self.model.rotary_emb(residual[None], state["position"][None, :rows]))
+        attend = self._flash(place, end) if self.flash else self._masked(place, end)
+        norm, add_norm, turn_and_store, gated = self.between
+        layers = self.model.layers
+        act = layers[0].mlp.act_fn
+        x = norm(residual, layers[0].input_layernorm.weight, layers[0].input_layernorm.variance_epsilon)
+        following = [*(layer.input_layernorm for layer in layers[1:]), self.model.norm]
+        for i, (layer, after) in enumerate(zip(layers, following, strict=True)):
+            attention, mlp, between = layer.self_attn, layer.mlp, layer.post_attention_layernorm
+            q, k, v = (p(x).view(rows, -1, attention.head_dim) for p in (attention.q_proj, attention.k_proj, attention.v_proj))
+            q = turn_and_store(q, k, v, angles, self.cache.stored[:, i], place)
+            x = attention.o_proj(attend(attention, q, self.cache.stored[:, i, :rows]).reshape(rows, -1))
+            residual, x = add_norm(residual, x, between.weight, between.variance_epsilon)
+            x = mlp.down_proj(gated(act, mlp.gate_proj(x), mlp.up_proj(x)))
+            residual, x = add_norm(residual, x, after.weight, after.variance_epsilon)
+        state["hidden"][:rows] = x
+
+    def _masked(self, place: Tensor, end: int) -> Callable:
+        """Attention by transformers' own function."""
+        mask = self.janus.mask((torch.arange(end, device=place.device) <= place[:, None])[:, None, None])
+        name = self.janus.net.config.text_config._attn_implementation
+        function = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)
+
+        def attend(module, q: Tensor, stored: Tensor) -> Tensor:
+            keys, values = stored[..., :end, :]
+            return function(module, q[:, :, None], keys, values, mask, scaling=module.scaling)[0]
+
+        return attend
+
+    def _flash(self, place: Tensor, columns: int) -> Callable:
+        """PyTorch's flash attention for sequences of many lengths."""
+        rows = torch.arange(len(place) + 1, device=place.device, dtype=torch.int32)
+        heads, dim = self.cache.stored.shape[3], self.cache.stored.shape[5]
+        begin, used = rows * (heads * columns), (place + 1).int()
+
+        def attend(module, q: Tensor, stored: Tensor) -> Tensor:
+            # to the kernel all slots are one sequence of columns; heads lie behind one another within a slot
+            size = ((len(place) - 1) * heads + 1) * columns, heads, dim
+            keys, values = (s.as_strided(size, (dim, columns * dim, 1), s.storage_offset()) for s in stored)
+            return torch.ops.aten._flash_attention_forward(
+                q, keys, values, rows, begin, 1, columns, 0.0, False, False, scale=module.scaling, seqused_k=used
+            )[0]
+
+        return attend

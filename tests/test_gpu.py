@@ -1,0 +1,65 @@
+"""What only a GPU has: graphs, flash attention and pictures beside the steps give what a CPU gives. Skipped without one."""
+
+import pytest
+import torch
+
+from secondlook.engine.decode import Engine
+from secondlook.engine.step import Step
+from secondlook.introspect import Sampling, introspect
+from secondlook.model import policy
+from secondlook.model.janus import Janus
+from secondlook.types import Prompt, Request, Rule
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+PROMPTS = ["a photo of a red star", "a photo of two cats", "a photo of a blue cup left of an orange umbrella"]
+
+
+@pytest.fixture(scope="module")
+def half():
+    return Janus.load("mini", "cuda", torch.bfloat16)
+
+
+def episodes(janus, batch=64, n=12):
+    engine = Engine(janus, batch)
+    sampling = Sampling(guidance=3.0, code_top_k=50, temperature=2.0)  # hot, so that verdicts are No as well
+    return introspect(engine, [Prompt(PROMPTS[i % 3]) for i in range(n)], list(range(n)), 3, sampling)
+
+
+def tokens(found):
+    return [[t.tokens for t in e.turns] for e in found]
+
+
+def test_the_same_as_on_a_cpu():
+    """In float64, where rounding decides nothing: refilled batches, forks, kept sequences, graphs that are made anew."""
+    here, there = (episodes(Janus.load("mini", device, torch.float64), batch=5) for device in ("cuda", "cpu"))
+    assert {len(e.rounds) for e in here} == {1, 2, 3}
+    assert tokens(here) == tokens(there)
+    for a, b in zip(here, there, strict=True):
+        assert [r.p_yes for r in a.rounds] == pytest.approx([r.p_yes for r in b.rounds], abs=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_graphs_change_nothing(dtype, monkeypatch):
+    janus = Janus.load("mini", "cuda", dtype)
+    replayed = episodes(janus)
+    monkeypatch.setattr(Step, "__call__", lambda step, state, rows, end: step._run(state, *step._shape(rows, end)))
+    assert tokens(replayed) == tokens(episodes(janus))
+
+
+def test_recorded_logprobs_are_the_policys(half):
+    """Half-precision attention over used lengths against the teacher-forced pass."""
+    turns = [t for e in episodes(half) for t in e.turns]
+    for rule in {t.rule for t in turns}:
+        mine = [t for t in turns if t.rule == rule]
+        with torch.no_grad():
+            scored = policy.score(half, Engine(half).protocol, mine).cpu()
+        gap = (scored - torch.tensor([p for t in mine for p in t.logprobs])).abs()
+        print(f"{rule.head}: mean gap {gap.mean():.4f}, greatest {gap.max():.3f}, of {len(gap)}")
+        assert gap.mean() < 0.02 and gap.quantile(0.999) < 0.5
+
+
+def test_rows_of_every_number(half):
+    engine, rule = Engine(half), Rule("code", guidance=5.0, temperature=0.0)
+    for n in (1, 2, 3, 5, 17):
+        turns = engine.draw([Request("draw", engine.protocol.draw(PROMPTS[i % 3]), i) for i in range(n)], rule)
+        assert all(turns[i].tokens == turns[i % 3].tokens for i in range(n))
