@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from secondlook.engine.cache import Slots
-from secondlook.engine.step import Step, rounded
+from secondlook.engine.step import COLUMNS, Step, rounded
 from secondlook.model import policy
 from secondlook.model.janus import Janus
 from secondlook.model.sequence import Column, Protocol, assemble, columns_of, in_common, rest
@@ -168,7 +168,7 @@ class Rows:
 
     def _reserve(self, slots: int, columns: int, steps: int) -> None:
         before, slots = self.cache.stored, rounded(slots)
-        self.cache.reserve(slots, columns)
+        self.cache.reserve(slots, -(-columns // COLUMNS) * COLUMNS)
         moved = self.cache.stored is not before
         for name, old in self._state.items():
             shape = [max(slots, old.shape[0]), *old.shape[1:]]

@@ -1,9 +1,9 @@
 """One token of every sequence under way through the language model.
 
 The layers' own modules are used (so adapters and quantized weights act as in training), but what lies between them is written
-out for one token a row: transformers' layers do the same with four times as many operations. On a GPU those in between are fused
+out for one token a row: transformers' layers do the same with four times as many operations. On a GPU what lies between is fused
 by torch.compile, attention reads each row's used length on the device, and the whole pass is replayed as a CUDA graph, one for
-every number of rows. Prefill and training run transformers' own forward pass; a test holds the two together.
+every number of rows. Prefill and training run transformers' own forward pass; tests hold the two together.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from secondlook.engine.cache import Slots
 from secondlook.model.janus import Janus
 
 COLUMNS = 64
-"""Where attention needs a mask, the columns it looks at grow by so many: each width is a graph of its own."""
+"""Columns come in so many. Where attention needs a mask, each width that it looks at is a graph of its own."""
 
 
 def rounded(rows: int) -> int:
@@ -121,7 +121,7 @@ class Step:
     def _shape(self, rows: int, end: int) -> tuple[int, int]:
         """Rows and columns that the pass is made for."""
         columns = self.cache.stored.shape[4]
-        return rounded(rows), columns if self.flash else min(-(-end // COLUMNS) * COLUMNS, columns)
+        return rounded(rows), columns if self.flash else -(-end // COLUMNS) * COLUMNS
 
     def _run(self, state: dict[str, Tensor], rows: int, end: int) -> None:
         residual, place = state["fed"][:rows], state["length"][:rows]
