@@ -178,6 +178,30 @@ def test_a_sequence_may_be_taken_up_anywhere(engine):
             torch.testing.assert_close(assemble(engine.janus, [left]).embeds[0], batch.embeds[0, start:])
 
 
+def test_joined_weights_are_still_the_layers_own(janus, tmp_path):
+    """Layers of one input are multiplied as one; what trains, saves and copies them sees each one's own weights."""
+    janus = copy.deepcopy(janus)
+    engine, rule = Engine(janus), Rule("code", temperature=0.0)
+    requests = [Request("draw", engine.protocol.draw(p), 0) for p in PROMPTS]
+    drawn = [t.tokens for t in engine.draw(requests, rule)]
+    attention = janus.net.model.language_model.layers[0].self_attn
+    assert attention.q_proj.weight.untyped_storage().data_ptr() == attention.v_proj.weight.untyped_storage().data_ptr()
+
+    janus.save(tmp_path)
+    assert [t.tokens for t in Engine(Janus.load(tmp_path)).draw(requests, rule)] == drawn
+
+    optimizer = torch.optim.SGD(janus.net.parameters(), lr=30.0)
+    torch.nn.functional.mse_loss(janus.hidden(janus.embed_text(torch.arange(9)[None])), torch.ones(1)).backward()
+    optimizer.step()
+    after = [t.tokens for t in engine.draw(requests, rule)]
+    assert after != drawn
+    for layer in janus.net.model.language_model.layers:  # as an adapter's layers: anything that can be called
+        layer.self_attn.k_proj = torch.nn.Sequential(layer.self_attn.k_proj)
+        layer.mlp.up_proj = torch.nn.Sequential(layer.mlp.up_proj)
+    assert [t.tokens for t in engine.draw(requests, rule)] == after
+    assert [t.tokens for t in Engine(copy.deepcopy(janus)).draw(requests, rule)] == after
+
+
 def test_batches_are_split(engine):
     requests = [Request("draw", engine.protocol.draw(PROMPTS[i % 3]), i) for i in range(5)]
     rule = Rule("code")

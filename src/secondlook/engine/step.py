@@ -1,8 +1,8 @@
 """One token of every sequence under way through the language model.
 
 The layers' own modules are used (so adapters and quantized weights act as in training), but what lies between them is written
-out for one token a row: transformers' layers do the same with four times as many operations. On a GPU what lies between is fused
-by torch.compile, attention reads each row's used length on the device, and the whole pass is replayed as a CUDA graph, one for
+out for one token a row: transformers' layers do the same with four times as many operations. On a GPU it is fused by
+torch.compile, attention reads each row's used length on the device, and the whole pass is replayed as a CUDA graph, one for
 every number of rows. Prefill and training run transformers' own forward pass; tests hold the two together.
 """
 
@@ -13,7 +13,8 @@ from collections.abc import Callable
 from functools import cache
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from transformers import LlamaModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, eager_attention_forward
@@ -42,17 +43,23 @@ def add_norm(residual: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[T
     return residual, norm(residual, weight, eps)
 
 
-def turn_and_store(q: Tensor, k: Tensor, v: Tensor, angles: tuple[Tensor, Tensor], stored: Tensor, place: Tensor) -> Tensor:
-    """Rotate queries (R, heads, d) and keys (R, kv heads, d) by their positions' (cos, sin), each (R, d), and write keys and
-    values to ``stored`` (2, slots, kv heads, columns, d), row r at column ``place[r]`` of slot r. Returns the queries."""
-    q, k = apply_rotary_pos_emb(q, k, *angles)
-    rows = torch.arange(len(q), device=q.device)
-    stored[0, rows, :, place] = k
-    stored[1, rows, :, place] = v
+def turn_and_store(qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, place: Tensor) -> Tensor:
+    """Rotate queries and keys by their positions' cosines and sines, each (R, d), and write keys and values to (slots,
+    kv heads, columns, d), row r at column ``place[r]`` of slot r. ``qkv`` is (R, (heads + 2 kv heads) d).
+
+    Returns queries (R, heads, d).
+    """
+    heads, dim = keys.shape[1], keys.shape[3]
+    q, k, v = qkv.view(len(qkv), -1, dim).split([qkv.shape[1] // dim - 2 * heads, heads, heads], 1)
+    q, k = apply_rotary_pos_emb(q, k, cos, sin)
+    rows = torch.arange(len(qkv), device=qkv.device)
+    keys[rows, :, place] = k  # each is an input of its own: compiled, writing to a part of one would copy the whole
+    values[rows, :, place] = v
     return q
 
 
-def gated(act: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> Tensor:
+def gated(act: Callable[[Tensor], Tensor], gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, -1)
     return act(gate) * up
 
 
@@ -63,6 +70,29 @@ BETWEEN = norm, add_norm, turn_and_store, gated
 def fused() -> tuple[Callable, ...]:
     """These functions, each compiled to one kernel."""
     return tuple(torch.compile(function) for function in BETWEEN)
+
+
+def joined(*modules: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Several linear layers of one input as one: (…, D) to their outputs side by side.
+
+    From then on one tensor holds their weights, and each layer's own is a view of it: nothing is held twice, and training goes
+    on as before. Layers that are anything else (adapters, quantized or sharded weights) are called one by one.
+    """
+    weights: list[Tensor] = []
+    for m in modules:
+        if type(m) is not nn.Linear or m.bias is not None or type(m.weight.data) is not Tensor:
+            return lambda x: torch.cat([module(x) for module in modules], -1)
+        weights.append(m.weight)
+    ends = [w.data_ptr() + w.nbytes for w in weights]
+    storages = {w.untyped_storage().data_ptr() for w in weights}
+    if len(storages) > 1 or any(w.data_ptr() != end for w, end in zip(weights[1:], ends, strict=False)):
+        with torch.inference_mode(False):  # training writes to it
+            whole = torch.cat([w.data for w in weights])
+            for w, part in zip(weights, whole.split([len(w) for w in weights]), strict=True):
+                w.data = part
+    first = weights[0].data
+    whole = first.as_strided((sum(map(len, weights)), first.shape[1]), first.stride(), first.storage_offset())
+    return lambda x: F.linear(x, whole)
 
 
 class Step:
@@ -84,6 +114,8 @@ class Step:
             and text._attn_implementation == "sdpa"
         )
         """Attention that takes each row's length from the device; elsewhere a mask says it."""
+        self._qkv = [joined(a.q_proj, a.k_proj, a.v_proj) for a in (layer.self_attn for layer in self.model.layers)]
+        self._gate_up = [joined(layer.mlp.gate_proj, layer.mlp.up_proj) for layer in self.model.layers]
         self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
         self._seen: set[tuple[int, int]] = set()
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
@@ -92,6 +124,8 @@ class Step:
         """The buffers have moved: graphs that write to the old ones are of no use."""
         self._graphs.clear()
         self._seen.clear()
+        if self._pool is not None:
+            self._pool = torch.cuda.graph_pool_handle()  # the old one is gone with its last graph
 
     def __call__(self, state: dict[str, Tensor], rows: int, end: int) -> None:
         """Feed ``state["fed"]`` of the first ``rows`` slots, the longest of which then has ``end`` columns; fills
@@ -124,21 +158,20 @@ class Step:
         return rounded(rows), columns if self.flash else -(-end // COLUMNS) * COLUMNS
 
     def _run(self, state: dict[str, Tensor], rows: int, end: int) -> None:
-        residual, place = state["fed"][:rows], state["length"][:rows]
-        angles = tuple(a[0] for a in self.model.rotary_emb(residual[None], state["position"][None, :rows]))
-        attend = self._flash(place, end) if self.flash else self._masked(place, end)
         norm, add_norm, turn_and_store, gated = self.between
+        residual, place = state["fed"][:rows], state["length"][:rows]
+        cos, sin = (a[0] for a in self.model.rotary_emb(residual[None], state["position"][None, :rows]))
+        attend = self._flash(place, end) if self.flash else self._masked(place, end)
         layers = self.model.layers
-        act = layers[0].mlp.act_fn
+        act, following = layers[0].mlp.act_fn, [*(layer.input_layernorm for layer in layers[1:]), self.model.norm]
         x = norm(residual, layers[0].input_layernorm.weight, layers[0].input_layernorm.variance_epsilon)
-        following = [*(layer.input_layernorm for layer in layers[1:]), self.model.norm]
         for i, (layer, after) in enumerate(zip(layers, following, strict=True)):
-            attention, mlp, between = layer.self_attn, layer.mlp, layer.post_attention_layernorm
-            q, k, v = (p(x).view(rows, -1, attention.head_dim) for p in (attention.q_proj, attention.k_proj, attention.v_proj))
-            q = turn_and_store(q, k, v, angles, self.cache.stored[:, i], place)
-            x = attention.o_proj(attend(attention, q, self.cache.stored[:, i, :rows]).reshape(rows, -1))
+            between = layer.post_attention_layernorm
+            keys, values = self.cache.stored[:, i]
+            q = turn_and_store(self._qkv[i](x), cos, sin, keys, values, place)
+            x = layer.self_attn.o_proj(attend(layer.self_attn, q, keys[:rows], values[:rows]).reshape(rows, -1))
             residual, x = add_norm(residual, x, between.weight, between.variance_epsilon)
-            x = mlp.down_proj(gated(act, mlp.gate_proj(x), mlp.up_proj(x)))
+            x = layer.mlp.down_proj(gated(act, self._gate_up[i](x)))
             residual, x = add_norm(residual, x, after.weight, after.variance_epsilon)
         state["hidden"][:rows] = x
 
@@ -148,9 +181,8 @@ class Step:
         name = self.janus.net.config.text_config._attn_implementation
         function = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)
 
-        def attend(module, q: Tensor, stored: Tensor) -> Tensor:
-            keys, values = stored[..., :end, :]
-            return function(module, q[:, :, None], keys, values, mask, scaling=module.scaling)[0]
+        def attend(module, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            return function(module, q[:, :, None], keys[:, :, :end], values[:, :, :end], mask, scaling=module.scaling)[0]
 
         return attend
 
@@ -160,10 +192,10 @@ class Step:
         heads, dim = self.cache.stored.shape[3], self.cache.stored.shape[5]
         begin, used = rows * (heads * columns), (place + 1).int()
 
-        def attend(module, q: Tensor, stored: Tensor) -> Tensor:
+        def attend(module, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             # to the kernel all slots are one sequence of columns; heads lie behind one another within a slot
             size = ((len(place) - 1) * heads + 1) * columns, heads, dim
-            keys, values = (s.as_strided(size, (dim, columns * dim, 1), s.storage_offset()) for s in stored)
+            keys, values = (s.as_strided(size, (dim, columns * dim, 1), s.storage_offset()) for s in (keys, values))
             return torch.ops.aten._flash_attention_forward(
                 q, keys, values, rows, begin, 1, columns, 0.0, False, False, scale=module.scaling, seqused_k=used
             )[0]
