@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from PIL.Image import Image
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from secondlook.engine.linear import fast_linear
 from secondlook.engine.pictures import Pictures
@@ -25,6 +26,8 @@ from secondlook.types import Encode, Job, Paint, Request, Rule, Turn
 Task = Generator[Job | Paint | Encode, Any, Any]
 REFILL = 0.125
 """New sequences enter when so large a share of the places is free: a prefill for each would cost more than the waiting."""
+KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Not cuDNN's, which plans for 50 milliseconds whenever a prefill has a new shape."""
 
 
 @dataclass(eq=False)
@@ -78,7 +81,7 @@ class Engine:
     @torch.inference_mode()
     def serve(self, tasks: Iterable[Task]) -> list[Any]:
         """Run tasks to their ends; returns what they return, in order."""
-        with fast_linear(self.janus.device):
+        with fast_linear(self.janus.device), sdpa_kernel(KERNELS):
             return self._serve(tasks)
 
     def _serve(self, tasks: Iterable[Task]) -> list[Any]:
