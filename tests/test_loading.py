@@ -1,5 +1,6 @@
 """Checkpoints as users have them: both layouts, both kinds of weight files, whole or in shards, and broken in every way."""
 
+import copy
 import json
 import pickle
 import shutil
@@ -15,9 +16,11 @@ from transformers.initialization import no_init_weights
 
 import fullsize
 from secondlook.cli import main
-from secondlook.model import checkpoint, convert
+from secondlook.engine.decode import Engine
+from secondlook.engine.linear import fast_linear
+from secondlook.model import checkpoint, convert, policy
 from secondlook.model.janus import Janus
-from secondlook.types import InputError
+from secondlook.types import InputError, Request, Rule
 
 
 def same(a, b):
@@ -228,3 +231,25 @@ def test_sizes_without_words_in_the_original_layout(janus, tmp_path):
     with pytest.raises(InputError, match="exists; name a new folder"):
         checkpoint.convert_checkpoint(tmp_path / "m", tmp_path / "m")
     assert {p.name for p in tmp_path.iterdir()} == {"m"}
+
+
+def test_weights_in_8_bits():
+    """A quarter of the memory; what is drawn is about as likely to the model as it is to itself."""
+    torchao = pytest.importorskip("torchao.quantization", reason="torchao (the extra int8) is not installed")
+    whole, small = Janus.load("mini"), Janus.load("mini").in_8_bits()
+    engine = Engine(small)
+    requests = [Request("draw", engine.protocol.draw("a photo of a red star"), seed) for seed in range(4)]
+    turns = engine.draw(requests, Rule("code", guidance=3.0, top_k=50))
+    with torch.no_grad():
+        scored = policy.score(whole, engine.protocol, turns)
+    gap = scored - torch.tensor([p for t in turns for p in t.logprobs])
+    assert gap.isfinite().float().mean() > 0.99 and gap[gap.isfinite()].abs().mean() < 0.1
+    weight = small.net.model.language_model.layers[0].mlp.down_proj.weight
+    assert weight.qdata.dtype == torch.int8
+    layer = torch.nn.Linear(1024, 512, bias=False)
+    with fast_linear(torch.device("cpu")), torch.inference_mode():
+        large = torch.nn.Sequential(layer)
+        quantized = copy.deepcopy(large)
+        torchao.quantize_(quantized, torchao.Int8WeightOnlyConfig())
+        x = torch.randn(3, 1024)
+        assert (quantized(x) - large(x)).abs().max() < 0.05

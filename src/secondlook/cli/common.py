@@ -16,13 +16,15 @@ Model = Annotated[str, typer.Option(help="A shipped model's name, a checkpoint f
 Out = Annotated[Path, typer.Option(help="Folder for the results.")]
 Seed = Annotated[int, typer.Option(help="Seed; equal seeds give equal results.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, …")]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16; auto: float32 on a CPU, else as stored.")]
+Dtype = Annotated[
+    str, typer.Option(help="float32, bfloat16, float16; auto: float32 on a CPU, else as stored; int8: small weights.")
+]
 Attention = Annotated[str, typer.Option(help="sdpa or eager.")]
 Config = Annotated[Path, typer.Option("--config", help="TOML file of the job.")]
 Set = Annotated[list[str], typer.Option("--set", help="key=value, overrides the file.")]
 
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 
 
 def load_engine(model: str, device: str = "cpu", batch: int = 64, dtype: str = "auto", attention: str = "sdpa"):
@@ -40,8 +42,9 @@ def load_engine(model: str, device: str = "cpu", batch: int = 64, dtype: str = "
         raise InputError(f"device: {device!r} is not at hand here; use cpu, or a device that torch finds") from error
     # half precision is many times slower than float32 on a CPU
     auto = torch.float32 if torch.device(device).type == "cpu" else None
-    kind = auto if dtype == "auto" else getattr(torch, dtype)
-    return Engine(Janus.load(model, device, kind, attention), batch)
+    kind = auto if dtype in ("auto", "int8") else getattr(torch, dtype)
+    janus = Janus.load(model, device, kind, attention)
+    return Engine(janus.in_8_bits() if dtype == "int8" else janus, batch)
 
 
 def at_least(name: str, value: int, least: int = 1) -> None:

@@ -19,7 +19,8 @@ class OneDNN(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is F.linear and not kwargs:
             x, weight, bias = (*args, None)[:3]
-            if weight.numel() >= LARGE and weight.dtype == torch.float32 and weight.device.type == "cpu":
+            plain = type(weight) in (torch.Tensor, torch.nn.Parameter)
+            if plain and weight.numel() >= LARGE and weight.dtype == torch.float32 and weight.device.type == "cpu":
                 return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return func(*args, **(kwargs or {}))
 

@@ -47,6 +47,16 @@ class Janus(nn.Module):
             raise InputError(f"attention: {attention!r} is unknown; choose one of {', '.join(ATTENTION)}")
         return cls(*checkpoint.load(checkpoint.fetch(locate(str(path))), dtype, device, attention))
 
+    def in_8_bits(self) -> Janus:
+        """Keep the weights of the language model's linear layers in 8 bits, by torchao: for drawing and judging in little
+        memory, not for training or saving. Raises InputError where torchao is not installed."""
+        try:
+            from torchao.quantization import Int8WeightOnlyConfig, quantize_
+        except ImportError as error:
+            raise InputError("dtype: int8 needs torchao, which is not installed; run pip install 'secondlook[int8]'") from error
+        quantize_(self.net.model.language_model, Int8WeightOnlyConfig())
+        return self
+
     def save(self, folder: str | Path) -> None:
         """Write the checkpoint in transformers' layout (config, safetensors, processor, tokenizer)."""
         self.net.save_pretrained(folder)
