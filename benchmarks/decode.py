@@ -12,6 +12,7 @@ import argparse
 import platform
 import time
 from pathlib import Path
+from statistics import median
 
 import torch
 from rich.console import Console
@@ -225,14 +226,14 @@ def compare(janus: Janus, batch: int, args, bandwidth: float, peak: float, conso
             seconds[way].append(clock(args.device) - start)
             memory[way] = max(memory.get(way, 0), peak_memory())
     row: dict = {"batch": batch, "seconds": seconds, "peak_memory": memory}
-    row["images_per_second"] = {way: batch / sorted(s)[len(s) // 2] for way, s in seconds.items()}
+    row["images_per_second"] = {way: batch / median(s) for way, s in seconds.items()}
     least = bound(janus, batch, ids.shape[1], args, bandwidth, peak)
-    row["of_bound"] = least / sorted(seconds["ours"])[len(seconds["ours"]) // 2]
+    row["of_bound"] = least / median(seconds["ours"])
     for way in args.ways:
         if way == "ours":
             continue
         ratios = sorted(a / b for a, b in zip(seconds[way], seconds["ours"], strict=True))
-        row[f"vs_{way}"], row[f"vs_{way}_spread"] = ratios[len(ratios) // 2], [ratios[0], ratios[-1]]
+        row[f"vs_{way}"], row[f"vs_{way}_spread"] = median(ratios), [ratios[0], ratios[-1]]
         row[f"equal_{way}"] = (drawn[way] == drawn["ours"]).float().mean().item()
     return row
 

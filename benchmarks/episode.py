@@ -10,6 +10,7 @@ them alike, but the public one more often.
 
 import argparse
 from pathlib import Path
+from statistics import median
 
 import torch
 from rich.console import Console
@@ -103,7 +104,7 @@ def main() -> None:
     ratios = sorted(a / b for a, b in zip(seconds["public"], seconds["ours"], strict=True))
     verdicts = [r.yes for e in episodes for r in e.rounds]
     result = {
-        "vs_public": ratios[len(ratios) // 2],
+        "vs_public": median(ratios),
         "vs_public_spread": [ratios[0], ratios[-1]],
         "seconds": seconds,
         "peak_memory": memory,
