@@ -31,3 +31,11 @@ def test_introspection_both_ways(tmp_path):
     result = run("episode.py", tmp_path, "--episodes", "6", "--rounds", "3")
     assert result["images"] < result["images_public"] == 18 and 0 < result["yes_rate"] < 1
     assert result["vs_public"] > 0
+
+
+def test_updates_both_ways(tmp_path):
+    result = run("update.py", tmp_path, "--turns", "2", "--vocabulary", "1024", "--repeat", "1")
+    for kind in ("image", "text"):
+        row = result[kind]
+        assert row["speedup"] > 0 and row["memory_ratio"] > 0
+        assert row["largest_logprob_difference"] < 1e-3 and row["gradient_difference"] < 1e-5

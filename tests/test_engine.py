@@ -12,7 +12,8 @@ from secondlook.introspect import Sampling, introspect
 from secondlook.model import policy
 from secondlook.model.janus import Janus
 from secondlook.model.sequence import Protocol, assemble, columns_of, in_common, length, rest
-from secondlook.types import InputError, Job, Prompt, Request, Rule
+from secondlook.train.memory import checkpointed
+from secondlook.types import Draw, InputError, Job, Prompt, Request, Rule, Text
 
 PROMPTS = ["a photo of a red star", "a photo of two cats", "a photo of a blue cup left of an orange umbrella"]
 
@@ -42,17 +43,58 @@ def test_recorded_logprobs_equal_teacher_forced_ones(engine, n, guidance):
         assert (scored - recorded).abs().max() <= 1e-4
 
 
-def test_rows_of_like_length_are_scored_together(engine):
+def test_rows_of_like_length_are_prefilled_together():
     lengths = [10, 3, 9, 10, 8, 1, 7]
     groups = policy.alike(lengths)
     assert sorted(i for g in groups for i in g) == list(range(len(lengths)))
     assert all(min(lengths[i] for i in g) >= policy.SHORTEST * max(lengths[i] for i in g) for g in groups)
+
+
+def test_packed_turns_are_scored_as_alone(engine):
+    """Turns of many lengths in one row do not see each other."""
     turns = [t for e in episodes(engine, 8, 1.0) for t in e.turns if t.kind == "judge"]
-    assert len(policy.alike([len(t.segments) for t in turns])) > 1, "episodes of several rounds are needed here"
+    assert len({len(t.segments) for t in turns}) > 1, "episodes of several rounds are needed here"
     with torch.no_grad():
         together = policy.score(engine.janus, engine.protocol, turns)
         alone = torch.cat([policy.score(engine.janus, engine.protocol, [t]) for t in turns])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+def test_gradients_of_scores(engine, guidance, monkeypatch):
+    """Parts of the logits, and activations computed again, against everything at once."""
+    janus = engine.janus
+    turns = [t for e in episodes(engine, 4, guidance) for t in e.turns]
+    parameters = [p for p in janus.net.parameters() if p.requires_grad]
+    wanted = torch.linspace(-1, 1, sum(len(t.tokens) for t in turns))
+    found = {}
+    for name, at_once, how in (
+        ("whole", 2**24, "none"),
+        ("parts", 5000, "selective"),
+        ("again", 2**24, "full"),
+        ("plain", 0, "none"),
+    ):
+        for p in parameters:
+            p.grad = None
+        monkeypatch.setattr(policy, "AT_ONCE", at_once)
+        for rule in sorted({t.rule for t in turns}, key=repr):
+            mine = [t for t in turns if t.rule == rule]
+            with checkpointed(janus, how):
+                if name == "plain":  # autograd's own derivative of the same log-probabilities
+                    done = [Draw(t.tokens) if rule.head == "code" else Text(t.tokens) for t in mine]
+                    sides = [[t.segments for t in mine], [engine.protocol.unconditional(t.segments) for t in mine]]
+                    (cond, tokens, first), (uncond, *_) = (policy.completion_hidden(janus, s, done) for s in sides)
+                    logits = policy.logits(janus, rule, cond, uncond)
+                    logp = policy.log_probs(rule, logits, first).gather(-1, tokens[:, None]).squeeze(-1)
+                else:
+                    logp = policy.score(janus, engine.protocol, mine)
+                (logp * wanted[: len(logp)]).sum().backward()
+        found[name] = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+        assert not janus.net.model.language_model.training
+    for p in parameters:
+        p.grad = None
+    for name in ("parts", "again", "plain"):
+        assert (found[name] - found["whole"]).norm() < 1e-5 * found["whole"].norm(), name
 
 
 def test_rounds_go_on_only_after_no(engine):

@@ -20,6 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, eager_attention_forward
 
 from secondlook.engine.cache import Slots
+from secondlook.model import packed
 from secondlook.model.janus import Janus
 
 COLUMNS = 64
@@ -102,7 +103,7 @@ class Step:
     def __init__(self, janus: Janus, cache: Slots):
         self.janus, self.cache = janus, cache
         self.model: LlamaModel = janus.net.model.language_model
-        text, device = janus.net.config.text_config, janus.device
+        device = janus.device
         self.between = fused() if device.type == "cuda" else BETWEEN
         self.flash = (
             device.type == "cuda"
@@ -111,7 +112,7 @@ class Step:
             and torch.cuda.get_device_capability(device) >= (8, 0)
             and cache.stored.shape[-1] % 8 == 0
             and cache.stored.shape[-1] <= 256
-            and text._attn_implementation == "sdpa"
+            and packed.attention(janus.net) == "sdpa"
         )
         """Attention that takes each row's length from the device; elsewhere a mask says it."""
         self._qkv = [joined(a.q_proj, a.k_proj, a.v_proj) for a in (layer.self_attn for layer in self.model.layers)]

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import JanusForConditionalGeneration, JanusProcessor, JanusVQVAE
 
-from secondlook.model import checkpoint
+from secondlook.model import checkpoint, packed
 from secondlook.model.shipped import locate
 from secondlook.types import InputError
 
@@ -32,6 +32,7 @@ class Janus(nn.Module):
         self.net = net
         self.processor = processor
         self.tokenizer = processor.tokenizer
+        packed.install(net)
         codebook = net.model.vqmodel.quantize.embedding.weight
         codebook.data = F.normalize(codebook.data, dim=-1)
 
@@ -134,9 +135,21 @@ class Janus(nn.Module):
         )
         return out.last_hidden_state
 
+    def packed(self, embeds: Tensor, positions: Tensor, runs: packed.Runs) -> Tensor:
+        """The language model on whole sequences one behind another: (N, D), with their positions (N,), to final hidden states
+        (N, D)."""
+        out = self.net.model.language_model(
+            inputs_embeds=embeds[None],
+            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeds.device),  # else transformers makes one
+            position_ids=positions[None],
+            use_cache=False,
+            runs=runs,
+        )
+        return out.last_hidden_state[0]
+
     def mask(self, allowed: Tensor) -> Tensor:
         """A boolean mask as the attention in use takes it: transformers' eager one adds it."""
-        if self.net.config.text_config._attn_implementation != "eager":
+        if packed.attention(self.net) != "eager":
             return allowed
         return torch.zeros(allowed.shape, dtype=self.dtype, device=allowed.device).masked_fill(~allowed, -torch.inf)
 

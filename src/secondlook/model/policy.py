@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from secondlook.model.janus import Janus
-from secondlook.model.sequence import Protocol, assemble, length
-from secondlook.types import Draw, Gap, Rule, Segment, Text, Turn
+from secondlook.model.packed import runs_of
+from secondlook.model.sequence import Protocol, flat, length
+from secondlook.types import Draw, Rule, Segment, Text, Turn
 
 
 def precise(logits_V: Tensor) -> Tensor:
@@ -21,22 +22,27 @@ def precise(logits_V: Tensor) -> Tensor:
     return logits_V.to(torch.promote_types(logits_V.dtype, torch.float32))
 
 
-def logits(janus: Janus, rule: Rule, cond: Tensor, uncond: Tensor | None) -> Tensor:
-    """Guided logits (…, V) of final hidden states (…, D). The generation head's last layer is linear, so mixing before it is
-    exact and pays for it once; lm_head is linear altogether."""
+def before_last(janus: Janus, rule: Rule, cond: Tensor, uncond: Tensor | None) -> tuple[Tensor, nn.Linear]:
+    """Guided features (…, F) of final hidden states (…, D), and the layer that makes logits of them. The generation head's last
+    layer is linear, so mixing before it is exact and pays for it once; lm_head is linear altogether."""
     features = janus.head_features if rule.head == "code" else (lambda hidden: hidden)
     mixed = features(cond)
     if rule.guidance != 1:
         if uncond is None:
             raise ValueError(f"guidance: {rule.guidance} needs the unconditional twin's hidden states")
         mixed = torch.lerp(features(uncond), mixed, rule.guidance)
-    last = janus.net.model.generation_head.vision_head if rule.head == "code" else janus.net.lm_head
+    return mixed, janus.net.model.generation_head.vision_head if rule.head == "code" else janus.net.lm_head
+
+
+def logits(janus: Janus, rule: Rule, cond: Tensor, uncond: Tensor | None) -> Tensor:
+    """Guided logits (…, V) of final hidden states (…, D), in float32 at least."""
+    mixed, last = before_last(janus, rule, cond, uncond)
     return precise(last(mixed))
 
 
 def log_probs(rule: Rule, logits_V: Tensor, first: bool | Tensor = False) -> Tensor:
     """Behaviour log-probabilities (…, V) of logits (…, V); ``first`` says (per row) whether the restriction applies."""
-    if rule.temperature > 0:
+    if rule.temperature not in (0, 1):
         logits_V = logits_V / rule.temperature
     if rule.first and not (isinstance(first, bool) and not first):
         allowed = torch.zeros(logits_V.shape[-1], dtype=torch.bool, device=logits_V.device)
@@ -85,35 +91,76 @@ def alike(lengths: list[int]) -> list[list[int]]:
 def completion_hidden(
     janus: Janus, prompts: list[tuple[Segment, ...]], completions: list[Text | Draw]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Final hidden states from which each completion token is predicted.
+    """Final hidden states from which each completion token is predicted; nothing is padded.
 
     Returns hidden (N, D), tokens (N,) and whether each is its completion's first (N,), over all rows in order.
     """
     values = [c.ids if isinstance(c, Text) else c.codes for c in completions]
-    starts = [length(p, janus.n_patches) - 1 for p in prompts]
-    ends = torch.tensor([len(v) for v in values]).cumsum(0).tolist()
-    parts: list[Tensor] = []
-    places: list[int] = []
-    for group in alike([start + len(v) for start, v in zip(starts, values, strict=True)]):
-        batch = assemble(janus, [(*prompts[i], completions[i]) for i in group])
-        if any(isinstance(s, Gap) for i in group for s in prompts[i]):
-            # without a mask transformers takes a leap in the positions for the beginning of another sequence
-            causal = torch.ones(batch.embeds.shape[1], batch.embeds.shape[1], dtype=torch.bool, device=janus.device).tril()
-            hidden = janus.hidden(batch.embeds, batch.positions, causal[None, None])
-        else:
-            hidden = janus.hidden(batch.embeds)
-        rows = [b for b, i in enumerate(group) for _ in values[i]]
-        columns = [starts[i] + k for i in group for k in range(len(values[i]))]
-        parts.append(hidden[torch.tensor(rows, device=hidden.device), torch.tensor(columns, device=hidden.device)])
-        places += [ends[i] - len(values[i]) + k for i in group for k in range(len(values[i]))]
-    picked = torch.cat(parts)
-    tokens = torch.tensor([t for v in values for t in v], device=picked.device)
-    first = torch.tensor([k == 0 for v in values for k in range(len(v))], device=picked.device)
-    return picked[torch.tensor(places, device=picked.device).argsort()], tokens, first
+    rows = [(*p, c) for p, c in zip(prompts, completions, strict=True)]
+    lengths = [length(row, janus.n_patches) for row in rows]
+    order = sorted(range(len(rows)), key=lambda i: lengths[i])
+    embeds, positions = flat(janus, [rows[i] for i in order])
+    hidden = janus.packed(embeds, positions, runs_of([lengths[i] for i in order]))
+    ends = dict(zip(order, torch.tensor([lengths[i] for i in order]).cumsum(0).tolist(), strict=True))
+    places = torch.cat([torch.arange(ends[i] - len(v), ends[i]) - 1 for i, v in enumerate(values)])
+    tokens = torch.tensor([t for v in values for t in v], device=hidden.device)
+    first = torch.tensor([k == 0 for v in values for k in range(len(v))], device=hidden.device)
+    return hidden[places.to(hidden.device)], tokens, first
 
 
-def score(janus: Janus, protocol: Protocol, turns: list[Turn]) -> Tensor:
-    """Teacher-forced log-probabilities (N,) of all tokens of ``turns`` (one rule for all) under the rule that sampled them.
+AT_ONCE = 2**24
+"""Logits computed together: 64 MB of them in float32."""
+
+
+class _TokenLogProbs(torch.autograd.Function):
+    """A last layer and the log-softmax after it, a part of the tokens at a time, and again for the gradient: logits of all
+    tokens are never held, and the weight's gradient is summed in place."""
+
+    @staticmethod
+    def forward(
+        ctx, rule: Rule, features: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, first: Tensor
+    ) -> Tensor:
+        ctx.rule = rule
+        ctx.save_for_backward(features, weight, bias, tokens, first)
+        size = max(1, AT_ONCE // len(weight))
+        parts = zip(features.split(size), tokens.split(size), first.split(size), strict=True)
+        return torch.cat(
+            [log_probs(rule, precise(F.linear(f, weight, bias)), new).gather(-1, t[:, None]).squeeze(-1) for f, t, new in parts]
+        )
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor):
+        [of_logp] = gradients
+        features, weight, bias, tokens, first = ctx.saved_tensors
+        of_features = torch.empty_like(features)
+        of_weight = torch.zeros_like(weight) if weight.requires_grad else None
+        of_bias = torch.zeros_like(bias) if bias is not None and bias.requires_grad else None
+        temperature, size = ctx.rule.temperature or 1.0, max(1, AT_ONCE // len(weight))
+        for start in range(0, len(tokens), size):
+            here = slice(start, start + size)
+            given = of_logp[here, None] / temperature
+            # d log p(token) / d logits = (one at the token - p) / temperature
+            p = log_probs(ctx.rule, precise(F.linear(features[here], weight, bias)), first[here]).exp_()
+            of_logits = p.mul_(-given)
+            of_logits.scatter_add_(1, tokens[here, None], given.to(of_logits.dtype))
+            of_logits = of_logits.to(weight.dtype)
+            torch.mm(of_logits, weight, out=of_features[here])
+            if of_weight is not None:
+                of_weight.addmm_(of_logits.T, features[here])
+            if of_bias is not None:
+                of_bias += of_logits.sum(0)
+        return None, of_features, of_weight, of_bias, None, None
+
+
+def token_log_probs(janus: Janus, rule: Rule, cond: Tensor, uncond: Tensor | None, tokens: Tensor, first: Tensor) -> Tensor:
+    """Log-probabilities (N,) of tokens (N,) given final hidden states (N, D) of the sequences and their twins."""
+    mixed, last = before_last(janus, rule, cond, uncond)
+    return _TokenLogProbs.apply(rule, mixed, last.weight, last.bias, tokens, first)
+
+
+def evaluate(janus: Janus, protocol: Protocol, turns: list[Turn]) -> tuple[Tensor, Tensor]:
+    """Teacher-forced log-probabilities (N,) of all tokens of ``turns`` (one rule for all) under the rule that sampled them, and
+    the final hidden states (N, D) that each token was predicted from (the sequence's, not its twin's).
 
     Differentiable. Equal to the engine's recorded ones up to rounding (a test).
     """
@@ -121,16 +168,24 @@ def score(janus: Janus, protocol: Protocol, turns: list[Turn]) -> Tensor:
     if any(t.rule != rule for t in turns):
         raise ValueError("turns: they were sampled under different rules; score each rule's turns in a call of its own")
     completions: list[Text | Draw] = [Draw(t.tokens) if rule.head == "code" else Text(t.tokens) for t in turns]
-    cond, tokens, first = completion_hidden(janus, [t.segments for t in turns], completions)
-    uncond = None
-    if rule.guidance != 1:
-        uncond, _, _ = completion_hidden(janus, [protocol.unconditional(t.segments) for t in turns], completions)
-    return log_probs(rule, logits(janus, rule, cond, uncond), first).gather(-1, tokens[:, None]).squeeze(-1)
+    prompts = [t.segments for t in turns]
+    if rule.guidance == 1:
+        cond, tokens, first = completion_hidden(janus, prompts, completions)
+        return token_log_probs(janus, rule, cond, None, tokens, first), cond
+    twins = [protocol.unconditional(p) for p in prompts]
+    hidden, tokens, first = completion_hidden(janus, [*prompts, *twins], [*completions, *completions])
+    (cond, uncond), (tokens, _), (first, _) = hidden.chunk(2), tokens.chunk(2), first.chunk(2)
+    return token_log_probs(janus, rule, cond, uncond, tokens, first), cond
+
+
+def score(janus: Janus, protocol: Protocol, turns: list[Turn]) -> Tensor:
+    """``evaluate``'s log-probabilities (N,) alone."""
+    return evaluate(janus, protocol, turns)[0]
 
 
 def cross_entropy(janus: Janus, prompts: list[tuple[Segment, ...]], completions: list[Text | Draw]) -> tuple[Tensor, Tensor]:
     """Negative log-likelihood (N,) of every completion token without guidance (all completions of one head), and whether
     each token is its completion's first (N,)."""
     hidden, tokens, first = completion_hidden(janus, prompts, completions)
-    head = janus.text_logits if isinstance(completions[0], Text) else janus.code_logits
-    return F.cross_entropy(precise(head(hidden)), tokens, reduction="none"), first
+    rule = Rule("text" if isinstance(completions[0], Text) else "code")
+    return -token_log_probs(janus, rule, hidden, None, tokens, first), first

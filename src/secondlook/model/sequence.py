@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from PIL.Image import Image
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from secondlook.model.janus import Janus
 from secondlook.types import Draw, Gap, InputError, Look, Segment, Text
@@ -178,42 +179,50 @@ def rest(segments: tuple[Segment, ...], start: int, n_patches: int) -> tuple[tup
     raise ValueError(f"start: {start} is beyond the last column")
 
 
-def assemble(janus: Janus, rows: list[tuple[Segment, ...]]) -> Batch:
-    """Embed rows of segments: text by the token table, drawn images by the generation path, seen ones by the seeing path.
+def flat(janus: Janus, rows: list[tuple[Segment, ...]]) -> tuple[Tensor, Tensor]:
+    """Embed rows of segments one behind another: text by the token table, drawn images by the generation path, seen ones by
+    the seeing path.
 
-    Returns a Batch whose padding columns hold the pad token's embedding; a causal model never attends to them from a real one.
+    Returns embeddings (N, D) and positions (N,): the column's number in its row, moved on by the gaps before it.
     """
     device, pad = janus.device, janus.tokenizer.pad_token_id
-    lengths = [length(row, janus.n_patches) for row in rows]
-    longest = max(lengths)
-    ids = torch.full((len(rows), longest), pad)
-    drawn, seen = torch.zeros_like(ids, dtype=torch.bool), torch.zeros_like(ids, dtype=torch.bool)
-    positions = torch.zeros_like(ids)
+    ids: list[int] = []
+    positions: list[int] = []
+    spans: dict[str, list[tuple[int, int]]] = {"drawn": [], "seen": []}
     images: list[Image] = []
-    for b, row in enumerate(rows):
-        t = 0
-        positions[b, t : t + lengths[b]] = torch.arange(lengths[b])
+    for row in rows:
+        position = 0
         for s in row:
             if isinstance(s, Gap):
-                positions[b, t:] += s.size
+                position += s.size
                 continue
+            tokens = (pad,) * janus.n_patches if isinstance(s, Look) else s.ids if isinstance(s, Text) else s.codes
+            if not isinstance(s, Text):
+                spans["seen" if isinstance(s, Look) else "drawn"].append((len(ids), len(ids) + len(tokens)))
             if isinstance(s, Look):
-                seen[b, t : t + janus.n_patches] = True
                 images.append(s.image)
-                t += janus.n_patches
-                continue
-            tokens = s.ids if isinstance(s, Text) else s.codes
-            ids[b, t : t + len(tokens)] = torch.tensor(tokens)
-            if isinstance(s, Draw):
-                drawn[b, t : t + len(tokens)] = True
-            t += len(tokens)
-    ids, drawn, seen = ids.to(device), drawn.to(device), seen.to(device)
-    embeds = janus.embed_text(ids.masked_fill(drawn, pad))
-    if drawn.any():
-        embeds = embeds.masked_scatter(drawn[..., None], janus.embed_codes(ids[drawn]).to(embeds.dtype))
+            ids += tokens
+            positions += range(position, position + len(tokens))
+            position += len(tokens)
+    given = torch.tensor(ids, device=device)
+    drawn, seen = (torch.zeros(len(ids), dtype=torch.bool) for _ in spans)
+    for mask, name in ((drawn, "drawn"), (seen, "seen")):
+        for begin, end in spans[name]:
+            mask[begin:end] = True
+    drawn, seen = drawn.to(device), seen.to(device)
+    embeds = janus.embed_text(given.masked_fill(drawn, pad))
+    if spans["drawn"]:
+        embeds = embeds.masked_scatter(drawn[:, None], janus.embed_codes(given[drawn]).to(embeds.dtype))
     if images:
         unique = list({id(i): i for i in images}.values())  # the same picture may stand in several rows
         where = {id(i): n for n, i in enumerate(unique)}
         features = janus.embed_seen(janus.seen(unique))[[where[id(i)] for i in images]]
-        embeds = embeds.masked_scatter(seen[..., None], features.to(embeds.dtype))
-    return Batch(embeds, torch.tensor(lengths, device=device), positions.to(device))
+        embeds = embeds.masked_scatter(seen[:, None], features.to(embeds.dtype))
+    return embeds, torch.tensor(positions, device=device)
+
+
+def assemble(janus: Janus, rows: list[tuple[Segment, ...]]) -> Batch:
+    """``flat`` rows side by side, padded with zeros; a causal model never attends to those from a real column."""
+    lengths = [length(row, janus.n_patches) for row in rows]
+    embeds, positions = (pad_sequence(x.split(lengths), batch_first=True) for x in flat(janus, rows))
+    return Batch(embeds, torch.tensor(lengths, device=janus.device), positions)

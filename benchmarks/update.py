@@ -1,0 +1,175 @@
+"""The update of RL, two ways in one run: as the public code computes it, and as it is here. Forward and backward of one
+micro-batch of drawing turns (guidance 5) and one of judging turns (a seen image and a short answer each); no optimizer.
+
+    python benchmarks/update.py --device cpu --json out/update.json
+    python benchmarks/update.py --device cuda --size 1b --dtype bfloat16 --json out/update.json
+
+The public way pads the rows to one length, runs the head over every position of every row (drawing: of both twins, mixed after
+it) and takes the log-softmax of everything. Losses and gradients must be equal. Memory is the peak beyond weights and
+gradients.
+"""
+
+import argparse
+import ctypes
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+
+from decode import SIZES, clock, new_janus, texts, watch
+from secondlook.engine.decode import Engine
+from secondlook.files import versions, write_json
+from secondlook.model import policy
+from secondlook.model.janus import Janus
+from secondlook.model.sequence import assemble, length
+from secondlook.train.batch import pack, rows_of, total_weight
+from secondlook.train.loss import policy_loss
+from secondlook.train.memory import checkpointed
+from secondlook.train.update import freeze
+from secondlook.types import Draw, Rule, Text, Turn
+
+
+def turns(janus: Janus, kind: str, n: int, args) -> list[Turn]:
+    """Turns that were not sampled: any tokens will do."""
+    protocol, rng = Engine(janus).protocol, np.random.default_rng(0)
+    found = []
+    for i, text in enumerate(texts(n)):
+        if kind == "image":
+            tokens = tuple(rng.integers(0, 16384, args.codes).tolist())
+            segments, rule = protocol.draw(text), Rule("code", args.guidance)
+        else:
+            picture = Image.fromarray(rng.integers(0, 255, (janus.image_size, janus.image_size, 3), dtype=np.uint8))
+            size = int(rng.integers(args.reason // 2, args.reason + 1))
+            tokens = (protocol.yes, *rng.integers(10, 100, size - 1).tolist())
+            segments, rule = protocol.judge(text, [picture], []), Rule("text")
+        found.append(Turn("draw" if kind == "image" else "judge", segments, tokens, (-1.0,) * len(tokens), rule, i))
+    return found
+
+
+def public(janus: Janus, protocol, turns: list[Turn]) -> torch.Tensor:
+    """Log-probabilities of all turns' tokens, one turn behind another."""
+    rule, n = turns[0].rule, len(turns)
+    drawing = rule.head == "code"
+    done = [Draw(t.tokens) if drawing else Text(t.tokens) for t in turns]
+    rows = [(*t.segments, d) for t, d in zip(turns, done, strict=True)]
+    if drawing:
+        rows += [(*protocol.unconditional(t.segments), d) for t, d in zip(turns, done, strict=True)]
+    hidden = janus.net.model.language_model(inputs_embeds=assemble(janus, rows).embeds, use_cache=False).last_hidden_state
+    logits = (janus.code_logits(hidden) if drawing else janus.text_logits(hidden)).float()
+    if drawing:
+        logits = logits[n:] + rule.guidance * (logits[:n] - logits[n:])
+    log_probs = logits[:, :-1].log_softmax(-1)
+    found = []
+    for i, turn in enumerate(turns):
+        start = length(turn.segments, janus.n_patches) - 1
+        tokens = torch.tensor(turn.tokens, device=log_probs.device)
+        found.append(log_probs[i, start : start + len(tokens)].gather(-1, tokens[:, None]).squeeze(-1))
+    return torch.cat(found)
+
+
+def ours(janus: Janus, protocol, turns: list[Turn]) -> torch.Tensor:
+    return policy.score(janus, protocol, turns)
+
+
+def update(way: Callable, janus: Janus, protocol, turns: list[Turn]) -> tuple[float, torch.Tensor]:
+    """Loss and log-probabilities; gradients are left in the weights."""
+    rows = rows_of(turns, [1.0 if i % 2 else -1.0 for i in range(len(turns))], "turn")
+    [batch] = pack(rows, len(rows), janus.device)
+    logp = way(janus, protocol, batch.turns)
+    out = policy_loss(logp, logp.detach() - 0.05, logp.detach() + 0.05, batch.advantage, batch.weight, total_weight(rows))
+    out.loss.backward()
+    return float(out.loss.detach()), logp.detach()
+
+
+M_MMAP_THRESHOLD = -3
+
+
+def settle(device: str, exactly: bool) -> None:
+    """Give freed memory back, so that a peak is seen; ``exactly``: from now on also what is freed in between, at a cost."""
+    if device == "cpu":
+        libc = ctypes.CDLL(None)
+        libc.malloc_trim(0)
+        libc.mallopt(M_MMAP_THRESHOLD, 2**16 if exactly else 2**25)
+    else:
+        torch.cuda.empty_cache()
+
+
+def compare(janus: Janus, kind: str, n: int, args, console: Console) -> dict:
+    protocol, asked = Engine(janus).protocol, turns(janus, kind, n, args)
+    parameters = [p for p in janus.net.parameters() if p.requires_grad]
+    for p in parameters:
+        p.grad = torch.zeros_like(p)
+    ways = {"public": public, "ours": ours}
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    memory: dict[str, int] = {}
+    found: dict[str, tuple[float, torch.Tensor]] = {}
+    gradients: dict[str, torch.Tensor] = {}
+    for turn in range(args.repeat + 1):  # the first is for memory and is not timed
+        for way in ways if turn % 2 else reversed(ways):
+            for p in parameters:
+                p.grad.zero_()
+            settle(args.device, exactly=not turn)
+            peak, start = watch(args.device), clock(args.device)
+            how = args.checkpointing if way == "ours" else "none"
+            with console.status(f"{kind}, {way}, {turn} of {args.repeat}"), checkpointed(janus, how):
+                found[way] = update(ways[way], janus, protocol, asked)
+            if turn:
+                seconds[way].append(clock(args.device) - start)
+            else:
+                memory[way] = peak()
+            gradients[way] = torch.stack([p.grad.float().norm() for p in parameters])
+    for p in parameters:
+        p.grad = None
+    ratios = sorted(a / b for a, b in zip(seconds["public"], seconds["ours"], strict=True))
+    return {
+        "turns": n,
+        "tokens": sum(len(t.tokens) for t in asked),
+        "positions": sum(length(t.segments, janus.n_patches) + len(t.tokens) for t in asked),
+        "speedup": median(ratios),
+        "speedup_spread": [ratios[0], ratios[-1]],
+        "memory_ratio": memory["ours"] / memory["public"],
+        "seconds": seconds,
+        "peak_memory": memory,
+        "largest_logprob_difference": float((found["ours"][1] - found["public"][1]).abs().max()),
+        "gradient_difference": float((gradients["ours"] - gradients["public"]).norm() / gradients["public"].norm()),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--size", choices=SIZES)
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--width", type=int, default=192)
+    parser.add_argument("--vocabulary", type=int, default=102400)
+    parser.add_argument("--codes", type=int, default=576)
+    parser.add_argument("--reason", type=int, default=32, help="most tokens of an answer")
+    parser.add_argument("--turns", type=int, default=4)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--checkpointing", choices=("none", "selective", "full"), default="selective", help="of ours")
+    parser.add_argument("--guidance", type=float, default=5.0)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    console, janus = Console(), new_janus(args, small_encoders=True)
+    freeze(janus)
+    result = {kind: compare(janus, kind, args.turns, args, console) for kind in ("image", "text")}
+    for kind, row in result.items():
+        console.print(
+            f"{kind}: {row['speedup']:.2f} times as fast [{row['speedup_spread'][0]:.2f}, {row['speedup_spread'][1]:.2f}], "
+            f"{row['memory_ratio']:.2f} of the memory ({row['peak_memory']['public'] / 1e9:.2f} -> "
+            f"{row['peak_memory']['ours'] / 1e9:.2f} GB); log-probabilities differ by {row['largest_logprob_difference']:.1e}, "
+            f"gradients by {row['gradient_difference']:.1e}"
+        )
+    if args.json:
+        settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        write_json(args.json, result | {"settings": settings, "versions": versions()})
+
+
+if __name__ == "__main__":
+    main()
