@@ -13,7 +13,7 @@ MAY_IMPORT = {
     "world": set(),
     "model": set(),
     "engine": {"model"},
-    "rewards": {"world"},
+    "rewards": {"world", "engine", "model"},  # a checkpoint as judge
     "introspect": {"engine"},  # for type checking only: the engine is passed in
     "report": set(),
     "config": set(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -46,12 +46,17 @@ def train_sft(config: Config, out: Out = Path("out/sft"), set_: Set = []) -> Non
     _train(sft.train_sft, sft.SFTConfig, config, out, set_)
 
 
-@train_app.command("grpo")
-def train_grpo(config: Config, out: Out = Path("out/grpo"), set_: Set = []) -> None:  # noqa: B006
-    """Stage 2: GRPO on whole episodes."""
-    from secondlook.train import grpo
+@train_app.command("rl")
+def train_rl(
+    config: Config,
+    algorithm: Annotated[str, typer.Option(help="grpo or ppo; default: the file's.")] = "",
+    out: Out = Path("out/rl"),
+    set_: Set = [],  # noqa: B006
+) -> None:
+    """Stage 2: GRPO or PPO on whole episodes."""
+    from secondlook.train import rl
 
-    _train(grpo.train_grpo, grpo.GRPOConfig, config, out, set_)
+    _train(rl.train_rl, rl.RLConfig, config, out, [*set_, *([f"algorithm={algorithm}"] if algorithm else [])])
 
 
 @data_app.command("sample")
@@ -60,12 +65,13 @@ def data_sample(config: Config, out: Out = Path("out/data"), set_: Set = []) -> 
     from secondlook import config as configs
     from secondlook.data import sample
     from secondlook.files import writable_folder
-    from secondlook.rewards.verifier import Verifier
+    from secondlook.rewards.build import make
 
     loaded = configs.load(sample.SampleConfig, config, set_)
     where = locate(loaded.model)
     writable_folder(out)
-    sample.sample(loaded, load_engine(where, loaded.device, loaded.batch), Verifier(), out)
+    reward = make(loaded.judges, loaded.device)
+    sample.sample(loaded, load_engine(where, loaded.device, loaded.batch), reward, out)
     console.print(f"written to {out}: images-*.parquet, manifest.json")
 
 

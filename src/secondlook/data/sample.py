@@ -24,6 +24,7 @@ from secondlook.engine.decode import Engine
 from secondlook.files import png, versions, write_json
 from secondlook.introspect import Sampling, turn_seed
 from secondlook.rewards.base import Reward
+from secondlook.rewards.build import JudgeConfig
 from secondlook.types import InputError, Request
 
 
@@ -43,6 +44,8 @@ class SampleConfig:
     """Wrong pictures a prompt by the world's renderer, beside one right one."""
     aimed: float = 0.5
     """Share of them that attack what the prompt asks for: a relation, a count, who has which colour."""
+    judges: list[JudgeConfig] = field(default_factory=list)
+    """Who scores the pictures, a weighted mean when several; default: the verifier of the miniature's world."""
     kinds: dict[str, float] = field(default_factory=lambda: dict(miniature.KINDS))
     """Shares of the kinds of the world's prompts."""
     shard: int = 250

@@ -1,1 +1,1 @@
-"""Who says how good an image is. Never sees the policy."""
+"""Who says how good an image is. Never sees the policy that is trained."""

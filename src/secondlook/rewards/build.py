@@ -1,0 +1,71 @@
+"""Judges from a config's ``[[judges]]``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from secondlook.rewards.ask import Answers, Asker, Endpoint
+from secondlook.rewards.base import Reward, Weighted
+from secondlook.rewards.endpoint import EndpointJudge
+from secondlook.rewards.verifier import Verifier
+from secondlook.types import InputError
+
+
+@dataclass(frozen=True)
+class JudgeConfig:
+    """One judge. Which fields it needs depends on ``kind``."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    kind: Literal["verifier", "endpoint", "policy"] = "verifier"
+    """The miniature's reader, a vision-language model behind an OpenAI-compatible endpoint, or a checkpoint of this package."""
+    weight: float = 1.0
+    """Of the weighted mean of several."""
+    model: str = ""
+    """Endpoint: the served model's name. Policy: a shipped model, a folder or a hub id."""
+    url: str = ""
+    """Endpoint: the base address, as http://localhost:8000/v1."""
+    decomposer_model: str = ""
+    """Endpoint: the language model that splits long prompts into questions; empty: they are asked whole."""
+    decomposer_url: str = ""
+    """Default: the same as ``url``."""
+    long: int = 20
+    """Words from which on, exclusively, a prompt is long."""
+    answers: str = ""
+    """A file where answers are kept from run to run; empty: in memory."""
+    key_variable: str = "OPENAI_API_KEY"
+    concurrency: int = 32
+    timeout: float = 60.0
+    attempts: int = 6
+    """These four: ``rewards.ask.Endpoint``."""
+
+    def __post_init__(self) -> None:
+        for name in {"endpoint": ("url", "model"), "policy": ("model",)}.get(self.kind, ()):
+            if not getattr(self, name):
+                raise InputError(f"config: judges: {name} is empty; a judge of kind {self.kind!r} needs it")
+
+
+def make(configs: list[JudgeConfig], device: str = "cpu") -> Reward:
+    """The judge, or the weighted mean of several; without any, the verifier."""
+    parts = [(c.weight, _one(c, device)) for c in configs]
+    return Verifier() if not parts else parts[0][1] if len(parts) == 1 else Weighted(parts)
+
+
+def _one(config: JudgeConfig, device: str) -> Reward:
+    if config.kind == "verifier":
+        return Verifier()
+    if config.kind == "policy":
+        from secondlook.engine.decode import Engine
+        from secondlook.model.janus import Janus
+        from secondlook.rewards.policy import PolicyJudge
+
+        return PolicyJudge(Engine(Janus.load(config.model, device)))
+    c = config
+    place = Endpoint(c.url, c.model, c.key_variable, c.concurrency, c.timeout, c.attempts)
+    answers = Answers(Path(c.answers) if c.answers else None)
+    decomposer = None
+    if c.decomposer_model:
+        decomposer = Asker(replace(place, url=c.decomposer_url or c.url, model=c.decomposer_model), answers)
+    return EndpointJudge(Asker(place, answers), decomposer, c.long)

@@ -1,0 +1,137 @@
+"""A vision-language model behind an endpoint as judge: P(yes) of the paper's question, of a prompt's parts, and of an edit.
+
+Source: arXiv 2506.01480, sections 3.1 and 3.2: "Does this image match the description …, please directly respond with yes or
+no", P(yes) over the variants of both words; a long prompt is split into atomic questions and S is their mean. For edits,
+whether the instruction is followed and whether the rest is unchanged.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL.Image import Image
+
+from secondlook.files import png
+from secondlook.rewards.ask import Asker, Question, Unanswered
+from secondlook.rewards.base import Score
+
+MATCHES = 'Does this image match the description "{}", please directly respond with yes or no.'
+ATOMIC = "{} Please directly respond with yes or no."
+REASON = 'In one short sentence: what of the description "{}" does this image show, and what does it not show?'
+EDIT = 'The second image is an edit of the first one by the instruction "{}". '
+FOLLOWED = EDIT + "Does the second image follow the instruction, please directly respond with yes or no."
+PRESERVED = (
+    EDIT
+    + "Apart from what the instruction asks for, is the second image consistent with the first one, please directly respond "
+    "with yes or no."
+)
+SPLIT = (
+    "Split the description of an image into atomic questions, one for every object, attribute, number and relation in it, each "
+    'answered with yes if the image shows it. Answer with a JSON list of strings and nothing else.\nDescription: "{}"'
+)
+YES, NO = {"yes", "Yes", "YES"}, {"no", "No", "NO"}
+TOP = 20
+"""Likeliest first tokens asked for: as many as the protocol allows."""
+MOST_QUESTIONS = 40
+
+
+def p_yes(choice: dict) -> float:
+    """P(yes) / (P(yes) + P(no)) over the variants of both words among the likeliest first tokens. Raises Unanswered."""
+    try:
+        likeliest = choice["logprobs"]["content"][0]["top_logprobs"]
+        mass = [sum(math.exp(t["logprob"]) for t in likeliest if t["token"].strip() in words) for words in (YES, NO)]
+    except (LookupError, TypeError, AttributeError, OverflowError) as error:
+        raise Unanswered("no log-probabilities") from error
+    if not 0 < sum(mass) < 1.01:
+        raise Unanswered("neither yes nor no is likely")
+    return mass[0] / sum(mass)
+
+
+def text_of(choice: dict) -> str:
+    """The answer's words. Raises Unanswered."""
+    try:
+        text = choice["message"]["content"].strip()
+    except (LookupError, TypeError, AttributeError) as error:
+        raise Unanswered("no text") from error
+    if not text:
+        raise Unanswered("no text")
+    return text
+
+
+def questions_of(choice: dict) -> list[str]:
+    """A JSON list of questions, with or without words around it. Raises Unanswered."""
+    found = re.search(r"\[.*\]", text_of(choice), re.DOTALL)
+    try:
+        listed = json.loads(found[0]) if found else None
+    except ValueError as error:
+        raise Unanswered("not a list of questions") from error
+    if not isinstance(listed, list) or not 0 < len(listed) <= MOST_QUESTIONS or not all(isinstance(q, str) for q in listed):
+        raise Unanswered("not a list of questions")
+    return listed
+
+
+def _message(text: str, images: Sequence[Image]) -> list[dict[str, Any]]:
+    shown = [{"type": "image_url", "image_url": {"url": "data:image/png;base64," + b64encode(png(i)).decode()}} for i in images]
+    return [{"role": "user", "content": [*shown, {"type": "text", "text": text}] if shown else text}]
+
+
+def yes_or_no(text: str, *images: Image) -> Question:
+    body = {"messages": _message(text, images), "max_tokens": 1, "temperature": 0, "logprobs": True, "top_logprobs": TOP}
+    return Question(body, p_yes)
+
+
+def in_words(text: str, *images: Image, tokens: int = 96) -> Question:
+    return Question({"messages": _message(text, images), "max_tokens": tokens, "temperature": 0}, text_of)
+
+
+@dataclass
+class EndpointJudge:
+    """S of pictures by a served model. ``decomposer`` splits prompts of more than ``long`` words; ``reasons`` asks for a
+    sentence as well."""
+
+    asker: Asker
+    decomposer: Asker | None = None
+    long: int = 20
+    reasons: bool = False
+
+    def __call__(self, items: Sequence[tuple[str, Image]]) -> list[Score | None]:
+        """One score for each (prompt, picture); None where an answer is missing."""
+        parts = self._parts([prompt for prompt, _ in items])
+        asked = [
+            yes_or_no(q, image)
+            for (prompt, image), atomic in zip(items, parts, strict=True)
+            for q in (map(ATOMIC.format, atomic) if atomic else [MATCHES.format(prompt)] if atomic is not None else [])
+        ]
+        words = [in_words(REASON.format(prompt), image) for prompt, image in items] if self.reasons else []
+        answers = iter(self.asker([*asked, *words]))
+        values = [None if atomic is None else [next(answers) for _ in atomic or [""]] for atomic in parts]
+        said = list(answers) if words else [""] * len(items)
+        return [self._score(v, reason) for v, reason in zip(values, said, strict=True)]
+
+    def _parts(self, prompts: list[str]) -> list[list[str] | None]:
+        """A long prompt's atomic questions, none for a short one, None where they are missing."""
+        long = [p for p in prompts if self.decomposer and len(p.split()) > self.long]
+        if not long or self.decomposer is None:
+            return [[] for _ in prompts]
+        body = [Question(in_words(SPLIT.format(p), tokens=1024).body, questions_of) for p in long]
+        split = dict(zip(long, self.decomposer(body), strict=True))
+        return [split.get(p, []) for p in prompts]
+
+    @staticmethod
+    def _score(values: list[float | None] | None, reason: str | None) -> Score | None:
+        if values is None or reason is None or any(v is None for v in values):
+            return None
+        s = sum(v for v in values if v is not None) / len(values)
+        return Score(s, s >= 0.5, reason)
+
+    def edits(self, items: Sequence[tuple[str, Image, Image]]) -> list[tuple[float, float] | None]:
+        """(following, preserving) of each (instruction, source, edited picture); None where an answer is missing."""
+        asked = [yes_or_no(q.format(i), source, edited) for i, source, edited in items for q in (FOLLOWED, PRESERVED)]
+        answers = self.asker(asked)
+        return [None if None in pair else pair for pair in zip(answers[::2], answers[1::2], strict=True)]

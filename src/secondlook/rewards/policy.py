@@ -1,0 +1,29 @@
+"""A checkpoint of this package as judge: its own P(Yes) of "does this image match the prompt"."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from PIL.Image import Image
+
+from secondlook.engine.decode import Engine
+from secondlook.rewards.base import Score
+from secondlook.types import Request, Rule
+
+
+class PolicyJudge:
+    """S is the model's P(Yes); the reason is what it writes after the verdict (greedy)."""
+
+    def __init__(self, engine: Engine, tokens: int = 48):
+        self.engine, self.tokens = engine, tokens
+
+    def __call__(self, items: Sequence[tuple[str, Image]]) -> list[Score | None]:
+        protocol = self.engine.protocol
+        rule = Rule("text", temperature=0.0, first=(protocol.yes, protocol.no))
+        requests = [Request("judge", protocol.judge(prompt, [image], []), 0) for prompt, image in items]
+        found: list[Score | None] = []
+        for turn in self.engine.write(requests, rule, self.tokens):
+            assert turn.p_yes is not None
+            reason = protocol.words(turn.tokens[1:]).lstrip(", ").removesuffix(".")
+            found.append(Score(turn.p_yes, turn.p_yes >= 0.5, reason))
+        return found

@@ -1,0 +1,148 @@
+"""Judges: what is asked and read, a server that misbehaves in every way, and what is missing when nothing helps."""
+
+import os
+import sqlite3
+import time
+
+import pytest
+from PIL import Image
+
+from misbehaving import FAULTS, Judge, truth
+from secondlook.config import load
+from secondlook.rewards.ask import Answers, Asker, Endpoint, Unanswered
+from secondlook.rewards.base import Score, Weighted
+from secondlook.rewards.build import make
+from secondlook.rewards.endpoint import EndpointJudge, p_yes, questions_of, yes_or_no
+from secondlook.rewards.verifier import Verifier
+from secondlook.train.rl import RLConfig
+from secondlook.types import InputError, Request, Rule
+
+PATIENT = {"timeout": 3.0, "attempts": 6, "backoff": 0.01, "concurrency": 64}
+CALLS = int(os.environ.get("SECONDLOOK_JUDGE_CALLS", "1000"))
+
+
+def picture(i: int = 0) -> Image.Image:
+    return Image.new("RGB", (8, 8), (i % 256, i // 256, 0))
+
+
+def test_nothing_is_lost_nor_counted_as_0_nor_asked_twice(tmp_path):
+    items = [(f"number {i}", picture(i)) for i in range(CALLS)]
+    items[CALLS // 2] = ("number 7 hopeless", picture(0))
+    with Judge(hang=4.0) as server:
+        asker = Asker(Endpoint(server.url, "m", **PATIENT), Answers(tmp_path / "answers.db"))
+        judge = EndpointJudge(asker)
+        half = judge(items[: CALLS // 2])
+        scores = judge(items)
+        assert scores[: CALLS // 2] == half
+        assert [i for i, s in enumerate(scores) if s is None] == [CALLS // 2]
+        for (prompt, _), score in zip(items, scores, strict=True):
+            assert score is None or score.value == pytest.approx(truth(prompt), abs=1e-6)
+        assert set(server.answered.values()) == {1} and len(server.answered) == CALLS - 1
+        assert asker.counts["missing"] == 1 and asker.counts["from cache"] == CALLS // 2
+        assert set(server.met) == {None, *FAULTS}
+        again = EndpointJudge(Asker(asker.endpoint, Answers(tmp_path / "answers.db")))
+        before = sum(server.tried.values())
+        assert again(items[: CALLS // 2]) == half and sum(server.tried.values()) == before
+
+
+def test_questions_are_told_apart_by_all_they_depend_on(tmp_path):
+    with Judge(share=0) as server:
+        asker = Asker(Endpoint(server.url, "m"), Answers(tmp_path / "a.db"))
+        same = EndpointJudge(asker)([("number 3", picture(1))] * 3)
+        assert asker.counts["asked"] == 1 and same[0] == same[2]
+        EndpointJudge(asker)([("number 3", picture(2)), ("number 4", picture(1))])
+        EndpointJudge(Asker(Endpoint(server.url, "other"), asker.answers))([("number 3", picture(1))])
+        assert len(server.answered) == 4
+    assert sqlite3.connect(tmp_path / "a.db").execute("select count(*) from answers").fetchone() == (4,)
+
+
+def test_long_prompts_are_split_and_reasons_asked(tmp_path):
+    long = "number 50 " + "and more " * 20
+    with Judge(faults=("500",), share=0.3) as server:
+        asker = Asker(Endpoint(server.url, "m", **PATIENT), Answers())
+        judge = EndpointJudge(asker, decomposer=asker, reasons=True)
+        short, split, lost = judge([("number 80", picture()), (long, picture()), (long + "hopeless", picture())])
+    assert short == Score(pytest.approx(0.8), True, "a sentence")
+    assert split == Score(pytest.approx((0.5 + 1.0) / 2), True, "a sentence")
+    assert lost is None
+
+
+def test_edits_are_asked_two_questions():
+    with Judge(share=0) as server:
+        judge = EndpointJudge(Asker(Endpoint(server.url, "m")))
+        assert judge.edits([("make it number 30", picture(1), picture(2))]) == [(pytest.approx(0.3), pytest.approx(0.3))]
+        assert len(server.answered) == 2
+
+
+def test_a_dead_or_foreign_server(monkeypatch):
+    began = time.perf_counter()
+    dead = Asker(Endpoint("http://127.0.0.1:9/v1", "m", attempts=2, backoff=0.01))
+    assert EndpointJudge(dead)([("number 1", picture())]) == [None] and dead.counts["attempts"] == 2
+    assert time.perf_counter() - began < 5
+    with Judge(share=0) as server, pytest.raises(InputError, match="404 for model 'unknown'"):
+        EndpointJudge(Asker(Endpoint(server.url, "unknown")))([(f"number {i}", picture()) for i in range(9)])
+    with pytest.raises(InputError, match="url is 'localhost'"):
+        Endpoint("localhost", "m")
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {},
+        {"logprobs": None},
+        {"logprobs": {"content": []}},
+        {"logprobs": {"content": [{"top_logprobs": [{"token": "yes"}]}]}},
+        {"logprobs": {"content": [{"top_logprobs": [{"token": "yes", "logprob": "x"}]}]}},
+        {"logprobs": {"content": [{"top_logprobs": [{"token": "yes", "logprob": 800}]}]}},
+        {"logprobs": {"content": [{"top_logprobs": [{"token": "yes", "logprob": float("nan")}]}]}},
+        {"logprobs": {"content": [{"top_logprobs": [{"token": "Yesterday", "logprob": 0}]}]}},
+    ],
+)
+def test_answers_without_a_verdict_are_no_answers(choice):
+    with pytest.raises(Unanswered):
+        p_yes(choice)
+
+
+@pytest.mark.parametrize("text", ["", "none", "[1, 2]", "[]", '{"a": 1}', '["a"', None])
+def test_lists_that_are_none(text):
+    with pytest.raises(Unanswered):
+        questions_of({"message": {"content": text}})
+
+
+def test_weighted_sums_miss_what_a_part_misses():
+    one, two = (lambda items: [Score(0.2, False, "a"), None]), (lambda items: [Score(1.0, True, "b"), Score(1.0, True, "")])
+    [both, missing] = Weighted([(3.0, one), (1.0, two)])([("p", picture()), ("q", picture())])
+    assert both == Score(pytest.approx(0.4), False, "a") and missing is None
+    with pytest.raises(InputError, match="weight"):
+        Weighted([(0.0, one)])
+
+
+def test_judges_of_a_config(engine, tmp_path):
+    engine.janus.save(tmp_path / "model")
+    image = engine.pictures([tuple(range(engine.janus.n_codes))])[0]
+    toml = tmp_path / "rl.toml"
+    with Judge(share=0) as server:
+        toml.write_text(
+            f'model = "m"\n[[judges]]\nkind = "endpoint"\nurl = "{server.url}"\nmodel = "v"\nweight = 3.0\n'
+            f'[[judges]]\nkind = "policy"\nmodel = "{tmp_path / "model"}"\n'
+        )
+        judge = make(load(RLConfig, toml, []).judges)
+        [score] = judge([("number 40", image)])
+    [alone] = judge.parts[1][1]([("number 40", image)])
+    request = Request("judge", engine.protocol.judge("number 40", [image], []), 0)
+    rule = Rule("text", temperature=0.0, first=(engine.protocol.yes, engine.protocol.no))
+    assert alone.value == pytest.approx(engine.write([request], rule)[0].p_yes, abs=1e-6)
+    assert score.value == pytest.approx(0.75 * 0.4 + 0.25 * alone.value)
+    assert isinstance(make([]), Verifier)
+    for bad, word in (('kind = "endpoint"', "url is empty"), ('kind = "oracle"', "judges"), ("weigth = 2", "judges")):
+        toml.write_text(f'model = "m"\n[[judges]]\n{bad}\n')
+        with pytest.raises(InputError, match=word):
+            load(RLConfig, toml, [])
+
+
+def test_what_is_sent():
+    question = yes_or_no("really?", picture())
+    [message] = question.body["messages"]
+    assert message["content"][0]["image_url"]["url"].startswith("data:image/png;base64,")
+    assert message["content"][1] == {"type": "text", "text": "really?"}
+    assert question.body["max_tokens"] == 1 and question.body["logprobs"] and question.body["top_logprobs"] == 20
