@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The two stages in miniature, from the shipped base: pictures and scores, SFT, GRPO, a control that goes on with SFT for as many
-# seconds as GRPO took, and a report. Less than an hour on two cores; every stage resumes when it is run again.
+# The two stages in miniature, from the shipped base: pictures and scores, SFT, RL, a control that goes on with SFT for as many
+# seconds as RL took, and a report. Less than an hour on two cores; every stage resumes when it is run again.
 # OUT: where to (out/mini). SEED: of everything that is trained (0). THREADS: how many (2). DEVICE=cuda trains on a GPU.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -18,7 +18,7 @@ print(statistics.median(row["seconds"] for row in rows) / rows[0]["step"], rows[
 }
 job data sample data data
 train sft sft --set data="$out/data"
-train grpo rl --set model="$out/sft/final"
+train rl rl --set model="$out/sft/final"
 read -r of_rl taken <<<"$(seconds "$out/rl/metrics.jsonl")"
 read -r of_sft _ <<<"$(seconds "$out/sft/metrics.jsonl")"
 steps=$(python -c "print(round($of_rl * $taken / $of_sft))")

@@ -1,7 +1,9 @@
 """RL mathematics against reference values computed in plain numpy, and the invariants of an update."""
 
+import copy
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +16,19 @@ from secondlook.train.advantage import (
     balanced,
     comprehension,
     episode_reward,
+    gae,
     normalise,
     segment_rewards,
+    turn_rewards,
+    varies,
     verdict_advantage,
+    whiten,
 )
-from secondlook.train.loss import kl_k3, policy_loss
+from secondlook.train.batch import rows_of, total_weight
+from secondlook.train.critic import Critic, ValueHead, whitened
+from secondlook.train.loss import explained_variance, kl_k3, policy_loss, value_loss
 from secondlook.train.update import Schedule
-from secondlook.types import InputError, Rule
+from secondlook.types import InputError, Rule, Text, Turn
 
 FOLDER = Path(__file__).parent / "golden" / "rl_math"
 TIGHT = {"rtol": 0, "atol": 1e-9}
@@ -89,6 +97,107 @@ def test_clipped_loss_and_its_gradient(golden):
         torch.testing.assert_close(out.loss.detach(), g[f"loss_{name}"], **TIGHT)
         torch.testing.assert_close(logp.grad, g[f"grad_{name}"][keep], **TIGHT)
         assert float(out.clipped) / int(keep.sum()) == pytest.approx(float(g["fraction_clipped"]), abs=1e-9)
+
+
+def test_generalised_advantages(golden):
+    g = {k: v.numpy() for k, v in golden.items() if k.startswith("gae")}
+    for i, (r, v) in enumerate(zip(g["gae_rewards"], g["gae_values"], strict=True)):
+        a = gae(r, v, float(g["gae_gamma"]), float(g["gae_lambda"]), float(g["gae_bootstrap"][i]))
+        np.testing.assert_allclose(a, g["gae_advantages"][i], **TIGHT)
+        np.testing.assert_allclose(a + v, g["gae_returns"][i], **TIGHT)
+    np.testing.assert_allclose(whiten(g["gae_advantages"].ravel()), g["gae_whitened"].ravel(), **TIGHT)
+
+
+def test_clipped_value_loss(golden):
+    flat = [golden[k].flatten() for k in ("value_new", "gae_values", "gae_returns")]
+    ours = value_loss(*flat, torch.ones(len(flat[0])), len(flat[0]))
+    torch.testing.assert_close(ours, golden["value_loss"], **TIGHT)
+    far = value_loss(torch.tensor([3.0]), torch.tensor([0.0]), torch.tensor([1.0]), torch.ones(1), 1.0, clip=None)
+    assert float(far) == 2.0
+    assert explained_variance(flat[2], flat[2]) == 1.0 and math.isnan(explained_variance(flat[2], torch.ones(18)))
+
+
+def test_clipping_may_leave_more_room_above():
+    behaviour, advantage = torch.zeros(4), torch.tensor([1.0, 1.0, -1.0, -1.0])
+    logp = torch.log(torch.tensor([1.25, 1.35, 0.75, 0.85])).requires_grad_()
+    out = policy_loss(logp, behaviour, behaviour, advantage, torch.ones(4), 4.0, 0.2, 0.0, clip_high=0.3)
+    out.loss.backward()
+    assert (logp.grad == 0).tolist() == [False, True, True, False] and int(out.clipped) == 2
+
+
+def test_advantages_without_the_groups_spread():
+    rewards = np.array([0.0, 0.5, 1.0, np.nan])
+    np.testing.assert_allclose(normalise(rewards, scale="none"), [-0.5, 0.0, 0.5, np.nan])
+    scores, yes, p_yes = [[0.9], [0.1]], [[True], [True]], [[0.5], [0.5]]
+    found = advantages(scores, yes, 1, "expected", p_yes=p_yes, scale="none")
+    np.testing.assert_allclose(found, [[0.4, 0.4], [-0.4, -0.4]])
+    assert varies(found) and not varies([[0.0, 1.0], [math.nan, 0.0]])
+
+
+def turn(n: int, kind: str = "draw") -> Turn:
+    rule = Rule("text" if kind == "judge" else "code")
+    return Turn(kind, (Text((1,)),), tuple(range(n)), (-1.0,) * n, rule, 0)
+
+
+def test_reductions():
+    """What a long turn's and a short turn's tokens weigh, over the update's denominator."""
+    turns = [turn(2), turn(8), turn(3)]
+    for reduction, of_turns in (("token", [0.2, 0.8]), ("turn", [0.5, 0.5]), ("constant", [0.1, 0.4])):
+        rows = rows_of(turns, [1.0, -1.0, math.nan], reduction, longest=10)
+        shares = [r.weight * len(r.turn.tokens) / total_weight(rows) for r in rows]
+        assert shares == pytest.approx(of_turns)
+
+
+def test_rewards_of_turns():
+    assert turn_rewards([0.2, 0.8], [False, True], 3, "segment") == pytest.approx([0.2, 0.8, 0.8, 0.8])
+    whole = episode_reward([0.2, 0.8], [False, True], 3)
+    assert turn_rewards([0.2, 0.8], [False, True], 3) == [whole] * 4
+    assert all(math.isnan(r) for form in ("episode", "segment") for r in turn_rewards([math.nan], [True], 3, form))
+
+
+def test_the_critic_learns_what_states_earn():
+    """States that tell the reward: values follow it, advantages shrink; the states themselves get no gradient."""
+    torch.manual_seed(0)
+    turns = [turn(4, kind) for kind in ("draw", "judge") for _ in range(16)]
+    rewards = [float(i % 2) for i in range(32)]
+    hidden = torch.randn(32, 4, 8)
+    hidden[:, :, 0] = torch.tensor(rewards)[:, None] * 3
+    hidden.requires_grad_()
+    rows = rows_of(turns, [0.0] * 32, rewards=rewards)
+    critic = Critic(ValueHead(8), lr=1e-2, clip=10.0)
+
+    def parts(rows):
+        return [(rows[i : i + 16], hidden[i : i + 16].flatten(0, 1)) for i in (0, 16)]
+
+    explained = []
+    for _ in range(60):
+        judged, told = critic.judge(rows, parts(rows))
+        explained.append(told["explained_variance"])
+        for part, states in parts(judged):
+            columns = {n: torch.tensor([x for r in part for x in getattr(r, n)]).float() for n in ("values", "targets")}
+            weight = torch.ones(64)
+            batch = type("Batch", (), {"turns": [r.turn for r in part], "weight": weight, **columns})
+            critic.loss(states, batch, 128.0).backward()
+        critic.step()
+    assert explained[0] < 0.1 and explained[-1] > 0.9 and hidden.grad is None
+    resumed = Critic(ValueHead(8), lr=1e-2, clip=10.0)
+    resumed.load_state_dict(copy.deepcopy(critic.state_dict()))
+    for each in (critic, resumed):
+        each.head(hidden[0], "code").sum().backward()
+        each.step()
+    assert torch.equal(resumed.head(hidden[1], "text"), critic.head(hidden[1], "text"))
+    first, _ = critic.judge(rows, parts(rows))
+    for kind in ("draw", "judge"):
+        flat = np.concatenate([r.advantages for r in first if r.turn.kind == kind])
+        assert abs(flat.mean()) < 1e-9 and flat.std(ddof=1) == pytest.approx(1, abs=1e-6)
+    assert whitened(first)[0].targets == first[0].targets
+
+
+def test_the_kl_may_be_taken_off_the_rewards():
+    [row] = rows_of([turn(3)], [0.0], rewards=[1.0])
+    row = replace(row, reference=(-1.0, -2.0, -1.0))
+    [judged], _ = Critic(ValueHead(8), 1e-2, lam=1.0, kl_weight=0.5).judge([row], [([row], torch.zeros(3, 8))])
+    assert judged.targets == pytest.approx((0.5, 0.5, 1.0))  # the second token is e times likelier than to the reference
 
 
 def test_a_missing_score_is_masked_and_moves_nobody():

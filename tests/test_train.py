@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from secondlook.config import load
 from secondlook.data.sample import SampleConfig
 from secondlook.train.base import BaseConfig, text_tokenizer
-from secondlook.train.grpo import GRPOConfig
 from secondlook.train.optimizer import orthogonalize
+from secondlook.train.rl import RLConfig
 from secondlook.train.run import Run, schedule
 from secondlook.train.sft import SFTConfig
 from secondlook.train.tokenizer import TokenizerConfig, cluster, describe
@@ -30,7 +30,7 @@ JOBS = {
     "base": BaseConfig,
     "data": SampleConfig,
     "sft": SFTConfig,
-    "grpo": GRPOConfig,
+    "rl": RLConfig,
 }
 
 

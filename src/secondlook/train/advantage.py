@@ -19,6 +19,7 @@ import numpy as np
 
 Form = Literal["episode", "segment", "expected"]
 Weight = Literal["T-K+1", "T-K"]
+Scale = Literal["std", "none"]
 EPSILON = 1e-4
 
 
@@ -44,23 +45,26 @@ def segment_rewards(scores: Sequence[float], yes: Sequence[bool]) -> list[float]
     return [value for s, y in zip(scores, yes, strict=True) for value in (s, comprehension(s, y))]
 
 
-def normalise(rewards_G: np.ndarray, epsilon: float = EPSILON) -> np.ndarray:
-    """Group-relative advantages (r - mean) / (std + epsilon), std of the sample; NaN stays NaN, and a group with fewer than two
-    rewards has advantage 0."""
+def normalise(rewards_G: np.ndarray, epsilon: float = EPSILON, scale: Scale = "std") -> np.ndarray:
+    """Group-relative advantages (r - mean) / (std + epsilon), std of the sample; ``scale`` "none" leaves the division out (Dr.
+    GRPO, arXiv 2503.20783: it favours groups that hardly vary). NaN stays NaN; a group with fewer than two rewards has
+    advantage 0."""
     rewards_G = np.asarray(rewards_G, np.float64)
     there = np.isfinite(rewards_G)
     if there.sum() < 2:
         return np.where(there, 0.0, np.nan)
     known = rewards_G[there]
-    return (rewards_G - known.mean()) / (known.std(ddof=1) + epsilon)
+    centred = rewards_G - known.mean()
+    return centred / (known.std(ddof=1) + epsilon) if scale == "std" else centred
 
 
-def verdict_advantage(score: float, yes: bool, p_yes: float, epsilon: float = EPSILON) -> float:
+def verdict_advantage(score: float, yes: bool, p_yes: float, epsilon: float = EPSILON, scale: Scale = "std") -> float:
     """(r - E r) / (std r + epsilon) of a verdict's reward r = 1 - |S - SE|, over the policy's own Yes and No on that image:
-    what group normalisation tends to in an endless group of verdicts on one image."""
+    what group normalisation tends to in an endless group of verdicts on one image. ``scale`` "none": without the division."""
     rewards, p = np.array([comprehension(score, False), comprehension(score, True)]), np.array([1 - p_yes, p_yes])
     mean = float(p @ rewards)
-    return float((rewards[int(yes)] - mean) / (np.sqrt(p @ (rewards - mean) ** 2) + epsilon))
+    centred = float(rewards[int(yes)] - mean)
+    return centred / float(np.sqrt(p @ (rewards - mean) ** 2) + epsilon) if scale == "std" else centred
 
 
 def advantages(
@@ -70,6 +74,7 @@ def advantages(
     form: Form = "episode",
     weight: Weight = "T-K+1",
     p_yes: Sequence[Sequence[float]] = (),
+    scale: Scale = "std",
 ) -> list[list[float]]:
     """Advantages of every turn of one group's episodes (draw, judge, redraw, judge …), given each image's score and verdict.
 
@@ -79,17 +84,54 @@ def advantages(
     """
     if form == "episode":
         rewards = np.array([episode_reward(s, y, rounds, weight) for s, y in zip(scores, yes, strict=True)])
-        return [[a] * (2 * len(s)) for a, s in zip(normalise(rewards).tolist(), scores, strict=True)]
+        return [[a] * (2 * len(s)) for a, s in zip(normalise(rewards, scale=scale).tolist(), scores, strict=True)]
     per_turn = np.full((len(scores), 2 * rounds), np.nan)
     for i, (s, y) in enumerate(zip(scores, yes, strict=True)):
         if np.isfinite(s).all():
             per_turn[i, : 2 * len(s)] = segment_rewards(s, y)
-    normed = np.stack([normalise(column) for column in per_turn.T], axis=1)
+    normed = np.stack([normalise(column, scale=scale) for column in per_turn.T], axis=1)
     if form == "expected":
         for i, (s, y, p) in enumerate(zip(scores, yes, p_yes, strict=True)):
             if np.isfinite(s).all():
-                normed[i, 1 : 2 * len(s) : 2] = [verdict_advantage(*each) for each in zip(s, y, p, strict=True)]
+                normed[i, 1 : 2 * len(s) : 2] = [verdict_advantage(*each, scale=scale) for each in zip(s, y, p, strict=True)]
     return [normed[i, : 2 * len(s)].tolist() for i, s in enumerate(scores)]
+
+
+def turn_rewards(
+    scores: Sequence[float], yes: Sequence[bool], rounds: int, form: Form = "episode", weight: Weight = "T-K+1"
+) -> list[float]:
+    """The reward at the end of each turn of one episode, for PPO: the whole episode's on all of them, or each turn's own."""
+    if form == "episode":
+        return [episode_reward(scores, yes, rounds, weight)] * (2 * len(scores))
+    return segment_rewards(scores, yes) if np.isfinite(scores).all() else [math.nan] * (2 * len(scores))
+
+
+def gae(rewards_T: np.ndarray, values_T: np.ndarray, gamma: float, lam: float, bootstrap: float = 0.0) -> np.ndarray:
+    """Generalised advantage estimation over one turn's tokens (Schulman et al. 2016, arXiv 1506.02438).
+
+    ``values_T`` are of the states before each token, ``bootstrap`` of the one after the last (0 at a true end). Returns
+    advantages (T,); advantages + values are the value's targets.
+    """
+    following = np.append(values_T[1:], bootstrap)
+    found, advantage = np.empty(len(rewards_T)), 0.0
+    for t in reversed(range(len(rewards_T))):
+        advantage = rewards_T[t] + gamma * following[t] - values_T[t] + gamma * lam * advantage
+        found[t] = advantage
+    return found
+
+
+def whiten(advantages_N: np.ndarray, epsilon: float = 1e-8) -> np.ndarray:
+    """(A - mean) / (std of the sample + epsilon) over all tokens given."""
+    return (
+        (advantages_N - advantages_N.mean()) / (advantages_N.std(ddof=1) + epsilon)
+        if len(advantages_N) > 1
+        else advantages_N * 0
+    )
+
+
+def varies(values: Sequence[Sequence[float]]) -> bool:
+    """Whether a group's drawings (every other turn) have advantages other than 0."""
+    return any(a for of_turns in values for a in of_turns[::2] if math.isfinite(a))
 
 
 MOST_BALANCE = 5.0

@@ -11,18 +11,27 @@ from torch import Tensor
 
 from secondlook.types import Turn
 
-Reduction = Literal["token", "turn"]
+Reduction = Literal["token", "turn", "constant"]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One turn of an update: every token has the turn's advantage and ``weight``."""
+    """One turn of an update. Values that have one entry a token are tuples."""
 
     turn: Turn
-    advantage: float
+    advantages: tuple[float, ...]
     weight: float
+    """Of each of its tokens."""
+    share: float
+    """Of the update's denominator."""
+    reward: float = 0.0
+    """At its last token (PPO)."""
     reference: tuple[float, ...] = ()
-    """Log-probabilities of its tokens under the KL reference, once they are known."""
+    """Log-probabilities under the KL reference, once they are known."""
+    values: tuple[float, ...] = ()
+    """The value head's, before the update (PPO)."""
+    targets: tuple[float, ...] = ()
+    """What it is taught (PPO)."""
 
 
 @dataclass(frozen=True)
@@ -34,25 +43,38 @@ class Packed:
     reference: Tensor
     advantage: Tensor
     weight: Tensor
+    values: Tensor
+    targets: Tensor
+    """These two are empty where no value head is trained."""
 
     @property
     def turns(self) -> list[Turn]:
         return [r.turn for r in self.rows]
 
 
-def rows_of(turns: list[Turn], advantages: list[float], reduction: Reduction = "token") -> list[Row]:
+def rows_of(
+    turns: list[Turn],
+    advantages: list[float],
+    reduction: Reduction = "token",
+    longest: int = 1,
+    rewards: list[float] | None = None,
+) -> list[Row]:
     """Turns worth learning from: those whose advantage is missing (NaN) are left out. ``token``: every token of the update
-    weighs the same; ``turn``: every turn does."""
-    return [
-        Row(turn, a, 1.0 if reduction == "token" else 1.0 / len(turn.tokens))
-        for turn, a in zip(turns, advantages, strict=True)
-        if math.isfinite(a)
-    ]
+    weighs the same; ``turn``: every turn does; ``constant``: every token does, and the denominator is turns times ``longest``,
+    so that a turn's length does not decide how much its tokens count (Dr. GRPO, arXiv 2503.20783)."""
+    rows = []
+    for i, (turn, a) in enumerate(zip(turns, advantages, strict=True)):
+        n = len(turn.tokens)
+        weight = {"token": 1.0, "turn": 1.0 / n, "constant": 1.0 / longest}[reduction]
+        share = float(n) if reduction == "token" else 1.0
+        if math.isfinite(a):
+            rows.append(Row(turn, (a,) * n, weight, share, rewards[i] if rewards else 0.0))
+    return rows
 
 
 def total_weight(rows: list[Row]) -> float:
-    """The denominator of an update over ``rows``: the sum of its tokens' weights."""
-    return sum(r.weight * len(r.turn.tokens) for r in rows)
+    """The denominator of an update over ``rows``."""
+    return sum(r.share for r in rows)
 
 
 def pack(rows: list[Row], size: int, device: torch.device | str = "cpu") -> list[Packed]:
@@ -74,8 +96,10 @@ def pack(rows: list[Row], size: int, device: torch.device | str = "cpu") -> list
                     part,
                     per_token([list(r.turn.logprobs) for r in part]),
                     per_token([list(r.reference) for r in part]),
-                    per_token([[r.advantage] * len(r.turn.tokens) for r in part]),
+                    per_token([list(r.advantages) for r in part]),
                     per_token([[r.weight] * len(r.turn.tokens) for r in part]),
+                    per_token([list(r.values) for r in part]),
+                    per_token([list(r.targets) for r in part]),
                 )
             )
     return packed

@@ -8,6 +8,7 @@ import numpy as np
 
 from secondlook.data.canaries import Pair
 from secondlook.rewards.base import Reward
+from secondlook.train.advantage import varies
 from secondlook.types import Stopped
 
 
@@ -46,7 +47,7 @@ class Guard:
         Raises Stopped."""
         if metrics["missing"] > self.most_missing or "yes_rate" not in metrics:
             raise Stopped(f"reward: {metrics['missing']:.0%} of the scores are missing; at most {self.most_missing:.0%} may be")
-        varied = float(np.mean([any(a for of_turns in g for a in of_turns[::2] if np.isfinite(a)) for g in advantages]))
+        varied = float(np.mean([varies(g) for g in advantages]))
         same = max(metrics["yes_rate"], 1 - metrics["yes_rate"]) >= self.one_verdict > metrics["agreement"]
         self.dull = self.dull + 1 if not varied or same else 0
         if self.dull >= self.patience:

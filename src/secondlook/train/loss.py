@@ -40,14 +40,17 @@ def policy_loss(
     denominator: float,
     clip: float = 0.2,
     beta: float = 0.05,
+    clip_high: float | None = None,
 ) -> PolicyLoss:
     """Clipped surrogate with k3-KL (arXiv 2506.01480, equation of the RL stage), per token, all arguments (N,).
 
+    The ratio is clipped to [1 - clip, 1 + clip_high]; without ``clip_high`` both sides are ``clip`` (DAPO, arXiv 2503.14476,
+    leaves more room above, so that rare tokens can become likelier).
     ``behaviour`` are the log-probabilities that the engine recorded when it sampled; ``weight`` is the token's weight
     (0 masks it: padding, a missing reward), and the sum of weights over the whole update is ``denominator``.
     """
     ratio = (logp - behaviour).exp()
-    limited = ratio.clamp(1 - clip, 1 + clip)
+    limited = ratio.clamp(1 - clip, 1 + (clip if clip_high is None else clip_high))
     surrogate = torch.minimum(ratio * advantage, limited * advantage)
     kl = kl_k3(logp, reference)
     loss = (weight * (beta * kl - surrogate)).sum() / denominator
@@ -55,3 +58,20 @@ def policy_loss(
         clipped = ((limited * advantage < ratio * advantage) & (weight > 0)).sum()
         gap = (logp - behaviour).abs()[weight > 0].max() if bool((weight > 0).any()) else logp.new_zeros(())
     return PolicyLoss(loss, clipped, (weight * kl).sum().detach(), gap)
+
+
+def value_loss(
+    value: Tensor, before: Tensor, target: Tensor, weight: Tensor, denominator: float, clip: float | None = 0.2
+) -> Tensor:
+    """Clipped value loss (PPO, arXiv 1707.06347, as its public code has it), per token, all arguments (N,):
+    0.5 max((v - R)^2, (clip(v, v_old ± clip) - R)^2), weighted as the policy's. ``clip`` None: no clipping."""
+    error = (value - target) ** 2
+    if clip is not None:
+        error = torch.maximum(error, (before + (value - before).clamp(-clip, clip) - target) ** 2)
+    return 0.5 * (weight * error).sum() / denominator
+
+
+def explained_variance(value: Tensor, target: Tensor) -> float:
+    """1 - Var(R - v) / Var(R) of values and targets (N,): 1 is perfect, 0 as good as a constant, NaN without variance."""
+    spread = target.var()
+    return float(1 - (target - value).var() / spread) if float(spread) > 0 else float("nan")

@@ -1,4 +1,4 @@
-"""Stage 2: GRPO on whole episodes of draw, judge, redraw.
+"""Stage 2: GRPO or PPO on whole episodes of draw, judge, redraw.
 
 Source: arXiv 2506.01480, the RL stage and table 5. Departures from the public code: log-probabilities are those of the
 distribution that was sampled from (guidance, restriction of the verdict), recorded by the engine; the ratio is to the
@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from secondlook.data import canaries, miniature
 from secondlook.data.prompts import Prompts
@@ -27,28 +29,33 @@ from secondlook.model import policy
 from secondlook.model.janus import Janus
 from secondlook.report import filmstrip
 from secondlook.rewards.base import Reward
-from secondlook.rewards.verifier import Verifier
-from secondlook.train.advantage import Form, Weight, advantages, balanced
+from secondlook.rewards.build import JudgeConfig, make
+from secondlook.train.advantage import Form, Scale, Weight, advantages, balanced, turn_rewards, varies
 from secondlook.train.batch import Reduction, Row, pack, rows_of, total_weight
+from secondlook.train.critic import Critic, ValueHead
 from secondlook.train.guard import Guard, check_reward
 from secondlook.train.loss import policy_loss
+from secondlook.train.memory import Checkpointing, checkpointed
 from secondlook.train.rollout import Group, collect, describe
-from secondlook.train.run import Run
+from secondlook.train.run import Run, Stateful
 from secondlook.train.update import Schedule, Update, freeze
 from secondlook.types import InputError, Stopped
 
 
 @dataclass
-class GRPOConfig:
-    """``train grpo``; ``steps`` may be changed when a run is resumed."""
+class RLConfig:
+    """``train rl``; ``steps`` may be changed when a run is resumed."""
 
     model: str
     """The checkpoint to start from; frozen, it is the KL reference too."""
+    algorithm: Literal["grpo", "ppo"] = "grpo"
     prompts: str = ""
     """A text file with one prompt a line; empty: prompts of the miniature's world."""
     canaries: str = ""
     """A JSONL file of known-good and known-bad pictures (``data.canaries.read``) on which the judge is checked before the run;
     empty: the world's own, and for a file of prompts none."""
+    judges: list[JudgeConfig] = field(default_factory=list)
+    """Who scores the images, a weighted mean when several; default: the verifier of the miniature's world."""
     kinds: dict[str, float] = field(default_factory=lambda: dict(miniature.KINDS))
     """Shares of the kinds of the world's prompts."""
     steps: int = 200
@@ -61,7 +68,11 @@ class GRPOConfig:
     """Advantages of the paper (one an episode), of the public code (one for each kind of turn), or "expected": as the public
     code's, but verdicts compared with what the policy expects to earn on the same image."""
     balanced: bool = False
-    """Verdicts on right and on wrong images weigh the same in a step (``train.advantage.balanced``)."""
+    """GRPO: verdicts on right and on wrong images weigh the same in a step (``train.advantage.balanced``)."""
+    scale: Scale = "std"
+    """GRPO: advantages are divided by the group's standard deviation, or not ("none": Dr. GRPO)."""
+    drop_flat_groups: bool = False
+    """Groups whose images all earn the same are left out of the update (DAPO)."""
     last_image_weight: Weight = "T-K+1"
     reduction: Reduction = "token"
     minibatches: int = 2
@@ -70,8 +81,17 @@ class GRPOConfig:
     micro: int = 64
     """Turns scored together."""
     clip_range: float = 0.2
+    clip_high: float | None = None
+    """The upper side's own clip range (DAPO); default: the same."""
     beta: float = 0.05
-    """Weight of the k3-KL to the reference."""
+    """Weight of the KL to the reference."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """The k3-KL in the loss, or (PPO) log pi - log reference off each token's reward."""
+    gamma: float = 1.0
+    lam: float = 0.95
+    value_lr: float = 1e-3
+    value_clip: float = 0.2
+    """These four: PPO's discount, GAE's lambda, and the value head's rate and clip range."""
     guidance: float | None = None
     """Default: the checkpoint's own."""
     temperature: float = 1.0
@@ -93,6 +113,8 @@ class GRPOConfig:
     threads: int = 2
     device: str = "cpu"
     log_every: int = 5
+    checkpointing: Checkpointing = "none"
+    """Activations that are computed again for the gradient (``train.memory``)."""
     save_every: int = 25
     picture_every: int = 50
     """Steps between pages with the best and worst episodes."""
@@ -102,16 +124,18 @@ class GRPOConfig:
             least = 2 if name == "group" else 1
             if getattr(self, name) < least:
                 raise InputError(f"config: {name} is {getattr(self, name)}; it must be at least {least}")
+        if self.kl_in == "reward" and self.algorithm != "ppo":
+            raise InputError("config: kl_in is 'reward'; only ppo has a reward for each token, use 'loss'")
         miniature.check_shares("kinds", self.kinds, miniature.KINDS)
 
 
-class GRPOJob:
+class RLJob:
     """The loop's step: roll out, score, advantage, update. The engine draws with the very weights that are trained."""
 
-    def __init__(self, config: GRPOConfig, out: Path, reward: Reward | None = None):
+    def __init__(self, config: RLConfig, out: Path, reward: Reward | None = None):
         self.config, self.out = config, out
         self.prompts = Prompts(config.prompts, config.kinds)
-        self.reward = reward or Verifier()
+        self.reward = reward or make(config.judges, config.device)
         self.janus = Janus.load(config.model, config.device)
         self.reference = Janus.load(config.model, config.device).requires_grad_(False)
         parameters = freeze(self.janus)
@@ -122,6 +146,12 @@ class GRPOJob:
         self.engine = Engine(self.janus, batch=c.prompts_per_step * c.group)
         guidance = Sampling.of(self.janus.net.generation_config).guidance if c.guidance is None else c.guidance
         self.sampling = Sampling(guidance, c.temperature, code_top_k=0, text_top_k=0)
+        self.critic: Critic | None = None
+        if c.algorithm == "ppo":
+            torch.manual_seed(c.seed)
+            head = ValueHead(self.janus.net.config.text_config.hidden_size).to(self.janus.device)
+            kl_weight = c.beta if c.kl_in == "reward" else 0.0
+            self.critic = Critic(head, c.value_lr, c.gamma, c.lam, c.value_clip, kl_weight)
         self.guard = Guard(c.most_missing, c.one_verdict, c.patience)
         if c.canaries or not c.prompts:
             check_reward(self.reward, *(canaries.read(c.canaries) if c.canaries else canaries.of_the_world(c.seed)))
@@ -135,25 +165,31 @@ class GRPOJob:
         seed = (c.seed * 10**6 + step) * c.prompts_per_step * c.group
         groups = collect(self.engine, asked, c.group, c.rounds, seed, self.sampling, self.reward)
         sampled = time.perf_counter() - began
-        values = [advantages(g.values(), g.verdicts(), c.rounds, c.form, c.last_image_weight, g.p_yes()) for g in groups]
-        if c.balanced:
+        values = [self.advantages(g) for g in groups]
+        if c.balanced and c.algorithm == "grpo":
             values = balanced(values, [g.values() for g in groups])
         metrics = describe(groups)
         metrics |= self.guard.check(metrics, values)
-        pairs = [
-            (turn, a)
-            for g, each in zip(groups, values, strict=True)
-            for episode, of_turns in zip(g.episodes, each, strict=True)
-            for turn, a in zip(episode.turns, of_turns, strict=True)
+        used = [(g, v) for g, v in zip(groups, values, strict=True) if not c.drop_flat_groups or varies(v)]
+        turns = [t for g, _ in used for e in g.episodes for t in e.turns]
+        rewards = [
+            r
+            for g, _ in used
+            for s, y in zip(g.values(), g.verdicts(), strict=True)
+            for r in turn_rewards(s, y, c.rounds, c.form, c.last_image_weight)
         ]
-        rows = rows_of([t for t, _ in pairs], [a for _, a in pairs], c.reduction)
+        flat = [a for _, v in used for of_turns in v for a in of_turns]
+        longest = max(self.janus.n_codes, self.sampling.reason_tokens)
+        rows = rows_of(turns, flat, c.reduction, longest, rewards)
         lr = self.schedule.at(step)
-        metrics |= self.learn(rng, rows, lr, first=step == 0) | {"lr": lr, "rollout_seconds": sampled}
+        with checkpointed(self.janus, c.checkpointing):
+            learnt = self.learn(rng, rows, lr, first=step == 0)
+        metrics |= learnt | {"lr": lr, "rollout_seconds": sampled}
         if metrics["refused_steps"] == 1:
             raise Stopped(
                 f"policy: not one update of step {step} had a finite gradient; start again from a checkpoint at a lower rate"
             )
-        metrics["tokens_per_second"] = sum(len(t.tokens) for t, _ in pairs) / (time.perf_counter() - began)
+        metrics["tokens_per_second"] = sum(len(t.tokens) for t in turns) / (time.perf_counter() - began)
         if step % c.picture_every == 0:
             self.picture(groups, step)
         return metrics
@@ -163,6 +199,9 @@ class GRPOJob:
         c, device = self.config, self.janus.device
         rows = self.with_reference(rows)
         seen: dict[str, list[float]] = {}
+        if self.critic is not None:
+            rows, told = self.critic.judge(rows, self.states(rows))
+            seen |= {name: [value] for name, value in told.items()}
         for epoch in range(c.epochs):
             order = rng.permutation(len(rows))
             for k, picks in enumerate(np.array_split(order, c.minibatches)):
@@ -170,12 +209,21 @@ class GRPOJob:
                 denominator = total_weight(part)
                 if not denominator:
                     continue
-                sums = {"kl": 0.0, "clipped": 0.0, "loss": 0.0, "entropy": 0.0}
+                sums = {"kl": 0.0, "clipped": 0.0, "loss": 0.0, "entropy": 0.0} | ({"value_loss": 0.0} if self.critic else {})
                 tokens, gap = 0, 0.0
                 for batch in pack(part, c.micro, device):
-                    logp = policy.score(self.janus, self.engine.protocol, batch.turns)
+                    logp, hidden = policy.evaluate(self.janus, self.engine.protocol, batch.turns)
+                    beta = c.beta if c.kl_in == "loss" else 0.0
                     out = policy_loss(
-                        logp, batch.behaviour, batch.reference, batch.advantage, batch.weight, denominator, c.clip_range, c.beta
+                        logp,
+                        batch.behaviour,
+                        batch.reference,
+                        batch.advantage,
+                        batch.weight,
+                        denominator,
+                        c.clip_range,
+                        beta,
+                        c.clip_high,
                     )
                     gap = max(gap, float(out.gap))
                     if first and epoch == k == 0 and gap > c.most_disagreement:
@@ -184,6 +232,10 @@ class GRPOJob:
                             f"at most {c.most_disagreement} is rounding, so the sampler and the scorer disagree"
                         )
                     out.loss.backward()
+                    if self.critic is not None:
+                        value = self.critic.loss(hidden, batch, denominator)
+                        value.backward()
+                        sums["value_loss"] += float(value.detach())
                     sums["loss"] += float(out.loss.detach())
                     sums["kl"] += float(out.kl) / denominator
                     sums["clipped"] += float(out.clipped)
@@ -192,8 +244,10 @@ class GRPOJob:
                 sums["clipped"] /= tokens
                 if epoch == k == 0:
                     sums["sampler_gap"] = gap
-                for name, value in (sums | self.update.step(lr)).items():
-                    seen.setdefault(name, []).append(value)
+                if self.critic is not None:
+                    self.critic.step()
+                for name, number in (sums | self.update.step(lr)).items():
+                    seen.setdefault(name, []).append(number)
         return {name: float(np.mean(v)) for name, v in seen.items()}
 
     @torch.no_grad()
@@ -206,6 +260,18 @@ class GRPOJob:
             for row, end in zip(batch.rows, ends, strict=True):
                 known.append(replace(row, reference=tuple(logp[end - len(row.turn.tokens) : end])))
         return known
+
+    @torch.no_grad()
+    def states(self, rows: list[Row]) -> Iterator[tuple[list[Row], Tensor]]:
+        """The rows in parts, with the policy's final hidden states (N, D) from which their tokens were predicted."""
+        for batch in pack(rows, self.config.micro, self.janus.device):
+            yield batch.rows, policy.evaluate(self.janus, self.engine.protocol, batch.turns)[1]
+
+    def advantages(self, group: Group) -> list[list[float]]:
+        """Of every turn of a group's episodes. PPO's own come from its value head; there these say which groups vary."""
+        c = self.config
+        form: Form = "segment" if c.algorithm == "ppo" and c.form == "expected" else c.form
+        return advantages(group.values(), group.verdicts(), c.rounds, form, c.last_image_weight, group.p_yes(), c.scale)
 
     def picture(self, groups: list[Group], step: int) -> None:
         """The best and worst episode of the groups that vary most, as a page."""
@@ -223,11 +289,14 @@ class GRPOJob:
         return np.array([v[e.final] for v, e in zip(group.values(), group.episodes, strict=True)])
 
 
-def train_grpo(config: GRPOConfig, out: str | Path, reward: Reward | None = None) -> None:
+def train_rl(config: RLConfig, out: str | Path, reward: Reward | None = None) -> None:
     """Train, resume if ``out`` holds a state, and write the checkpoint to ``out``/final."""
     torch.set_num_threads(config.threads)
     out = Path(out)
-    job = GRPOJob(config, out, reward)
-    run = Run(out, config, {"net": job.trainable, "optimizer": job.update, "guard": job.guard}, may_change=("steps",))
+    job = RLJob(config, out, reward)
+    state: dict[str, Stateful] = {"net": job.trainable, "optimizer": job.update, "guard": job.guard}
+    if job.critic is not None:
+        state["critic"] = job.critic
+    run = Run(out, config, state, may_change=("steps",))
     run.loop(config.steps, job.step, log_every=config.log_every, save_every=config.save_every)
     job.janus.save(out / "final")
