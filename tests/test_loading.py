@@ -18,7 +18,7 @@ import fullsize
 from secondlook.cli import main
 from secondlook.engine.decode import Engine
 from secondlook.engine.linear import fast_linear
-from secondlook.model import checkpoint, convert, policy
+from secondlook.model import checkpoint, convert, packed, policy
 from secondlook.model.janus import Janus
 from secondlook.types import InputError, Request, Rule
 
@@ -95,7 +95,7 @@ def test_dtype_and_attention(parts, janus, tmp_path):
     drawn = []
     for attention in ("sdpa", "eager"):
         engine = Engine(Janus.load(tmp_path / "m", attention=attention))
-        assert engine.janus.net.config.text_config._attn_implementation == attention
+        assert packed.attention(engine.janus.net) == attention
         segments = engine.protocol.draw("a photo of a cat")
         drawn.append(engine.draw([Request("draw", segments, 0)], Rule("code", guidance=3.0, temperature=0.0))[0].tokens)
     assert drawn[0] == drawn[1]
