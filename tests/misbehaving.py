@@ -116,7 +116,7 @@ class Handler(BaseHTTPRequestHandler):
             if text.startswith("Split"):
                 number = re.search(r"number (\d+)", text)[1]
                 return {"message": {"content": f'Here: ["Is it number {number}?", "Is it like number 100?"]'}}
-            return {"message": {"content": "a sentence"}}
+            return {"message": {"content": "a sentence."}}
         p = truth(text) * 0.9
         return logprobs([("Yes", p * 2 / 3), (" yes", p / 3), ("No", 0.9 - p), ("perhaps", 0.1)])
 

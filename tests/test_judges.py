@@ -11,7 +11,7 @@ from misbehaving import FAULTS, Judge, truth
 from secondlook.config import load
 from secondlook.rewards.ask import Answers, Asker, Endpoint, Unanswered
 from secondlook.rewards.base import Score, Weighted
-from secondlook.rewards.build import make
+from secondlook.rewards.build import JudgeConfig, make
 from secondlook.rewards.endpoint import EndpointJudge, p_yes, questions_of, yes_or_no
 from secondlook.rewards.verifier import Verifier
 from secondlook.train.rl import RLConfig
@@ -133,7 +133,8 @@ def test_judges_of_a_config(engine, tmp_path):
     rule = Rule("text", temperature=0.0, first=(engine.protocol.yes, engine.protocol.no))
     assert alone.value == pytest.approx(engine.write([request], rule)[0].p_yes, abs=1e-6)
     assert score.value == pytest.approx(0.75 * 0.4 + 0.25 * alone.value)
-    assert isinstance(make([]), Verifier)
+    assert isinstance(make([]), Verifier) and not judge.parts[0][1].reasons
+    assert make([JudgeConfig("endpoint", url="http://u", model="v")], reasons=True).reasons
     for bad, word in (('kind = "endpoint"', "url is empty"), ('kind = "oracle"', "judges"), ("weigth = 2", "judges")):
         toml.write_text(f'model = "m"\n[[judges]]\n{bad}\n')
         with pytest.raises(InputError, match=word):

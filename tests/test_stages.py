@@ -253,6 +253,19 @@ def test_a_dead_reward_stops_the_run(start, tmp_path):
         stuck.guard.check(describe(groups), [[[0.0, 0.0]] * 2])
 
 
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
+def test_a_step_whose_groups_are_all_flat_changes_nothing(start, tmp_path, algorithm):
+    class Same:
+        def __call__(self, items):
+            return [Score(1.0, True, "it is red") for _ in items]
+
+    flat = job(start, tmp_path, Same(), algorithm=algorithm, form="segment", drop_flat_groups=True)
+    before = [p.clone() for p in flat.trainable.values()]
+    metrics = flat.step(0)
+    assert metrics["groups_with_variance"] == 0 and "loss" not in metrics
+    assert all(torch.equal(a, b) for a, b in zip(before, flat.trainable.values(), strict=True))
+
+
 def test_canaries_of_ones_own_prompts(start, tmp_path):
     Image.new("RGB", (48, 48), (200, 20, 20)).save(tmp_path / "red.png")
     Image.new("RGB", (48, 48), (20, 200, 20)).save(tmp_path / "green.png")

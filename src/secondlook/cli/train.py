@@ -70,7 +70,7 @@ def data_sample(config: Config, out: Out = Path("out/data"), set_: Set = []) -> 
     loaded = configs.load(sample.SampleConfig, config, set_)
     where = locate(loaded.model)
     writable_folder(out)
-    reward = make(loaded.judges, loaded.device)
+    reward = make(loaded.judges, loaded.device, reasons=True)
     sample.sample(loaded, load_engine(where, loaded.device, loaded.batch), reward, out)
     console.print(f"written to {out}: images-*.parquet, manifest.json")
 

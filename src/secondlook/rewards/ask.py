@@ -63,7 +63,7 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Question:
-    """A request's body, what reads its answer, and what the answer depends on besides the endpoint."""
+    """A request's body, which with the endpoint is all that the answer depends on, and what reads it."""
 
     body: dict[str, Any]
     """Of ``POST /chat/completions``, without the model."""

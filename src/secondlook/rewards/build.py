@@ -47,13 +47,14 @@ class JudgeConfig:
                 raise InputError(f"config: judges: {name} is empty; a judge of kind {self.kind!r} needs it")
 
 
-def make(configs: list[JudgeConfig], device: str = "cpu") -> Reward:
-    """The judge, or the weighted mean of several; without any, the verifier."""
-    parts = [(c.weight, _one(c, device)) for c in configs]
+def make(configs: list[JudgeConfig], device: str = "cpu", reasons: bool = False) -> Reward:
+    """The judge, or the weighted mean of several; without any, the verifier. ``reasons``: they are needed (a model is taught to
+    say them), so an endpoint is asked for them as well."""
+    parts = [(c.weight, _one(c, device, reasons)) for c in configs]
     return Verifier() if not parts else parts[0][1] if len(parts) == 1 else Weighted(parts)
 
 
-def _one(config: JudgeConfig, device: str) -> Reward:
+def _one(config: JudgeConfig, device: str, reasons: bool) -> Reward:
     if config.kind == "verifier":
         return Verifier()
     if config.kind == "policy":
@@ -68,4 +69,4 @@ def _one(config: JudgeConfig, device: str) -> Reward:
     decomposer = None
     if c.decomposer_model:
         decomposer = Asker(replace(place, url=c.decomposer_url or c.url, model=c.decomposer_model), answers)
-    return EndpointJudge(Asker(place, answers), decomposer, c.long)
+    return EndpointJudge(Asker(place, answers), decomposer, c.long, reasons)

@@ -128,7 +128,7 @@ class EndpointJudge:
         if values is None or reason is None or any(v is None for v in values):
             return None
         s = sum(v for v in values if v is not None) / len(values)
-        return Score(s, s >= 0.5, reason)
+        return Score(s, s >= 0.5, reason.strip().rstrip("."))
 
     def edits(self, items: Sequence[tuple[str, Image, Image]]) -> list[tuple[float, float] | None]:
         """(following, preserving) of each (instruction, source, edited picture); None where an answer is missing."""

@@ -7,6 +7,7 @@ there is no second model. Each turn is a segment of its own with the reward at i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -60,7 +61,8 @@ class Critic:
             ends = np.cumsum([len(r.turn.tokens) for r in part])
             judged += [self._with_advantages(r, v) for r, v in zip(part, np.split(values, ends[:-1]), strict=True)]
         targets, before = (torch.tensor([x for r in judged for x in getattr(r, n)]) for n in ("targets", "values"))
-        return whitened(judged), {"explained_variance": explained_variance(before, targets)}
+        explained = explained_variance(before, targets)
+        return whitened(judged), {"explained_variance": explained} if math.isfinite(explained) else {}
 
     def _with_advantages(self, row: Row, values: np.ndarray) -> Row:
         rewards = np.zeros(len(values))

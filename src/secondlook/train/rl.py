@@ -66,7 +66,8 @@ class RLConfig:
     """Most images an episode (T)."""
     form: Form = "episode"
     """Advantages of the paper (one an episode), of the public code (one for each kind of turn), or "expected": as the public
-    code's, but verdicts compared with what the policy expects to earn on the same image."""
+    code's, but verdicts compared with what the policy expects to earn on the same image. PPO: whether a turn ends with the
+    episode's reward, or (both others) with its own."""
     balanced: bool = False
     """GRPO: verdicts on right and on wrong images weigh the same in a step (``train.advantage.balanced``)."""
     scale: Scale = "std"
@@ -183,9 +184,9 @@ class RLJob:
         rows = rows_of(turns, flat, c.reduction, longest, rewards)
         lr = self.schedule.at(step)
         with checkpointed(self.janus, c.checkpointing):
-            learnt = self.learn(rng, rows, lr, first=step == 0)
+            learnt = self.learn(rng, rows, lr, first=step == 0) if rows else {}  # every group may have been dropped
         metrics |= learnt | {"lr": lr, "rollout_seconds": sampled}
-        if metrics["refused_steps"] == 1:
+        if metrics.get("refused_steps") == 1:
             raise Stopped(
                 f"policy: not one update of step {step} had a finite gradient; start again from a checkpoint at a lower rate"
             )
