@@ -14,7 +14,7 @@ from secondlook.rewards.base import Score, Weighted
 from secondlook.rewards.build import JudgeConfig, make
 from secondlook.rewards.endpoint import EndpointJudge, p_yes, questions_of, yes_or_no
 from secondlook.rewards.verifier import Verifier
-from secondlook.train.rl import RLConfig
+from secondlook.train.rl_config import RLConfig
 from secondlook.types import InputError, Request, Rule
 
 PATIENT = {"timeout": 3.0, "attempts": 6, "backoff": 0.01, "concurrency": 64}

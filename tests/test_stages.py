@@ -25,7 +25,8 @@ from secondlook.rewards.verifier import Verifier
 from secondlook.train.batch import pack, rows_of, total_weight
 from secondlook.train.guard import check_reward
 from secondlook.train.loss import policy_loss
-from secondlook.train.rl import RLConfig, RLJob, train_rl
+from secondlook.train.rl import RLJob, train_rl
+from secondlook.train.rl_config import RLConfig
 from secondlook.train.rollout import collect, describe
 from secondlook.train.run import Run
 from secondlook.train.sft import SFTConfig, train_sft
@@ -138,7 +139,7 @@ def test_sft_resumes_exactly_and_learns(data, start, tmp_path, monkeypatch):
 
 def sampled_turns(engine):
     prompts = ["a photo of a red star", "a photo of two cats"]
-    groups = collect(engine, prompts, 4, 2, 0, Sampling(guidance=1.0), Verifier())
+    groups = collect(engine, prompts, 4, 2, [0, 4], Sampling(guidance=1.0), Verifier())
     return [t for g in groups for e in g.episodes for t in e.turns]
 
 
@@ -203,6 +204,7 @@ def test_the_reward_goes_up(tmp_path, monkeypatch, algorithm):
         prompts=str(prompts),
         steps=10,
         algorithm=algorithm,
+        value_warmup=1,
         form="segment",
         beta=0.0,
         log_every=1,
@@ -248,9 +250,9 @@ def test_a_dead_reward_stops_the_run(start, tmp_path):
     stuck = job(start, tmp_path, Dead(), form="segment", patience=1)
     with pytest.raises(Stopped, match="can"):
         check_reward(Dead(), [("p", None)], [("p", None)])
-    groups = collect(stuck.engine, ["a red picture"], 2, 1, 0, stuck.sampling, Dead())
+    groups = collect(stuck.engine, ["a red picture"], 2, 1, [0], stuck.sampling, Dead())
     with pytest.raises(Stopped, match="no variance"):
-        stuck.guard.check(describe(groups), [[[0.0, 0.0]] * 2])
+        stuck.guard.check(describe([g.outcome for g in groups]), [[[0.0, 0.0]] * 2])
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "ppo"])

@@ -16,7 +16,7 @@ from secondlook.config import load
 from secondlook.data.sample import SampleConfig
 from secondlook.train.base import BaseConfig, text_tokenizer
 from secondlook.train.optimizer import orthogonalize
-from secondlook.train.rl import RLConfig
+from secondlook.train.rl_config import RLConfig
 from secondlook.train.run import Run, schedule
 from secondlook.train.sft import SFTConfig
 from secondlook.train.tokenizer import TokenizerConfig, cluster, describe
@@ -55,7 +55,7 @@ def test_killed_training_resumes_to_the_same_weights(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     subprocess.run(vision_command(tmp_path, whole), check=True, capture_output=True)
     process = subprocess.Popen(vision_command(tmp_path, killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (killed / "state.pt").exists() and process.poll() is None:
+    while not (killed / "states" / "step-00000010").exists() and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ from rich.console import Console
 
 from secondlook.types import InputError
 
-console = Console(highlight=False)
+console = Console(highlight=False, quiet=os.environ.get("RANK", "0") != "0")  # of torchrun's ranks the first speaks
 
 Model = Annotated[str, typer.Option(help="A shipped model's name, a checkpoint folder, or a hub id.")]
 Out = Annotated[Path, typer.Option(help="Folder for the results.")]

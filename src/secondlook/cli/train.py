@@ -54,9 +54,9 @@ def train_rl(
     set_: Set = [],  # noqa: B006
 ) -> None:
     """Stage 2: GRPO or PPO on whole episodes."""
-    from secondlook.train import rl
+    from secondlook.train import rl, rl_config
 
-    _train(rl.train_rl, rl.RLConfig, config, out, [*set_, *([f"algorithm={algorithm}"] if algorithm else [])])
+    _train(rl.train_rl, rl_config.RLConfig, config, out, [*set_, *([f"algorithm={algorithm}"] if algorithm else [])])
 
 
 @data_app.command("sample")

@@ -15,6 +15,7 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import LlamaModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, eager_attention_forward
@@ -73,16 +74,21 @@ def fused() -> tuple[Callable, ...]:
     return tuple(torch.compile(function) for function in BETWEEN)
 
 
+def side_by_side(*modules: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Several layers of one input, called one by one: (…, D) to their outputs side by side."""
+    return lambda x: torch.cat([module(x) for module in modules], -1)
+
+
 def joined(*modules: nn.Module) -> Callable[[Tensor], Tensor]:
     """Several linear layers of one input as one: (…, D) to their outputs side by side.
 
     From then on one tensor holds their weights, and each layer's own is a view of it: nothing is held twice, and training goes
-    on as before. Layers that are anything else (adapters, quantized or sharded weights) are called one by one.
+    on as before. Layers that are anything else (adapters, quantized weights) are called one by one.
     """
     weights: list[Tensor] = []
     for m in modules:
         if type(m) is not nn.Linear or m.bias is not None or type(m.weight.data) is not Tensor:
-            return lambda x: torch.cat([module(x) for module in modules], -1)
+            return side_by_side(*modules)
         weights.append(m.weight)
     ends = [w.data_ptr() + w.nbytes for w in weights]
     storages = {w.untyped_storage().data_ptr() for w in weights}
@@ -115,8 +121,10 @@ class Step:
             and packed.attention(janus.net) == "sdpa"
         )
         """Attention that takes each row's length from the device; elsewhere a mask says it."""
-        self._qkv = [joined(a.q_proj, a.k_proj, a.v_proj) for a in (layer.self_attn for layer in self.model.layers)]
-        self._gate_up = [joined(layer.mlp.gate_proj, layer.mlp.up_proj) for layer in self.model.layers]
+        # weights that FSDP gathered are its own: they lie where it put them, and only until the ranks share them out again
+        join = side_by_side if isinstance(self.model.layers[0], FSDPModule) else joined
+        self._qkv = [join(a.q_proj, a.k_proj, a.v_proj) for a in (layer.self_attn for layer in self.model.layers)]
+        self._gate_up = [join(layer.mlp.gate_proj, layer.mlp.up_proj) for layer in self.model.layers]
         self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
         self._seen: set[tuple[int, int]] = set()
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None

@@ -58,9 +58,10 @@ class Janus(nn.Module):
         quantize_(self.net.model.language_model, Int8WeightOnlyConfig())
         return self
 
-    def save(self, folder: str | Path) -> None:
-        """Write the checkpoint in transformers' layout (config, safetensors, processor, tokenizer)."""
-        self.net.save_pretrained(folder)
+    def save(self, folder: str | Path, weights: dict[str, Tensor] | None = None) -> None:
+        """Write the checkpoint in transformers' layout (config, safetensors, processor, tokenizer); ``weights`` in place of the
+        network's own, which may be in parts."""
+        self.net.save_pretrained(folder, state_dict=weights)
         self.processor.save_pretrained(folder)
 
     @property
@@ -109,7 +110,8 @@ class Janus(nn.Module):
 
     def _pixels(self, images: list[Image.Image]) -> Tensor:
         stack = torch.from_numpy(np.stack([np.asarray(i) for i in images]))
-        return to_unit(stack).to(self.device, self.dtype)
+        first = next(self.net.model.vqmodel.parameters())  # the encoders' own type, which the rest may differ from in training
+        return to_unit(stack).to(first.device, first.dtype)
 
     def embed_text(self, ids: Tensor) -> Tensor:
         """(…) ids to (…, D)."""

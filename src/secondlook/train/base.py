@@ -34,7 +34,7 @@ from secondlook.model.policy import cross_entropy
 from secondlook.model.sequence import AGAIN, ASSISTANT, MATCH, SPECIALS, SYSTEM, USER, Protocol
 from secondlook.train.optimizer import Optimizer
 from secondlook.train.run import Run
-from secondlook.train.update import Average, freeze, hidden_modules
+from secondlook.train.update import Average, freeze, hidden_modules, trainable
 from secondlook.types import Draw, InputError, Segment, Text
 
 
@@ -216,12 +216,12 @@ class BaseJob:
         self.config = config
         self.janus = Janus.load(config.start).train() if config.start else self._fresh(out)
         self.janus.to(config.device)
-        parameters = freeze(self.janus)
+        freeze(self.janus)
         self.protocol = Protocol(self.janus.tokenizer, self.janus.history)
         net = self.janus.net
         self.optimizer = Optimizer(net, hidden_modules(net), config.muon_lr, config.adam_lr, config.weight_decay)
         self.average = Average(net, config.ema)
-        self.trainable = nn.ParameterDict({n.replace(".", "/"): p for n, p in parameters.items()})
+        self.trainable = trainable(self.janus)
         self.prompts, self.codes = self._pool(out) if config.draws else ([], torch.empty(0))
 
     def _fresh(self, out: Path) -> Janus:

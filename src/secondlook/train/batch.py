@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from secondlook.train.ranks import Ranks
 from secondlook.types import Turn
 
 Reduction = Literal["token", "turn", "constant"]
@@ -32,6 +34,10 @@ class Row:
     """The value head's, before the update (PPO)."""
     targets: tuple[float, ...] = ()
     """What it is taught (PPO)."""
+    factor: float = 1.0
+    """Of its advantages, once they are whitened (PPO's balanced verdicts)."""
+    index: int = -1
+    """Its place among all ranks' rows of a step."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +49,6 @@ class Packed:
     reference: Tensor
     advantage: Tensor
     weight: Tensor
-    values: Tensor
-    targets: Tensor
-    """These two are empty where no value head is trained."""
 
     @property
     def turns(self) -> list[Turn]:
@@ -58,17 +61,23 @@ def rows_of(
     reduction: Reduction = "token",
     longest: int = 1,
     rewards: list[float] | None = None,
+    factors: list[float] | None = None,
+    start: int = 0,
 ) -> list[Row]:
-    """Turns worth learning from: those whose advantage is missing (NaN) are left out. ``token``: every token of the update
-    weighs the same; ``turn``: every turn does; ``constant``: every token does, and the denominator is turns times ``longest``,
-    so that a turn's length does not decide how much its tokens count (Dr. GRPO, arXiv 2503.20783)."""
-    rows = []
+    """Turns worth learning from, numbered from ``start``: those whose advantage is missing (NaN) are left out.
+
+    ``token``: every token of the update weighs the same; ``turn``: every turn does; ``constant``: every token does, and the
+    denominator is turns times ``longest``, so that a turn's length does not decide how much its tokens count (Dr. GRPO, arXiv
+    2503.20783).
+    """
+    rows: list[Row] = []
     for i, (turn, a) in enumerate(zip(turns, advantages, strict=True)):
         n = len(turn.tokens)
         weight = {"token": 1.0, "turn": 1.0 / n, "constant": 1.0 / longest}[reduction]
         share = float(n) if reduction == "token" else 1.0
         if math.isfinite(a):
-            rows.append(Row(turn, (a,) * n, weight, share, rewards[i] if rewards else 0.0))
+            reward, factor = rewards[i] if rewards else 0.0, factors[i] if factors else 1.0
+            rows.append(Row(turn, (a,) * n, weight, share, reward, factor=factor, index=start + len(rows)))
     return rows
 
 
@@ -78,12 +87,13 @@ def total_weight(rows: list[Row]) -> float:
 
 
 def pack(rows: list[Row], size: int, device: torch.device | str = "cpu") -> list[Packed]:
-    """Micro-batches of at most ``size`` turns; each holds turns of one rule and, as far as that goes, of one length."""
+    """Micro-batches of at most ``size`` turns; each holds turns of one rule and, as far as that goes, of one length. Drawn ones
+    come first."""
     by_rule: dict = {}
     for row in rows:
         by_rule.setdefault(row.turn.rule, []).append(row)
     packed = []
-    for same in by_rule.values():
+    for same in sorted(by_rule.values(), key=lambda same: same[0].turn.rule.head):
         same.sort(key=lambda r: (len(r.turn.segments), len(r.turn.tokens)))
         for i in range(0, len(same), size):
             part = same[i : i + size]
@@ -98,8 +108,25 @@ def pack(rows: list[Row], size: int, device: torch.device | str = "cpu") -> list
                     per_token([list(r.reference) for r in part]),
                     per_token([list(r.advantages) for r in part]),
                     per_token([[r.weight] * len(r.turn.tokens) for r in part]),
-                    per_token([list(r.values) for r in part]),
-                    per_token([list(r.targets) for r in part]),
                 )
             )
     return packed
+
+
+def in_step(packed: list[Packed], idle: dict[str, Row], ranks: Ranks) -> list[Packed]:
+    """``packed``, with idle micro-batches (of weight 0) for the heads of which another rank has more: ranks that share weights
+    gather them together."""
+    if ranks.size == 1:
+        return packed
+    counts = ranks.gather(Counter(p.rows[0].turn.rule.head for p in packed))
+    found = []
+    for head, row in sorted(idle.items()):
+        mine = [p for p in packed if p.rows[0].turn.rule.head == head]
+        found += mine + pack([row], 1, ranks.device) * (max(c[head] for c in counts) - len(mine))
+    return found
+
+
+def idle_row(turn: Turn) -> Row:
+    """A turn that counts nothing."""
+    zeros = (0.0,) * len(turn.tokens)
+    return Row(turn, zeros, 0.0, 0.0, reference=turn.logprobs)

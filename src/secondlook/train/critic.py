@@ -2,24 +2,27 @@
 
 Source: arXiv 2506.01480 names PPO without details; the formulas are those of arXiv 1707.06347 and 1506.02438. Ours: the head
 stands on the policy's own final hidden states, which its loss does not move (the policy is taught by its own loss alone), so
-there is no second model. Each turn is a segment of its own with the reward at its last token and nothing after it.
+there is no second model, and the head is taught in passes of its own over states that are computed once a step. Each turn is a
+segment of its own with the reward at its last token and nothing after it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from secondlook.train.advantage import gae, whiten
-from secondlook.train.batch import Packed, Row
+from secondlook.train.batch import Row
 from secondlook.train.loss import explained_variance, value_loss
+from secondlook.train.optimizer import load_named_state, named_state
+from secondlook.train.ranks import Ranks
 
 HEADS = ("code", "text")
+KINDS = ("draw", "judge", "redraw")
 
 
 class ValueHead(nn.Module):
@@ -44,25 +47,27 @@ class Critic:
     lr: float
     gamma: float = 1.0
     lam: float = 0.95
-    clip: float = 0.2
+    clip: float | None = 0.2
     kl_weight: float = 0.0
     """Of log pi - log reference, taken off each token's reward; 0: the KL is in the loss."""
+    ranks: Ranks = field(default_factory=Ranks)
 
     def __post_init__(self) -> None:
+        self.names = {p: n for n, p in self.head.named_parameters()}
         self.optimizer = torch.optim.AdamW(self.head.parameters(), self.lr, betas=(0.9, 0.95), eps=1e-6, weight_decay=0.0)
 
-    def judge(self, rows: list[Row], states: Iterable[tuple[list[Row], Tensor]]) -> tuple[list[Row], dict[str, float]]:
-        """``rows``, in parts with the states (N, D) of their tokens, with values, targets and advantages: GAE over each turn's
-        tokens, whitened over all tokens of a kind of turn. Returns them in the order of the parts, and metrics."""
-        judged: list[Row] = []
-        for part, hidden in states:
-            with torch.no_grad():
-                values = self.head(hidden, part[0].turn.rule.head).double().cpu().numpy()
-            ends = np.cumsum([len(r.turn.tokens) for r in part])
-            judged += [self._with_advantages(r, v) for r, v in zip(part, np.split(values, ends[:-1]), strict=True)]
-        targets, before = (torch.tensor([x for r in judged for x in getattr(r, n)]) for n in ("targets", "values"))
+    @torch.no_grad()
+    def judge(self, rows: list[Row], states: list[Tensor]) -> tuple[list[Row], dict[str, float]]:
+        """``rows``, with the states (n, D) of each one's tokens, get values, targets and advantages: GAE over each turn's
+        tokens, whitened over all ranks' tokens of a kind of turn. Returns them, and metrics."""
+        judged = [
+            self._with_advantages(row, self.head(hidden, row.turn.rule.head).double().cpu().numpy())
+            for row, hidden in zip(rows, states, strict=True)
+        ]
+        told = self.ranks.gather([(r.targets, r.values) for r in judged])
+        targets, before = (torch.tensor([x for part in told for pair in part for x in pair[i]]) for i in (0, 1))
         explained = explained_variance(before, targets)
-        return whitened(judged), {"explained_variance": explained} if math.isfinite(explained) else {}
+        return whitened(judged, self.ranks), {"explained_variance": explained} if math.isfinite(explained) else {}
 
     def _with_advantages(self, row: Row, values: np.ndarray) -> Row:
         rewards = np.zeros(len(values))
@@ -72,30 +77,50 @@ class Critic:
         a = gae(rewards, values, self.gamma, self.lam)
         return replace(row, values=tuple(values.tolist()), targets=tuple((a + values).tolist()), advantages=tuple(a.tolist()))
 
-    def loss(self, hidden: Tensor, batch: Packed, denominator: float) -> Tensor:
-        """One micro-batch's share of the value loss."""
-        values = self.head(hidden, batch.turns[0].rule.head)
-        return value_loss(values, batch.values, batch.targets, batch.weight, denominator, self.clip)
-
-    def step(self) -> None:
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+    def fit(self, rows: list[Row], states: list[Tensor], parts: list[list[int]], clip: float | None) -> float:
+        """One pass over judged rows, of which this rank has those of each part's numbers that are its own: the head follows
+        their targets. Returns the mean loss."""
+        mine = {row.index: i for i, row in enumerate(rows)}
+        losses = []
+        for part in parts:
+            chosen = [mine[i] for i in part if i in mine]
+            [denominator] = self.ranks.total({"share": sum(rows[i].share for i in chosen)}).values()
+            total = 0.0
+            for head in HEADS:
+                picked = [i for i in chosen if rows[i].turn.rule.head == head]
+                if not picked or not denominator:
+                    continue
+                value = self.head(torch.cat([states[i] for i in picked]), head)
+                weight, before, target = (
+                    torch.tensor([x for i in picked for x in column(rows[i])], device=value.device)
+                    for column in (lambda r: [r.weight] * len(r.values), lambda r: r.values, lambda r: r.targets)
+                )
+                loss = value_loss(value, before, target, weight, denominator, clip)
+                loss.backward()
+                total += float(loss.detach())
+            self.ranks.add_gradients(self.head.parameters())
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            losses.append(self.ranks.total({"loss": total})["loss"])
+        return float(np.mean(losses))
 
     def state_dict(self) -> dict:
-        return {"head": self.head.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return {"head": self.head.state_dict(), "optimizer": named_state(self.optimizer, self.names)}
 
     def load_state_dict(self, state: dict) -> None:
         self.head.load_state_dict(state["head"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_named_state(self.optimizer, self.names, state["optimizer"])
 
 
-def whitened(rows: list[Row]) -> list[Row]:
+def whitened(rows: list[Row], ranks: Ranks = Ranks()) -> list[Row]:
     """Advantages whitened over all tokens of a kind of turn: verdicts and drawings earn on different scales."""
     found = list(rows)
-    for kind in {r.turn.kind for r in rows}:
+    for kind in KINDS:
         of_kind = [i for i, r in enumerate(rows) if r.turn.kind == kind]
-        flat = whiten(np.concatenate([rows[i].advantages for i in of_kind]))
+        mine = np.concatenate([np.zeros(0), *(rows[i].advantages for i in of_kind)])
+        parts = ranks.gather(mine)
+        flat = np.split(whiten(np.concatenate(parts)), np.cumsum([len(p) for p in parts])[:-1])[ranks.rank]
         ends = np.cumsum([len(rows[i].advantages) for i in of_kind])
-        for i, part in zip(of_kind, np.split(flat, ends[:-1]), strict=True):
-            found[i] = replace(rows[i], advantages=tuple(part.tolist()))
+        for i, part in zip(of_kind, np.split(flat, ends)[:-1], strict=True):
+            found[i] = replace(rows[i], advantages=tuple((part * rows[i].factor).tolist()))
     return found

@@ -6,8 +6,11 @@ convolutions; this one works in the parameters' own precision. Source: Jordan et
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def orthogonalize(matrix: Tensor, rounds: int = 5) -> Tensor:
@@ -20,6 +23,16 @@ def orthogonalize(matrix: Tensor, rounds: int = 5) -> Tensor:
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
     return x.T if tall else x
+
+
+def whole_matrix(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """``function`` of x as a matrix (out, rest), in x's shape; a tensor of which every rank holds a part is put together for
+    it."""
+    if not isinstance(x, DTensor):
+        return function(x.flatten(1)).view_as(x)
+    whole = x.full_tensor()
+    found = function(whole.flatten(1)).view_as(whole)
+    return distribute_tensor(found, x.device_mesh, x.placements, src_data_rank=None)
 
 
 class Muon(torch.optim.Optimizer):
@@ -38,10 +51,10 @@ class Muon(torch.optim.Optimizer):
                 if "momentum" not in state:
                     state["momentum"] = torch.zeros_like(p)
                 buffer = state["momentum"].lerp_(p.grad, 1 - group["momentum"])
-                update = orthogonalize(p.grad.lerp(buffer, group["momentum"]).flatten(1))
-                scale = max(1.0, update.shape[0] / update.shape[1]) ** 0.5
+                update = whole_matrix(orthogonalize, p.grad.lerp(buffer, group["momentum"]))
+                scale = max(1.0, p.shape[0] / p.shape[1:].numel()) ** 0.5
                 p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(update.view_as(p), alpha=-group["lr"] * scale)
+                p.add_(update, alpha=-group["lr"] * scale)
 
 
 class Optimizer:
@@ -66,6 +79,7 @@ class Optimizer:
         if matrices:
             self.parts["muon"] = Muon([p for p in trainable if id(p) in matrices], muon_lr, weight_decay=weight_decay)
         self.lrs = {"muon": muon_lr, "adam": adam_lr}
+        self.names = {p: name for name, p in module.named_parameters() if p.requires_grad}
 
     def step(self, factor: float) -> None:
         """One update with both learning rates times ``factor``, then gradients are cleared."""
@@ -75,9 +89,34 @@ class Optimizer:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-    def state_dict(self) -> dict:
-        return {name: optimizer.state_dict() for name, optimizer in self.parts.items()}
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """What each parameter's updates have left behind, by the parameter's name."""
+        found: dict[str, dict[str, Tensor]] = {}
+        for optimizer in self.parts.values():
+            found |= named_state(optimizer, self.names)
+        return found
 
-    def load_state_dict(self, state: dict) -> None:
-        for name, optimizer in self.parts.items():
-            optimizer.load_state_dict(state[name])
+    def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
+        for optimizer in self.parts.values():
+            load_named_state(optimizer, self.names, state)
+
+
+def named_state(optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str]) -> dict[str, dict[str, Tensor]]:
+    """An optimizer's state by its parameters' names; of a parameter that had no update yet, what its first one would begin
+    with, so that a checkpoint's tensors find their places."""
+    found = {}
+    for p in (p for group in optimizer.param_groups for p in group["params"]):
+        if isinstance(optimizer, Muon):
+            start: dict[str, Tensor] = {"momentum": torch.zeros_like(p)}
+        else:
+            start = {"step": torch.tensor(0.0), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        found[names[p]] = dict(optimizer.state.get(p) or start)
+    return found
+
+
+def load_named_state(
+    optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str], state: dict[str, dict[str, Tensor]]
+) -> None:
+    """Take over ``named_state``."""
+    for p in (p for group in optimizer.param_groups for p in group["params"]):
+        optimizer.state[p] = dict(state[names[p]])

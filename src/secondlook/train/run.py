@@ -1,7 +1,8 @@
 """What every training job shares: a folder with its config, metrics, TensorBoard, and a state from which it resumes exactly.
 
-A job's data depends only on (seed, step), so the state is: weights, optimizer, step. Files are written under a temporary
-name and renamed; a killed job loses at most ``save_every`` steps and ends with the weights of an uninterrupted one.
+A job's data depends only on (seed, step), so the state is: weights, optimizer, step. It is written by torch.distributed's
+checkpoint, each rank its parts, under a temporary name and renamed; it can be resumed on another number of ranks. A killed job
+loses at most ``save_every`` steps and ends with the weights of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -9,17 +10,42 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
+import torch.distributed.checkpoint as dcp
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from secondlook.files import write_text
+from secondlook.train.ranks import Ranks
 from secondlook.types import InputError
+
+STATES = "states"
+MAY_CHANGE = ("steps", "device", "threads", "micro", "dtype", "shard")
+"""Settings that a resumed run may have other values of: how long, and on what."""
+
+
+def folder_of(out: Path, step: int) -> Path:
+    return out / STATES / f"step-{step:08d}"
+
+
+def saved_steps(out: Path) -> list[int]:
+    """Steps of which a folder holds a whole state, in order."""
+    return sorted(int(p.name.removeprefix("step-")) for p in (out / STATES).glob("step-*") if p.suffix != ".tmp")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without torch's remark that a run of one has no process group."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is")
+        yield
 
 
 class Stateful(Protocol):
@@ -30,13 +56,20 @@ class Stateful(Protocol):
 class Run:
     """One training job's folder. ``state`` maps names to whatever has a state_dict."""
 
-    def __init__(self, out: str | Path, config: Any, state: dict[str, Stateful], may_change: tuple[str, ...] = ()):
-        self.out, self.state = Path(out), state
+    def __init__(
+        self,
+        out: str | Path,
+        config: Any,
+        state: dict[str, Stateful],
+        may_change: tuple[str, ...] = (),
+        ranks: Ranks = Ranks(),
+    ):
+        self.out, self.state, self.ranks = Path(out), state, ranks
         self.config = json.loads(json.dumps(asdict(config)))  # as it will be read back
         self.step = 0
         self.out.mkdir(parents=True, exist_ok=True)
         stored = self.out / "config.json"
-        if (self.out / "state.pt").exists():
+        if saved_steps(self.out):
             before = json.loads(stored.read_text())
             changed = sorted(k for k, v in self.config.items() if before.get(k) != v and k not in may_change)
             if changed:
@@ -44,12 +77,34 @@ class Run:
                     f"config: {changed[0]} is {self.config[changed[0]]!r} but {out} was begun with "
                     f"{before.get(changed[0])!r}; use the same value to resume it, or another folder"
                 )
-            saved = torch.load(self.out / "state.pt", weights_only=True)
-            for name, part in state.items():
-                part.load_state_dict(saved[name])
-            self.step = saved["step"]
-        write_text(stored, json.dumps(self.config, indent=1))
-        self._trim_metrics()
+            self.resume()
+        ranks.wait()
+        if ranks.first:
+            write_text(stored, json.dumps(self.config, indent=1))
+            self._trim_metrics()
+
+    def resume(self, step: int | None = None) -> None:
+        """Take over the state of ``step``, default the last one; a state that cannot be read is passed over for the one before.
+
+        Raises InputError where none can be read.
+        """
+        for found in [step] if step is not None else reversed(saved_steps(self.out)):
+            parts = {name: part.state_dict() for name, part in self.state.items()} | {"step": 0}
+            problem = ""
+            try:
+                with quiet():
+                    dcp.load(parts, checkpoint_id=folder_of(self.out, found), no_dist=self.ranks.size == 1)
+            except Exception as error:
+                problem = str(error).splitlines()[0] if str(error) else repr(error)
+            if not any(self.ranks.gather(problem)):
+                for name, part in self.state.items():
+                    part.load_state_dict(parts[name])
+                self.step = parts["step"]
+                return
+            warnings.warn(f"{folder_of(self.out, found)} cannot be read ({problem})", stacklevel=2)
+        raise InputError(
+            f"out: no state in {str(self.out / STATES)!r} can be read; delete it to begin anew, or use another folder"
+        )
 
     def _trim_metrics(self) -> None:
         path = self.out / "metrics.jsonl"
@@ -57,11 +112,24 @@ class Run:
             lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= self.step]
             write_text(path, "".join(line + "\n" for line in lines))
 
-    def save(self) -> None:
-        """Write the state."""
+    def save(self, keep: tuple[int, ...] = ()) -> None:
+        """Write the state: whole under a temporary name, then renamed. The last two are kept, and the steps ``keep``."""
         parts = {name: part.state_dict() for name, part in self.state.items()} | {"step": self.step}
-        torch.save(parts, self.out / "state.pt.tmp")
-        os.replace(self.out / "state.pt.tmp", self.out / "state.pt")
+        final = folder_of(self.out, self.step)
+        temporary = final.with_name(final.name + ".tmp")
+        if self.ranks.first:
+            shutil.rmtree(temporary, ignore_errors=True)
+        self.ranks.wait()
+        with quiet():
+            dcp.save(parts, checkpoint_id=temporary, no_dist=self.ranks.size == 1)
+        if self.ranks.first:
+            if final.exists():
+                shutil.rmtree(final)
+            os.replace(temporary, final)
+            for old in saved_steps(self.out)[:-2]:
+                if old not in keep:
+                    shutil.rmtree(folder_of(self.out, old))
+        self.ranks.wait()
 
     def loop(
         self,
@@ -75,7 +143,7 @@ class Run:
         """Run ``step`` for steps self.step … steps-1, logging the mean of its metrics; ``every`` maps a period to a probe."""
         from torch.utils.tensorboard import SummaryWriter
 
-        board = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step)
+        board = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step) if self.ranks.first else None
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -86,7 +154,9 @@ class Run:
         sums: dict[str, float] = {}
         counts: dict[str, int] = {}
         began = time.perf_counter()
-        with Progress(*columns) as progress, open(self.out / "metrics.jsonl", "a") as metrics:
+        first = self.ranks.first
+        path = self.out / "metrics.jsonl" if first else os.devnull
+        with Progress(*columns, disable=not first) as progress, open(path, "a") as metrics:
             bar = progress.add_task(self.out.name, total=steps, completed=self.step)
             while self.step < steps:
                 for name, value in step(self.step).items():
@@ -104,14 +174,16 @@ class Run:
                 if row:
                     metrics.write(json.dumps({"step": self.step} | {k: float(f"{v:.6g}") for k, v in row.items()}) + "\n")
                     metrics.flush()
-                    for name, value in row.items():
-                        board.add_scalar(name, value, self.step)
+                    if board:
+                        for name, value in row.items():
+                            board.add_scalar(name, value, self.step)
                     shown = " ".join(f"{k} {v:.3g}" for k, v in list(row.items())[:3])
                     progress.update(bar, description=f"{self.out.name} {shown}")
                 if self.step % save_every == 0 or self.step == steps:
                     self.save()
                 progress.update(bar, completed=self.step)
-        board.close()
+        if board:
+            board.close()
 
 
 def schedule(step: int, steps: int, warmup: int, floor: float = 0.0) -> float:

@@ -7,19 +7,23 @@ Departures: a positive and a negative of one prompt stand side by side in a batc
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from secondlook.data.pair import BAD, GOOD_TO_DRAW, GOOD_TO_JUDGE, Example, Pool, Scored
 from secondlook.model.janus import Janus
 from secondlook.model.policy import cross_entropy
 from secondlook.model.sequence import Protocol
-from secondlook.train.run import Run
-from secondlook.train.update import Average, Schedule, Update, freeze
+from secondlook.train.memory import Checkpointing, checkpointed
+from secondlook.train.ranks import Ranks
+from secondlook.train.run import MAY_CHANGE, Run, Stateful
+from secondlook.train.shard import Dtype, Shards
+from secondlook.train.update import Average, Schedule, Update, freeze, trainable
 from secondlook.types import Draw, InputError, Segment, Text
 
 
@@ -54,7 +58,13 @@ class SFTConfig:
     ema: float = 0.99
     seed: int = 0
     threads: int = 2
+    micro: int = 64
+    """Examples scored together."""
     device: str = "cpu"
+    dtype: Dtype = "float32"
+    shard: int = 0
+    """These two: as ``train rl`` has them."""
+    checkpointing: Checkpointing = "none"
     log_every: int = 50
     save_every: int = 250
 
@@ -68,16 +78,17 @@ class SFTConfig:
 class SFTJob:
     """The loop's step, and the model it trains."""
 
-    def __init__(self, config: SFTConfig):
-        self.config = config
-        self.janus = Janus.load(config.model, config.device).train()
+    def __init__(self, config: SFTConfig, ranks: Ranks | None = None):
+        self.config, self.ranks = config, ranks or Ranks(device=config.device)
+        self.janus = Janus.load(config.model, self.ranks.device).train()
         self.janus.history = "codes"
         self.protocol = Protocol(self.janus.tokenizer, self.janus.history)
         self.pool = Pool(config.data, config.good_to_draw, config.good_to_judge)
-        parameters = freeze(self.janus)
+        freeze(self.janus)
+        self.shards = Shards(self.janus, self.ranks, config.dtype, config.shard)
         self.update = Update(self.janus.net, config.weight_decay, config.clip, config.muon)
         self.average = Average(self.janus.net, config.ema)
-        self.trainable = nn.ParameterDict({n.replace(".", "/"): p for n, p in parameters.items()})
+        self.trainable = trainable(self.janus)
         self.schedule = Schedule(config.steps, config.lr, config.min_lr, config.warmup)
         self._codes: dict[int, tuple[int, ...]] = {}
 
@@ -93,27 +104,37 @@ class SFTJob:
     def _drop(self, rng: np.random.Generator, segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
         return self.protocol.unconditional(segments) if rng.random() < self.config.drop_prompt else segments
 
-    def drawn(self, rng: np.random.Generator, examples: list[Example]) -> Tensor:
-        """Tasks I and III: cross-entropy (N,) of the target's codes."""
+    def drawn(self, examples: list[Example], dropped: list[bool]) -> Tensor:
+        """Tasks I and III: the sum of the cross-entropy of the targets' codes."""
         rows: list[tuple[Segment, ...]] = []
-        for e in examples:
+        for e, drop in zip(examples, dropped, strict=True):
             if e.earlier:
                 segments = self.protocol.redraw(e.prompt, self.codes(list(e.earlier)), [s.reason for s in e.earlier])
             else:
                 segments = self.protocol.draw(e.prompt)
-            rows.append(self._drop(rng, segments))
-        return cross_entropy(self.janus, rows, [Draw(c) for c in self.codes([e.target for e in examples])])[0]
+            rows.append(self.protocol.unconditional(segments) if drop else segments)
+        return cross_entropy(self.janus, rows, [Draw(c) for c in self.codes([e.target for e in examples])])[0].sum()
+
+    def answer(self, example: Example) -> tuple[int, ...]:
+        return self.protocol.answer(example.target.reason)
 
     def judged(self, examples: list[Example]) -> tuple[Tensor, Tensor]:
-        """Task II: cross-entropy of the verdicts (n,) and of the reasons' tokens (N,)."""
+        """Task II: the sums of the cross-entropy of the verdicts and of the reasons' tokens."""
         rows: list[tuple[Segment, ...]] = []
-        answers: list[Text | Draw] = []
         for e in examples:
             pictures = (*e.earlier, e.target)
             rows.append(self.protocol.judge(e.prompt, [s.image for s in pictures], [s.reason for s in e.earlier]))
-            answers.append(Text(self.protocol.answer(e.target.reason)))
-        losses, first = cross_entropy(self.janus, rows, answers)
-        return losses[first], losses[~first]
+        losses, first = cross_entropy(self.janus, rows, [Text(self.answer(e)) for e in examples])
+        return losses[first].sum(), losses[~first].sum()
+
+    def parts(self, n: int) -> list[tuple[list[int], float]]:
+        """The micro-batches of this rank's share of ``n`` examples of a task, with their weight: as many on every rank, for
+        they gather weights together; one that would be empty repeats an example with weight 0."""
+        mine = self.ranks.share(range(n))
+        size = self.config.micro
+        count = math.ceil(math.ceil(n / self.ranks.size) / size)
+        parts = [mine[k * size : (k + 1) * size] for k in range(count)]
+        return [(part, 1.0) if part else ([0], 0.0) for part in parts]
 
     def step(self, step: int) -> dict[str, float]:
         c, rng = self.config, np.random.default_rng([self.config.seed, step])
@@ -123,17 +144,25 @@ class SFTJob:
         redrawing = [self.pool.redrawing(rng, c.redraw_context) for _ in range(n_redraw)]
         pairs = [self.pool.judging(rng, c.judge_context) for _ in range(-(-n_judge // 2))]
         judging = [e for pair in pairs for e in pair][:n_judge]
-        self.codes([s for e in drawing + redrawing for s in (*e.earlier, e.target)])
-        metrics: dict[str, float] = {}
-        for name, examples in (("draw", drawing), ("redraw", redrawing)):
-            if examples:
-                loss = self.drawn(rng, examples).mean()
-                (loss * len(examples) / c.batch).backward()
-                metrics[f"{name}_loss"] = loss.item()
-        if judging:
-            verdict, reason = (part.mean() for part in self.judged(judging))
-            ((c.verdict_weight * verdict + (1 - c.verdict_weight) * reason) * n_judge / c.batch).backward()
-            metrics |= {"verdict_loss": verdict.item(), "reason_loss": reason.item()}
+        dropped = (rng.random(n_draw + n_redraw) < c.drop_prompt).tolist()
+        sums: dict[str, float] = {}
+        with checkpointed(self.janus, c.checkpointing):
+            for name, examples, drop in (("draw", drawing, dropped[:n_draw]), ("redraw", redrawing, dropped[n_draw:])):
+                tokens = max(1, len(examples)) * self.janus.n_codes
+                for part, weight in self.parts(len(examples)):
+                    some = [examples[i] for i in part]
+                    self.codes([s for e in some for s in (*e.earlier, e.target)])
+                    loss = self.shards.run(self.drawn, some, [drop[i] for i in part]) * (weight / tokens)
+                    (loss * len(examples) / c.batch).backward()
+                    sums[f"{name}_loss"] = sums.get(f"{name}_loss", 0.0) + loss.item()
+            tokens = max(1, sum(len(self.answer(e)) - 1 for e in judging))
+            for part, weight in self.parts(n_judge):
+                verdict, reason = self.shards.run(self.judged, [judging[i] for i in part])
+                verdict, reason = verdict * (weight / n_judge), reason * (weight / tokens)
+                ((c.verdict_weight * verdict + (1 - c.verdict_weight) * reason) * n_judge / c.batch).backward()
+                for name, loss in (("verdict_loss", verdict), ("reason_loss", reason)):
+                    sums[name] = sums.get(name, 0.0) + loss.item()
+        metrics = self.ranks.total(sums)
         lr = self.schedule.at(step)
         metrics |= self.update.step(lr) | {"lr": lr}
         self.average.update(step)
@@ -143,9 +172,11 @@ class SFTJob:
 def train_sft(config: SFTConfig, out: str | Path) -> None:
     """Train, resume if ``out`` holds a state, and write the averaged checkpoint to ``out``/final."""
     torch.set_num_threads(config.threads)
-    job = SFTJob(config)
-    run = Run(out, config, {"net": job.trainable, "optimizer": job.update, "average": job.average}, may_change=("steps",))
+    ranks = Ranks.start(config.device)
+    job = SFTJob(config, ranks)
+    state: dict[str, Stateful] = {"net": job.trainable, "optimizer": job.update, "average": job.average}
+    run = Run(out, config, state, may_change=MAY_CHANGE, ranks=ranks)
     run.loop(config.steps, job.step, log_every=config.log_every, save_every=config.save_every)
     job.average.swap()
-    job.janus.save(Path(out) / "final")
+    job.shards.save(Path(out) / "final")
     job.average.swap()

@@ -8,17 +8,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from secondlook.model.janus import Janus
 from secondlook.train.optimizer import Optimizer
 from secondlook.types import InputError
 
 
-def freeze(janus: Janus) -> dict[str, nn.Parameter]:
-    """Freeze the image tokenizer and the seeing encoder; returns everything else by name."""
+def freeze(janus: Janus) -> None:
+    """Freeze the image tokenizer and the seeing encoder."""
     for module in (janus.net.model.vqmodel, janus.net.model.vision_model):
         module.requires_grad_(False)
-    return {n: p for n, p in janus.net.named_parameters() if p.requires_grad}
+
+
+def trainable(janus: Janus) -> nn.ParameterDict:
+    """What is trained, as a part of a run's state."""
+    return nn.ParameterDict({n.replace(".", "/"): p for n, p in janus.net.named_parameters() if p.requires_grad})
 
 
 @dataclass
@@ -71,7 +76,8 @@ class Update:
     def step(self, lr: float) -> dict[str, float]:
         """One step at ``lr``, then gradients are cleared. Returns the gradient's norm before clipping and whether it was
         refused."""
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.clip))
+        total = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        norm = float(total.full_tensor() if isinstance(total, DTensor) else total)
         if math.isfinite(norm):
             self.optimizer.step(lr)
         for p in self.parameters:

@@ -1,0 +1,95 @@
+"""The processes of a run: each knows its number, and what all of them know.
+
+One process (no launcher) is a run of one rank, and nothing here talks to anybody. Under torchrun every rank holds a part of
+the weights (``train.shard``) and draws its share of a step's episodes; small facts (scores, verdicts, counts, sums) are told to
+all.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from secondlook.types import InputError
+
+T = TypeVar("T")
+
+
+def backend(device: str) -> str:
+    """Who carries messages between processes on such devices."""
+    return "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """``rank`` of ``size`` processes, on ``device``."""
+
+    rank: int = 0
+    size: int = 1
+    device: str = "cpu"
+
+    @staticmethod
+    def start(device: str) -> Ranks:
+        """Join the processes that torchrun started; without it, a run of one. ``device`` "cuda" becomes the rank's own GPU.
+
+        Raises InputError where a node has fewer GPUs than ranks.
+        """
+        if "TORCHELASTIC_RUN_ID" not in os.environ and "RANK" not in os.environ:
+            return Ranks(0, 1, device)
+        rank, size, local = (int(os.environ[n]) for n in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        if device == "cuda":
+            if local >= torch.cuda.device_count():
+                raise InputError(
+                    f"device: rank {rank} would be the {local + 1}. on a node with {torch.cuda.device_count()} GPUs; "
+                    "start as many ranks a node as it has GPUs"
+                )
+            device = f"cuda:{local}"
+            torch.cuda.set_device(device)
+        if not dist.is_initialized():
+            dist.init_process_group(backend(device))
+        return Ranks(rank, size, device)
+
+    @property
+    def first(self) -> bool:
+        """The one that writes files."""
+        return self.rank == 0
+
+    def share(self, items: Sequence[T]) -> list[T]:
+        """This rank's items: every ``size``-th."""
+        return list(items[self.rank :: self.size])
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, in order of ranks; all of them must ask."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value)
+        return found
+
+    def merge(self, shares: list[T]) -> list[T]:
+        """The whole of which every rank has its ``share``."""
+        parts = self.gather(shares)
+        return [parts[i % self.size][i // self.size] for i in range(sum(map(len, parts)))]
+
+    def total(self, sums: dict[str, float]) -> dict[str, float]:
+        """Each number summed over ranks."""
+        found = self.gather(sums)
+        return {name: sum(each[name] for each in found) for name in sums}
+
+    def add_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Sum the gradients of parameters that every rank has whole."""
+        if self.size > 1:
+            for p in parameters:
+                if p.grad is None:
+                    p.grad = torch.zeros_like(p)
+                dist.all_reduce(p.grad)
+
+    def wait(self) -> None:
+        """Until all ranks are here."""
+        if self.size > 1:
+            dist.barrier()

@@ -1,0 +1,109 @@
+"""What ``train rl`` may be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from secondlook.data import miniature
+from secondlook.rewards.build import JudgeConfig
+from secondlook.train.advantage import Form, Scale, Weight
+from secondlook.train.batch import Reduction
+from secondlook.train.memory import Checkpointing
+from secondlook.train.shard import Dtype
+from secondlook.types import InputError
+
+
+@dataclass
+class RLConfig:
+    """``train rl``; ``steps`` may be changed when a run is resumed."""
+
+    model: str
+    """The checkpoint to start from; frozen, it is the KL reference too."""
+    algorithm: Literal["grpo", "ppo"] = "grpo"
+    prompts: str = ""
+    """A text file with one prompt a line; empty: prompts of the miniature's world."""
+    canaries: str = ""
+    """A JSONL file of known-good and known-bad pictures (``data.canaries.read``) on which the judge is checked before the run;
+    empty: the world's own, and for a file of prompts none."""
+    judges: list[JudgeConfig] = field(default_factory=list)
+    """Who scores the images, a weighted mean when several; default: the verifier of the miniature's world."""
+    kinds: dict[str, float] = field(default_factory=lambda: dict(miniature.KINDS))
+    """Shares of the kinds of the world's prompts."""
+    steps: int = 200
+    prompts_per_step: int = 8
+    group: int = 8
+    """Episodes a prompt."""
+    rounds: int = 3
+    """Most images an episode (T)."""
+    form: Form = "episode"
+    """Advantages of the paper (one an episode), of the public code (one for each kind of turn), or "expected": as the public
+    code's, but verdicts compared with what the policy expects to earn on the same image. PPO: whether a turn ends with the
+    episode's reward, or (both others) with its own."""
+    balanced: bool = False
+    """Verdicts on right and on wrong images weigh the same in a step (``train.advantage.balanced``)."""
+    scale: Scale = "std"
+    """GRPO: advantages are divided by the group's standard deviation, or not ("none": Dr. GRPO)."""
+    drop_flat_groups: bool = False
+    """Groups whose images all earn the same are left out of the update (DAPO)."""
+    last_image_weight: Weight = "T-K+1"
+    reduction: Reduction = "token"
+    minibatches: int = 2
+    epochs: int = 2
+    """Passes over a step's turns."""
+    micro: int = 64
+    """Turns scored together."""
+    clip_range: float = 0.2
+    clip_high: float | None = None
+    """The upper side's own clip range (DAPO); default: the same."""
+    beta: float = 0.05
+    """Weight of the KL to the reference."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """The k3-KL in the loss, or (PPO) log pi - log reference off each token's reward."""
+    gamma: float = 1.0
+    lam: float = 0.95
+    value_lr: float = 1e-3
+    value_clip: float = 0.2
+    value_epochs: int = 8
+    value_warmup: int = 5
+    """These six: PPO's discount, GAE's lambda, and of the value head the rate, the clip range, the passes over a step's turns,
+    and the steps before the policy moves (else it follows values that tell nothing yet)."""
+    guidance: float | None = None
+    """Default: the checkpoint's own."""
+    temperature: float = 1.0
+    lr: float = 6e-6
+    convert_lr: float = 2e-6
+    convert_step: int = 0
+    """The step at which the rate has fallen linearly to convert_lr; 0: cosine from the start."""
+    min_lr: float = 2e-7
+    warmup: int = 10
+    weight_decay: float = 0.05
+    clip: float = 1.0
+    most_missing: float = 0.2
+    one_verdict: float = 0.99
+    patience: int = 5
+    """These three: when a run that has nothing to learn from stops (``train.guard.Guard``)."""
+    most_disagreement: float = 1e-2
+    """Largest difference between a sampled token's recorded log-probability and its score before the first update."""
+    seed: int = 0
+    threads: int = 2
+    device: str = "cpu"
+    dtype: Dtype = "float32"
+    """What is computed in; with bfloat16, weights and optimizer stay in float32."""
+    shard: int = 0
+    """Ranks that share one copy of the weights; 0: all. The GPUs of a node: gathering stays inside nodes (HSDP)."""
+    log_every: int = 5
+    checkpointing: Checkpointing = "none"
+    """Activations that are computed again for the gradient (``train.memory``)."""
+    save_every: int = 25
+    picture_every: int = 50
+    """Steps between pages with the best and worst episodes."""
+
+    def __post_init__(self) -> None:
+        for name in ("group", "prompts_per_step", "rounds", "minibatches", "epochs", "micro", "value_epochs"):
+            least = 2 if name == "group" else 1
+            if getattr(self, name) < least:
+                raise InputError(f"config: {name} is {getattr(self, name)}; it must be at least {least}")
+        if self.kl_in == "reward" and self.algorithm != "ppo":
+            raise InputError("config: kl_in is 'reward'; only ppo has a reward for each token, use 'loss'")
+        miniature.check_shares("kinds", self.kinds, miniature.KINDS)

@@ -1,0 +1,31 @@
+"""What each rank of tests/test_distributed.py runs: both stages in turn. The second rank kills itself once, in the middle of RL."""
+
+import os
+import signal
+import sys
+import warnings
+from pathlib import Path
+
+from jobs import RL, SFT
+from secondlook.train.rl import train_rl
+from secondlook.train.rl_config import RLConfig
+from secondlook.train.run import Run
+from secondlook.train.sft import SFTConfig, train_sft
+
+out, data = Path(sys.argv[1]), sys.argv[2]
+warnings.simplefilter("ignore")
+save = Run.save
+
+
+def save_or_die(self):
+    marker = self.out / "died"
+    if os.environ["RANK"] == "1" and self.out.name == "grpo" and self.step == 2 and not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(self)
+
+
+Run.save = save_or_die
+train_sft(SFTConfig(data=data, **SFT), out / "sft")
+train_rl(RLConfig(**RL), out / "grpo")
+train_rl(RLConfig(**RL, algorithm="ppo", shard=1), out / "ppo")

@@ -1,0 +1,84 @@
+"""Two ranks (gloo, CPU) against one: the same losses and weights, also after a rank was killed, and resumed on another number."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from jobs import RL, SFT
+from secondlook.data.sample import SampleConfig, sample
+from secondlook.engine.decode import Engine
+from secondlook.model.janus import Janus
+from secondlook.model.shipped import locate
+from secondlook.rewards.verifier import Verifier
+from secondlook.train.rl import train_rl
+from secondlook.train.rl_config import RLConfig
+from secondlook.train.sft import SFTConfig, train_sft
+from secondlook.types import InputError
+
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    config = SampleConfig(model="mini-base", n_prompts=20, draws=0, near_misses=4)
+    return str(sample(config, Engine(Janus.load(locate("mini-base"))), Verifier(), tmp_path_factory.mktemp("data")))
+
+
+@pytest.fixture(scope="module")
+def two(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("two")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
+    done = subprocess.run([*launch, str(HERE / "ranks_job.py"), str(out), data], capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out
+
+
+def furthest(a: Path, b: Path) -> float:
+    """The largest difference between two runs' weights."""
+    left, right = (load_file(p / "final" / "model.safetensors") for p in (a, b))
+    assert left.keys() == right.keys()
+    return max(float((left[k] - right[k]).abs().max()) for k in left)
+
+
+def check(one: Path, two: Path) -> None:
+    rows = [[json.loads(line) for line in (p / "metrics.jsonl").read_text().splitlines()] for p in (one, two)]
+    assert [r["step"] for r in rows[0]] == [r["step"] for r in rows[1]] == [1, 2, 3]
+    for a, b in zip(*rows, strict=True):
+        assert a.keys() == b.keys()
+        for name in a.keys() - {"seconds", "rollout_seconds", "tokens_per_second", "sampler_gap"}:
+            assert a[name] == pytest.approx(b[name], rel=1e-3, abs=1e-5), name
+    assert furthest(one, two) < 1e-5
+
+
+def test_supervised_fine_tuning(two, data, tmp_path):
+    train_sft(SFTConfig(data=data, **SFT), tmp_path)
+    check(tmp_path, two / "sft")
+
+
+def test_grpo_of_which_a_rank_was_killed(two, tmp_path):
+    assert (two / "grpo" / "died").exists()
+    train_rl(RLConfig(**RL), tmp_path / "one")
+    check(tmp_path / "one", two / "grpo")
+    resumed = tmp_path / "resumed"  # a state of two ranks on one
+    shutil.copytree(two / "grpo", resumed, ignore=shutil.ignore_patterns("final", "step-00000003"))
+    train_rl(RLConfig(**RL), resumed)
+    check(tmp_path / "one", resumed)
+
+
+def test_ppo_with_a_replica_on_each_rank(two, tmp_path):
+    train_rl(RLConfig(**RL, algorithm="ppo"), tmp_path)
+    check(tmp_path, two / "ppo")
+
+
+def test_numbers_that_do_not_fit_are_named(monkeypatch, tmp_path):
+    from secondlook.train.ranks import Ranks
+    from secondlook.train.rl import RLJob
+
+    with pytest.raises(InputError, match="prompts_per_step is 4"):
+        RLJob(RLConfig(**RL), tmp_path, Verifier(), Ranks(0, 3))
