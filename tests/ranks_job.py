@@ -1,4 +1,4 @@
-"""What each rank of tests/test_distributed.py runs: both stages in turn. The second rank kills itself once, in the middle of RL."""
+"""What each rank of tests/test_distributed.py runs: both stages in turn. The second rank kills itself once, amid RL."""
 
 import os
 import signal

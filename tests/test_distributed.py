@@ -1,4 +1,4 @@
-"""Two ranks (gloo, CPU) against one: the same losses and weights, also after a rank was killed, and resumed on another number."""
+"""Two ranks (gloo, CPU) against one: the same losses and weights, also after a rank was killed, and resumed on one."""
 
 import json
 import shutil

@@ -215,10 +215,11 @@ def test_the_reward_goes_up(tmp_path, monkeypatch, algorithm):
     rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
     first = [r["score_1"] for r in rows]
     assert np.mean(first[-3:]) > first[0] + 0.2, first
-    assert sum(r["refused_steps"] for r in rows) == 0
-    assert rows[0]["sampler_gap"] < 1e-4 and max(r["clipped"] for r in rows) > 0, "the ratio moves within a step"
+    moved = [r for r in rows if "loss" in r]  # PPO's values have a step's start
+    assert len(moved) == 10 - (algorithm == "ppo") and sum(r["refused_steps"] for r in moved) == 0
+    assert moved[0]["sampler_gap"] < 1e-4 and max(r["clipped"] for r in moved) > 0, "the ratio moves within a step"
     assert list((tmp_path / "whole" / "episodes").glob("*.html"))
-    assert algorithm == "grpo" or rows[-1]["explained_variance"] > rows[0]["explained_variance"]
+    assert algorithm == "grpo" or rows[-1]["value_loss"] < rows[0]["value_loss"]
     if algorithm == "grpo":  # a critic's state is tested on its own
         killed_then_resumed(monkeypatch, lambda: train_rl(config, tmp_path / "cut", RedObjects()), 4)
         assert same_weights(tmp_path / "whole", tmp_path / "cut")

@@ -14,20 +14,19 @@ from typing import Any, Literal
 
 import torch
 from PIL.Image import Image
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import sdpa_kernel
 
 from secondlook.engine.linear import fast_linear
 from secondlook.engine.pictures import Pictures
 from secondlook.engine.rows import Kept, Rows, Run
 from secondlook.model.janus import Janus
+from secondlook.model.packed import KERNELS
 from secondlook.model.sequence import Protocol
 from secondlook.types import Encode, Job, Paint, Request, Rule, Turn
 
 Task = Generator[Job | Paint | Encode, Any, Any]
 REFILL = 0.125
 """New sequences enter when so large a share of the places is free: a prefill for each would cost more than the waiting."""
-KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-"""Not cuDNN's, which plans for 50 milliseconds whenever a prefill has a new shape."""
 
 
 @dataclass(eq=False)
@@ -125,6 +124,7 @@ class Engine:
             if not rows.runs and pictures:
                 continue
             if not rows.runs:
+                del rows, pictures  # the functions here know each other, so that nothing they know is freed at once
                 return results
             rows.sample()
             for run, turn in rows.leave():

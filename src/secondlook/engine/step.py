@@ -111,15 +111,7 @@ class Step:
         self.model: LlamaModel = janus.net.model.language_model
         device = janus.device
         self.between = fused() if device.type == "cuda" else BETWEEN
-        self.flash = (
-            device.type == "cuda"
-            and torch.version.hip is None
-            and janus.dtype in (torch.float16, torch.bfloat16)
-            and torch.cuda.get_device_capability(device) >= (8, 0)
-            and cache.stored.shape[-1] % 8 == 0
-            and cache.stored.shape[-1] <= 256
-            and packed.attention(janus.net) == "sdpa"
-        )
+        self.flash = packed.flash_works(device, janus.dtype, cache.stored.shape[-1], packed.attention(janus.net))
         """Attention that takes each row's length from the device; elsewhere a mask says it."""
         # weights that FSDP gathered are its own: they lie where it put them, and only until the ranks share them out again
         join = side_by_side if isinstance(self.model.layers[0], FSDPModule) else joined

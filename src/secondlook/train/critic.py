@@ -47,7 +47,6 @@ class Critic:
     lr: float
     gamma: float = 1.0
     lam: float = 0.95
-    clip: float | None = 0.2
     kl_weight: float = 0.0
     """Of log pi - log reference, taken off each token's reward; 0: the KL is in the loss."""
     ranks: Ranks = field(default_factory=Ranks)

@@ -21,7 +21,7 @@ COSTLY = {
     aten._scaled_dot_product_flash_attention_for_cpu.default,
     aten._scaled_dot_product_flash_attention.default,
     aten._scaled_dot_product_efficient_attention.default,
-    aten._scaled_dot_product_cudnn_attention.default,
+    aten._flash_attention_forward.default,
 }
 """What "selective" keeps: results of multiplications and of attention. All else is cheap and takes more than half."""
 

@@ -35,7 +35,9 @@ from secondlook.train.critic import Critic, ValueHead
 from secondlook.train.guard import Guard, check_reward
 from secondlook.train.loss import policy_loss
 from secondlook.train.memory import checkpointed
+from secondlook.train.nurse import Nurse
 from secondlook.train.ranks import Ranks
+from secondlook.train.reference import Reference
 from secondlook.train.rl_config import RLConfig
 from secondlook.train.rollout import Group, Outcome, collect, describe
 from secondlook.train.run import MAY_CHANGE, Run, Stateful
@@ -59,25 +61,24 @@ class RLJob:
         self.prompts = Prompts(config.prompts, config.kinds)
         self.reward = reward or make(config.judges, device)
         self.janus = Janus.load(config.model, device)
-        freeze(self.janus)
-        self.shards = Shards(self.janus, self.ranks, config.dtype, config.shard)
-        reference = Janus.load(config.model, device)
-        reference.requires_grad_(False)
-        self.reference = Shards(reference, self.ranks, config.dtype, config.shard)
+        adapters = freeze(self.janus, config.lora, config.lora_alpha, config.seed)
+        self.shards = Shards(self.janus, self.ranks, config.dtype, config.shard, adapters)
+        self.reference = Reference(config, self.shards)
         self.update = Update(self.janus.net, config.weight_decay, config.clip)
         self.trainable = trainable(self.janus)
         c = config
         self.schedule = Schedule(c.steps, c.lr, c.min_lr, c.warmup, c.convert_lr, c.convert_step)
-        self.engine = Engine(self.janus, batch=c.prompts_per_step * c.group // self.ranks.size)
+        self.engine = Engine(self.janus, batch=c.at_once or c.prompts_per_step * c.group // self.ranks.size)
         guidance = Sampling.of(self.janus.net.generation_config).guidance if c.guidance is None else c.guidance
         self.sampling = Sampling(guidance, c.temperature, code_top_k=0, text_top_k=0)
         self.critic: Critic | None = None
         if c.algorithm == "ppo":
             torch.manual_seed(c.seed)
             head = ValueHead(self.janus.net.config.text_config.hidden_size).to(device)
-            kl_weight = c.beta if c.kl_in == "reward" else 0.0
-            self.critic = Critic(head, c.value_lr, c.gamma, c.lam, c.value_clip, kl_weight, self.ranks)
+            self.critic = Critic(head, c.value_lr, c.gamma, c.lam, ranks=self.ranks)
+        self.most_disagreement = c.most_disagreement or (1e-2 if c.dtype == "float32" else 1.0)
         self.guard = Guard(c.most_missing, c.one_verdict, c.patience)
+        self.nurse = Nurse(c.nurse)
         self.idle: dict[str, Row] = {}
         if c.canaries or not c.prompts:
             check_reward(self.reward, *(canaries.read(c.canaries) if c.canaries else canaries.of_the_world(c.seed)))
@@ -104,10 +105,12 @@ class RLJob:
         turns = {t.rule.head: t for g in groups for e in g.episodes for t in e.turns}
         self.idle = {head: idle_row(t) for head, t in turns.items()}
         rows, n_rows = self.rows(groups, outcomes, values)
-        lr = self.schedule.at(step)
+        lr = self.schedule.at(step) * self.nurse.lr
         with checkpointed(self.janus, c.checkpointing):  # every group may have been dropped
             learnt = self.learn(rng, rows, n_rows, lr, step) if n_rows else {}
         metrics |= learnt | {"lr": lr, "rollout_seconds": sampled}
+        if c.nurse:
+            metrics |= {"lr_factor": self.nurse.lr, "beta_factor": self.nurse.beta}
         if metrics.get("refused_steps") == 1:
             raise Stopped(
                 f"policy: not one update of step {step} had a finite gradient; start again from a checkpoint at a lower rate"
@@ -150,6 +153,7 @@ class RLJob:
         rows = self.with_reference(rows)
         seen: dict[str, list[float]] = {}
         if self.critic is not None:
+            self.critic.kl_weight = c.beta * self.nurse.beta if c.kl_in == "reward" else 0.0
             states = self.states(rows)
             rows, told = self.critic.judge(rows, states)
             warm = step < c.value_warmup
@@ -179,7 +183,7 @@ class RLJob:
         gap = 0.0
         for batch in in_step(pack(part, c.micro, self.janus.device), self.idle, self.ranks):
             logp = self.shards.run(policy.score, self.janus, self.engine.protocol, batch.turns)
-            beta = c.beta if c.kl_in == "loss" else 0.0
+            beta = c.beta * self.nurse.beta if c.kl_in == "loss" else 0.0
             out = policy_loss(
                 logp,
                 batch.behaviour,
@@ -192,10 +196,10 @@ class RLJob:
                 c.clip_high,
             )
             gap = max(gap, float(out.gap))
-            if check and gap > c.most_disagreement:
+            if check and gap > self.most_disagreement:
                 raise Stopped(
                     f"policy: sampled and scored log-probabilities differ by {gap:.3g} before any update; "
-                    f"at most {c.most_disagreement} is rounding, so the sampler and the scorer disagree"
+                    f"at most {self.most_disagreement} is rounding, so the sampler and the scorer disagree"
                 )
             out.loss.backward()
             sums["loss"] += float(out.loss.detach())
@@ -212,7 +216,7 @@ class RLJob:
         """The rows with their log-probabilities under the frozen reference, which all epochs share."""
         known: list[Row] = []
         for batch in in_step(pack(rows, self.config.micro, self.janus.device), self.idle, self.ranks):
-            logp = self.reference.run(policy.score, self.reference.janus, self.engine.protocol, batch.turns).tolist()
+            logp = self.reference.score(self.engine.protocol, batch.turns).tolist()
             ends = np.cumsum([len(t.tokens) for t in batch.turns])
             for row, end in zip(batch.rows, ends, strict=True):
                 known.append(replace(row, reference=tuple(logp[end - len(row.turn.tokens) : end])))
@@ -255,9 +259,20 @@ def train_rl(config: RLConfig, out: str | Path, reward: Reward | None = None) ->
     torch.set_num_threads(config.threads)
     out, ranks = Path(out), Ranks.start(config.device)
     job = RLJob(config, out, reward, ranks)
-    state: dict[str, Stateful] = {"net": job.trainable, "optimizer": job.update, "guard": job.guard}
+    state: dict[str, Stateful] = {"net": job.trainable, "optimizer": job.update, "guard": job.guard, "nurse": job.nurse}
     if job.critic is not None:
         state["critic"] = job.critic
+    if config.nurse and config.nurse.ease == "reference":
+        state["reference"] = job.reference.movable()
     run = Run(out, config, state, may_change=MAY_CHANGE, ranks=ranks)
-    run.loop(config.steps, job.step, log_every=config.log_every, save_every=config.save_every)
+    run.keep = lambda: (job.nurse.good,)
+
+    def watch(metrics: dict[str, float], saving: bool) -> bool:
+        what = job.nurse.see(metrics.get("score"))
+        if not what and saving:
+            job.nurse.saving(run.step)
+        job.nurse.act(run, what, lambda: job.reference.become(job.shards))
+        return bool(what)
+
+    run.loop(config.steps, job.step, log_every=config.log_every, save_every=config.save_every, watch=watch)
     job.shards.save(out / "final")

@@ -10,6 +10,7 @@ from secondlook.rewards.build import JudgeConfig
 from secondlook.train.advantage import Form, Scale, Weight
 from secondlook.train.batch import Reduction
 from secondlook.train.memory import Checkpointing
+from secondlook.train.nurse import NurseConfig
 from secondlook.train.shard import Dtype
 from secondlook.types import InputError
 
@@ -36,6 +37,8 @@ class RLConfig:
     """Episodes a prompt."""
     rounds: int = 3
     """Most images an episode (T)."""
+    at_once: int = 0
+    """Episodes that a rank decodes together, for memory's sake; 0: all of its own."""
     form: Form = "episode"
     """Advantages of the paper (one an episode), of the public code (one for each kind of turn), or "expected": as the public
     code's, but verdicts compared with what the policy expects to earn on the same image. PPO: whether a turn ends with the
@@ -68,6 +71,13 @@ class RLConfig:
     value_warmup: int = 5
     """These six: PPO's discount, GAE's lambda, and of the value head the rate, the clip range, the passes over a step's turns,
     and the steps before the policy moves (else it follows values that tell nothing yet)."""
+    lora: int = 0
+    """Train adapters of this rank (``train.lora``) instead of the weights; 0: the weights."""
+    lora_alpha: int = 0
+    """0: twice the rank."""
+    reference: Literal["copy", "offload"] = "copy"
+    """Where the frozen reference lies: on the device, or in the CPU's memory while it is not asked. With adapters it is the
+    same model without them."""
     guidance: float | None = None
     """Default: the checkpoint's own."""
     temperature: float = 1.0
@@ -80,11 +90,14 @@ class RLConfig:
     weight_decay: float = 0.05
     clip: float = 1.0
     most_missing: float = 0.2
+    nurse: NurseConfig | None = None
+    """Acts on falling rewards; default: none."""
     one_verdict: float = 0.99
     patience: int = 5
     """These three: when a run that has nothing to learn from stops (``train.guard.Guard``)."""
-    most_disagreement: float = 1e-2
-    """Largest difference between a sampled token's recorded log-probability and its score before the first update."""
+    most_disagreement: float | None = None
+    """Largest difference between a sampled token's recorded log-probability and its score before the first update; default:
+    0.01 in float32, 1 in bfloat16 (a 1B of random weights has 0.3 with guidance 5)."""
     seed: int = 0
     threads: int = 2
     device: str = "cpu"

@@ -65,8 +65,12 @@ def describe(outcomes: list[Outcome]) -> dict[str, float]:
     if not verdicts:
         return metrics
     for i in range(max(len(s) for _, _, s in whole)):
-        metrics[f"score_{i + 1}"] = float(np.mean([s[i].value for _, _, s in whole if len(s) > i]))
+        there = [s for _, _, s in whole if len(s) > i]
+        metrics[f"score_{i + 1}"] = float(np.mean([s[i].value for s in there]))
+        if i:
+            metrics[f"gain_{i + 1}"] = float(np.mean([s[i].value - s[i - 1].value for s in there]))
     metrics |= {
+        "score": float(np.mean([s[final].value for _, final, s in whole])),
         "first": float(np.mean([s[0].correct for _, _, s in whole])),
         "final": float(np.mean([s[final].correct for _, final, s in whole])),
         "yes_rate": float(np.mean([yes for yes, _ in verdicts])),

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 import torch.distributed.checkpoint as dcp
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch.distributed.checkpoint.api import CheckpointException
 
 from secondlook.files import write_text
 from secondlook.train.ranks import Ranks
@@ -67,6 +68,7 @@ class Run:
         self.out, self.state, self.ranks = Path(out), state, ranks
         self.config = json.loads(json.dumps(asdict(config)))  # as it will be read back
         self.step = 0
+        self.keep: Callable[[], tuple[int, ...]] = tuple
         self.out.mkdir(parents=True, exist_ok=True)
         stored = self.out / "config.json"
         if saved_steps(self.out):
@@ -94,8 +96,9 @@ class Run:
             try:
                 with quiet():
                     dcp.load(parts, checkpoint_id=folder_of(self.out, found), no_dist=self.ranks.size == 1)
-            except Exception as error:
-                problem = str(error).splitlines()[0] if str(error) else repr(error)
+            except (Exception, CheckpointException) as error:  # the latter is none of the former
+                first = next(iter(getattr(error, "failures", {0: (error,)}).values()))[0]
+                problem = (str(first) or repr(first)).splitlines()[0]
             if not any(self.ranks.gather(problem)):
                 for name, part in self.state.items():
                     part.load_state_dict(parts[name])
@@ -112,8 +115,16 @@ class Run:
             lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= self.step]
             write_text(path, "".join(line + "\n" for line in lines))
 
-    def save(self, keep: tuple[int, ...] = ()) -> None:
-        """Write the state: whole under a temporary name, then renamed. The last two are kept, and the steps ``keep``."""
+    def forget_later(self) -> None:
+        """Take away what is of later steps than the run is at, after it has gone back and been saved."""
+        if self.ranks.first:
+            for later in (s for s in saved_steps(self.out) if s > self.step):
+                shutil.rmtree(folder_of(self.out, later))
+            self._trim_metrics()
+        self.ranks.wait()
+
+    def save(self) -> None:
+        """Write the state: whole under a temporary name, then renamed. The last two are kept, and those of ``keep``."""
         parts = {name: part.state_dict() for name, part in self.state.items()} | {"step": self.step}
         final = folder_of(self.out, self.step)
         temporary = final.with_name(final.name + ".tmp")
@@ -127,7 +138,7 @@ class Run:
                 shutil.rmtree(final)
             os.replace(temporary, final)
             for old in saved_steps(self.out)[:-2]:
-                if old not in keep:
+                if old not in self.keep():
                     shutil.rmtree(folder_of(self.out, old))
         self.ranks.wait()
 
@@ -139,8 +150,11 @@ class Run:
         log_every: int,
         save_every: int,
         every: dict[int, Callable[[int], dict[str, float]]] | None = None,
+        watch: Callable[[dict[str, float], bool], bool] | None = None,
     ) -> None:
-        """Run ``step`` for steps self.step … steps-1, logging the mean of its metrics; ``every`` maps a period to a probe."""
+        """Run ``step`` for steps self.step … steps-1, logging the mean of its metrics; ``every`` maps a period to a probe.
+        ``watch`` is told each step's metrics and whether the state will be written, and may act and write it itself, at
+        whatever step: then it returns True."""
         from torch.utils.tensorboard import SummaryWriter
 
         board = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step) if self.ranks.first else None
@@ -154,12 +168,11 @@ class Run:
         sums: dict[str, float] = {}
         counts: dict[str, int] = {}
         began = time.perf_counter()
-        first = self.ranks.first
-        path = self.out / "metrics.jsonl" if first else os.devnull
-        with Progress(*columns, disable=not first) as progress, open(path, "a") as metrics:
+        with Progress(*columns, disable=not self.ranks.first) as progress:
             bar = progress.add_task(self.out.name, total=steps, completed=self.step)
             while self.step < steps:
-                for name, value in step(self.step).items():
+                found = step(self.step)
+                for name, value in found.items():
                     sums[name] = sums.get(name, 0.0) + value
                     counts[name] = counts.get(name, 0) + 1
                 self.step += 1
@@ -172,14 +185,18 @@ class Run:
                     if self.step % period == 0 or self.step == steps:
                         row |= probe(self.step)
                 if row:
-                    metrics.write(json.dumps({"step": self.step} | {k: float(f"{v:.6g}") for k, v in row.items()}) + "\n")
-                    metrics.flush()
+                    line = json.dumps({"step": self.step} | {k: float(f"{v:.6g}") for k, v in row.items()})
                     if board:
+                        with open(self.out / "metrics.jsonl", "a") as metrics:
+                            metrics.write(line + "\n")
                         for name, value in row.items():
                             board.add_scalar(name, value, self.step)
                     shown = " ".join(f"{k} {v:.3g}" for k, v in list(row.items())[:3])
                     progress.update(bar, description=f"{self.out.name} {shown}")
-                if self.step % save_every == 0 or self.step == steps:
+                due = self.step % save_every == 0 or self.step == steps
+                if watch and watch(found, due):
+                    sums, counts = {}, {}
+                elif due:
                     self.save()
                 progress.update(bar, completed=self.step)
         if board:

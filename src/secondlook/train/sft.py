@@ -48,6 +48,9 @@ class SFTConfig:
     """Most wrong pictures before a regeneration."""
     drop_prompt: float = 0.1
     verdict_weight: float = 0.8
+    lora: int = 0
+    lora_alpha: int = 0
+    """These two: as ``train rl`` has them."""
     muon: float = 0.0
     """Train the hidden matrices by Muon, at so many times lr (0: AdamW for everything, as the paper)."""
     lr: float = 2e-5
@@ -69,6 +72,8 @@ class SFTConfig:
     save_every: int = 250
 
     def __post_init__(self) -> None:
+        if self.muon and self.lora:
+            raise InputError(f"config: muon is {self.muon}; adapters (lora) are trained by AdamW, use 0")
         if min(self.mix) < 0 or not sum(self.mix):
             raise InputError(f"config: mix is {self.mix}; give three shares that are not negative and not all 0")
         if not BAD <= self.good_to_judge <= 1 or not BAD <= self.good_to_draw <= 1:
@@ -84,8 +89,8 @@ class SFTJob:
         self.janus.history = "codes"
         self.protocol = Protocol(self.janus.tokenizer, self.janus.history)
         self.pool = Pool(config.data, config.good_to_draw, config.good_to_judge)
-        freeze(self.janus)
-        self.shards = Shards(self.janus, self.ranks, config.dtype, config.shard)
+        adapters = freeze(self.janus, config.lora, config.lora_alpha, config.seed)
+        self.shards = Shards(self.janus, self.ranks, config.dtype, config.shard, adapters)
         self.update = Update(self.janus.net, config.weight_decay, config.clip, config.muon)
         self.average = Average(self.janus.net, config.ema)
         self.trainable = trainable(self.janus)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -18,9 +19,11 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
+from secondlook.files import whole_folder
 from secondlook.model.janus import Janus
+from secondlook.train.lora import Adapters
 from secondlook.train.ranks import Ranks, backend
 from secondlook.types import InputError
 
@@ -39,11 +42,21 @@ class _Pass(nn.Module):
 
 
 class Shards:
-    """``janus`` on the ranks; freeze what is not trained before."""
+    """``janus`` on the ranks; freeze what is not trained before. ``offload``: the weights are kept in the CPUs' memory while
+    they are not used, for a reference on a GPU."""
 
-    def __init__(self, janus: Janus, ranks: Ranks, dtype: Dtype = "float32", group: int = 0):
-        self.janus, self.ranks = janus, ranks
+    def __init__(
+        self,
+        janus: Janus,
+        ranks: Ranks,
+        dtype: Dtype = "float32",
+        group: int = 0,
+        adapters: Adapters | None = None,
+        offload: bool = False,
+    ):
+        self.janus, self.ranks, self.adapters = janus, ranks, adapters
         self.root: Any = None
+        self.offload = offload
         if ranks.size == 1 and dtype == "float32":
             return
         if not dist.is_initialized():  # bfloat16 without a launcher
@@ -60,11 +73,15 @@ class Shards:
         frozen = [*model.vqmodel.parameters(), *model.vision_model.parameters()]
         if dtype == "bfloat16":
             policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-            model.vqmodel.to(torch.bfloat16)
-            model.vision_model.to(torch.bfloat16)
+            for p in janus.net.parameters():
+                if not p.requires_grad:  # nothing is added to it, so that float32 would tell no more
+                    p.data = p.data.to(torch.bfloat16)
+        for part in (model.vqmodel, model.vision_model):
+            part.to(ranks.device)
+        where = CPUOffloadPolicy() if offload and kind != "cpu" else OffloadPolicy()
         for layer in model.language_model.layers:
-            fully_shard(layer, mesh=mesh, mp_policy=policy)
-        self.root = fully_shard(_Pass(janus.net), mesh=mesh, mp_policy=policy, ignored_params=set(frozen))
+            fully_shard(layer, mesh=mesh, mp_policy=policy, offload_policy=where)
+        self.root = fully_shard(_Pass(janus.net), mesh=mesh, mp_policy=policy, offload_policy=where, ignored_params=set(frozen))
         self.sharded = [m for m in self.root.modules() if isinstance(m, FSDPModule)]
         for part in self.sharded:  # gradients are summed: losses have a global denominator
             part.set_gradient_divide_factor(1.0)
@@ -75,7 +92,8 @@ class Shards:
     def run(self, function: Callable, *args: Any) -> Any:
         """``function(*args)``, which computes with the model. All ranks must call it, with tokens of the same head."""
         if self.root is None:
-            return function(*args)
+            with self.on_device():
+                return function(*args)
         found = self.root(function, *args)
         if not torch.is_grad_enabled():  # else its weights wait for the backward pass
             self.root.reshard()
@@ -97,16 +115,29 @@ class Shards:
                 part.reshard()
                 part.set_reshard_after_forward(part is not self.root, recurse=False)
 
-    def weights(self) -> dict[str, Any] | None:
-        """The whole state dict on the first rank's CPU (an empty one on the others); None where the model holds it itself."""
+    @contextmanager
+    def on_device(self) -> Iterator[None]:
+        """Weights that are not divided but offloaded, back on the device."""
+        if self.offload:
+            self.janus.to(self.ranks.device)
+        yield
+        if self.offload:
+            self.janus.to("cpu")
+
+    def weights(self) -> dict[str, Any]:
+        """The whole state dict, on the first rank's CPU where it is divided (an empty one on the others)."""
         if self.root is None:
-            return None
+            return self.janus.net.state_dict()
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         return get_model_state_dict(self.janus.net, options=options)
 
-    def save(self, folder: Any) -> None:
-        """Write the checkpoint, on the first rank."""
+    def save(self, folder: Path) -> None:
+        """Write the checkpoint, on the first rank; adapters are added to it, and lie in "adapter" by themselves too."""
         weights = self.weights()
         if self.ranks.first:
-            self.janus.save(folder, weights)
+            with whole_folder(folder) as temporary:
+                if self.adapters is not None:
+                    self.adapters.export(weights, temporary / "adapter")
+                    weights = self.adapters.merged(weights)
+                self.janus.save(temporary, weights)
         self.ranks.wait()

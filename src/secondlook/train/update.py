@@ -11,14 +11,17 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from secondlook.model.janus import Janus
+from secondlook.train.lora import Adapters
 from secondlook.train.optimizer import Optimizer
 from secondlook.types import InputError
 
 
-def freeze(janus: Janus) -> None:
-    """Freeze the image tokenizer and the seeing encoder."""
+def freeze(janus: Janus, lora: int = 0, alpha: int = 0, seed: int = 0) -> Adapters | None:
+    """Freeze the image tokenizer and the seeing encoder; with ``lora`` everything but new adapters of that rank, which are
+    returned."""
     for module in (janus.net.model.vqmodel, janus.net.model.vision_model):
         module.requires_grad_(False)
+    return Adapters(janus, lora, alpha, seed) if lora else None
 
 
 def trainable(janus: Janus) -> nn.ParameterDict:
