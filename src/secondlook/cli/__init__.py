@@ -11,6 +11,7 @@ import typer
 
 from secondlook.cli.bench import bench_app
 from secondlook.cli.common import Attention, Device, Dtype, Model, Out, Seed, at_least, console, load_engine
+from secondlook.cli.plan import plan
 from secondlook.cli.show import show
 from secondlook.cli.train import data_app, train_app
 from secondlook.model.shipped import locate
@@ -138,6 +139,7 @@ def convert(
 
 
 app.command()(show)
+app.command()(plan)
 
 
 def main() -> None:

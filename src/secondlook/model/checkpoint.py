@@ -155,6 +155,11 @@ def _config(folder: Path, tokenizer: PreTrainedTokenizerFast) -> tuple[JanusConf
     return config, False
 
 
+def config_of(folder: Path) -> JanusConfig:
+    """A checkpoint's config in transformers' terms, whatever its layout; no weight is read. Raises InputError."""
+    return _config(folder, _tokenizer(folder))[0]
+
+
 def _processor(tokenizer: PreTrainedTokenizerFast, config: JanusConfig) -> JanusProcessor:
     size, mean = config.vision_config.image_size, [0.5, 0.5, 0.5]
     images = JanusImageProcessorPil(size={"height": size, "width": size}, image_mean=mean, image_std=mean)

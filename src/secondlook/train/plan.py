@@ -1,0 +1,232 @@
+"""What a recipe needs of a GPU's memory, and what to change where it does not fit.
+
+An account of the tensors that a rank holds at the two peaks: while episodes are drawn, and while the policy is updated. What is
+kept for the gradient is counted per token and layer from the layers' own operations; ``benchmarks/rl_step.py`` measures the
+peaks it foretells (docs/LOG.md says how near it comes). Fragments and the CUDA context (a few GB) come on top: ``SPARE``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any
+
+import torch
+from transformers import JanusConfig, JanusForConditionalGeneration, JanusVisionConfig, JanusVQVAEConfig, LlamaConfig
+from transformers.initialization import no_init_weights
+
+from secondlook.model import checkpoint
+from secondlook.model.shipped import locate
+from secondlook.train.rl_config import RLConfig
+from secondlook.train.sft import SFTConfig
+
+GIB = 2**30
+SPARE = 4 * GIB
+PROMPT, REASON = 64, 48
+"""Tokens of a prompt with its template, and of a reason."""
+SIZES = {"1b": (24, 2048, 5632, 16), "7b": (30, 4096, 11008, 32)}
+
+
+DEFAULT: dict[str, Any] = {
+    "prompts_per_step": 128,
+    "group": 7,
+    "at_once": 12,
+    "micro": 2,
+    "dtype": "bfloat16",
+    "checkpointing": "full",
+}
+"""recipes/grpo_7b.toml, as far as memory goes."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A model in numbers: parameters, and what its language model is made of."""
+
+    trained: int
+    root: int
+    """Of the trained ones, those outside the language model's layers."""
+    frozen: int
+    layers: int
+    width: int
+    inner: int
+    keys: int
+    """Columns of the keys (or values) of a layer."""
+    codes: int
+    patches: int
+    vocabulary: int
+    side: int
+    """Pixels of a drawn image's side."""
+    channels: int
+    """Of the image tokenizer's decoder at full size."""
+    adapter: int = 0
+    """Parameters of adapters of rank 1."""
+
+
+@cache
+def sizes(model: str) -> Sizes:
+    """Of "1b", "7b", a shipped model's name, a folder or a hub id (which is fetched). Raises InputError for anything else."""
+    if model in SIZES:
+        layers, width, inner, heads = SIZES[model]
+        config = JanusConfig(
+            text_config=LlamaConfig(
+                vocab_size=102400,
+                hidden_size=width,
+                intermediate_size=inner,
+                num_hidden_layers=layers,
+                num_attention_heads=heads,
+                num_key_value_heads=heads,
+            ),
+            vision_config=JanusVisionConfig(projection_dim=width),
+            vq_config=JanusVQVAEConfig(projection_dim=width, image_token_embed_dim=width),
+        )
+    else:
+        config = checkpoint.config_of(checkpoint.fetch(locate(model)))
+    with torch.device("meta"), no_init_weights():
+        net: Any = JanusForConditionalGeneration._from_config(config)
+
+    def count(module) -> int:
+        return sum(p.numel() for p in module.parameters())
+
+    text, vq = config.text_config, config.vq_config
+    frozen = count(net.model.vqmodel) + count(net.model.vision_model)
+    trained, in_layers = count(net) - frozen, count(net.model.language_model.layers)
+    linear = [
+        m
+        for part in (net.model.language_model.layers, net.model.generation_aligner, net.model.generation_head.proj_out)
+        for m in part.modules()
+        if isinstance(m, torch.nn.Linear)
+    ]
+    return Sizes(
+        trained=trained,
+        root=trained - in_layers,
+        frozen=frozen,
+        layers=text.num_hidden_layers,
+        width=text.hidden_size,
+        inner=text.intermediate_size,
+        keys=text.num_key_value_heads * (text.hidden_size // text.num_attention_heads),
+        codes=vq.num_patches**2,
+        patches=config.vision_config.num_image_tokens,
+        vocabulary=text.vocab_size,
+        side=config.vision_config.image_size,
+        channels=vq.base_channels,
+        adapter=sum(m.in_features + m.out_features for m in linear),
+    )
+
+
+def kept_per_token(s: Sizes, checkpointing: str, size: int, lora: bool) -> float:
+    """Bytes that a layer keeps of a token for the gradient, in a type of ``size`` bytes.
+
+    "selective" keeps the layer's input and the results of its multiplications and of attention; "none" also what the norms, the
+    rotation and the activation need (norms compute in float32).
+    """
+    layer_input = s.width
+    if checkpointing == "full":
+        return layer_input * size
+    multiplied = 3 * s.width + 2 * s.keys + 2 * s.inner + s.width  # q, o, attention; k, v; gate, up; down
+    kept = layer_input + multiplied
+    if lora:
+        kept += 3 * s.width + 2 * s.keys + 2 * s.inner  # the adapters' own results
+    if checkpointing == "none":
+        kept += 2 * s.width + s.width + s.keys + 2 * s.inner  # normed inputs; rotated q and k; activation, product
+        return kept * size + 2 * 4 * s.width
+    return kept * size
+
+
+@dataclass
+class Plan:
+    """Bytes of a rank by what they are for, at the two peaks."""
+
+    rollout: dict[str, float] = field(default_factory=dict)
+    update: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def peak(self) -> float:
+        return max(sum(self.rollout.values()), sum(self.update.values()))
+
+
+def account(s: Sizes, config: RLConfig | SFTConfig, ranks: int) -> Plan:
+    """What a rank of ``ranks`` holds when it runs ``config`` on a model of sizes ``s``."""
+    sharded = ranks > 1 or config.dtype == "bfloat16"
+    size = 2 if config.dtype == "bfloat16" else 4
+    parts = (config.shard or ranks) if sharded else 1
+    learned = config.lora * s.adapter if config.lora else s.trained
+    base = s.trained * (size if config.lora else 4) / parts + (learned * 4 / parts if config.lora else 0)
+    whole = s.trained * size if sharded else 0
+    in_root = (s.root + (s.trained - s.root) / s.layers * 2) * size if sharded else 0
+    frozen = s.frozen * (2 if config.dtype == "bfloat16" else 4)
+    always = {"weights": base, "optimizer": learned * 8 / parts, "frozen encoders": frozen}
+    if isinstance(config, RLConfig):
+        history, rows = config.rounds - 1, 2
+        if not config.lora and config.reference == "copy":
+            always["reference"] = s.trained * size / parts + frozen
+    else:
+        history, rows = config.redraw_context, 1
+        always["average"] = learned * 4 / parts
+    update = always | {"gradients": learned * 4 / parts, "gathered weights": in_root}
+    if sharded and not config.lora:
+        update["gathered gradients"] = s.root * (size + 4)
+    longest = PROMPT + (history + 1) * (max(s.codes, s.patches) + REASON)
+    per_token = kept_per_token(s, config.checkpointing, size, bool(config.lora)) * s.layers
+    if config.checkpointing == "full":  # one layer at a time is computed again
+        per_token += kept_per_token(s, "none", size, bool(config.lora))
+    update["activations"] = config.micro * rows * longest * per_token
+    update["logits"] = 2**24 * (4 * 3 + size) + 4 * (s.vocabulary * s.width if not config.lora else 0) * (size == 4)
+    plan = Plan(update=update)
+    if isinstance(config, RLConfig):
+        episodes = config.at_once or -(-config.prompts_per_step // ranks) * config.group
+        column = 2 * s.layers * s.keys * size
+        kept = 2 * (longest - s.codes - REASON) + longest  # the last drawing, its twin, and the last verdict
+        plan.rollout = always | {
+            "gathered weights": whole,
+            "key-value cache": episodes * 2 * longest * column,
+            "kept sequences": episodes * kept * column if history else 0.0,
+            "pictures": episodes * s.side**2 * s.channels * 4.0 * size,
+        }
+    return plan
+
+
+def advice(s: Sizes, config: RLConfig | SFTConfig, ranks: int, memory: float) -> tuple[list[str], bool]:
+    """Settings to change, the least costly first, until a rank fits into ``memory`` bytes (nothing where it does), and whether
+    it then does."""
+    said: dict[str, str] = {}
+    while True:
+        plan = account(s, config, ranks)
+        high = {name: sum(part.values()) + SPARE > memory for name, part in vars(plan).items()}
+        if not any(high.values()):
+            return list(said.values()), True
+        change = _next(config, ranks, high)
+        if change is None:
+            return list(said.values()), False
+        name, value = change
+        config = replace(config, **{name: value})
+        said[name] = f"{name} = {value!r}".replace("'", '"')
+
+
+def _next(config: Any, ranks: int, high: dict[str, bool]) -> tuple[str, Any] | None:
+    """The least costly change for the peaks that are too high; None: there is none left."""
+    rl = isinstance(config, RLConfig)
+    episodes = (config.at_once or -(-config.prompts_per_step // ranks) * config.group) if rl else 0
+    milder = {"none": "selective", "selective": "full"}
+    if high["rollout"] and episodes > 1:
+        return "at_once", max(1, episodes // 2)
+    if high["update"] and config.checkpointing != "full":
+        return "checkpointing", milder[config.checkpointing]
+    if high["update"] and config.micro > 1:
+        return "micro", config.micro // 2
+    if config.shard and config.shard < ranks:
+        return "shard", 0
+    if rl and config.reference == "copy" and not config.lora:
+        return "reference", "offload"
+    if not config.lora and not getattr(config, "muon", 0.0):
+        return "lora", 64
+    return None
+
+
+def ranks_needed(s: Sizes, config: RLConfig | SFTConfig, memory: float, most: int = 1024) -> int | None:
+    """The fewest ranks (1, 2, 4 …) on which ``config`` fits as it is; None: not on ``most``."""
+    config, ranks = replace(config, shard=0), 1
+    while ranks <= most:
+        if account(s, config, ranks).peak + SPARE <= memory:
+            return ranks
+        ranks *= 2
+    return None
