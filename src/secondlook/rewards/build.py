@@ -19,12 +19,13 @@ class JudgeConfig:
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
-    kind: Literal["verifier", "endpoint", "policy"] = "verifier"
-    """The miniature's reader, a vision-language model behind an OpenAI-compatible endpoint, or a checkpoint of this package."""
+    kind: Literal["verifier", "endpoint", "local", "policy"] = "verifier"
+    """The miniature's reader, a vision-language model behind an OpenAI-compatible endpoint, one that transformers loads here,
+    or a checkpoint of this package."""
     weight: float = 1.0
     """Of the weighted mean of several."""
     model: str = ""
-    """Endpoint: the served model's name. Policy: a shipped model, a folder or a hub id."""
+    """Endpoint: the served model's name. Local: a folder or a hub id. Policy: a shipped model, a folder or a hub id."""
     url: str = ""
     """Endpoint: the base address, as http://localhost:8000/v1."""
     decomposer_model: str = ""
@@ -39,10 +40,10 @@ class JudgeConfig:
     concurrency: int = 32
     timeout: float = 60.0
     attempts: int = 6
-    """These four: ``rewards.ask.Endpoint``."""
+    """These four: ``rewards.ask.Endpoint``. Local: ``concurrency`` questions are answered together."""
 
     def __post_init__(self) -> None:
-        for name in {"endpoint": ("url", "model"), "policy": ("model",)}.get(self.kind, ()):
+        for name in {"endpoint": ("url", "model"), "policy": ("model",), "local": ("model",)}.get(self.kind, ()):
             if not getattr(self, name):
                 raise InputError(f"config: judges: {name} is empty; a judge of kind {self.kind!r} needs it")
 
@@ -64,8 +65,12 @@ def _one(config: JudgeConfig, device: str, reasons: bool) -> Reward:
 
         return PolicyJudge(Engine(Janus.load(config.model, device)))
     c = config
-    place = Endpoint(c.url, c.model, c.key_variable, c.concurrency, c.timeout, c.attempts)
     answers = Answers(Path(c.answers) if c.answers else None)
+    if config.kind == "local":
+        from secondlook.rewards.local import LocalModel
+
+        return EndpointJudge(LocalModel(c.model, device, c.concurrency, answers), None, c.long, reasons)
+    place = Endpoint(c.url, c.model, c.key_variable, c.concurrency, c.timeout, c.attempts)
     decomposer = None
     if c.decomposer_model:
         decomposer = Asker(replace(place, url=c.decomposer_url or c.url, model=c.decomposer_model), answers)

@@ -11,14 +11,14 @@ import json
 import math
 import re
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from PIL.Image import Image
 
 from secondlook.files import png
-from secondlook.rewards.ask import Asker, Question, Unanswered
+from secondlook.rewards.ask import Question, Unanswered
 from secondlook.rewards.base import Score
 
 MATCHES = 'Does this image match the description "{}", please directly respond with yes or no.'
@@ -95,8 +95,9 @@ class EndpointJudge:
     """S of pictures by a served model. ``decomposer`` splits prompts of more than ``long`` words; ``reasons`` asks for a
     sentence as well."""
 
-    asker: Asker
-    decomposer: Asker | None = None
+    asker: Callable[[Sequence[Question]], list[Any]]
+    """An endpoint (``Asker``) or a model of transformers (``local.LocalModel``)."""
+    decomposer: Callable[[Sequence[Question]], list[Any]] | None = None
     long: int = 20
     reasons: bool = False
 
