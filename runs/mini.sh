@@ -16,7 +16,7 @@ seconds() { # a step of a run, the median over its log (other work on the machin
   python -c 'import json, statistics, sys; rows = [json.loads(line) for line in open(sys.argv[1])]
 print(statistics.median(row["seconds"] for row in rows) / rows[0]["step"], rows[-1]["step"])' "$1"
 }
-job data sample data data
+job data build data data
 train sft sft --set data="$out/data"
 train rl rl --set model="$out/sft/final"
 read -r of_rl taken <<<"$(seconds "$out/rl/metrics.jsonl")"

@@ -23,9 +23,9 @@ class Judge(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 512
 
-    def __init__(self, faults=FAULTS, most: int = 3, hang: float = 5.0, share: float = 0.5):
+    def __init__(self, faults=FAULTS, most: int = 3, hang: float = 5.0, share: float = 0.5, text="a sentence."):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.faults, self.most, self.hang, self.share = faults, most, hang, share
+        self.faults, self.most, self.hang, self.share, self.text = faults, most, hang, share, text
         self.tried, self.answered, self.met = Counter(), Counter(), Counter()
         self.lock = threading.Lock()
 
@@ -110,13 +110,12 @@ class Handler(BaseHTTPRequestHandler):
             other = silent if fault == "no logprobs" else undecided
             self.reply(said.get(fault, json.dumps(other)).encode())
 
-    @staticmethod
-    def choice(asked: dict, text: str) -> dict:
+    def choice(self, asked: dict, text: str) -> dict:
         if not asked.get("logprobs"):
             if text.startswith("Split"):
                 number = re.search(r"number (\d+)", text)[1]
                 return {"message": {"content": f'Here: ["Is it number {number}?", "Is it like number 100?"]'}}
-            return {"message": {"content": "a sentence."}}
+            return {"message": {"content": self.server.text}}
         p = truth(text) * 0.9
         return logprobs([("Yes", p * 2 / 3), (" yes", p / 3), ("No", 0.9 - p), ("perhaps", 0.1)])
 

@@ -10,7 +10,8 @@ import pytest
 from safetensors.torch import load_file
 
 from jobs import RL, SFT
-from secondlook.data.sample import SampleConfig, sample
+from secondlook.data.build import BuildConfig, build
+from secondlook.data.generators import GeneratorConfig
 from secondlook.engine.decode import Engine
 from secondlook.model.janus import Janus
 from secondlook.model.shipped import locate
@@ -26,8 +27,8 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    config = SampleConfig(model="mini-base", n_prompts=20, draws=0, near_misses=4)
-    return str(sample(config, Engine(Janus.load(locate("mini-base"))), Verifier(), tmp_path_factory.mktemp("data")))
+    config = BuildConfig([GeneratorConfig("render", "mini-base", 5)], n_prompts=20, examples="none")
+    return str(build(config, Verifier(), tmp_path_factory.mktemp("data"), lambda m: Engine(Janus.load(locate(m)))))
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from secondlook.data import canaries
+from secondlook.data.build import BuildConfig, build
+from secondlook.data.generators import GeneratorConfig
 from secondlook.data.pair import Pool
-from secondlook.data.sample import SampleConfig, sample
 from secondlook.engine.decode import Engine
 from secondlook.introspect import Sampling
 from secondlook.model import policy
@@ -52,12 +53,13 @@ def mini():
     return Engine(Janus.load(locate("mini-base")))
 
 
-DATA = SampleConfig(model="mini-base", n_prompts=30, draws=1, near_misses=4, shard=20)
+RENDER, DRAW = GeneratorConfig("render", "mini-base", 5), GeneratorConfig("model", "mini-base", 1)
+DATA = BuildConfig([RENDER, DRAW], n_prompts=30, shard=20)
 
 
 @pytest.fixture(scope="module")
 def data(mini, tmp_path_factory):
-    return sample(DATA, mini, Verifier(), tmp_path_factory.mktemp("data"))
+    return build(DATA, Verifier(), tmp_path_factory.mktemp("data"), lambda _: mini)
 
 
 def killed_then_resumed(monkeypatch, train, at):
@@ -86,8 +88,8 @@ def test_sampled_pictures_carry_the_verifiers_verdict(data, mini):
     manifest = json.loads((data / "manifest.json").read_text())
     assert len(manifest["shards"]) == 2
     sources = manifest["sources"]
-    assert sources["render"] == {"pictures": 30, "right": 30, "missing": 0}
-    assert sources["near miss"] == {"pictures": 120, "right": 0, "missing": 0}
+    assert [sources["render"][k] for k in ("pictures", "right", "missing", "negatives")] == [30, 30, 0, 0]
+    assert sources["near miss"]["right"] == 0 and 60 < sources["near miss"]["pictures"] <= 120, "none twice"
     pool = Pool(data)
     rng = np.random.default_rng(0)
     for _ in range(50):
@@ -100,10 +102,10 @@ def test_sampled_pictures_carry_the_verifiers_verdict(data, mini):
         assert wrong.target.index not in {s.index for s in wrong.earlier}
     before = {p.name: p.read_bytes() for p in data.glob("images-*.parquet")}
     (data / "images-00001.parquet").unlink()
-    sample(DATA, mini, Verifier(), data)
+    build(DATA, Verifier(), data, lambda _: mini)
     assert {p.name: p.read_bytes() for p in data.glob("images-*.parquet")} == before, "a shard made again is the same"
-    with pytest.raises(InputError, match="near_misses"):
-        sample(replace(DATA, near_misses=2), mini, Verifier(), data)
+    with pytest.raises(InputError, match="n_prompts"):
+        build(replace(DATA, n_prompts=20), Verifier(), data, lambda _: mini)
 
 
 def test_a_picture_without_a_score_is_counted_and_taught_to_nobody(mini, tmp_path):
@@ -111,7 +113,7 @@ def test_a_picture_without_a_score_is_counted_and_taught_to_nobody(mini, tmp_pat
         def __call__(self, items):
             return [s if i % 2 else None for i, s in enumerate(super().__call__(items))]
 
-    sample(replace(DATA, n_prompts=20, draws=0), mini, Half(), tmp_path)
+    build(replace(DATA, n_prompts=20, generators=[RENDER], examples="none"), Half(), tmp_path, lambda _: mini)
     sources = json.loads((tmp_path / "manifest.json").read_text())["sources"]
     assert sum(row["missing"] for row in sources.values()) == 50 == sum(row["pictures"] for row in sources.values()) / 2
     pool = Pool(tmp_path)
@@ -339,7 +341,9 @@ def check_trajectory(name: str, out: Path, keys: tuple[str, ...]) -> None:
 @pytest.mark.slow
 def test_sft_follows_its_golden_trajectory(tmp_path, exact):
     # the shipped base, in float64: an untrained image tokenizer or a float32 decoder may give another code on another machine
-    pictures = sample(replace(DATA, draws=0), Engine(Janus.load(locate("mini-base"))), Verifier(), tmp_path / "data")
+    exact_mini = Engine(Janus.load(locate("mini-base")))
+    plain = replace(DATA, generators=[RENDER], examples="none")
+    pictures = build(plain, Verifier(), tmp_path / "data", lambda _: exact_mini)
     config = SFTConfig(model="mini-base", data=str(pictures), steps=20, batch=12, lr=1e-3, warmup=3, log_every=1)
     train_sft(config, tmp_path / "run")
     check_trajectory("sft", tmp_path / "run", ("draw_loss", "redraw_loss", "verdict_loss", "reason_loss", "grad_norm", "lr"))

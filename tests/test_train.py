@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from secondlook.config import load
-from secondlook.data.sample import SampleConfig
+from secondlook.data.build import BuildConfig
 from secondlook.train.base import BaseConfig, text_tokenizer
 from secondlook.train.optimizer import orthogonalize
 from secondlook.train.rl_config import RLConfig
@@ -28,7 +28,7 @@ JOBS = {
     "tokenizer": TokenizerConfig,
     "vision": VisionConfig,
     "base": BaseConfig,
-    "data": SampleConfig,
+    "data": BuildConfig,
     "sft": SFTConfig,
     "rl": RLConfig,
 }

@@ -59,20 +59,22 @@ def train_rl(
     _train(rl.train_rl, rl_config.RLConfig, config, out, [*set_, *([f"algorithm={algorithm}"] if algorithm else [])])
 
 
-@data_app.command("sample")
-def data_sample(config: Config, out: Out = Path("out/data"), set_: Set = []) -> None:  # noqa: B006
-    """Draw pictures of prompts and score them: what supervised fine-tuning is taught from."""
+@data_app.command("build")
+def data_build(config: Config, out: Out = Path("out/data"), set_: Set = []) -> None:  # noqa: B006
+    """Draw pictures of prompts, score them, and make examples of the three tasks of supervised fine-tuning."""
+    from functools import cache
+
     from secondlook import config as configs
-    from secondlook.data import sample
+    from secondlook.data import build
     from secondlook.files import writable_folder
     from secondlook.rewards.build import make
 
-    loaded = configs.load(sample.SampleConfig, config, set_)
-    where = locate(loaded.model)
+    loaded = configs.load(build.BuildConfig, config, set_)
+    batch = max(g.batch for g in loaded.generators)
+    load = cache(lambda model: load_engine(locate(model), loaded.device, batch))
     writable_folder(out)
-    reward = make(loaded.judges, loaded.device, reasons=True)
-    sample.sample(loaded, load_engine(where, loaded.device, loaded.batch), reward, out)
-    console.print(f"written to {out}: images-*.parquet, manifest.json")
+    build.build(loaded, make(loaded.judges, loaded.device, reasons=True), out, load)
+    console.print(f"written to {out}: images-*.parquet, examples, samples.html, manifest.json")
 
 
 def _train(job: Any, kind: Any, config: Path, out: Path, settings: list[str]) -> None:

@@ -6,9 +6,11 @@ Source: arXiv 2506.01480, stage 1 (thresholds and context lengths as there; meth
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -43,18 +45,50 @@ class Example:
     target: Scored
 
 
+def published(path: Path) -> list[dict]:
+    """Rows of a JSONL file in the published layout. Raises InputError that names the line."""
+    if not path.is_file():
+        raise InputError(
+            f"config: data = {str(path)!r} is not a file; give a JSONL of scored pictures or a folder of data build"
+        )
+    rows = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            said = json.loads(line)
+            for k, picture in enumerate(said["data"]):
+                score, reason = picture["prob"], picture["reason"]
+                if score is not None and not 0 <= score <= 1:
+                    raise ValueError(f"prob is {score}")
+                reason = None if reason is None else reason.strip()
+                if reason and not reason.lower().startswith(("yes", "no")):
+                    reason = f"{'Yes' if (score or 0) >= BAD else 'No'}, {reason}"
+                place = str(path.parent / picture["img_path"])
+                rows.append(
+                    {"id": f"{said['promptid']}-{k}", "prompt": said["prompt"], "score": score, "reason": reason, "path": place}
+                )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"config: data, line {number} of {path} is not promptid, prompt, data with img_path, reason, prob ({error})"
+            ) from error
+    return rows
+
+
 class Pool:
-    """Scored pictures by prompt, from the Parquet shards of `data.sample`. Prompts that no task can use are left out."""
+    """Scored pictures by prompt: the Parquet shards of `data build`, or a JSONL file in the layout of the paper's published
+    data, whose lines are {"promptid", "prompt", "data": [{"img_path", "reason", "prob", "state"}]} with paths beside the file.
+    Pictures are read when they are needed. Prompts that no task can use are left out."""
 
-    def __init__(self, folder: str | Path, good_to_draw: float = GOOD_TO_DRAW, good_to_judge: float = GOOD_TO_JUDGE):
-        import pyarrow.parquet as pq
-
-        shards = sorted(Path(folder).glob("images-*.parquet"))
-        if not shards:
-            raise InputError(f"config: data = {str(folder)!r} holds no images-*.parquet; run data sample first")
+    def __init__(self, source: str | Path, good_to_draw: float = GOOD_TO_DRAW, good_to_judge: float = GOOD_TO_JUDGE):
+        folder = Path(source)
         self.rows: list[dict] = []
-        for path in shards:
-            self.rows += pq.read_table(path, columns=["prompt", "image", "score", "reason"]).to_pylist()
+        """Of every picture: id, prompt, score and reason."""
+        self._images: Any = None
+        if folder.suffix == ".jsonl":
+            self.rows = published(folder)
+        else:
+            self._open(folder)
         by_prompt: dict[str, list[int]] = {}
         for i, row in enumerate(self.rows):
             by_prompt.setdefault(row["prompt"], []).append(i)
@@ -68,16 +102,37 @@ class Pool:
         }
         for name, prompts in self.prompts.items():
             if not prompts:
-                raise InputError(f"config: data = {str(folder)!r} has no prompt with pictures for {name!r}; sample more")
+                raise InputError(f"config: data = {str(folder)!r} has no prompt with pictures for {name!r}; build more")
 
     def _those(self, by_prompt: dict[str, list[int]], keep: Callable[[float], bool]) -> dict[str, list[int]]:
-        kept = [row["score"] is not None and keep(row["score"]) for row in self.rows]
+        kept = [row["score"] is not None and row["reason"] is not None and keep(row["score"]) for row in self.rows]
         found = {p: [i for i in rows if kept[i]] for p, rows in by_prompt.items()}
         return {p: rows for p, rows in found.items() if rows}
 
+    def _open(self, folder: Path) -> None:
+        import pyarrow.parquet as pq
+        from datasets import Image as ImageFeature
+        from datasets import disable_progress_bars, load_dataset
+
+        shards = sorted(folder.glob("images-*.parquet"))
+        if not shards:
+            raise InputError(f"config: data = {str(folder)!r} holds no images-*.parquet; run data build first")
+        for path in shards:
+            self.rows += pq.read_table(path, columns=["id", "prompt", "score", "reason"]).to_pylist()
+        disable_progress_bars()
+        files = [str(p) for p in shards]
+        stored = load_dataset("parquet", data_files=files, split="train", cache_dir=str(folder / ".arrow"))  # mapped, not read
+        self._images = stored.select_columns(["image"]).cast_column("image", ImageFeature(decode=False))
+
+    def bytes(self, index: int) -> bytes:
+        """A picture's file."""
+        if self._images is None:
+            return Path(self.rows[index]["path"]).read_bytes()
+        return self._images[index]["image"]["bytes"]
+
     def _scored(self, index: int) -> Scored:
         row = self.rows[index]
-        image = Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")
+        image = Image.open(io.BytesIO(self.bytes(index))).convert("RGB")
         return Scored(index, image, row["score"], row["reason"])
 
     def _pick(self, rng: np.random.Generator, rows: list[int], n: int) -> tuple[Scored, ...]:

@@ -34,7 +34,7 @@ class SFTConfig:
     model: str
     """The checkpoint to start from."""
     data: str
-    """A folder that ``data sample`` wrote."""
+    """A folder that ``data build`` wrote, or a JSONL file in the layout of the paper's published data (``data.pair.Pool``)."""
     steps: int = 1500
     batch: int = 48
     """Examples a step, divided among the tasks by ``mix``."""

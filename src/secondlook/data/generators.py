@@ -1,0 +1,186 @@
+"""Where pictures of prompts come from: a model of this package, a pipeline of diffusers, a folder, the miniature's renderer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from PIL import Image
+
+from secondlook.data import miniature
+from secondlook.engine.decode import Engine
+from secondlook.files import read_image
+from secondlook.introspect import Sampling, turn_seed
+from secondlook.types import InputError, Request
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """One generator. Which fields it needs depends on ``kind``."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    kind: Literal["model", "diffusers", "folder", "render"] = "model"
+    """A model of this package, a text-to-image pipeline of diffusers, pictures that are there, or right pictures and near
+    misses of the miniature's world (for its own prompts)."""
+    model: str = ""
+    """Model: a shipped model, a folder or a hub id. Diffusers: a folder or a hub id. Folder: a folder with metadata.jsonl, each
+    line {"file_name": …, "prompt": …}. Render: the model whose image tokenizer the pictures pass through, so that a verdict
+    cannot be learned from the source alone (a clean render is wrong, a decoded picture right)."""
+    images: int = 4
+    """Pictures a prompt; render: one of them is right."""
+    aimed: float = 0.5
+    """Render: share of the near misses that attack what the prompt asks for: a relation, a count, who has which colour."""
+    guidance: float | None = None
+    """Default: the model's own."""
+    steps: int = 28
+    """Diffusers: denoising steps."""
+    batch: int = 96
+    """Pictures drawn together."""
+    licence: str = ""
+    """Of the pictures, for the manifest."""
+
+    def __post_init__(self) -> None:
+        for name in ("images", "batch", "steps"):
+            if getattr(self, name) < 1:
+                raise InputError(f"config: generators: {name} is {getattr(self, name)}; it must be at least 1")
+        if not self.model:
+            raise InputError(f"config: generators: model is empty; a generator of kind {self.kind!r} needs one")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of a prompt, and what made it."""
+
+    prompt: str
+    image: Image.Image
+    source: str
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Prompts whose pictures lie in one file. Seeds depend on ``start`` alone, the number of its first prompt."""
+
+    number: int
+    start: int
+    prompts: tuple[str, ...]
+    size: int
+    """Prompts of the world that it was drawn from, those left out included."""
+
+
+class Generator(Protocol):
+    def __call__(self, shard: Shard) -> list[Picture]:
+        """Pictures of a shard's prompts."""
+        ...
+
+
+Load = Callable[[str], Engine]
+
+
+class Model:
+    """Drawn by a model of this package, without a second look."""
+
+    def __init__(self, config: GeneratorConfig, load: Load, seed: int):
+        self.config, self.seed, self.engine = config, seed, load(config.model)
+
+    def __call__(self, shard: Shard) -> list[Picture]:
+        c, rule = self.config, Sampling.of(self.engine.janus.net.generation_config)
+        if c.guidance is not None:
+            rule = Sampling(guidance=c.guidance)
+        asked = [prompt for prompt in shard.prompts for _ in range(c.images)]
+        seeds = [turn_seed(self.seed * 10**9 + shard.start * c.images + k, 0) for k in range(len(asked))]
+        requests = [Request("draw", self.engine.protocol.draw(p), s) for p, s in zip(asked, seeds, strict=True)]
+        images = self.engine.pictures([t.tokens for t in self.engine.draw(requests, rule.draw_rule())])
+        return [Picture(p, i, c.model, s) for p, i, s in zip(asked, images, seeds, strict=True)]
+
+
+class Rendered:
+    """Of the world's prompts of the same shard."""
+
+    def __init__(self, config: GeneratorConfig, load: Load, seed: int, kinds: dict[str, float]):
+        self.config, self.seed, self.kinds, self.engine = config, seed, kinds, load(config.model)
+
+    def __call__(self, shard: Shard) -> list[Picture]:
+        c, rng = self.config, np.random.default_rng([self.seed, shard.start])
+        wanted, found = set(shard.prompts), list[tuple[str, Image.Image, str]]()
+        for p in miniature.pictures(rng, shard.size, kinds=self.kinds):
+            wrong = miniature.wrong(rng, p, c.images - 1, c.aimed)
+            if p.spec.prompt in wanted:
+                found.append((p.spec.prompt, p.image, "render"))
+                found += [(p.spec.prompt, image, "near miss") for image, _ in wrong]
+        through = self.engine.pictures(self.engine.codes([image for _, image, _ in found]))
+        return [Picture(prompt, image, source) for (prompt, _, source), image in zip(found, through, strict=True)]
+
+
+class Diffusers:
+    """Drawn by a text-to-image pipeline. Raises InputError where diffusers is not installed or cannot load it."""
+
+    def __init__(self, config: GeneratorConfig, device: str, seed: int):
+        try:
+            import diffusers
+        except ImportError as error:
+            raise InputError("generators: diffusers is not installed; run pip install 'secondlook[diffusers]'") from error
+        import torch
+
+        self.config, self.device, self.seed = config, device, seed
+        dtype = torch.float32 if device == "cpu" else torch.bfloat16
+        try:
+            self.pipeline: Any = diffusers.DiffusionPipeline.from_pretrained(config.model, torch_dtype=dtype).to(device)
+        except (OSError, ValueError) as error:
+            why = str(error).splitlines()[0]
+            raise InputError(f"generators: {config.model!r} is no pipeline that diffusers loads ({why})") from error
+        self.pipeline.set_progress_bar_config(disable=True)
+
+    def __call__(self, shard: Shard) -> list[Picture]:
+        import torch
+
+        c = self.config
+        asked = [prompt for prompt in shard.prompts for _ in range(c.images)]
+        seeds = [turn_seed(self.seed * 10**9 + shard.start * c.images + k, 0) % 2**63 for k in range(len(asked))]
+        settings = {"num_inference_steps": c.steps} | ({} if c.guidance is None else {"guidance_scale": c.guidance})
+        found = []
+        for i in range(0, len(asked), c.batch):
+            part, own = asked[i : i + c.batch], seeds[i : i + c.batch]
+            chances = [torch.Generator("cpu").manual_seed(s) for s in own]
+            images = self.pipeline(prompt=part, generator=chances, **settings).images
+            found += [Picture(p, image, c.model, s) for p, image, s in zip(part, images, own, strict=True)]
+        return found
+
+
+class Folder:
+    """Pictures that are there. Raises InputError for a folder without a list of them."""
+
+    def __init__(self, config: GeneratorConfig):
+        self.config, self.folder = config, Path(config.model)
+        path = self.folder / "metadata.jsonl"
+        self.files: dict[str, list[str]] = {}
+        try:
+            rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+            for row in rows:
+                self.files.setdefault(row["prompt"].strip(), []).append(row["file_name"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f'generators: {str(path)!r} cannot be read ({error}); each line must be {{"file_name": …, "prompt": …}}'
+            ) from error
+
+    def __call__(self, shard: Shard) -> list[Picture]:
+        return list(self._found(shard.prompts))
+
+    def _found(self, prompts: tuple[str, ...]) -> Iterator[Picture]:
+        for prompt in prompts:
+            for name in self.files.get(prompt, [])[: self.config.images]:
+                yield Picture(prompt, read_image(self.folder / name), self.config.model)
+
+
+def make(config: GeneratorConfig, load: Load, seed: int, kinds: dict[str, float], device: str) -> Generator:
+    """The generator that a config asks for, loaded."""
+    if config.kind == "model":
+        return Model(config, load, seed)
+    if config.kind == "render":
+        return Rendered(config, load, seed, kinds)
+    return Diffusers(config, device, seed) if config.kind == "diffusers" else Folder(config)

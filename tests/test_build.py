@@ -1,0 +1,206 @@
+"""The data factory: prompts of every origin, generators, overlap with benchmarks, resuming, and what others read of it."""
+
+import json
+import shutil
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from misbehaving import Judge
+from secondlook.data import overlap
+from secondlook.data.build import BuildConfig, ExpandConfig, build
+from secondlook.data.generators import GeneratorConfig
+from secondlook.data.pair import Pool
+from secondlook.rewards.base import Score
+from secondlook.types import InputError
+
+BENCHMARKS = Path(__file__).parents[2] / "shared" / "benchmarks"
+COLORS = {"red": (200, 30, 30), "green": (30, 180, 30), "blue": (30, 30, 200), "grey": (128, 128, 128)}
+
+
+class Named:
+    """A judge that believes in colours: 1 for the named one, .6 for grey, 0 for another."""
+
+    calls = 0
+
+    def __call__(self, items):
+        Named.calls += len(items)
+        found = []
+        for prompt, image in items:
+            color = next(c for c in COLORS if c in prompt)
+            pixel = np.asarray(image)[4, 4]
+            value = 1.0 if np.abs(pixel - np.array(COLORS[color])).max() < 30 else 0.6 if np.ptp(pixel) < 20 else 0.0
+            found.append(Score(value, value >= 0.5, f"it is {color if value == 1 else 'something else'}"))
+        return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Four pictures of each prompt: right, grey, and two equal wrong ones."""
+    out = tmp_path_factory.mktemp("pictures")
+    rows = []
+    for thing in ("wall", "door", "house"):
+        for color in ("red", "green", "blue"):
+            wrong = "blue" if color == "red" else "red"
+            for k, shown in enumerate((color, "grey", wrong, wrong)):
+                name = f"{color}-{thing}-{k}.png"
+                Image.new("RGB", (9 + len(thing), 9), COLORS[shown]).save(out / name)
+                rows.append({"file_name": name, "prompt": f"a {color} {thing}"})
+    (out / "metadata.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return out
+
+
+def config(folder, **more) -> BuildConfig:
+    words = {"color": ["red", "green", "blue"], "thing": ["wall", "door", "house"]}
+    generators = [GeneratorConfig("folder", str(folder), images=9, licence="CC0-1.0")]
+    return BuildConfig(generators, templates=["a {color} {thing}"], words=words, shard=4, **more)
+
+
+def nothing(model):
+    raise AssertionError("no model is needed")
+
+
+def test_pictures_scores_examples_and_a_manifest(folder, tmp_path):
+    out = build(config(folder), Named(), tmp_path, nothing)
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["prompts"] == 9 and len(manifest["shards"]) == 3
+    [source] = manifest["sources"].values()
+    assert source == {
+        "pictures": 27,  # the second wrong one is the same
+        "right": 18,
+        "missing": 0,
+        "positives": 9,
+        "negatives": 9,
+        "licence": "CC0-1.0",
+    }
+    for name, digest in manifest["sha256"].items():
+        assert sha256((out / name).read_bytes()).hexdigest() == digest
+    files = {k: [str(p) for p in sorted(out.glob(f"{k}-*.parquet"))] for k in ("images", "examples")}
+    images = datasets.load_dataset("parquet", data_files=files["images"], split="train", cache_dir=str(tmp_path / "c"))
+    assert images[0]["image"].size[1] == 9 and len(set(images["id"])) == 27
+    scores = dict(zip(images["id"], images["score"], strict=True))
+    found = datasets.load_dataset("parquet", data_files=files["examples"], split="train", cache_dir=str(tmp_path / "c"))
+    tasks = [r["task"] for r in found]
+    assert {t: tasks.count(t) for t in set(tasks)} == manifest["examples"]["tasks"] == {"draw": 9, "judge": 18, "redraw": 9}
+    for row in found:
+        assert all(scores[i] < 0.5 for i in row["earlier"]) and row["target"] not in row["earlier"]
+        assert row["task"] == "judge" or scores[row["target"]] >= 0.8
+        assert row["answer"].startswith("Yes" if scores[row["target"]] >= 0.5 else "No")
+    assert sum(scores[r["target"]] >= 0.7 for r in found if r["task"] == "judge") == 9, "as many right as wrong"
+    page = (out / "samples.html").read_text()
+    assert page.count("<h2>") in (1, 4) and page.count("<figure>") == 3 * page.count("<h2>")
+
+
+def test_webdataset(folder, tmp_path):
+    out = build(config(folder, examples="webdataset"), Named(), tmp_path, nothing)
+    found = []
+    for path in map(str, sorted(out.glob("examples-*.tar"))):
+        found += datasets.load_dataset("webdataset", data_files=[path], split="train", cache_dir=str(tmp_path / "c"))
+    assert len(found) == 36 and {"draw", "judge", "redraw"} == {r["json"]["task"] for r in found}
+    for row in found:
+        assert row["target.png"].size[1] == 9
+        assert ("earlier1.png" in row) == bool(row["json"]["earlier"])
+
+
+@pytest.mark.parametrize("stop", ["drawing", "judging"])
+def test_a_stopped_build_goes_on(folder, tmp_path, monkeypatch, stop):
+    whole = build(config(folder), Named(), tmp_path / "whole", nothing)
+
+    class Broken(Named):
+        def __call__(self, items):
+            if stop == "judging" and (tmp_path / "cut" / "images-00000.parquet").exists():
+                raise KeyboardInterrupt
+            return super().__call__(items)
+
+    with monkeypatch.context() as patch:
+        if stop == "drawing":
+            read = Image.open
+            count = iter(range(20))
+
+            def broken(*args, **kwargs):
+                if next(count, None) is None:
+                    raise KeyboardInterrupt
+                return read(*args, **kwargs)
+
+            patch.setattr("secondlook.files.Image.open", broken)
+        with pytest.raises(KeyboardInterrupt):
+            build(config(folder), Broken(), tmp_path / "cut", nothing)
+    assert not (tmp_path / "cut" / "manifest.json").exists()
+    Named.calls = 0
+    cut = build(config(folder), Named(), tmp_path / "cut", nothing)
+    assert stop == "drawing" or Named.calls == 15, "what was scored is not scored again"
+    for name in sorted(p.name for p in whole.glob("*-*.parquet")):
+        assert (whole / name).read_bytes() == (cut / name).read_bytes(), name
+    assert not (cut / "parts").exists()
+    with pytest.raises(InputError, match="seed is 7"):
+        build(config(folder, seed=7), Named(), cut, nothing)
+
+
+def test_prompts_of_benchmarks_are_left_out(folder, tmp_path):
+    bench = tmp_path / "bench.jsonl"
+    bench.write_text('{"prompt": "A red wall."}\n{"text": "the green door"}\n')
+    out = build(config(folder, against=[str(bench)]), Named(), tmp_path / "out", nothing)
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["left_out"]["overlap with a benchmark"] == 2 and manifest["prompts"] == 7
+    near = overlap.Benchmarks(["a photo of a red bench and a blue bird on the left of the old wooden house"])
+    assert "a photo of a red bench and a blue bird on the left of an old wooden house!" in near
+    assert "a photo of a red bench" not in near and "a blue bird on a green bench beside the old house" not in near
+    bench.write_text('{"a": 1}')
+    with pytest.raises(InputError, match="no field"):
+        overlap.read(bench)
+
+
+def test_real_benchmarks_prompts():
+    if not BENCHMARKS.exists():
+        pytest.skip("the benchmarks' files are not here")
+    geneval = overlap.read(BENCHMARKS / "geneval" / "evaluation_metadata.jsonl")
+    known = overlap.Benchmarks(geneval)
+    assert len(geneval) == 553 and all(p in known for p in geneval)
+    assert "a watercolour of three foxes who read the newspaper" not in known
+
+
+def test_a_language_model_makes_captions(folder, tmp_path):
+    captions = ["a red wall", "a blue door in the wall", "a red wall"]
+    with Judge(share=0, text=json.dumps(captions)) as server:
+        e = ExpandConfig(server.url, "m", short=1, long=2)
+        seeds = tmp_path / "seeds.txt"
+        seeds.write_text("walls\n")
+        generators = [GeneratorConfig("folder", str(folder), images=9)]
+        out = build(BuildConfig(generators, prompts=str(seeds), expand=e), Named(), tmp_path / "out", nothing)
+    said = [json.loads(line)["prompt"] for line in (out / "prompts.jsonl").read_text().splitlines()]
+    assert said == captions[:2] and json.loads((out / "manifest.json").read_text())["left_out"]["twice"] == 1
+
+
+def test_the_published_layout_is_read(folder, tmp_path):
+    path = folder / "published.jsonl"
+    data = [
+        {"img_path": "red-wall-0.png", "reason": "it is red", "prob": 0.97, "state": True},
+        {"img_path": "red-wall-2.png", "reason": "No, it is blue", "prob": 0.02, "state": False},
+        {"img_path": "red-wall-1.png", "reason": "it is grey", "prob": None, "state": None},
+    ]
+    path.write_text(json.dumps({"promptid": 5, "prompt": "a red wall", "data": data}) + "\n")
+    pool = Pool(path)
+    example = pool.redrawing(np.random.default_rng(0))
+    assert example.target.reason == "Yes, it is red" and example.earlier[0].reason == "No, it is blue"
+    assert np.asarray(example.target.image)[4, 4].tolist() == list(COLORS["red"])
+    path.write_text('{"prompt": "a red wall"}\n')
+    with pytest.raises(InputError, match="line 1"):
+        Pool(path)
+
+
+def test_bad_settings_are_named(folder, tmp_path):
+    with pytest.raises(InputError, match="generators is empty"):
+        BuildConfig([])
+    with pytest.raises(InputError, match="model is empty"):
+        GeneratorConfig("model")
+    with pytest.raises(InputError, match="size"):
+        build(replace(config(folder), templates=["a {size} {color} wall"]), Named(), tmp_path, nothing)
+    shutil.copytree(folder, tmp_path / "copy")
+    (tmp_path / "copy" / "metadata.jsonl").write_text("{}\n")
+    with pytest.raises(InputError, match=r"metadata\.jsonl"):
+        build(config(tmp_path / "copy"), Named(), tmp_path / "out", nothing)
