@@ -1,0 +1,99 @@
+"""Adapters: what is trained, what is merged and exported, and the reference that is the same model without them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from secondlook.engine.decode import Engine
+from secondlook.introspect import Sampling
+from secondlook.model import policy
+from secondlook.model.janus import Janus
+from secondlook.model.shipped import locate
+from secondlook.rewards.verifier import Verifier
+from secondlook.train.ranks import Ranks
+from secondlook.train.rl import train_rl
+from secondlook.train.rl_config import RLConfig
+from secondlook.train.rollout import collect
+from secondlook.train.sft import SFTConfig
+from secondlook.train.shard import Shards
+from secondlook.train.update import freeze, trainable
+from secondlook.types import InputError
+
+peft = pytest.importorskip("peft")
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return Janus.load(locate("mini-base"), dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def turns(plain):
+    groups = collect(Engine(plain), ["a photo of a cat below a cup"], 3, 2, [0], Sampling(3.0, 1.0, 0, 0), Verifier())
+    return [t for g in groups for e in g.episodes for t in e.turns]
+
+
+def scores(janus: Janus, turns) -> torch.Tensor:
+    protocol = Engine(janus).protocol
+    with torch.no_grad():
+        return torch.cat([policy.score(janus, protocol, [t]) for t in turns])
+
+
+def moved() -> tuple[Janus, Shards]:
+    """A model with adapters that are not 0."""
+    janus = Janus.load(locate("mini-base"), dtype=torch.float64)
+    adapters = freeze(janus, lora=4, alpha=12, seed=1)
+    torch.manual_seed(2)
+    for name, p in trainable(janus).items():
+        assert "lora_" in name
+        torch.nn.init.normal_(p, std=0.05)
+    return janus, Shards(janus, Ranks(), adapters=adapters)
+
+
+def test_merged_and_exported_they_say_the_same(plain, turns, tmp_path):
+    janus, shards = moved()
+    with_adapters = scores(janus, turns)
+    assert (with_adapters - scores(plain, turns)).abs().max() > 0.1
+    shards.save(tmp_path / "final")
+    merged = Janus.load(tmp_path / "final", dtype=torch.float64)
+    torch.testing.assert_close(scores(merged, turns), with_adapters, rtol=0, atol=1e-5)
+    base = Janus.load(locate("mini-base"), dtype=torch.float64)
+    base.net = peft.PeftModel.from_pretrained(base.net, str(tmp_path / "final" / "adapter")).base_model.model
+    torch.testing.assert_close(scores(base, turns), with_adapters, rtol=0, atol=1e-5)
+    a, b = (load_file(p / "model.safetensors") for p in (tmp_path / "final", Path(locate("mini-base"))))
+    changed = {n for n in b if not torch.equal(a[n].float(), b[n].float())}
+    assert changed and all(n.startswith(("model.language_model.layers.", "model.generation_")) for n in changed)
+    assert "model.generation_head.vision_head.weight" not in changed
+
+
+def test_the_reference_is_the_model_without_them(plain, turns):
+    janus, shards = moved()
+    before = scores(janus, turns)
+    with shards.adapters.off():
+        assert torch.equal(scores(janus, turns), scores(plain, turns))
+    assert torch.equal(scores(janus, turns), before) and all(p.requires_grad for p in trainable(janus).values())
+
+
+def test_training_moves_adapters_alone_and_samples_with_them(tmp_path):
+    settings = {"prompts_per_step": 2, "group": 3, "rounds": 2, "form": "expected", "steps": 2, "log_every": 1, "warmup": 0}
+    config = RLConfig(model="mini-base", lora=4, lr=3e-2, min_lr=3e-2, epochs=1, patience=9, beta=0.1, **settings)
+    train_rl(config, tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert all(r["sampler_gap"] < 1e-4 for r in rows), "the engine draws with the adapters that were trained"
+    assert rows[1]["kl"] > rows[0]["kl"] >= 0 and (tmp_path / "final" / "adapter" / "adapter_config.json").exists()
+
+
+def test_a_reference_in_the_cpus_memory_is_the_same(tmp_path):
+    settings = {"prompts_per_step": 1, "group": 3, "rounds": 1, "steps": 1, "log_every": 1, "patience": 9, "form": "segment"}
+    for where in ("copy", "offload"):
+        train_rl(RLConfig(model="mini-base", reference=where, **settings), tmp_path / where)
+    a, b = ((tmp_path / w / "metrics.jsonl").read_text().split('"kl"')[1].split('"lr"')[0] for w in ("copy", "offload"))
+    assert a == b
+
+
+def test_settings_that_do_not_go_together_are_named():
+    with pytest.raises(InputError, match="muon"):
+        SFTConfig(model="mini", data="d", muon=3.0, lora=4)
