@@ -14,7 +14,7 @@ from PIL import Image
 from misbehaving import Judge
 from secondlook.data import overlap
 from secondlook.data.build import BuildConfig, ExpandConfig, build
-from secondlook.data.generators import GeneratorConfig
+from secondlook.data.generators import GeneratorConfig, Shard, make
 from secondlook.data.pair import Pool
 from secondlook.rewards.base import Score
 from secondlook.types import InputError
@@ -204,3 +204,54 @@ def test_bad_settings_are_named(folder, tmp_path):
     (tmp_path / "copy" / "metadata.jsonl").write_text("{}\n")
     with pytest.raises(InputError, match=r"metadata\.jsonl"):
         build(config(tmp_path / "copy"), Named(), tmp_path / "out", nothing)
+
+
+def test_a_pipeline_of_diffusers_draws(tmp_path):
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed (the extra of that name)")
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    letters = [*"abcdefghijklmnopqrstuvwxyz", *(c + "</w>" for c in "abcdefghijklmnopqrstuvwxyz")]
+    words = {w: i for i, w in enumerate(["<|startoftext|>", "<|endoftext|>", *letters])}
+    (tmp_path / "vocab.json").write_text(json.dumps(words))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"), model_max_length=16)
+    text = CLIPTextConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    block = {"block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4}
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=2,
+        **block,
+    )
+    vae = diffusers.AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, **block
+    )
+    pipeline = diffusers.StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=CLIPTextModel(text),
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=diffusers.DDIMScheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    config = GeneratorConfig("diffusers", str(tmp_path / "pipeline"), images=2, steps=2, batch=3, guidance=2.0)
+    shard = Shard(0, 0, ("a red wall", "a blue door"), 2)
+    found = make(config, nothing, 0, {}, "cpu")(shard)
+    again = make(config, nothing, 0, {}, "cpu")(shard)
+    assert [p.prompt for p in found] == ["a red wall"] * 2 + ["a blue door"] * 2 and len({p.seed for p in found}) == 4
+    assert all(np.array_equal(a.image, b.image) for a, b in zip(found, again, strict=True)), "seeded"
+    assert not np.array_equal(found[0].image, found[1].image)

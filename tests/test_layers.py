@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "introspect": {"engine"},  # for type checking only: the engine is passed in
     "report": set(),
     "config": set(),
-    "data": {"engine", "introspect", "rewards", "model", "world"},
+    "data": {"engine", "introspect", "rewards", "model", "world", "report"},
     "train": {"model", "engine", "introspect", "rewards", "data", "report"},
     "bench": {"engine", "introspect", "rewards", "world", "data", "report"},
     "cli": {

@@ -64,7 +64,7 @@ def test_merged_and_exported_they_say_the_same(plain, turns, tmp_path):
     base.net = peft.PeftModel.from_pretrained(base.net, str(tmp_path / "final" / "adapter")).base_model.model
     torch.testing.assert_close(scores(base, turns), with_adapters, rtol=0, atol=1e-5)
     a, b = (load_file(p / "model.safetensors") for p in (tmp_path / "final", Path(locate("mini-base"))))
-    changed = {n for n in b if not torch.equal(a[n].float(), b[n].float())}
+    changed = {n for n in b if (a[n].float() - b[n].float()).abs().max() > 1e-5}
     assert changed and all(n.startswith(("model.language_model.layers.", "model.generation_")) for n in changed)
     assert "model.generation_head.vision_head.weight" not in changed
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from secondlook.files import fingerprint
 from secondlook.train.nurse import Nurse, NurseConfig
 from secondlook.train.run import Run, saved_steps
 from secondlook.types import InputError, Stopped
@@ -110,3 +111,20 @@ def test_a_state_that_cannot_be_read_is_passed_over(tmp_path):
     with pytest.warns(UserWarning, match="cannot be read"):
         assert Run(tmp_path, Toy(), {"weight": weight, "nurse": Nurse()}).step == before
     assert float(weight.value) == pytest.approx(0.02 * before)
+
+
+def test_other_weights_than_it_began_with_are_refused(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(bytes(10**6))
+    begun = fingerprint(tmp_path)
+    assert begun == fingerprint(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(bytes(10**6 - 1) + b"x")
+    changed = fingerprint(tmp_path)
+    assert changed != begun
+    run = Run(tmp_path / "out", Toy(), {"weight": Weight()}, start=begun)
+    run.save()
+    with pytest.raises(InputError, match="not those that"):
+        Run(tmp_path / "out", Toy(), {"weight": Weight()}, start=changed)
+    origin = tmp_path / "out" / "origin.json"
+    origin.write_text(origin.read_text().replace('"torch": "', '"torch": "9'))
+    with pytest.warns(UserWarning, match="begun with torch 9"):
+        Run(tmp_path / "out", Toy(), {"weight": Weight()}, start=begun)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -55,6 +56,12 @@ def make(configs: list[JudgeConfig], device: str = "cpu", reasons: bool = False)
     return Verifier() if not parts else parts[0][1] if len(parts) == 1 else Weighted(parts)
 
 
+def of_this_rank(path: Path) -> Path:
+    """A file that only this process of several writes to (torchrun tells each its number)."""
+    rank = os.environ.get("RANK", "0")
+    return path if rank == "0" else path.with_stem(f"{path.stem}.rank-{rank}")
+
+
 def _one(config: JudgeConfig, device: str, reasons: bool) -> Reward:
     if config.kind == "verifier":
         return Verifier()
@@ -65,7 +72,7 @@ def _one(config: JudgeConfig, device: str, reasons: bool) -> Reward:
 
         return PolicyJudge(Engine(Janus.load(config.model, device)))
     c = config
-    answers = Answers(Path(c.answers) if c.answers else None)
+    answers = Answers(of_this_rank(Path(c.answers)) if c.answers else None)
     if config.kind == "local":
         from secondlook.rewards.local import LocalModel
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +19,8 @@ import torch.distributed as dist
 from secondlook.types import InputError
 
 T = TypeVar("T")
+PATIENCE = timedelta(hours=1)
+"""How long ranks wait for one whose judge is slow."""
 
 
 def backend(device: str) -> str:
@@ -51,7 +54,7 @@ class Ranks:
             device = f"cuda:{local}"
             torch.cuda.set_device(device)
         if not dist.is_initialized():
-            dist.init_process_group(backend(device))
+            dist.init_process_group(backend(device), timeout=PATIENCE)
         return Ranks(rank, size, device)
 
     @property

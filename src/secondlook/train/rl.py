@@ -22,10 +22,12 @@ from torch import Tensor
 from secondlook.data import canaries
 from secondlook.data.prompts import Prompts
 from secondlook.engine.decode import Engine
-from secondlook.files import write_text
+from secondlook.files import fingerprint, write_text
 from secondlook.introspect import Sampling
 from secondlook.model import policy
+from secondlook.model.checkpoint import fetch
 from secondlook.model.janus import Janus
+from secondlook.model.shipped import locate
 from secondlook.report import filmstrip
 from secondlook.rewards.base import Reward
 from secondlook.rewards.build import make
@@ -264,7 +266,7 @@ def train_rl(config: RLConfig, out: str | Path, reward: Reward | None = None) ->
         state["critic"] = job.critic
     if config.nurse and config.nurse.ease == "reference":
         state["reference"] = job.reference.movable()
-    run = Run(out, config, state, may_change=MAY_CHANGE, ranks=ranks)
+    run = Run(out, config, state, may_change=MAY_CHANGE, ranks=ranks, start=fingerprint(fetch(locate(config.model))))
     run.keep = lambda: (job.nurse.good,)
 
     def watch(metrics: dict[str, float], saving: bool) -> bool:

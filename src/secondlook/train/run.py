@@ -23,11 +23,11 @@ import torch.distributed.checkpoint as dcp
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.distributed.checkpoint.api import CheckpointException
 
-from secondlook.files import write_text
+from secondlook.files import versions, write_text
 from secondlook.train.ranks import Ranks
 from secondlook.types import InputError
 
-STATES = "states"
+STATES, ORIGIN = "states", "origin.json"
 MAY_CHANGE = ("steps", "device", "threads", "micro", "dtype", "shard")
 """Settings that a resumed run may have other values of: how long, and on what."""
 
@@ -64,7 +64,12 @@ class Run:
         state: dict[str, Stateful],
         may_change: tuple[str, ...] = (),
         ranks: Ranks = Ranks(),
+        start: str = "",
     ):
+        """``start``: the fingerprint of the weights that the run begins with (and has as its reference).
+
+        Raises InputError where a stored state does not fit the config, or those weights have changed.
+        """
         self.out, self.state, self.ranks = Path(out), state, ranks
         self.config = json.loads(json.dumps(asdict(config)))  # as it will be read back
         self.step = 0
@@ -79,11 +84,26 @@ class Run:
                     f"config: {changed[0]} is {self.config[changed[0]]!r} but {out} was begun with "
                     f"{before.get(changed[0])!r}; use the same value to resume it, or another folder"
                 )
+            self._same_origin(start)
             self.resume()
         ranks.wait()
         if ranks.first:
             write_text(stored, json.dumps(self.config, indent=1))
+            write_text(self.out / ORIGIN, json.dumps({"start": start, "versions": versions()}, indent=1))
             self._trim_metrics()
+
+    def _same_origin(self, start: str) -> None:
+        """The weights that a run began with are still the same; other versions of what it runs on are only worth a word."""
+        path = self.out / ORIGIN
+        before: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"start": start, "versions": versions()}
+        if before["start"] != start:
+            raise InputError(
+                f"config: the weights of model {self.config.get('model')!r} are not those that {self.out} was begun with; "
+                "bring those back, or use another folder"
+            )
+        other = [f"{n} {was}" for n, was in before["versions"].items() if versions().get(n) != was]
+        if other:
+            warnings.warn(f"{self.out} was begun with {', '.join(other)}: it goes on, perhaps not to the bit", stacklevel=3)
 
     def resume(self, step: int | None = None) -> None:
         """Take over the state of ``step``, default the last one; a state that cannot be read is passed over for the one before.

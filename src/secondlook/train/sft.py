@@ -16,9 +16,12 @@ import torch
 from torch import Tensor
 
 from secondlook.data.pair import BAD, GOOD_TO_DRAW, GOOD_TO_JUDGE, Example, Pool, Scored
+from secondlook.files import fingerprint
+from secondlook.model.checkpoint import fetch
 from secondlook.model.janus import Janus
 from secondlook.model.policy import cross_entropy
 from secondlook.model.sequence import Protocol
+from secondlook.model.shipped import locate
 from secondlook.train.memory import Checkpointing, checkpointed
 from secondlook.train.ranks import Ranks
 from secondlook.train.run import MAY_CHANGE, Run, Stateful
@@ -180,7 +183,7 @@ def train_sft(config: SFTConfig, out: str | Path) -> None:
     ranks = Ranks.start(config.device)
     job = SFTJob(config, ranks)
     state: dict[str, Stateful] = {"net": job.trainable, "optimizer": job.update, "average": job.average}
-    run = Run(out, config, state, may_change=MAY_CHANGE, ranks=ranks)
+    run = Run(out, config, state, may_change=MAY_CHANGE, ranks=ranks, start=fingerprint(fetch(locate(config.model))))
     run.loop(config.steps, job.step, log_every=config.log_every, save_every=config.save_every)
     job.average.swap()
     job.shards.save(Path(out) / "final")
