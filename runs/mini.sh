@@ -27,7 +27,7 @@ for name in base sft control rl; do
   model=$out/$name/final
   [ "$name" = base ] && model=mini-base
   bench geneval "$name" "$model"
-  bench judge "$name" "$model" "$out/base/geneval"
+  bench judging "$name" "$model" "$out/base/geneval"
   bench curve "$name" "$model"
 done
 secondlook bench audit "$out/rl/geneval" --out "$out/audit" --device "$device"

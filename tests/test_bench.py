@@ -82,7 +82,7 @@ def test_curve_compares_at_equal_cost():
 
 @pytest.mark.slow
 def test_results_of_two_models_are_compared_pairwise(engine, tmp_path):
-    from secondlook.bench import compare, curve, verdicts
+    from secondlook.bench import compare, curve, judging
 
     for name, seed in (("a", 0), ("b", 0), ("other", 5)):
         settings = geneval.Settings(name, samples=1, rounds=2, rows_per_task=2, seed=seed)
@@ -93,12 +93,12 @@ def test_results_of_two_models_are_compared_pairwise(engine, tmp_path):
     (tmp_path / "a" / "curve").mkdir()
     curve.write(tmp_path / "a" / "curve", curve.run(engine, few, Sampling(guidance=1.0)), few)
     for name in ("a", "b"):
-        (tmp_path / name / "judge").mkdir()
-        same = verdicts.Settings(name, str(tmp_path / "a" / "geneval"))
-        said = verdicts.run(engine, engine, same)
+        (tmp_path / name / "judging").mkdir()
+        same = judging.Settings(name, str(tmp_path / "a" / "geneval"))
+        said, seconds = judging.run(engine, judging.drawn(tmp_path / "a" / "geneval", engine), same)
         drawn = json.loads((tmp_path / "a" / "geneval" / "episodes.json").read_text())
         assert [v.right for v in said] == [r["right"] for e in drawn for r in e["rounds"]]
-        verdicts.write(tmp_path / name / "judge", said, same)
+        judging.write(tmp_path / name / "judging", said, same, seconds)
     (tmp_path / "out").mkdir()
     read = [compare.read(name, tmp_path / name) for name in ("a", "b", "other")]
     result = compare.write(tmp_path / "out", read[:2])

@@ -19,7 +19,7 @@ from secondlook.types import InputError
 
 @dataclass(frozen=True)
 class Measured:
-    """One model's results: result, episodes and gallery of ``bench geneval``, and those of ``bench curve`` and ``judge``."""
+    """One model's results of ``bench geneval`` (with episodes and gallery), ``bench curve`` and ``bench judging``."""
 
     name: str
     result: dict
@@ -28,19 +28,19 @@ class Measured:
     gallery: dict
     curve: dict | None
     judge: tuple[dict, list[dict]] | None
-    """Result and verdicts of ``bench judge``."""
+    """Result and verdicts of ``bench judging``."""
     run: Path | None
     """The training run, where the folder is one."""
 
 
 def read(name: str, folder: Path) -> Measured:
-    """Results of one model in ``folder``/geneval and, where there are, ``folder``/curve and /judge. Raises InputError."""
+    """Results of one model in ``folder``/geneval and, where there are, ``folder``/curve and /judging. Raises InputError."""
     geneval = folder / "geneval"
     for file in ("result.json", "episodes.json", "gallery.json"):
         if not (geneval / file).is_file():
             raise InputError(f"results: {str(geneval / file)!r} is missing; run bench geneval --out {geneval} first")
     episodes = json.loads((geneval / "episodes.json").read_text())
-    curve, said = folder / "curve" / "result.json", folder / "judge" / "result.json"
+    curve, said = folder / "curve" / "result.json", folder / "judging" / "result.json"
     return Measured(
         name,
         json.loads((geneval / "result.json").read_text()),
@@ -117,7 +117,7 @@ def compare(models: list[Measured]) -> dict:
             )
     judges = {m.name: m.judge[0] for m in models if m.judge}
     if len({(j["settings"]["images"], j["settings"]["seed"]) for j in judges.values()}) > 1:
-        raise InputError("results: the models did not judge the same images with one seed; run bench judge alike for all")
+        raise InputError("results: the models did not judge the same images with one seed; run bench judging alike for all")
     pairs = [(b, a) for i, a in enumerate(models) for b in models[i + 1 :]]
     result = {
         "models": {m.name: m.result for m in models},

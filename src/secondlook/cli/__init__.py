@@ -83,24 +83,51 @@ def _print_episode(episode: Episode, which: str) -> None:
 
 @app.command()
 def judge(
-    image: Annotated[Path, typer.Argument(help="The picture to judge.")],
-    prompt: Annotated[str, typer.Argument(help="What it should show.")],
+    images: Annotated[Path, typer.Argument(help="A picture, a folder, or a .jsonl or .parquet of pairs.")],
+    prompt: Annotated[str, typer.Argument(help="What it should show; of several pictures, those without a prompt.")] = "",
     model: Model = "mini",
+    threshold: Annotated[float, typer.Option(help="P(Yes) above which the verdict is Yes.")] = 0.5,
+    calibration: Annotated[Path | None, typer.Option(help="A folder of bench judging, whose threshold is used.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the verdicts on several pictures.")] = Path("out/judge"),
+    batch: Annotated[int, typer.Option(help="Pictures judged together.")] = 64,
     device: Device = "cpu",
     dtype: Dtype = "auto",
     attention: Attention = "sdpa",
 ) -> None:
-    """Ask the model whether a picture matches a prompt: verdict, p(yes) and reason (greedy)."""
-    from secondlook.files import read_image
-    from secondlook.types import Request, Rule
+    """Ask the model whether pictures match their prompts: verdict, p(yes) and reason (greedy)."""
+    from rich.progress import Progress
 
-    picture = read_image(image)
-    engine = load_engine(model, device, dtype=dtype, attention=attention)
-    protocol = engine.protocol
-    rule = Rule("text", temperature=0.0, first=(protocol.yes, protocol.no))
-    [turn] = engine.write([Request("judge", protocol.judge(prompt, [picture], []), 0)], rule)
-    verdict = "Yes" if turn.tokens[0] == protocol.yes else "No"
-    console.print(f"{verdict}  p(yes) {turn.p_yes:.3f}  {protocol.words(turn.tokens[1:]).lstrip(', ')}")
+    from secondlook import evaluate
+    from secondlook.data.pairs import read_pairs
+    from secondlook.files import read_json, writable_folder
+
+    at_least("batch", batch)
+    if calibration is not None:
+        found = read_json(calibration / "result.json").get("overall", {}).get("calibrated")
+        if not found:
+            raise InputError(f"calibration: {str(calibration)!r} has no threshold; give a folder that bench judging wrote")
+        threshold = found["threshold"]
+    if not 0 <= threshold <= 1:
+        raise InputError(f"threshold: {threshold} is no probability; it must lie between 0 and 1")
+    pairs = read_pairs(images, prompt)
+    if len(pairs) == 1 and images.is_file():
+        pairs[0].open()
+        engine = load_engine(model, device, batch, dtype, attention)
+        [row] = evaluate.evaluate(engine, pairs, threshold)
+        console.print(f"{'Yes' if row['yes'] else 'No'}  p(yes) {row['p_yes']:.3f}  {row['reason']}")
+        return
+    where = locate(model)
+    writable_folder(out)
+    engine = load_engine(where, device, batch, dtype, attention)
+    settings = evaluate.Settings(model, str(images), threshold)
+    with Progress(console=console) as progress:
+        bar = progress.add_task("judging", total=len(pairs))
+        for n in evaluate.write(engine, pairs, settings, out):
+            progress.update(bar, completed=n)
+    result = read_json(out / "result.json")
+    speed = f", {result['images_per_second']:.1f} images/s" if result["images_per_second"] else ""
+    console.print(f"{result['yes']} of {result['pairs']} match (p(yes) above {threshold:.3f}){speed}")
+    console.print(f"written to {out}: verdicts.jsonl, result.json")
 
 
 @app.command()

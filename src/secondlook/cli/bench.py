@@ -86,38 +86,49 @@ def bench_curve(
     console.print(f"written to {out}: result.json, curve.png")
 
 
-@bench_app.command("judge")
-def bench_judge(
-    images: Annotated[Path, typer.Argument(help="A folder that bench geneval wrote; its images are judged.")],
+@bench_app.command("judging")
+def bench_judging(
+    images: Annotated[Path, typer.Argument(help="A folder that bench geneval wrote, or labelled pairs (.jsonl, .parquet).")],
     model: Model = "mini",
-    out: Out = Path("out/judge"),
+    out: Out = Path("out/judging"),
     seed: Seed = 0,
+    batch: Annotated[int, typer.Option(help="Images judged together.")] = 64,
     device: Device = "cpu",
     dtype: Dtype = "auto",
     attention: Attention = "sdpa",
 ) -> None:
-    """The judge alone, on the images of another model's episodes: the same for all models."""
-    from secondlook.bench import audit, verdicts
+    """The judge alone, on images that another model drew: agreement, AUROC, calibration, reasons."""
+    from secondlook.bench import audit, judging
     from secondlook.files import writable_folder
 
-    painter, _ = audit.read_codes(images)
-    settings = verdicts.Settings(model, str(images), seed)
+    at_least("batch", batch)
+    settings = judging.Settings(model, str(images), seed)
+    drew = images.is_dir() and (images / "episodes.json").exists()
+    painter = locate(audit.read_codes(images)[0]) if drew else None
+    pairs = [] if painter else judging.labelled(images)
     where = locate(model)
     writable_folder(out)
     with console.status("judging …"):
-        said = verdicts.run(
-            load_engine(where, device, dtype=dtype, attention=attention), load_engine(locate(painter), device), settings
-        )
-    for name, row in verdicts.write(out, said, settings).items():
-        if name in ("sampled", "greedy"):
-            b = "{mean:.3f} [{low:.3f}, {high:.3f}]".format(**row["balanced_accuracy"])
-            console.print(f"{name}: balanced accuracy {b}, {row['verdicts']} images")
-    console.print(f"written to {out}: result.json, verdicts.json")
+        items = judging.drawn(images, load_engine(painter, device)) if painter else pairs
+        engine = load_engine(where, device, batch, dtype, attention)
+        said, seconds = judging.run(engine, items, settings)
+        result = judging.write(out, said, settings, seconds)
+    o, text = result["overall"], "{mean:.3f} [{low:.3f}, {high:.3f}]"
+    console.print(f"balanced accuracy {text.format(**o['balanced_accuracy'])}, {o['verdicts']} images")
+    console.print(f"AUROC {text.format(**o['auroc'])}, ECE {o['ece']:.3f}, kappa {o['kappa']:.3f}")
+    if "reason_names_a_failure" in o:
+        console.print(f"reasons name what failed: {text.format(**o['reason_names_a_failure'])} of {o['reasons']} true No")
+    if o["calibrated"]:
+        c = o["calibrated"]
+        half = text.format(**c["balanced_accuracy"])
+        console.print(f"threshold {c['threshold']:.3f} of one half of the prompts: {half} on the other")
+    console.print(f"{result['images_per_second']:.1f} images/s")
+    console.print(f"written to {out}: result.json, verdicts.json, reliability.png")
 
 
 @bench_app.command("compare")
 def bench_compare(
-    results: Annotated[list[str], typer.Argument(help="NAME=FOLDER, each with geneval/ and perhaps curve/ and judge/ in it.")],
+    results: Annotated[list[str], typer.Argument(help="NAME=FOLDER, each with geneval/, perhaps curve/ and judging/ in it.")],
     out: Out = Path("out/report"),
     notes: Annotated[str, typer.Option(help="A sentence for the head of the report.")] = "",
 ) -> None:

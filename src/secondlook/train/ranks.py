@@ -28,6 +28,17 @@ def backend(device: str) -> str:
     return "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
 
 
+def _store_of_this_start(size: int) -> dist.Store | None:
+    """The launcher's store, where ranks find each other, with names of this start alone: after a restart it may still hold the
+    addresses of ranks that are gone. None: another launcher, which says in the environment where its store is."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return dist.PrefixStore(
+        f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", dist.TCPStore(*where, size, is_master=False)
+    )
+
+
 @dataclass(frozen=True)
 class Ranks:
     """``rank`` of ``size`` processes, on ``device``."""
@@ -54,7 +65,11 @@ class Ranks:
             device = f"cuda:{local}"
             torch.cuda.set_device(device)
         if not dist.is_initialized():
-            dist.init_process_group(backend(device), timeout=PATIENCE)
+            store = _store_of_this_start(size)
+            if store is None:
+                dist.init_process_group(backend(device), timeout=PATIENCE)
+            else:
+                dist.init_process_group(backend(device), timeout=PATIENCE, store=store, rank=rank, world_size=size)
         return Ranks(rank, size, device)
 
     @property

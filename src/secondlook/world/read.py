@@ -123,13 +123,17 @@ def scene_of(reading: Reading) -> Scene:
     return Scene.of(things)
 
 
-def judge(spec: Spec, picture: Reading | Scene | Image.Image | np.ndarray) -> Verdict:
-    """GenEval's verdict on a picture, its soft score and its reason.
+@dataclass(frozen=True)
+class _Account:
+    """What a picture has of a specification: S's atoms, whether all holds, what fails and what holds (what, why not)."""
 
-    S is 0.45 times the mean over atoms (each object asked for, its colour, the exact count where asked, each relation; an
-    object counts with its confidence) plus 0.55 for a correct verdict: below 0.5, the paper's threshold for negatives, exactly
-    when the picture is wrong.
-    """
+    atoms: list[float]
+    correct: bool
+    failures: list[tuple[str, str]]
+    held: list[tuple[str, str]]
+
+
+def _account(spec: Spec, picture: Reading | Scene | Image.Image | np.ndarray) -> _Account:
     if isinstance(picture, Scene):
         picture = reading_of(picture)
     elif not isinstance(picture, Reading):
@@ -158,8 +162,28 @@ def judge(spec: Spec, picture: Reading | Scene | Image.Image | np.ndarray) -> Ve
             correct = False
             failures.append((_several(clause.name, there), f"not {NUMBERS[clause.count - 1]}"))
             held = []
-    score = 0.45 * float(np.mean(atoms)) + 0.55 * correct
-    return Verdict(bool(correct), score, _sentence(bool(correct), failures, held, spec))
+    return _Account(atoms, bool(correct), failures, held)
+
+
+def judge(spec: Spec, picture: Reading | Scene | Image.Image | np.ndarray) -> Verdict:
+    """GenEval's verdict on a picture, its soft score and its reason.
+
+    S is 0.45 times the mean over atoms (each object asked for, its colour, the exact count where asked, each relation; an
+    object counts with its confidence) plus 0.55 for a correct verdict: below 0.5, the paper's threshold for negatives, exactly
+    when the picture is wrong.
+    """
+    a = _account(spec, picture)
+    score = 0.45 * float(np.mean(a.atoms)) + 0.55 * a.correct
+    return Verdict(a.correct, score, _sentence(a.correct, a.failures, a.held, spec))
+
+
+def names_a_failure(spec: Spec, picture: Reading | Scene | Image.Image | np.ndarray, reason: str) -> bool:
+    """Whether a sentence names a clause that truly failed (any of them, in the words of ``judge``'s reasons)."""
+    a = _account(spec, picture)
+    if a.correct:
+        return False
+    true = [f"{what}, {why}" if why.startswith("not") else why for what, why in a.failures if why]
+    return any(reason.strip().rstrip(".").endswith(t) for t in true or ["something else in the picture"])
 
 
 def _several(name: str, n: int) -> str:
