@@ -110,7 +110,7 @@ def judge(
     if not 0 <= threshold <= 1:
         raise InputError(f"threshold: {threshold} is no probability; it must lie between 0 and 1")
     pairs = read_pairs(images, prompt)
-    if len(pairs) == 1 and images.is_file():
+    if not images.is_dir() and images.suffix not in (".jsonl", ".parquet"):
         pairs[0].open()
         engine = load_engine(model, device, batch, dtype, attention)
         [row] = evaluate.evaluate(engine, pairs, threshold)
