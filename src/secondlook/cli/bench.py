@@ -203,3 +203,27 @@ def bench_audit(
     a = result["agreement"]
     console.print(f"the detectors agree on {a['mean']:.4f} [{a['low']:.4f}, {a['high']:.4f}] of {result['images']} images")
     console.print(f"written to {out}: highest.png, random.png, disagreements.png, result.json")
+
+
+@bench_app.command("correlations")
+def bench_correlations(
+    data: Annotated[Path | None, typer.Option(help="A folder with dsg/ and tifa/; default: fetched, revisions pinned.")] = None,
+    out: Out = Path("out/correlations"),
+) -> None:
+    """DSG's and TIFA's stored answers against people's ratings: whether our arithmetic gives the published correlations."""
+    from rich.table import Table
+
+    from secondlook.bench import answers, fetch
+    from secondlook.files import versions, writable_folder, write_json
+
+    rated, stored, tifa = (fetch.file(name, data) for name in fetch.FILES)
+    writable_folder(out)
+    found = {"dsg": answers.stored_dsg(rated, stored), "tifa": answers.stored_tifa(tifa)}
+    table = Table("", "Spearman", "Kendall")
+    for benchmark, rows in found.items():
+        for name, row in rows.items():
+            if "spearman" in row:
+                table.add_row(f"{benchmark}: {name}", f"{row['spearman']:.3f}", f"{row['kendall']:.3f}")
+    console.print(table)
+    write_json(out / "result.json", found | {"sources": {n: vars(s) for n, s in fetch.FILES.items()}, "versions": versions()})
+    console.print(f"written to {out}: result.json")

@@ -1,0 +1,123 @@
+"""The arithmetic of benchmarks that ask questions about an image: DSG, DPG-Bench, TIFA and POPE. No model is needed here.
+
+Sources: DSG (arXiv 2310.18235): a question whose parent is answered with no is not valid and counts as no; parents are looked
+up in the raw answers. DPG-Bench (arXiv 2403.05135, released code): the same in the table's order and in place, so that zeroes
+cascade; its categories are taken before that. TIFA (arXiv 2303.11897): the share of answers that are the expected ones. POPE
+(arXiv 2305.10355): F1 of "yes".
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import kendalltau, spearmanr
+from sklearn.metrics import f1_score
+
+from secondlook.types import InputError
+
+Parents = Mapping[int, tuple[int, ...]]
+
+
+def parents_of(text: str) -> tuple[int, ...] | None:
+    """Numbers of a dependency field, "0" for none; None where it is malformed."""
+    parts = [p.strip() for p in str(text).split(",") if p.strip()]
+    if not parts or not all(re.fullmatch(r"\d+", p) for p in parts):
+        return None
+    return tuple(int(p) for p in parts if p != "0")
+
+
+def dsg(answers: Mapping[int, float], parents: Parents) -> float:
+    """Mean over questions, each 0 where a parent's raw answer is 0."""
+    return float(np.mean([0.0 if any(answers.get(p) == 0 for p in parents.get(q, ())) else a for q, a in answers.items()]))
+
+
+def dpg(answers: Mapping[int, float], parents: Parents) -> float:
+    """Mean over questions; in their order each becomes 0 where a parent has become 0."""
+    found = dict(answers)
+    for q in found:
+        if any(found.get(p) == 0 for p in parents.get(q, ())):
+            found[q] = 0.0
+    return float(np.mean(list(found.values())))
+
+
+def dpg_categories(rows: Sequence[tuple[str, float]]) -> dict[str, float]:
+    """Mean raw answer of each category, from pairs of a question's tuple, as "attribute - color (cup, red)", and its answer:
+    the broad one before the dash, and the detailed one before the bracket."""
+    found: dict[str, list[float]] = {}
+    for text, answer in rows:
+        detailed = text.split("(")[0].strip()
+        for name in dict.fromkeys((detailed.split("-")[0].strip(), detailed)):
+            found.setdefault(name, []).append(answer)
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def pope_answer(text: str) -> str:
+    """The answer "yes" if the words have yes and not no, "no" the other way round, else "unknown"."""
+    words = set(re.findall(r"[a-z]+", text.lower()))
+    yes, no = "yes" in words, "no" in words or "not" in words
+    return "unknown" if yes == no else "yes" if yes else "no"
+
+
+def pope(labels: Sequence[str], texts: Sequence[str]) -> dict[str, float]:
+    """F1 of yes, accuracy, share of yes and of unknown answers."""
+    said = [pope_answer(t) for t in texts]
+    return {
+        "f1": float(f1_score([label == "yes" for label in labels], [s == "yes" for s in said], zero_division=0.0)),
+        "accuracy": float(np.mean([s == label for s, label in zip(said, labels, strict=True)])),
+        "yes_rate": said.count("yes") / len(said),
+        "unknown_rate": said.count("unknown") / len(said),
+    }
+
+
+def correlations(scores: Sequence[float], people: Sequence[float]) -> dict[str, float]:
+    """Spearman's rho and Kendall's tau-b."""
+    return {"spearman": float(spearmanr(scores, people).statistic), "kendall": float(kendalltau(scores, people).statistic)}
+
+
+def _table(path: Path) -> list[dict[str, str]]:
+    try:
+        with open(path, newline="") as file:
+            return list(csv.DictReader(file))
+    except OSError as error:
+        raise InputError(f"data: {str(path)!r} cannot be read ({error.strerror})") from error
+
+
+def stored_dsg(ratings: Path, stored: Path) -> dict[str, dict[str, float]]:
+    """DSG's own check: stored answers of a VQA model against people's ratings of TIFA-160's 800 images, with dependencies as
+    DSG has them, as DPG-Bench has them, and without. Raises InputError."""
+    people: dict[tuple[str, str], list[float]] = {}
+    for row in _table(ratings):
+        people.setdefault((row["t2i_model"], row["item_id"]), []).append(float(row["answer"]))
+    answers: dict[tuple[str, str], dict[int, float]] = {}
+    parents: dict[str, dict[int, tuple[int, ...] | None]] = {}
+    for row in _table(stored):
+        if row["dsg_prompt_split"] != "tifa160":
+            continue
+        q = int(row["question_id"])
+        answers.setdefault((row["t2i_model"], row["item_id"]), {})[q] = float(row["answer"].strip().lower() == "yes")
+        parents.setdefault(row["item_id"], {})[q] = parents_of(row["dependency_id"])
+    # an item with a malformed dependency gets none
+    whole = {item: {q: p or () for q, p in of.items()} if None not in of.values() else {} for item, of in parents.items()}
+    rules = {"dsg": dsg, "cascading": dpg, "without dependencies": lambda a, _: float(np.mean(list(a.values())))}
+    images = sorted(people)
+    rated = [float(np.mean(people[i])) for i in images]
+    return {
+        name: correlations([rule(answers[i], whole[i[1]]) if i in answers else 0.0 for i in images], rated)
+        for name, rule in rules.items()
+    } | {"images": {"n": float(len(images)), "without answers": float(sum(i not in answers for i in images))}}
+
+
+def stored_tifa(path: Path, metrics: Sequence[str] = ()) -> dict[str, dict[str, float]]:
+    """Stored scores of other metrics against people's ratings of TIFA's 800 images. Raises InputError."""
+    try:
+        rows: list[dict[str, Any]] = list(json.loads(path.read_text()).values())
+    except (OSError, ValueError) as error:
+        raise InputError(f"data: {str(path)!r} cannot be read ({error})") from error
+    names = metrics or [k for k in rows[0] if k not in ("text_id", "image_path", "text", "human_scores", "human_avg")]
+    return {name: correlations([r[name] for r in rows], [r["human_avg"] for r in rows]) for name in names}
