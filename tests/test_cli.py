@@ -101,6 +101,13 @@ BAD = {
     "no pictures": (["train", "sft", "--config", "{toml}", "--set", "model={model}", "--set", "data={empty}"], "data"),
     "no start": (["train", "rl", "--config", "{toml}"], "model"),
     "no prompts": (["train", "rl", "--config", "{toml}", "--set", "model={model}", "--set", "prompts=no.txt"], "prompts"),
+    "no such device": (["train", "rl", "--config", "{toml}", "--set", "model={model}", "--set", "device=cuda:99"], "device"),
+    "missing setting": (["data", "build", "--config", "{toml}"], "generators is missing"),
+    "unknown judge": (
+        ["train", "rl", "--config", "{toml}", "--set", "model=m", "--set", "judges=[{{kind='x'}}]"],
+        "judges.0.kind",
+    ),
+    "wrong nurse": (["train", "rl", "--config", "{toml}", "--set", "model=m", "--set", "nurse={{lr_cut=3.0}}"], "nurse.lr_cut"),
     "not a pair": (["bench", "compare", "out"], "NAME=FOLDER"),
     "no results": (["bench", "compare", "a={empty}"], "result.json"),
     "nothing to show": (["show", "{empty}"], "folder"),

@@ -299,7 +299,12 @@ def test_a_policy_whose_sampler_and_scorer_disagree_is_refused(start, tmp_path, 
 
 
 def test_bad_configs_are_named(tmp_path):
-    for bad, word in (({"group": 1}, "group"), ({"epochs": 0}, "epochs"), ({"kl_in": "reward"}, "kl_in")):
+    for bad, word in (
+        ({"group": 1}, "group"),
+        ({"epochs": 0}, "epochs"),
+        ({"kl_in": "reward"}, "kl_in"),
+        ({"lora": -1}, "lora"),
+    ):
         with pytest.raises(InputError, match=word):
             RLConfig(model="mini", **bad)
     with pytest.raises(InputError, match="mix"):

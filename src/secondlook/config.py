@@ -37,8 +37,14 @@ def load(kind: type[T], path: Path, settings: list[str]) -> T:
         return TypeAdapter(checked).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
-        key = str(first["loc"][0]) if first["loc"] else "?"
+        key = ".".join(str(part) for part in first["loc"]) or "?"
+        if first["type"] == "missing":
+            raise InputError(f"config: {key} is missing from {str(path)!r}; this job needs it") from error
         if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
             known = ", ".join(kind.__dataclass_fields__)  # type: ignore[attr-defined]
-            raise InputError(f"config: {key} is not a setting of this job; known are {known}") from error
-        raise InputError(f"config: {key} = {first['input']!r} is wrong: {first['msg']}") from error
+            others = f"; known are {known}" if len(first["loc"]) == 1 else ""
+            raise InputError(f"config: {key} is not a setting of this job{others}") from error
+        said = first["msg"].removeprefix("Value error, ")
+        if said.startswith("config: "):  # a part of the config has said it itself
+            raise InputError(said) from error
+        raise InputError(f"config: {key} = {first['input']!r} is wrong: {said}") from error

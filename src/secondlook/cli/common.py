@@ -33,16 +33,13 @@ def load_engine(model: str, device: str = "cpu", batch: int = 64, dtype: str = "
     import torch
 
     from secondlook.engine.decode import Engine
+    from secondlook.model.checkpoint import at_hand
     from secondlook.model.janus import Janus
 
     if dtype not in DTYPES:
         raise InputError(f"dtype: {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device: {device!r} is not at hand here; use cpu, or a device that torch finds") from error
     # half precision is many times slower than float32 on a CPU
-    auto = torch.float32 if torch.device(device).type == "cpu" else None
+    auto = torch.float32 if at_hand(device).type == "cpu" else None
     kind = auto if dtype in ("auto", "int8") else getattr(torch, dtype)
     janus = Janus.load(model, device, kind, attention)
     return Engine(janus.in_8_bits() if dtype == "int8" else janus, batch)

@@ -60,6 +60,15 @@ def fetch(model: str) -> Path:
     return folder
 
 
+def at_hand(device: str | torch.device) -> torch.device:
+    """The device. Raises InputError where torch does not find it."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device: {str(device)!r} is not at hand here; use cpu, or a device that torch finds") from error
+    return torch.device(device)
+
+
 def load(
     folder: Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu", attention: str = "sdpa"
 ) -> tuple[JanusForConditionalGeneration, JanusProcessor]:
@@ -70,7 +79,7 @@ def load(
     """
     tokenizer = _tokenizer(folder)
     config, original = _config(folder, tokenizer)
-    with no_init_weights(), torch.device(device):
+    with no_init_weights(), at_hand(device):
         net = JanusForConditionalGeneration._from_config(
             config, dtype=dtype or config.dtype or torch.float32, attn_implementation=attention
         )

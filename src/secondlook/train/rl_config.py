@@ -113,8 +113,10 @@ class RLConfig:
     """Steps between pages with the best and worst episodes."""
 
     def __post_init__(self) -> None:
-        for name in ("group", "prompts_per_step", "rounds", "minibatches", "epochs", "micro", "value_epochs"):
-            least = 2 if name == "group" else 1
+        positive: tuple[str, ...] = ("steps", "group", "prompts_per_step", "rounds", "minibatches", "epochs", "micro")
+        positive += ("value_epochs", "save_every", "log_every", "picture_every")
+        for name in (*positive, "at_once", "lora", "lora_alpha", "shard", "value_warmup", "warmup"):
+            least = 2 if name == "group" else int(name in positive)
             if getattr(self, name) < least:
                 raise InputError(f"config: {name} is {getattr(self, name)}; it must be at least {least}")
         if self.kl_in == "reward" and self.algorithm != "ppo":

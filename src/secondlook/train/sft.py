@@ -75,6 +75,11 @@ class SFTConfig:
     save_every: int = 250
 
     def __post_init__(self) -> None:
+        positive = ("steps", "batch", "micro", "save_every", "judge_context", "redraw_context")
+        for name in (*positive, "lora", "lora_alpha", "shard", "warmup"):
+            if getattr(self, name) < int(name in positive):
+                least = int(name in positive)
+                raise InputError(f"config: {name} is {getattr(self, name)}; it must be at least {least}")
         if self.muon and self.lora:
             raise InputError(f"config: muon is {self.muon}; adapters (lora) are trained by AdamW, use 0")
         if min(self.mix) < 0 or not sum(self.mix):
