@@ -29,9 +29,9 @@ from secondlook.engine.decode import Engine
 from secondlook.files import versions, write_json
 from secondlook.model.janus import Janus
 from secondlook.model.sequence import SPECIALS
+from secondlook.train.plan import SIZES
 from secondlook.types import Job, Request, Rule
 
-SIZES = {"1b": (24, 2048, 5632, 16), "7b": (30, 4096, 11008, 32)}
 CODES = 16384
 WORDS = [*SPECIALS, "Yes", "No", *"abcdefghijklmnopqrstuvwxyz:,. \n"]
 

@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "introspect": {"engine"},  # for type checking only: the engine is passed in
     "report": set(),
     "config": set(),
-    "evaluate": {"data", "engine"},  # for type checking only
+    "evaluate": {"rewards", "data", "engine"},  # the last two for type checking only
     "data": {"engine", "introspect", "rewards", "model", "world", "report"},
     "train": {"model", "engine", "introspect", "rewards", "data", "report"},
     "bench": {"engine", "introspect", "rewards", "world", "data", "report"},

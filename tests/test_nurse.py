@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
@@ -45,13 +46,7 @@ def toy(out, config=CONFIG, reward=lambda w: 0.5 + w if w < 0.3 else 0.1, stop=N
         weight.value = weight.value + 0.02 * nurse.lr
         return {"score": float(reward(float(weight.value))), "weight": float(weight.value)}
 
-    def watch(metrics, saving):
-        what = nurse.see(metrics["score"])
-        if not what and saving:
-            nurse.saving(run.step)
-        nurse.act(run, what, lambda: moved.append(run.step))
-        return bool(what)
-
+    watch = partial(nurse.watch, run, lambda: moved.append(run.step))
     run.loop(40, step, log_every=1, save_every=5, watch=watch)
     return weight, nurse, moved
 
@@ -76,8 +71,7 @@ def test_what_it_did_survives_a_kill(tmp_path):
         toy(tmp_path / "cut", stop=13)
     cut, nurse_cut, _ = toy(tmp_path / "cut", stop=13)
     assert torch.equal(weight.value, cut.value) and nurse.state_dict() == nurse_cut.state_dict()
-    for name in ("acts.jsonl",):
-        assert (tmp_path / "whole" / name).read_text() == (tmp_path / "cut" / name).read_text()
+    assert (tmp_path / "whole" / "acts.jsonl").read_text() == (tmp_path / "cut" / "acts.jsonl").read_text()
 
 
 @pytest.mark.parametrize("ease", ["beta", "reference"])

@@ -290,12 +290,14 @@ def test_canaries_of_ones_own_prompts(start, tmp_path):
             canaries.read(path)
 
 
-def test_a_policy_whose_sampler_and_scorer_disagree_is_refused(start, tmp_path, monkeypatch):
-    broken = job(start, tmp_path, Red())
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
+def test_a_policy_whose_sampler_and_scorer_disagree_is_refused(start, tmp_path, monkeypatch, algorithm):
+    broken = job(start, tmp_path, Red(), algorithm=algorithm)
     original = policy.evaluate
     monkeypatch.setattr(policy, "evaluate", lambda *a: (original(*a)[0] + 0.05, original(*a)[1]))
-    with pytest.raises(Stopped, match="disagree"):
-        broken.step(0)
+    for step in (0, 7):  # also where a run goes on
+        with pytest.raises(Stopped, match="disagree"):
+            broken.step(step)
 
 
 def test_bad_configs_are_named(tmp_path):

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secondlook.files import versions, write_json
-from secondlook.types import InputError, Request, Rule
+from secondlook.rewards.policy import PolicyJudge
+from secondlook.types import InputError
 
 if TYPE_CHECKING:
     from secondlook.data.pairs import Pair
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 PART = 256
 """Pictures between two writings."""
-TOKENS = 48
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,12 @@ class Settings:
 
 def evaluate(engine: Engine, pairs: list[Pair], threshold: float = 0.5) -> list[dict[str, Any]]:
     """One row a pair: name, prompt, p_yes, yes, and the reason that the model writes after its own (greedy) verdict."""
-    protocol = engine.protocol
-    rule = Rule("text", temperature=0.0, first=(protocol.yes, protocol.no))
-    requests = [Request("judge", protocol.judge(p.prompt, [p.open()], []), 0) for p in pairs]
+    scores = PolicyJudge(engine)([(p.prompt, p.open()) for p in pairs])
     rows = []
-    for pair, turn in zip(pairs, engine.write(requests, rule, TOKENS), strict=True):
-        p = float(turn.p_yes or 0.0)
-        reason = protocol.words(turn.tokens[1:]).lstrip(", ")
-        row = {"image": pair.name, "prompt": pair.prompt, "p_yes": p, "yes": p > threshold, "reason": reason}
+    for pair, score in zip(pairs, scores, strict=True):
+        assert score is not None
+        p = score.value
+        row = {"image": pair.name, "prompt": pair.prompt, "p_yes": p, "yes": p > threshold, "reason": f"{score.reason}."}
         rows.append(row | ({} if pair.good is None else {"good": pair.good}))
     return rows
 

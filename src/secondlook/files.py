@@ -86,6 +86,21 @@ def whole_folder(path: Path) -> Iterator[Path]:
     os.replace(temporary, path)
 
 
+def same_config(folder: Path, now: dict[str, Any], may_change: tuple[str, ...] = ()) -> None:
+    """A folder goes on with the settings (as JSON has them) that its config.json says it was begun with.
+
+    Raises InputError that names the first other one.
+    """
+    path = folder / "config.json"
+    before = json.loads(path.read_text()) if path.exists() else now
+    for key, value in now.items():
+        if before.get(key) != value and key not in may_change:
+            raise InputError(
+                f"config: {key} is {value!r} but {folder} was begun with {before.get(key)!r}; "
+                "use the same value to go on with it, or another folder"
+            )
+
+
 def fingerprint(folder: Path, blocks: int = 64, size: int = 2**16) -> str:
     """A hash by which other weights in a folder are noticed: of their files' names and sizes and of some of their bytes."""
     found = sha256()

@@ -2,8 +2,8 @@
 
 Sources: DSG (arXiv 2310.18235): a question whose parent is answered with no is not valid and counts as no; parents are looked
 up in the raw answers. DPG-Bench (arXiv 2403.05135, released code): the same in the table's order and in place, so that zeroes
-cascade; its categories are taken before that. TIFA (arXiv 2303.11897): the share of answers that are the expected ones. POPE
-(arXiv 2305.10355): F1 of "yes".
+cascade; its categories are taken before that. TIFA (arXiv 2303.11897): of its own check, the correlations. POPE (arXiv
+2305.10355): F1 of "yes".
 """
 
 from __future__ import annotations
@@ -113,11 +113,11 @@ def stored_dsg(ratings: Path, stored: Path) -> dict[str, dict[str, float]]:
     } | {"images": {"n": float(len(images)), "without answers": float(sum(i not in answers for i in images))}}
 
 
-def stored_tifa(path: Path, metrics: Sequence[str] = ()) -> dict[str, dict[str, float]]:
+def stored_tifa(path: Path) -> dict[str, dict[str, float]]:
     """Stored scores of other metrics against people's ratings of TIFA's 800 images. Raises InputError."""
     try:
         rows: list[dict[str, Any]] = list(json.loads(path.read_text()).values())
     except (OSError, ValueError) as error:
         raise InputError(f"data: {str(path)!r} cannot be read ({error})") from error
-    names = metrics or [k for k in rows[0] if k not in ("text_id", "image_path", "text", "human_scores", "human_avg")]
+    names = [k for k in rows[0] if k not in ("text_id", "image_path", "text", "human_scores", "human_avg")]
     return {name: correlations([r[name] for r in rows], [r["human_avg"] for r in rows]) for name in names}

@@ -31,7 +31,6 @@ from secondlook.world.language import parse
 from secondlook.world.read import judge, names_a_failure
 
 BINS = 10
-REASON_TOKENS = 48
 
 
 @dataclass(frozen=True)
@@ -86,12 +85,13 @@ def labelled(path: Path) -> list[Labelled]:
 def run(engine: Engine, items: Sequence[Labelled], settings: Settings) -> tuple[list[Said], float]:
     """Judge every image once, with a sampled verdict and a reason; returns what was said and the seconds it took."""
     protocol = engine.protocol
-    rule = Sampling.of(engine.janus.net.generation_config).judge_rule(protocol.yes, protocol.no)
+    sampling = Sampling.of(engine.janus.net.generation_config)
+    rule = sampling.judge_rule(protocol.yes, protocol.no)
     requests = [
         Request("judge", protocol.judge(x.prompt, [x.image], []), settings.seed * 10**6 + i) for i, x in enumerate(items)
     ]
     began = time.perf_counter()
-    turns = engine.write(requests, rule, REASON_TOKENS)
+    turns = engine.write(requests, rule, sampling.reason_tokens)
     seconds = time.perf_counter() - began
     said = []
     for x, t in zip(items, turns, strict=True):

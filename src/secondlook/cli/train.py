@@ -62,7 +62,7 @@ def train_rl(
 @data_app.command("build")
 def data_build(config: Config, out: Out = Path("out/data"), set_: Set = []) -> None:  # noqa: B006
     """Draw pictures of prompts, score them, and make examples of the three tasks of supervised fine-tuning."""
-    from functools import cache
+    from functools import lru_cache
 
     from secondlook import config as configs
     from secondlook.data import build
@@ -71,7 +71,7 @@ def data_build(config: Config, out: Out = Path("out/data"), set_: Set = []) -> N
 
     loaded = configs.load(build.BuildConfig, config, set_)
     batch = max(g.batch for g in loaded.generators)
-    load = cache(lambda model: load_engine(locate(model), loaded.device, batch))
+    load = lru_cache(maxsize=1)(lambda model: load_engine(locate(model), loaded.device, batch))
     writable_folder(out)
     build.build(loaded, make(loaded.judges, loaded.device, reasons=True), out, load)
     console.print(f"written to {out}: images-*.parquet, examples, samples.html, manifest.json")

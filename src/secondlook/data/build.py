@@ -27,9 +27,9 @@ from rich.progress import track
 from secondlook.data import miniature, overlap
 from secondlook.data.examples import write_examples
 from secondlook.data.generators import GeneratorConfig, Load, Picture, Shard, make
-from secondlook.data.pair import GOOD_TO_DRAW, GOOD_TO_JUDGE, Pool
+from secondlook.data.pair import BAD, GOOD_TO_DRAW, GOOD_TO_JUDGE, Pool
 from secondlook.data.prompts import Prompts
-from secondlook.files import png, versions, write_json, write_text
+from secondlook.files import png, same_config, versions, write_json, write_text
 from secondlook.report import embed, page
 from secondlook.rewards.ask import Answers, Asker, Endpoint, Question
 from secondlook.rewards.base import Reward
@@ -110,7 +110,9 @@ def build(config: BuildConfig, reward: Reward, out: Path, load: Load) -> Path:
     """``out`` gets prompts.jsonl, images-*.parquet, examples, samples.html and, last, manifest.json; ``load`` makes a model's
     engine."""
     out.mkdir(parents=True, exist_ok=True)
-    _same_config(config, out)
+    settings = json.loads(json.dumps(asdict(config)))
+    same_config(out, settings, ("examples", "examples_per_prompt", "device"))  # shards of different settings are not mixed
+    write_json(out / "config.json", settings)
     shards, left_out = _shards(config, out)
     parts = out / "parts"
     for g, generator in enumerate(config.generators):
@@ -199,19 +201,6 @@ def _filled(template: str, words: dict[str, list[str]]) -> Iterator[str]:
             raise InputError(f"config: templates: {template!r} asks for {error}, which words does not have") from error
 
 
-def _same_config(config: BuildConfig, out: Path) -> None:
-    """Shards of different settings are not mixed: a folder goes on with the config it was begun with."""
-    path, now = out / "config.json", json.loads(json.dumps(asdict(config)))
-    before = json.loads(path.read_text()) if path.exists() else now
-    for key, value in now.items():
-        if before.get(key) != value and key not in ("examples", "examples_per_prompt", "device"):
-            raise InputError(
-                f"config: {key} is {value!r} but {out} was begun with {before.get(key)!r}; "
-                "use the same value, or another folder"
-            )
-    write_json(path, now)
-
-
 def _scored(out: Path, shard: Shard) -> Path:
     return out / f"images-{shard.number:05d}.parquet"
 
@@ -272,8 +261,8 @@ def _read(path: Path) -> list[dict[str, Any]]:
 def _sheet(config: BuildConfig, out: Path, n: int = 24) -> str:
     """Some prompts with their pictures, scores and reasons, to look at."""
     rng = np.random.default_rng(config.seed)
-    path = out / f"images-{int(rng.integers(len(list(out.glob('images-*.parquet'))))):05d}.parquet"
-    rows = _read(path if path.exists() else next(iter(sorted(out.glob("images-*.parquet")))))
+    shards = sorted(out.glob("images-*.parquet"))
+    rows = _read(shards[rng.integers(len(shards))])
     prompts = list(dict.fromkeys(r["prompt"] for r in rows))
     chosen = [prompts[i] for i in sorted(rng.choice(len(prompts), min(n, len(prompts)), replace=False))]
     strips = []
@@ -281,7 +270,7 @@ def _sheet(config: BuildConfig, out: Path, n: int = 24) -> str:
         own = [r for r in rows if r["prompt"] == prompt][:10]
         pictures = [r | {"src": embed(Image.open(io.BytesIO(r["image"]["bytes"])))} for r in own]
         strips.append({"prompt": prompt, "pictures": pictures})
-    return page("samples.html", strips=strips, bad=0.5, good=config.good_to_draw)
+    return page("samples.html", strips=strips, bad=BAD, good=config.good_to_draw)
 
 
 def _manifest(config: BuildConfig, out: Path, left_out: dict[str, int], examples: dict[str, Any]) -> dict:
@@ -299,7 +288,7 @@ def _manifest(config: BuildConfig, out: Path, left_out: dict[str, int], examples
             of["right"] += row["correct"] is True
             of["missing"] += row["correct"] is None
             of["positives"] += (row["score"] or 0) >= config.good_to_draw
-            of["negatives"] += row["score"] is not None and row["score"] < 0.5
+            of["negatives"] += row["score"] is not None and row["score"] < BAD
             prompts.add(row["prompt"])
     files = [*shards, *(out / name for name in examples.get("files", []))]
     return {

@@ -1,4 +1,4 @@
-"""What the authors did by hand to keep RL going, as a stated policy (arXiv 2506.01480, appendix on training).
+"""What the authors of arXiv 2506.01480 did by hand to keep RL going, as a stated policy.
 
 On a sharp drop of the reward the rate is cut to 1/2 to 2/3 and the run goes back to its last good state; on a slow decline beta
 is lowered, or the reference becomes the current policy. Each act is written to acts.jsonl.
@@ -7,13 +7,14 @@ is lowered, or the reference becomes the current policy. Each act is written to 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
 from secondlook.files import write_text
-from secondlook.train.run import Run
+from secondlook.train.run import Run, saved_steps
 from secondlook.types import InputError, Stopped
 
 
@@ -82,13 +83,21 @@ class Nurse:
             return "back"
         return "ease" if self.low >= c.patience else ""
 
+    def watch(self, run: Run, move_reference: Callable[[], None], metrics: dict[str, float], saving: bool) -> bool:
+        """What ``Run.loop`` asks after a step: looks at its reward, acts where that is needed, and says whether it did."""
+        what = self.see(metrics.get("score"))
+        if not what and saving:
+            self.saving(run.step)
+        self.act(run, what, move_reference)
+        return bool(what)
+
     def saving(self, step: int) -> None:
         """A state of that step is about to be written."""
         average = self.average
         if average is not None and average >= self.good_average:
             self.good, self.good_average = step, average
 
-    def act(self, run: Run, what: Literal["", "back", "ease"], move_reference: Any) -> None:
+    def act(self, run: Run, what: Literal["", "back", "ease"], move_reference: Callable[[], None]) -> None:
         """Do it, and write it down. Raises Stopped after too many acts."""
         c = self.config
         if not what or c is None:
@@ -99,11 +108,11 @@ class Nurse:
         self.recent, self.low = [], 0
         if what == "back":
             self.lr *= c.lr_cut
-            kept = dict(self.state_dict())
-            if self.good:
+            kept, known = self.state_dict(), self.good in saved_steps(run.out)
+            if known:
                 run.resume(self.good)
                 self.load_state_dict(kept)
-            said |= {"act": "lower the rate and go back" if self.good else "lower the rate", "to": run.step}
+            said |= {"act": "lower the rate and go back" if known else "lower the rate", "to": run.step}
         elif c.ease == "beta":
             self.beta *= c.beta_cut
             said |= {"act": "lower beta"}

@@ -13,6 +13,7 @@ import math
 import time
 import warnings
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,8 @@ class RLJob:
         self.guard = Guard(c.most_missing, c.one_verdict, c.patience)
         self.nurse = Nurse(c.nurse)
         self.idle: dict[str, Row] = {}
+        self.agreed = False
+        """Sampler and scorer have been compared since the start (or resumption), before any update."""
         if c.canaries or not c.prompts:
             check_reward(self.reward, *(canaries.read(c.canaries) if c.canaries else canaries.of_the_world(c.seed)))
         else:
@@ -99,9 +102,6 @@ class RLJob:
         sampled = time.perf_counter() - began
         outcomes = self.ranks.merge([g.outcome for g in groups])
         values = [self.advantages(o) for o in outcomes]
-        scores = [o.values() for o in outcomes]
-        if c.balanced and c.algorithm == "grpo":
-            values = balanced(values, scores)
         metrics = describe(outcomes)
         metrics |= self.guard.check(metrics, values)
         turns = {t.rule.head: t for g in groups for e in g.episodes for t in e.turns}
@@ -145,6 +145,8 @@ class RLJob:
                 ]
                 turns = [t for e in group.episodes for t in e.turns]
                 each = [f for turns in factors[i] for f in turns]
+                if c.algorithm == "grpo":  # PPO's advantages are not known yet
+                    flat = [a * f for a, f in zip(flat, each, strict=True)]
                 found += rows_of(turns, flat, c.reduction, longest, rewards, each, start)
             start += sum(map(math.isfinite, flat))
         return found, start
@@ -169,16 +171,23 @@ class RLJob:
         for epoch in range(c.epochs):
             for k, picks in enumerate(np.array_split(rng.permutation(n_rows), c.minibatches)):
                 part = [mine[i] for i in picks.tolist() if i in mine]
-                told = self.minibatch(part, lr, check=step == epoch == k == 0)
+                told = self.minibatch(part, lr)
                 if epoch or k:
                     del told["sampler_gap"]  # what the last updates moved is in it
                 for name, number in told.items():
                     seen.setdefault(name, []).append(number)
         return {name: float(np.mean(v)) for name, v in seen.items()}
 
-    def minibatch(self, part: list[Row], lr: float, check: bool) -> dict[str, float]:
-        """One update from this rank's part of a minibatch; ``check``: nothing was updated yet, so that sampler and scorer must
-        agree."""
+    def compare(self, gap: float) -> None:
+        """Refuse to start where recorded and scored log-probabilities differ by ``gap``. Raises Stopped."""
+        if not self.agreed and gap > self.most_disagreement:
+            raise Stopped(
+                f"policy: sampled and scored log-probabilities differ by {gap:.3g} before any update; "
+                f"at most {self.most_disagreement} is rounding, so the sampler and the scorer disagree"
+            )
+
+    def minibatch(self, part: list[Row], lr: float) -> dict[str, float]:
+        """One update from this rank's part of a minibatch."""
         c = self.config
         denominator = self.ranks.total({"weight": total_weight(part)})["weight"]
         sums = {"kl": 0.0, "clipped": 0.0, "loss": 0.0, "entropy": 0.0, "tokens": 0.0}
@@ -198,17 +207,14 @@ class RLJob:
                 c.clip_high,
             )
             gap = max(gap, float(out.gap))
-            if check and gap > self.most_disagreement:
-                raise Stopped(
-                    f"policy: sampled and scored log-probabilities differ by {gap:.3g} before any update; "
-                    f"at most {self.most_disagreement} is rounding, so the sampler and the scorer disagree"
-                )
+            self.compare(gap)
             out.loss.backward()
             sums["loss"] += float(out.loss.detach())
             sums["kl"] += float(out.kl) / denominator
             sums["clipped"] += float(out.clipped)
             sums["entropy"] -= float((batch.weight * logp.detach()).sum()) / denominator
             sums["tokens"] += float((batch.weight > 0).sum())
+        self.agreed = True
         sums = self.ranks.total(sums)
         sums["clipped"] /= sums.pop("tokens")
         return sums | {"sampler_gap": max(self.ranks.gather(gap))} | self.update.step(lr)
@@ -229,7 +235,8 @@ class RLJob:
         """The policy's final hidden states (n, D) from which each row's tokens were predicted."""
         found: dict[int, Tensor] = {}
         for batch in in_step(pack(rows, self.config.micro, self.janus.device), self.idle, self.ranks):
-            _, hidden = self.shards.run(policy.evaluate, self.janus, self.engine.protocol, batch.turns)
+            logp, hidden = self.shards.run(policy.evaluate, self.janus, self.engine.protocol, batch.turns)
+            self.compare(float((logp - batch.behaviour).abs().max()))  # PPO's first steps make no update
             parts = hidden.split([len(t.tokens) for t in batch.turns])
             found |= {row.index: part for row, part in zip(batch.rows, parts, strict=True)}
         return [found[row.index] for row in rows]
@@ -269,12 +276,6 @@ def train_rl(config: RLConfig, out: str | Path, reward: Reward | None = None) ->
     run = Run(out, config, state, may_change=MAY_CHANGE, ranks=ranks, start=fingerprint(fetch(locate(config.model))))
     run.keep = lambda: (job.nurse.good,)
 
-    def watch(metrics: dict[str, float], saving: bool) -> bool:
-        what = job.nurse.see(metrics.get("score"))
-        if not what and saving:
-            job.nurse.saving(run.step)
-        job.nurse.act(run, what, lambda: job.reference.become(job.shards))
-        return bool(what)
-
+    watch = partial(job.nurse.watch, run, lambda: job.reference.become(job.shards))
     run.loop(config.steps, job.step, log_every=config.log_every, save_every=config.save_every, watch=watch)
     job.shards.save(out / "final")

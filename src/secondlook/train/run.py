@@ -23,7 +23,7 @@ import torch.distributed.checkpoint as dcp
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.distributed.checkpoint.api import CheckpointException
 
-from secondlook.files import versions, write_text
+from secondlook.files import same_config, versions, write_text
 from secondlook.train.ranks import Ranks
 from secondlook.types import InputError
 
@@ -75,20 +75,13 @@ class Run:
         self.step = 0
         self.keep: Callable[[], tuple[int, ...]] = tuple
         self.out.mkdir(parents=True, exist_ok=True)
-        stored = self.out / "config.json"
         if saved_steps(self.out):
-            before = json.loads(stored.read_text())
-            changed = sorted(k for k, v in self.config.items() if before.get(k) != v and k not in may_change)
-            if changed:
-                raise InputError(
-                    f"config: {changed[0]} is {self.config[changed[0]]!r} but {out} was begun with "
-                    f"{before.get(changed[0])!r}; use the same value to resume it, or another folder"
-                )
+            same_config(self.out, self.config, may_change)
             self._same_origin(start)
             self.resume()
         ranks.wait()
         if ranks.first:
-            write_text(stored, json.dumps(self.config, indent=1))
+            write_text(self.out / "config.json", json.dumps(self.config, indent=1))
             write_text(self.out / ORIGIN, json.dumps({"start": start, "versions": versions()}, indent=1))
             self._trim_metrics()
 
