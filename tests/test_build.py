@@ -17,7 +17,7 @@ from secondlook.data.build import BuildConfig, ExpandConfig, build
 from secondlook.data.generators import GeneratorConfig, Shard, make
 from secondlook.data.pair import Pool
 from secondlook.rewards.base import Score
-from secondlook.types import InputError
+from secondlook.types import InputError, Prompt
 
 BENCHMARKS = Path(__file__).parents[2] / "shared" / "benchmarks"
 COLORS = {"red": (200, 30, 30), "green": (30, 180, 30), "blue": (30, 30, 200), "grey": (128, 128, 128)}
@@ -249,9 +249,9 @@ def test_a_pipeline_of_diffusers_draws(tmp_path):
     )
     pipeline.save_pretrained(tmp_path / "pipeline")
     config = GeneratorConfig("diffusers", str(tmp_path / "pipeline"), images=2, steps=2, batch=3, guidance=2.0)
-    shard = Shard(0, 0, ("a red wall", "a blue door"), 2)
+    shard = Shard(0, 0, (Prompt("a red wall"), Prompt("a blue door")), 2)
     found = make(config, nothing, 0, {}, "cpu")(shard)
     again = make(config, nothing, 0, {}, "cpu")(shard)
-    assert [p.prompt for p in found] == ["a red wall"] * 2 + ["a blue door"] * 2 and len({p.seed for p in found}) == 4
+    assert [p.prompt.text for p in found] == ["a red wall"] * 2 + ["a blue door"] * 2 and len({p.seed for p in found}) == 4
     assert all(np.array_equal(a.image, b.image) for a, b in zip(found, again, strict=True)), "seeded"
     assert not np.array_equal(found[0].image, found[1].image)

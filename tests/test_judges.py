@@ -70,7 +70,10 @@ def test_long_prompts_are_split_and_reasons_asked(tmp_path):
 def test_edits_are_asked_two_questions():
     with Judge(share=0) as server:
         judge = EndpointJudge(Asker(Endpoint(server.url, "m")))
-        assert judge.edits([("make it number 30", picture(1), picture(2))]) == [(pytest.approx(0.3), pytest.approx(0.3))]
+        [score] = judge.edits([("make it number 30", picture(1), picture(2))])
+        assert (
+            score.edit == (pytest.approx(0.3), pytest.approx(0.3)) and score.value == pytest.approx(0.3) and not score.correct
+        )
         assert len(server.answered) == 2
 
 

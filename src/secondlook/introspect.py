@@ -1,9 +1,10 @@
-"""THE loop: draw, judge; while the verdict is No and rounds are left, redraw and judge again.
+"""THE loop: draw, judge; while the verdict is No and rounds are left, redraw and judge again. With a source: edit, judge the
+edit, and edit the source again.
 
 Source: the introspection loop of arXiv 2506.01480 (T = 3 images).
 Departures from the public code: T rounds instead of one redraw; only what was
 judged No is redrawn; the history of a redraw is what the checkpoint was trained with (``history``): the sampled codes, or as in
-the public code the picture encoded again.
+the public code the picture encoded again. The paper's model edits without a second look; here the loop is the same.
 """
 
 from __future__ import annotations
@@ -27,14 +28,16 @@ class Sampling:
     code_top_k: int = 4096
     text_top_k: int = 50
     reason_tokens: int = 48
+    edit_guidance: float = 4.0
 
     @staticmethod
     def of(generation_config) -> Sampling:
-        """The checkpoint's own guidance scale where it states one, else the paper's."""
-        return Sampling(guidance=getattr(generation_config, "guidance_scale", None) or 5.0)
+        """The checkpoint's own guidance scales where it states them, else the paper's."""
+        own = {n: getattr(generation_config, f"{n}_scale", None) for n in ("guidance", "edit_guidance")}
+        return Sampling(**{n: value for n, value in own.items() if value})
 
-    def draw_rule(self) -> Rule:
-        return Rule("code", self.guidance, self.temperature, self.code_top_k)
+    def draw_rule(self, editing: bool = False) -> Rule:
+        return Rule("code", self.edit_guidance if editing else self.guidance, self.temperature, self.code_top_k)
 
     def judge_rule(self, yes: int, no: int) -> Rule:
         return Rule("text", 1.0, self.temperature, self.text_top_k, first=(yes, no))
@@ -59,18 +62,24 @@ def introspect(
 
 def _episode(engine: Engine, prompt: Prompt, seed: int, rounds: int, sampling: Sampling) -> Task:
     """One episode, step by step: yields what it needs of the engine and returns the Episode."""
-    protocol = engine.protocol
-    draw_rule, judge_rule = sampling.draw_rule(), sampling.judge_rule(protocol.yes, protocol.no)
+    protocol, text, source = engine.protocol, prompt.text, prompt.source
+    draw_rule = sampling.draw_rule(source is not None)
+    judge_rule = sampling.judge_rule(protocol.yes, protocol.no)
+    given = prompt.codes or ((yield Encode(source)) if source else ())
     episode = Episode(prompt, seed, (), ())
     history: list[tuple[int, ...]] = []
     answers: list[tuple[int, ...]] = []
     encoded = protocol.history == "reencode"
     for left in reversed(range(rounds)):
-        segments = protocol.redraw(prompt.text, history, answers) if history else protocol.draw(prompt.text)
-        request = Request("redraw" if history else "draw", segments, turn_seed(seed, len(episode.turns)))
+        kind = "redraw" if history else "edit" if source else "draw"
+        if history:
+            segments = protocol.redraw(text, history, answers, given)
+        else:
+            segments = protocol.edit(given, text) if source else protocol.draw(text)
+        request = Request(kind, segments, turn_seed(seed, len(episode.turns)))
         drawn = yield Job(request, draw_rule, engine.janus.n_codes, keep=left > 0 and not encoded)
         image = yield Paint(drawn.tokens)
-        segments = protocol.judge(prompt.text, [*(r.image for r in episode.rounds), image], answers)
+        segments = protocol.judge(text, [*(r.image for r in episode.rounds), image], answers, source)
         request = Request("judge", segments, turn_seed(seed, len(episode.turns) + 1))
         judged = yield Job(request, judge_rule, sampling.reason_tokens, keep=left > 0)
         episode = _with_round(episode, image, drawn, judged, protocol)

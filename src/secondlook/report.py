@@ -48,6 +48,7 @@ def filmstrip(episodes: list[Episode], title: str) -> str:
     strips = [
         {
             "prompt": e.prompt.text,
+            "source": embed(e.prompt.source) if e.prompt.source else None,
             "seed": e.seed,
             "final": e.final,
             "rounds": [{"src": embed(r.image), "yes": r.yes, "p_yes": r.p_yes, "reason": r.reason} for r in e.rounds],
@@ -58,10 +59,13 @@ def filmstrip(episodes: list[Episode], title: str) -> str:
 
 
 def write_episode(folder: Path, episode: Episode, settings: dict[str, Any]) -> None:
-    """round-N.png, final.png, episode.html and, last, episode.json. A longer earlier episode's pictures are removed."""
+    """round-N.png, final.png, of an edit source.png, episode.html and, last, episode.json. An earlier episode's pictures are
+    removed."""
     folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob("round-*.png"):
-        stale.unlink()
+    for stale in (*folder.glob("round-*.png"), folder / "source.png"):
+        stale.unlink(missing_ok=True)
+    if episode.prompt.source:
+        write_image(folder / "source.png", episode.prompt.source)
     for i, r in enumerate(episode.rounds, 1):
         write_image(folder / f"round-{i}.png", r.image)
     write_image(folder / "final.png", episode.rounds[episode.final].image)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,11 +18,24 @@ class Stopped(RuntimeError):
     """A run ended itself because going on would do harm. The message is one sentence: what was seen and what is allowed."""
 
 
+def digest(image: Image) -> str:
+    """A short name of a picture's pixels."""
+    return sha256(f"{image.mode} {image.size}".encode() + image.tobytes()).hexdigest()[:16]
+
+
 @dataclass(frozen=True)
 class Prompt:
-    """What is asked for."""
+    """What is asked for: a picture of ``text``, or with a ``source`` an edit of it by the instruction ``text``."""
 
     text: str
+    source: Image | None = None
+    codes: tuple[int, ...] = ()
+    """The source's, where it was drawn; else it is encoded."""
+
+    @property
+    def key(self) -> str:
+        """Text by which equal prompts are known: the prompt itself, or an instruction with its source's digest."""
+        return f"{self.text}\n{digest(self.source)}" if self.source else self.text
 
 
 @dataclass(frozen=True)

@@ -51,8 +51,7 @@ def draw(
 
     at_least("n", n)
     at_least("rounds", rounds)
-    if temperature < 0:
-        raise InputError(f"temperature: {temperature} is negative; use 0 for greedy or a positive number")
+    check_temperature(temperature)
     if not prompt.strip():
         raise InputError("prompt: it is empty; say what to draw")
     where = locate(model)
@@ -71,6 +70,57 @@ def draw(
     console.print(
         f"written to {out}: round-1.png …, final.png, episode.json, episode.html" + (" (one folder each)" if n > 1 else "")
     )
+
+
+@app.command()
+def edit(
+    image: Annotated[Path, typer.Argument(help="The picture to edit.")],
+    instructions: Annotated[list[str], typer.Argument(help="What to change; several are carried out one after another.")],
+    model: Model = "mini-edit",
+    rounds: Annotated[int, typer.Option(help="At most this many images an instruction.")] = 3,
+    seed: Seed = 0,
+    guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance; default: the checkpoint's own.")] = None,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 1.0,
+    out: Out = Path("out/edit"),
+    device: Device = "cpu",
+    dtype: Dtype = "auto",
+    attention: Attention = "sdpa",
+) -> None:
+    """Edit a picture, look at the edit, judge it, and edit again while the verdict is No."""
+    from dataclasses import asdict, replace
+
+    from secondlook.files import read_image, writable_folder, write_image
+    from secondlook.introspect import Sampling, introspect
+    from secondlook.report import write_episode
+
+    at_least("rounds", rounds)
+    check_temperature(temperature)
+    for instruction in instructions:
+        if not instruction.strip():
+            raise InputError("instruction: it is empty; say what to change")
+    source, codes = read_image(image), tuple[int, ...]()
+    where = locate(model)
+    writable_folder(out)
+    engine = load_engine(where, device, dtype=dtype, attention=attention)
+    sampling = replace(Sampling.of(engine.janus.net.generation_config), temperature=temperature)
+    if guidance is not None:
+        sampling = replace(sampling, edit_guidance=guidance)
+    settings = {"model": model, "image": str(image), "max_rounds": rounds} | asdict(sampling)
+    for i, instruction in enumerate(instructions, 1):
+        with console.status("editing, looking, editing again …"):
+            [episode] = introspect(engine, [Prompt(instruction, source, codes)], [seed + i - 1], rounds, sampling)
+        write_episode(out if len(instructions) == 1 else out / str(i), episode, settings)
+        _print_episode(episode, f"{i}/{len(instructions)}" if len(instructions) > 1 else "")
+        source, codes = episode.rounds[episode.final].image, episode.rounds[episode.final].codes
+    if len(instructions) > 1:
+        write_image(out / "final.png", source)
+    several = " (one folder an instruction, final.png of the last beside them)" if len(instructions) > 1 else ""
+    console.print(f"written to {out}: source.png, round-1.png …, final.png, episode.json, episode.html{several}")
+
+
+def check_temperature(temperature: float) -> None:
+    if temperature < 0:
+        raise InputError(f"temperature: {temperature} is negative; use 0 for greedy or a positive number")
 
 
 def _print_episode(episode: Episode, which: str) -> None:

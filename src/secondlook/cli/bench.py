@@ -39,6 +39,55 @@ def bench_geneval(
     console.print(f"written to {out}: result.json, episodes.json, geneval.html")
 
 
+@bench_app.command("editing")
+def bench_editing(
+    model: Model = "mini-edit",
+    out: Out = Path("out/editing"),
+    samples: Annotated[int, typer.Option(help="Edits of each row.")] = 2,
+    rounds: Annotated[int, typer.Option(help="At most this many images an episode.")] = 3,
+    seed: Seed = 0,
+    split: Annotated[str, typer.Option(help="held-out or seen compositions.")] = "held-out",
+    rows_per_kind: Annotated[int, typer.Option(help="Rows of each kind of edit.")] = 80,
+    guidance: Annotated[float | None, typer.Option(help="Default: the checkpoint's own.")] = None,
+    batch: Annotated[int, typer.Option(help="Episodes decoded together.")] = 96,
+    device: Device = "cpu",
+    dtype: Dtype = "auto",
+    attention: Attention = "sdpa",
+) -> None:
+    """Mini-PIE: edits that are judged and made again: success, what was left alone, beside the identity and drawing afresh."""
+    from dataclasses import replace
+
+    from rich.progress import Progress
+
+    from secondlook.bench import editing
+    from secondlook.files import writable_folder
+    from secondlook.introspect import Sampling
+    from secondlook.world.edits import benchmark
+
+    settings = editing.Settings(model, samples, rounds, seed, split, rows_per_kind)
+    benchmark(1, split)
+    at_least("batch", batch)
+    where = locate(model)
+    writable_folder(out)
+    engine = load_engine(where, device, batch, dtype, attention)
+    sampling = Sampling.of(engine.janus.net.generation_config)
+    if guidance is not None:
+        sampling = replace(sampling, edit_guidance=guidance)
+    settings = replace(settings, guidance=sampling.edit_guidance)
+    with Progress(console=console) as progress:
+        bar = progress.add_task("editing", total=None)
+        scored = editing.run(engine, settings, sampling, lambda n, of: progress.update(bar, completed=n, total=of))
+    result = editing.write(out, scored, settings, editing.baselines(engine, settings, sampling))
+    o, text = result["overall"], "{mean:.3f} [{low:.3f}, {high:.3f}]"
+    for name in ("first", "final", "gain"):
+        console.print(
+            f"{name:6} success {text.format(**o[name]['success'])}, exact {text.format(**o[name]['exact'])}, "
+            f"background PSNR {o[name]['psnr']['mean']:.1f} dB"
+        )
+    console.print(f"judge, every round: balanced accuracy {text.format(**result['judge']['every round']['balanced_accuracy'])}")
+    console.print(f"written to {out}: result.json, episodes.json, editing.html")
+
+
 def _bench(bench: Any, settings: Any, guidance: float | None, out: Path, batch: int, **how: str) -> None:
     """Run and write a benchmark that samples mini-GenEval's prompts."""
     from dataclasses import replace

@@ -27,15 +27,15 @@ from rich.progress import track
 from secondlook.data import miniature, overlap
 from secondlook.data.examples import write_examples
 from secondlook.data.generators import GeneratorConfig, Load, Picture, Shard, make
-from secondlook.data.pair import BAD, GOOD_TO_DRAW, GOOD_TO_JUDGE, Pool
+from secondlook.data.pair import BAD, GOOD_EDIT, GOOD_TO_DRAW, GOOD_TO_JUDGE, Pool, quality
 from secondlook.data.prompts import Prompts
 from secondlook.files import png, same_config, versions, write_json, write_text
 from secondlook.report import embed, page
 from secondlook.rewards.ask import Answers, Asker, Endpoint, Question
-from secondlook.rewards.base import Reward
+from secondlook.rewards.base import Reward, score
 from secondlook.rewards.build import JudgeConfig
 from secondlook.rewards.endpoint import in_words, questions_of
-from secondlook.types import InputError
+from secondlook.types import InputError, Prompt, digest
 
 EXPAND = (
     "Write {short} short (at most 12 words) and {long} long (30 to 60 words) descriptions of images about the seed below, each "
@@ -65,7 +65,8 @@ class BuildConfig:
 
     generators: list[GeneratorConfig]
     prompts: str = ""
-    """A text file with one prompt a line; empty, without templates: prompts of the miniature's world."""
+    """A text file with one prompt a line, or a JSONL file of prompts and of instructions with sources (``data.prompts``);
+    empty, without templates: prompts of the miniature's world."""
     templates: list[str] = field(default_factory=list)
     """Prompts with {names} that are filled with every combination of ``words``."""
     words: dict[str, list[str]] = field(default_factory=dict)
@@ -80,9 +81,11 @@ class BuildConfig:
     judges: list[JudgeConfig] = field(default_factory=list)
     """Who scores the pictures, a weighted mean when several; default: the verifier of the miniature's world."""
     kinds: dict[str, float] = field(default_factory=lambda: dict(miniature.KINDS))
-    """Shares of the kinds of the world's prompts."""
+    """Shares of the kinds of the world's prompts, edits among them (recolour, replace, add, remove, move)."""
     good_to_draw: float = GOOD_TO_DRAW
     good_to_judge: float = GOOD_TO_JUDGE
+    good_edit: float = GOOD_EDIT
+    """Following and preserving from which on an edit is learned."""
     examples: Literal["parquet", "webdataset", "none"] = "parquet"
     """Examples of the three tasks, for other trainers too; ``train sft`` pairs the scored pictures itself."""
     examples_per_prompt: int = 4
@@ -103,7 +106,7 @@ class BuildConfig:
             raise InputError("config: generators: render draws the world's own prompts; leave prompts and templates out")
         if self.prompts and self.templates:
             raise InputError("config: prompts and templates are both given; use one of them")
-        miniature.check_shares("kinds", self.kinds, miniature.KINDS)
+        miniature.check_shares("kinds", self.kinds, miniature.WISHES)
 
 
 def build(config: BuildConfig, reward: Reward, out: Path, load: Load) -> Path:
@@ -126,11 +129,14 @@ def build(config: BuildConfig, reward: Reward, out: Path, load: Load) -> Path:
         del run
     for shard in track([s for s in shards if not _scored(out, s).exists()], "judging"):
         files = [parts / f"{g:02d}-{shard.number:05d}.parquet" for g in range(len(config.generators))]
-        _write(_scored(out, shard), _judged(shard, [row for f in files for row in _read(f)], reward))
+        sources = {p.key: p.source for p in shard.prompts if p.source}
+        if sources:
+            _write_sources(out / f"sources-{shard.number:05d}.parquet", sources)
+        _write(_scored(out, shard), _judged(shard, [row for f in files for row in _read(f)], reward, sources))
     shutil.rmtree(parts, ignore_errors=True)
     examples: dict[str, Any] = {}
     if config.examples != "none":
-        pool = Pool(out, config.good_to_draw, config.good_to_judge)
+        pool = Pool(out, config.good_to_draw, config.good_to_judge, config.good_edit)
         examples = write_examples(pool, out, config.examples, config.examples_per_prompt, config.seed)
     write_text(out / "samples.html", _sheet(config, out))
     write_json(out / "manifest.json", _manifest(config, out, left_out, examples))
@@ -142,11 +148,11 @@ def _shards(config: BuildConfig, out: Path) -> tuple[list[Shard], dict[str, int]
     benchmarks = overlap.Benchmarks([p for f in config.against for p in overlap.read(Path(f))], config.share)
     counts = Counter({"overlap with a benchmark": 0, "twice": 0, "not expanded": 0})
 
-    def kept(prompts: list[str], seen: set[str]) -> tuple[str, ...]:
+    def kept(prompts: list[Prompt], seen: set[str]) -> tuple[Prompt, ...]:
         found = []
         for prompt in prompts:
-            same = overlap.normal(prompt)
-            reason = "twice" if same in seen else "overlap with a benchmark" if prompt in benchmarks else ""
+            same = overlap.normal(prompt.text) + prompt.key.removeprefix(prompt.text)
+            reason = "twice" if same in seen else "overlap with a benchmark" if prompt.text in benchmarks else ""
             seen.add(same)
             if reason:
                 counts[reason] += 1
@@ -162,26 +168,31 @@ def _shards(config: BuildConfig, out: Path) -> tuple[list[Shard], dict[str, int]
         if lines:
             prompts = kept(lines[start : start + size], seen)
         else:  # the world's prompts repeat from shard to shard, each with pictures of its own
-            drawn = miniature.pictures(np.random.default_rng([config.seed, start]), size, kinds=config.kinds)
-            prompts = kept([p.spec.prompt for p in drawn], set())
+            drawn = miniature.wishes(np.random.default_rng([config.seed, start]), size, config.kinds)
+            prompts = kept([p.prompt for p in drawn], set())
         shards.append(Shard(start // config.shard, start, prompts, size))
-    rows = [{"shard": s.number, "prompt": p} for s in shards for p in s.prompts]
+    rows = [{"shard": s.number, "prompt": p.text} for s in shards for p in s.prompts]
     write_text(out / "prompts.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
     if not rows:
         raise InputError(f"config: no prompt is left of {total} ({dict(counts)}); give others")
     return [s for s in shards if s.prompts], dict(counts)
 
 
-def _given(config: BuildConfig, counts: Counter) -> list[str]:
+def _given(config: BuildConfig, counts: Counter) -> list[Prompt]:
     """Prompts of a file or of templates, or captions that a language model made of them; none: the world's are meant."""
-    lines = Prompts(config.prompts).lines
+    stated = Prompts(config.prompts)
+    if any(source for _, source in stated.lines):
+        if config.expand:
+            raise InputError("config: expand makes captions; leave it out where prompts has instructions with sources")
+        return [stated.get(i) for i in range(min(config.n_prompts, len(stated.lines)))]
+    lines = [text for text, _ in stated.lines]
     if config.templates:
         lines = list(dict.fromkeys(p for t in config.templates for p in _filled(t, config.words)))
         order = np.random.default_rng(config.seed).permutation(len(lines))
         lines = [lines[i] for i in order]
     lines = lines[: config.n_prompts]
     if config.expand is None:
-        return lines
+        return [Prompt(line) for line in lines]
     if not lines:
         raise InputError("config: expand needs seeds; give prompts or templates")
     e = config.expand
@@ -189,7 +200,7 @@ def _given(config: BuildConfig, counts: Counter) -> list[str]:
     texts = [EXPAND.format(short=e.short, long=e.long, total=e.short + e.long, seed=line) for line in lines]
     answers = asker([Question(in_words(t, tokens=1024).body, questions_of) for t in texts])
     counts["not expanded"] = sum(a is None for a in answers)
-    return [caption.strip() for a in answers if a for caption in a if caption.strip()]
+    return [Prompt(caption.strip()) for a in answers if a for caption in a if caption.strip()]
 
 
 def _filled(template: str, words: dict[str, list[str]]) -> Iterator[str]:
@@ -208,7 +219,8 @@ def _scored(out: Path, shard: Shard) -> Path:
 def _row(picture: Picture, generator: GeneratorConfig) -> dict[str, Any]:
     return {
         "id": "",
-        "prompt": picture.prompt,
+        "prompt": picture.prompt.text,
+        "source_id": digest(picture.prompt.source) if picture.prompt.source else None,
         "image": {"bytes": png(picture.image)},
         "source": picture.source,
         "seed": None if picture.seed is None else str(picture.seed),
@@ -216,35 +228,45 @@ def _row(picture: Picture, generator: GeneratorConfig) -> dict[str, Any]:
         "score": None,
         "correct": None,
         "reason": None,
+        "following": None,
+        "preserving": None,
     }
 
 
-def _judged(shard: Shard, rows: list[dict[str, Any]], reward: Reward) -> list[dict[str, Any]]:
+def _judged(shard: Shard, rows: list[dict[str, Any]], reward: Reward, sources: dict[str, Image.Image]) -> list[dict[str, Any]]:
     """With scores and names, without pictures that a prompt has twice."""
     seen, alone = set[tuple[str, bytes]](), []
     for row in rows:
-        image = Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")
-        key = row["prompt"], sha256(image.tobytes()).digest()
+        image = _picture(row)
+        key = Pool.key(row), sha256(image.tobytes()).digest()
         if key not in seen:
             seen.add(key)
             alone.append((row, image))
-    scores = reward([(row["prompt"], image) for row, image in alone])
+    scores = score(reward, [(Prompt(row["prompt"], sources.get(Pool.key(row))), image) for row, image in alone])
     if not any(scores):
         raise InputError(f"reward: not one of {len(scores)} pictures got a score; check the judge and the prompts")
-    for i, ((row, _), score) in enumerate(zip(alone, scores, strict=True)):
+    for i, ((row, _), said) in enumerate(zip(alone, scores, strict=True)):
         row["id"] = f"{shard.number:05d}-{i:05d}"
-        if score:
-            row |= {"score": score.value, "correct": score.correct, "reason": score.answer}
+        if said:
+            row |= {"score": said.value, "correct": said.correct, "reason": said.answer}
+            row |= dict(zip(("following", "preserving"), said.edit or (None, None), strict=True))
     return [row for row, _ in alone]
 
 
-def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+KINDS = {"id": "string", "prompt": "string", "source_id": "string", "source": "string", "seed": "string", "licence": "string"}
+KINDS |= {"score": "float32", "correct": "bool", "reason": "string", "following": "float32", "preserving": "float32"}
+
+
+def _write_sources(path: Path, sources: dict[str, Image.Image]) -> None:
+    alone = {digest(image): image for image in sources.values()}
+    _write(path, [{"id": name, "image": {"bytes": png(image)}} for name, image in alone.items()], {"id": "string"})
+
+
+def _write(path: Path, rows: list[dict[str, Any]], kinds: dict[str, str] = KINDS) -> None:
     from datasets import Dataset, Features, Value, disable_progress_bars
     from datasets import Image as ImageFeature
 
     disable_progress_bars()  # one bar, ours
-    kinds = {"id": "string", "prompt": "string", "source": "string", "seed": "string", "licence": "string"}
-    kinds |= {"score": "float32", "correct": "bool", "reason": "string"}
     features = Features({name: Value(kind) for name, kind in kinds.items()} | {"image": ImageFeature()})
     path.parent.mkdir(exist_ok=True)
     temporary = path.with_suffix(".tmp")
@@ -258,18 +280,25 @@ def _read(path: Path) -> list[dict[str, Any]]:
     return pq.read_table(path).to_pylist()
 
 
+def _picture(row: dict[str, Any]) -> Image.Image:
+    return Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")
+
+
 def _sheet(config: BuildConfig, out: Path, n: int = 24) -> str:
     """Some prompts with their pictures, scores and reasons, to look at."""
     rng = np.random.default_rng(config.seed)
     shards = sorted(out.glob("images-*.parquet"))
-    rows = _read(shards[rng.integers(len(shards))])
-    prompts = list(dict.fromkeys(r["prompt"] for r in rows))
+    shards = [shards[rng.integers(len(shards))]]
+    rows = _read(shards[0])
+    prompts = list(dict.fromkeys(Pool.key(r) for r in rows))
+    stored = out / shards[0].name.replace("images", "sources")
+    sources = {r["id"]: embed(_picture(r)) for r in _read(stored)} if stored.exists() else {}
     chosen = [prompts[i] for i in sorted(rng.choice(len(prompts), min(n, len(prompts)), replace=False))]
     strips = []
     for prompt in chosen:
-        own = [r for r in rows if r["prompt"] == prompt][:10]
-        pictures = [r | {"src": embed(Image.open(io.BytesIO(r["image"]["bytes"])))} for r in own]
-        strips.append({"prompt": prompt, "pictures": pictures})
+        own = [r for r in rows if Pool.key(r) == prompt][:10]
+        pictures = [r | {"src": embed(_picture(r)), "quality": None if r["score"] is None else quality(r)} for r in own]
+        strips.append({"prompt": own[0]["prompt"], "source": sources.get(own[0]["source_id"]), "pictures": pictures})
     return page("samples.html", strips=strips, bad=BAD, good=config.good_to_draw)
 
 
@@ -280,17 +309,18 @@ def _manifest(config: BuildConfig, out: Path, left_out: dict[str, int], examples
     counts: dict[str, dict[str, Any]] = {}
     prompts = set()
     for path in shards:
-        columns = ["prompt", "source", "correct", "score", "licence"]
+        columns = ["prompt", "source", "correct", "licence", "score", "source_id", "following", "preserving"]
         for row in pq.read_table(path, columns=columns).to_pylist():
             start = {"pictures": 0, "right": 0, "missing": 0, "positives": 0, "negatives": 0, "licence": row["licence"]}
             of = counts.setdefault(row["source"], start)
             of["pictures"] += 1
             of["right"] += row["correct"] is True
             of["missing"] += row["correct"] is None
-            of["positives"] += (row["score"] or 0) >= config.good_to_draw
-            of["negatives"] += row["score"] is not None and row["score"] < BAD
-            prompts.add(row["prompt"])
-    files = [*shards, *(out / name for name in examples.get("files", []))]
+            known = row["score"] is not None
+            of["positives"] += known and quality(row) >= (config.good_edit if row["source_id"] else config.good_to_draw)
+            of["negatives"] += known and quality(row) < BAD
+            prompts.add(Pool.key(row))
+    files = [*shards, *sorted(out.glob("sources-*.parquet")), *(out / name for name in examples.get("files", []))]
     return {
         "prompts": len(prompts),
         "left_out": left_out,

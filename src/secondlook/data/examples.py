@@ -57,8 +57,11 @@ def write_examples(pool: Pool, out: Path, kind: Literal["parquet", "webdataset"]
     rows = [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))]
     write, files, groups = _write_parquet, list[str](), {"": rows}
     if kind == "webdataset":
-        write, lengths = _write_tar, sorted({len(r["earlier"]) for r in rows})
-        groups = {f"-{n}-earlier": [r for r in rows if len(r["earlier"]) == n] for n in lengths}
+        write, groups = _write_tar, {}
+        for row in rows:
+            editing = "-edit" if pool.rows[row["target"]]["source_id"] else ""
+            groups.setdefault(f"{editing}-{len(row['earlier'])}-earlier", []).append(row)
+        groups = dict(sorted(groups.items()))
     for name, alike in groups.items():
         for k, start in enumerate(range(0, len(alike), PER_FILE)):
             path = out / f"examples{name}-{k:05d}.{'tar' if kind == 'webdataset' else 'parquet'}"
@@ -75,7 +78,8 @@ def _said(pool: Pool, row: dict[str, Any]) -> dict[str, Any]:
     target = pool.rows[row["target"]]
     return {
         "task": row["task"],
-        "prompt": row["prompt"],
+        "prompt": target["prompt"],
+        "edit_of": target["source_id"],
         "earlier": [pool.rows[i]["id"] for i in row["earlier"]],
         "earlier_reasons": [pool.rows[i]["reason"] for i in row["earlier"]],
         "target": target["id"],
@@ -101,6 +105,8 @@ def _write_tar(pool: Pool, rows: list[dict[str, Any]], path: Path) -> None:
 
         for i, row in enumerate(rows):
             add(f"{i:08d}.json", json.dumps(_said(pool, row), ensure_ascii=False).encode())
-            add(f"{i:08d}.target.png", pool.bytes(row["target"]))
+            add(f"{i:08d}.target.png", pool.picture_bytes(row["target"]))
+            if source := pool.rows[row["target"]]["source_id"]:
+                add(f"{i:08d}.source.png", pool.source_bytes(source))
             for k, earlier in enumerate(row["earlier"], 1):
-                add(f"{i:08d}.earlier{k}.png", pool.bytes(earlier))
+                add(f"{i:08d}.earlier{k}.png", pool.picture_bytes(earlier))

@@ -15,7 +15,7 @@ from secondlook.data import miniature
 from secondlook.engine.decode import Engine
 from secondlook.files import read_image
 from secondlook.introspect import Sampling, turn_seed
-from secondlook.types import InputError, Request
+from secondlook.types import InputError, Prompt, Request
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,9 @@ class GeneratorConfig:
     misses of the miniature's world (for its own prompts)."""
     model: str = ""
     """Model: a shipped model, a folder or a hub id. Diffusers: a folder or a hub id. Folder: a folder with metadata.jsonl, each
-    line {"file_name": …, "prompt": …}. Render: the model whose image tokenizer the pictures pass through, so that a verdict
-    cannot be learned from the source alone (a clean render is wrong, a decoded picture right)."""
+    line {"file_name": …, "prompt": …} and for an edit its "source". Render: the model whose image tokenizer the pictures
+    pass through, so that a verdict cannot be learned from their origin alone (a clean render is wrong, a decoded picture
+    right)."""
     images: int = 4
     """Pictures a prompt; render: one of them is right."""
     aimed: float = 0.5
@@ -56,7 +57,7 @@ class GeneratorConfig:
 class Picture:
     """A picture of a prompt, and what made it."""
 
-    prompt: str
+    prompt: Prompt
     image: Image.Image
     source: str
     seed: int | None = None
@@ -68,7 +69,7 @@ class Shard:
 
     number: int
     start: int
-    prompts: tuple[str, ...]
+    prompts: tuple[Prompt, ...]
     size: int
     """Prompts of the world that it was drawn from, those left out included."""
 
@@ -91,12 +92,27 @@ class Model:
     def __call__(self, shard: Shard) -> list[Picture]:
         c, rule = self.config, Sampling.of(self.engine.janus.net.generation_config)
         if c.guidance is not None:
-            rule = Sampling(guidance=c.guidance)
+            rule = Sampling(guidance=c.guidance, edit_guidance=c.guidance)
         asked = [prompt for prompt in shard.prompts for _ in range(c.images)]
         seeds = [turn_seed(self.seed * 10**9 + shard.start * c.images + k, 0) for k in range(len(asked))]
-        requests = [Request("draw", self.engine.protocol.draw(p), s) for p, s in zip(asked, seeds, strict=True)]
-        images = self.engine.pictures([t.tokens for t in self.engine.draw(requests, rule.draw_rule())])
+        sources = {p.key: p.source for p in shard.prompts if p.source}
+        codes = dict(zip(sources, self.engine.codes(list(sources.values())), strict=True)) if sources else {}
+        tokens: dict[int, tuple[int, ...]] = {}
+        for editing in (False, True):  # two rules
+            those = [i for i, p in enumerate(asked) if (p.source is not None) == editing]
+            requests = [self._request(asked[i], codes, seeds[i]) for i in those]
+            drawn = self.engine.draw(requests, rule.draw_rule(editing)) if those else []
+            tokens |= {i: turn.tokens for i, turn in zip(those, drawn, strict=True)}
+        images = self.engine.pictures([tokens[i] for i in range(len(asked))])
         return [Picture(p, i, c.model, s) for p, i, s in zip(asked, images, seeds, strict=True)]
+
+    def _request(self, p: Prompt, codes: dict[str, tuple[int, ...]], seed: int) -> Request:
+        protocol = self.engine.protocol
+        return (
+            Request("edit", protocol.edit(codes[p.key], p.text), seed)
+            if p.source
+            else Request("draw", protocol.draw(p.text), seed)
+        )
 
 
 class Rendered:
@@ -107,12 +123,15 @@ class Rendered:
 
     def __call__(self, shard: Shard) -> list[Picture]:
         c, rng = self.config, np.random.default_rng([self.seed, shard.start])
-        wanted, found = set(shard.prompts), list[tuple[str, Image.Image, str]]()
-        for p in miniature.pictures(rng, shard.size, kinds=self.kinds):
-            wrong = miniature.wrong(rng, p, c.images - 1, c.aimed)
-            if p.spec.prompt in wanted:
-                found.append((p.spec.prompt, p.image, "render"))
-                found += [(p.spec.prompt, image, "near miss") for image, _ in wrong]
+        wanted, found = {p.key: p for p in shard.prompts}, list[tuple[Prompt, Image.Image, str]]()
+        for p in miniature.wishes(rng, shard.size, self.kinds):
+            if isinstance(p, miniature.EditPicture):
+                wrong = miniature.wrong_edits(rng, p, c.images - 1)
+            else:
+                wrong = [image for image, _ in miniature.wrong(rng, p, c.images - 1, c.aimed)]
+            if asked := wanted.get(p.prompt.key):
+                found.append((asked, p.image, "render"))
+                found += [(asked, image, "near miss") for image in wrong]
         through = self.engine.pictures(self.engine.codes([image for _, image, _ in found]))
         return [Picture(prompt, image, source) for (prompt, _, source), image in zip(found, through, strict=True)]
 
@@ -147,7 +166,11 @@ class Diffusers:
         for i in range(0, len(asked), c.batch):
             part, own = asked[i : i + c.batch], seeds[i : i + c.batch]
             chances = [torch.Generator("cpu").manual_seed(s) for s in own]
-            images = self.pipeline(prompt=part, generator=chances, **settings).images
+            sources = [p.source for p in part if p.source]
+            if sources and len(sources) < len(part):
+                raise InputError("generators: diffusers is asked for pictures and for edits; give each a build of its own")
+            given = {"image": sources} if sources else {}
+            images = self.pipeline(prompt=[p.text for p in part], generator=chances, **given, **settings).images
             found += [Picture(p, image, c.model, s) for p, image, s in zip(part, images, own, strict=True)]
         return found
 
@@ -162,7 +185,8 @@ class Folder:
         try:
             rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
             for row in rows:
-                self.files.setdefault(row["prompt"].strip(), []).append(row["file_name"])
+                source = read_image(self.folder / row["source"]) if row.get("source") else None
+                self.files.setdefault(Prompt(row["prompt"].strip(), source).key, []).append(row["file_name"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f'generators: {str(path)!r} cannot be read ({error}); each line must be {{"file_name": …, "prompt": …}}'
@@ -171,9 +195,9 @@ class Folder:
     def __call__(self, shard: Shard) -> list[Picture]:
         return list(self._found(shard.prompts))
 
-    def _found(self, prompts: tuple[str, ...]) -> Iterator[Picture]:
+    def _found(self, prompts: tuple[Prompt, ...]) -> Iterator[Picture]:
         for prompt in prompts:
-            for name in self.files.get(prompt, [])[: self.config.images]:
+            for name in self.files.get(prompt.key, [])[: self.config.images]:
                 yield Picture(prompt, read_image(self.folder / name), self.config.model)
 
 

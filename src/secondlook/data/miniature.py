@@ -11,15 +11,18 @@ from torch import Tensor
 
 from secondlook.data.pair import short
 from secondlook.model.janus import to_unit
-from secondlook.types import InputError
-from secondlook.world import lessons
+from secondlook.types import InputError, Prompt
+from secondlook.world import edits, lessons
+from secondlook.world.edits import Edit
 from secondlook.world.language import NUMBERS, Spec, phrase, plurals
 from secondlook.world.read import judge
 from secondlook.world.render import render
 from secondlook.world.scene import CELL, COLORS, OBJECTS, RELATIONS, SIZE, STEP, Scene
 
 SIDE = SIZE // STEP
-KINDS = lessons.KINDS
+KINDS, EDITS = lessons.KINDS, edits.KINDS
+WISHES = KINDS | EDITS
+"""Kinds of prompts for pictures and of instructions for edits."""
 
 
 def check_shares(name: str, shares: dict[str, float], known: dict[str, float]) -> None:
@@ -37,6 +40,10 @@ class Picture:
     spec: Spec
     scene: Scene
     image: Image.Image
+
+    @property
+    def prompt(self) -> Prompt:
+        return Prompt(self.spec.prompt)
 
 
 def pictures(
@@ -141,6 +148,40 @@ def wrong(rng: np.random.Generator, p: Picture, n: int, aimed: float = 0.0) -> l
     """``n`` pictures that fail ``p``'s prompt by one change of its scene (``lessons.near_miss``), and why they do."""
     scenes = [lessons.near_miss(rng, p.spec, p.scene, aimed) for _ in range(n)]
     return [(Image.fromarray(render(s)), reason(p.spec, s)) for s in scenes]
+
+
+@dataclass(frozen=True)
+class EditPicture:
+    """An edit, its source's picture and the right one."""
+
+    edit: Edit
+    source: Image.Image
+    image: Image.Image
+
+    @property
+    def prompt(self) -> Prompt:
+        return Prompt(self.edit.instruction, self.source)
+
+
+def edit_pictures(rng: np.random.Generator, n: int, kinds: dict[str, float] = EDITS) -> list[EditPicture]:
+    """``n`` edits of ``kinds`` in their shares."""
+    found = (edits.edit_lesson(rng, kinds) for _ in range(n))
+    return [EditPicture(e, *(Image.fromarray(render(s)) for s in (e.source, e.target))) for e in found]
+
+
+def wrong_edits(rng: np.random.Generator, p: EditPicture, n: int) -> list[Image.Image]:
+    """``n`` pictures that are no right edit."""
+    return [Image.fromarray(render(edits.wrong_edit(rng, p.edit))) for _ in range(n)]
+
+
+def wishes(rng: np.random.Generator, n: int, kinds: dict[str, float] = KINDS) -> list[Picture | EditPicture]:
+    """``n`` prompts of the world with pictures that satisfy them, of ``kinds`` in their shares: pictures and edits."""
+    drawn, edited = ({k: v for k, v in kinds.items() if k in known and v} for known in (KINDS, EDITS))
+    share = sum(edited.values()) / sum(kinds.values())
+    n_edits = int(rng.binomial(n, share)) if edited and drawn else n if edited else 0
+    found: list[Picture | EditPicture] = [*pictures(rng, n - n_edits, kinds=drawn)] if n > n_edits else []
+    found += edit_pictures(rng, n_edits, edited) if n_edits else []
+    return [found[i] for i in rng.permutation(n)] if edited else found
 
 
 @dataclass(frozen=True)

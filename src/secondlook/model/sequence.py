@@ -58,25 +58,51 @@ class Protocol:
         """BOS, the filled template, <begin_of_image>. The twin keeps the first and the last of these tokens."""
         if not text.strip():
             raise InputError("prompt: it is empty; say what to draw")
-        ids = self._ids(f"{USER}{text.strip()}{ASSISTANT}")
+        return [Text((self.bos,)), self._asked(f"{USER}{text.strip()}{ASSISTANT}"), Text(self._ids(BOI))]
+
+    def _asked(self, text: str) -> Text:
+        ids = self._ids(text)
         if len(ids) > MAX_PROMPT:
             raise InputError(f"prompt: it has {len(ids)} tokens; at most {MAX_PROMPT} are read")
-        return [Text((self.bos,)), Text(ids, droppable=True), Text(self._ids(BOI))]
+        return Text(ids, droppable=True)
+
+    def _instruction(self, source: Look | Draw, text: str) -> list[Segment]:
+        """BOS, the source, the instruction, <begin_of_image>. The twin keeps all but the instruction."""
+        if not text.strip():
+            raise InputError("instruction: it is empty; say what to change")
+        opened = [Text((self.bos,)), Text(self._ids(f"{USER}{BOI}")), source, Text(self._ids(EOI))]
+        return [*opened, self._asked(f"{text.strip()}{EDIT}{ASSISTANT}"), Text(self._ids(BOI))]
 
     def draw(self, prompt: str) -> tuple[Segment, ...]:
         """The first image of a prompt."""
         return tuple(self._prompt(prompt))
 
-    def judge(self, prompt: str, images: Sequence[Image], reasons: Sequence[Answer]) -> tuple[Segment, ...]:
-        """The verdict on the last of ``images``; ``reasons`` are the earlier verdicts ("No, …"), one fewer."""
-        return self._chain(prompt, [Look(i) for i in images], reasons, open_image=False)
+    def edit(self, source: tuple[int, ...], instruction: str) -> tuple[Segment, ...]:
+        """The first edit of a source."""
+        return tuple(self._instruction(Draw(source), instruction))
 
-    def redraw(self, prompt: str, codes: Sequence[tuple[int, ...]], reasons: Sequence[Answer]) -> tuple[Segment, ...]:
-        """The next image after as many verdicts as images."""
-        return self._chain(prompt, [Draw(c) for c in codes], reasons, open_image=True)
+    def judge(
+        self, prompt: str, images: Sequence[Image], reasons: Sequence[Answer], source: Image | None = None
+    ) -> tuple[Segment, ...]:
+        """The verdict on the last of ``images``; ``reasons`` are the earlier verdicts ("No, …"), one fewer. With a ``source``
+        ``prompt`` is an instruction, and the images are edits of it: the same strings then ask whether it was followed and
+        the rest left as it was (ours; the paper's model does not judge its edits)."""
+        opened = self._instruction(Look(source), prompt) if source else self._prompt(prompt)
+        return self._chain(opened, [Look(i) for i in images], reasons, open_image=False)
 
-    def _chain(self, prompt, images, reasons, open_image) -> tuple[Segment, ...]:
-        segments = self._prompt(prompt)
+    def redraw(
+        self,
+        prompt: str,
+        codes: Sequence[tuple[int, ...]],
+        reasons: Sequence[Answer],
+        source: tuple[int, ...] = (),
+    ) -> tuple[Segment, ...]:
+        """The next image after as many verdicts as images; with a ``source`` the next edit of it."""
+        opened = self._instruction(Draw(source), prompt) if source else self._prompt(prompt)
+        return self._chain(opened, [Draw(c) for c in codes], reasons, open_image=True)
+
+    def _chain(self, opened, images, reasons, open_image) -> tuple[Segment, ...]:
+        segments = [*opened]
         for i, image in enumerate(images):
             segments += [image, Text(self._ids(MATCH))]
             if i < len(images) - 1 or open_image:
@@ -87,11 +113,6 @@ class Protocol:
                     segments.append(Gap())
                 segments.append(Text(self._ids(AGAIN)))
         return tuple(segments)
-
-    def edit(self, source: tuple[int, ...], instruction: str) -> tuple[Segment, ...]:
-        """An edited image of a drawn source."""
-        opened = (Text((self.bos,)), Text(self._ids(f"{USER}{BOI}")), Draw(source), Text(self._ids(EOI)))
-        return (*opened, Text(self._ids(f"{instruction}{EDIT}{ASSISTANT}"), droppable=True), Text(self._ids(BOI)))
 
     def ask(self, image: Image, question: str) -> tuple[Segment, ...]:
         """Plain visual question answering, with Janus's default system prompt."""

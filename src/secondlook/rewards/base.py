@@ -8,7 +8,7 @@ from typing import Protocol
 
 from PIL.Image import Image
 
-from secondlook.types import InputError
+from secondlook.types import InputError, Prompt
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,14 @@ class Score:
     """The judge's yes."""
     reason: str
     """One sentence without a verdict: "there is a red star but no blue cat"."""
+    edit: tuple[float, float] | None = None
+    """Of an edit: how well the instruction is followed and the rest preserved, in [0, 1]."""
+
+    @staticmethod
+    def of_edit(following: float, preserving: float, correct: bool, reason: str) -> Score:
+        """S = (0.5 following + preserving) / 1.5: the paper's reward of an edit, scaled to [0, 1]. A smaller weight of
+        following makes a model copy the source."""
+        return Score((0.5 * following + preserving) / 1.5, correct, reason, (following, preserving))
 
     @property
     def answer(self) -> str:
@@ -36,6 +44,23 @@ class Reward(Protocol):
         ...
 
 
+Edited = tuple[str, Image, Image]
+"""An instruction, a source and an edit of it."""
+
+
+def score(reward: Reward, items: Sequence[tuple[Prompt, Image]]) -> list[Score | None]:
+    """Scores of pictures of prompts and of edits of sources. Raises InputError for edits where the judge knows none."""
+    drawn = [(p.text, image) for p, image in items if p.source is None]
+    edited = [(p.text, p.source, image) for p, image in items if p.source is not None]
+    judged = iter(reward(drawn) if drawn else [])
+    if not edited:
+        return list(judged)
+    if not hasattr(reward, "edits"):
+        raise InputError(f"judge: {type(reward).__name__} cannot judge edits; use another for prompts with a source")
+    judged_edits = iter(reward.edits(edited))
+    return [next(judged if p.source is None else judged_edits) for p, _ in items]
+
+
 class Weighted:
     """A weighted mean of several judges. What one of them misses is missing; the reason is the heaviest judge's."""
 
@@ -45,13 +70,20 @@ class Weighted:
         self.parts = sorted(parts, key=lambda part: -part[0])
 
     def __call__(self, items: Sequence[tuple[str, Image]]) -> list[Score | None]:
-        total = sum(weight for weight, _ in self.parts)
-        found: list[Score | None] = []
-        for scores in zip(*(judge(items) for _, judge in self.parts), strict=True):
-            known = [s for s in scores if s is not None]
-            if len(known) < len(scores):
-                found.append(None)
-                continue
-            value = sum(w * s.value for (w, _), s in zip(self.parts, known, strict=True)) / total
-            found.append(Score(value, value >= 0.5, known[0].reason))
-        return found
+        return [self._mean(scores) for scores in zip(*(judge(items) for _, judge in self.parts), strict=True)]
+
+    def edits(self, items: Sequence[Edited]) -> list[Score | None]:
+        """One score for each (instruction, source, edit)."""
+        of_each = [score(judge, [(Prompt(text, source), image) for text, source, image in items]) for _, judge in self.parts]
+        return [self._mean(scores) for scores in zip(*of_each, strict=True)]
+
+    def _mean(self, scores: Sequence[Score | None]) -> Score | None:
+        known = [(w, s) for (w, _), s in zip(self.parts, scores, strict=True) if s is not None]
+        if len(known) < len(scores):
+            return None
+        total, reason = sum(w for w, _ in known), known[0][1].reason
+        value = sum(w * s.value for w, s in known) / total
+        if any(s.edit is None for _, s in known):
+            return Score(value, value >= 0.5, reason)
+        following, preserving = (sum(w * s.edit[i] for w, s in known if s.edit) / total for i in (0, 1))
+        return Score.of_edit(following, preserving, min(following, preserving) >= 0.5, reason)

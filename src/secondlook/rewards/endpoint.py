@@ -19,7 +19,7 @@ from PIL.Image import Image
 
 from secondlook.files import png
 from secondlook.rewards.ask import Question, Unanswered
-from secondlook.rewards.base import Score
+from secondlook.rewards.base import Edited, Score
 
 MATCHES = 'Does this image match the description "{}", please directly respond with yes or no.'
 ATOMIC = "{} Please directly respond with yes or no."
@@ -31,6 +31,7 @@ PRESERVED = (
     + "Apart from what the instruction asks for, is the second image consistent with the first one, please directly respond "
     "with yes or no."
 )
+EDIT_REASON = EDIT + "In one short sentence: what of it was done, what was not, and what else has changed?"
 SPLIT = (
     "Split the description of an image into atomic questions, one for every object, attribute, number and relation in it, each "
     'answered with yes if the image shows it. Answer with a JSON list of strings and nothing else.\nDescription: "{}"'
@@ -131,8 +132,16 @@ class EndpointJudge:
         s = sum(v for v in values if v is not None) / len(values)
         return Score(s, s >= 0.5, reason.strip().rstrip("."))
 
-    def edits(self, items: Sequence[tuple[str, Image, Image]]) -> list[tuple[float, float] | None]:
-        """(following, preserving) of each (instruction, source, edited picture); None where an answer is missing."""
+    def edits(self, items: Sequence[Edited]) -> list[Score | None]:
+        """One score for each (instruction, source, edited picture); None where an answer is missing."""
         asked = [yes_or_no(q.format(i), source, edited) for i, source, edited in items for q in (FOLLOWED, PRESERVED)]
-        answers = self.asker(asked)
-        return [None if None in pair else pair for pair in zip(answers[::2], answers[1::2], strict=True)]
+        words = [in_words(EDIT_REASON.format(i), source, edited) for i, source, edited in items] if self.reasons else []
+        answers = self.asker([*asked, *words])
+        said = answers[len(asked) :] if words else [""] * len(items)
+        return [self._edit(*each) for each in zip(answers[0 : len(asked) : 2], answers[1 : len(asked) : 2], said, strict=True)]
+
+    @staticmethod
+    def _edit(following: float | None, preserving: float | None, reason: str | None) -> Score | None:
+        if following is None or preserving is None or reason is None:
+            return None
+        return Score.of_edit(following, preserving, min(following, preserving) >= 0.5, reason.strip().rstrip("."))

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from PIL.Image import Image
 
 from secondlook.engine.decode import Engine
-from secondlook.rewards.base import Score
-from secondlook.types import Request, Rule
+from secondlook.rewards.base import Edited, Score
+from secondlook.types import Request, Rule, Segment
 
 
 class PolicyJudge:
@@ -19,10 +19,19 @@ class PolicyJudge:
 
     def __call__(self, items: Sequence[tuple[str, Image]]) -> list[Score | None]:
         protocol = self.engine.protocol
+        return self._asked([protocol.judge(prompt, [image], []) for prompt, image in items])
+
+    def edits(self, items: Sequence[Edited]) -> list[Score | None]:
+        """One score for each (instruction, source, edit). The model's one P(Yes) stands for following and for preserving."""
+        protocol = self.engine.protocol
+        scores = self._asked([protocol.judge(text, [image], [], source) for text, source, image in items])
+        return [s and Score.of_edit(s.value, s.value, s.correct, s.reason) for s in scores]
+
+    def _asked(self, sequences: Sequence[tuple[Segment, ...]]) -> list[Score | None]:
+        protocol = self.engine.protocol
         rule = Rule("text", temperature=0.0, first=(protocol.yes, protocol.no))
-        requests = [Request("judge", protocol.judge(prompt, [image], []), 0) for prompt, image in items]
         found: list[Score | None] = []
-        for turn in self.engine.write(requests, rule, self.tokens):
+        for turn in self.engine.write([Request("judge", s, 0) for s in sequences], rule, self.tokens):
             assert turn.p_yes is not None
             reason = protocol.words(turn.tokens[1:]).lstrip(", ").removesuffix(".")
             found.append(Score(turn.p_yes, turn.p_yes >= 0.5, reason))

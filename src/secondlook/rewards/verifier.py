@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from PIL.Image import Image
 
-from secondlook.rewards.base import Score
+from secondlook.rewards.base import Edited, Score
 from secondlook.types import InputError
+from secondlook.world import edits
 from secondlook.world.language import parse
 from secondlook.world.read import judge
 
@@ -17,6 +18,18 @@ class Verifier:
 
     def __call__(self, items: Sequence[tuple[str, Image]]) -> list[Score | None]:
         return [self._score(prompt, image) for prompt, image in items]
+
+    def edits(self, items: Sequence[Edited]) -> list[Score | None]:
+        """One score for each (instruction, source, edit); none for an instruction or a source of another world."""
+        return [self._edit(*item) for item in items]
+
+    def _edit(self, instruction: str, source: Image, image: Image) -> Score | None:
+        try:
+            edit = edits.edit_of(instruction, source)
+        except InputError:
+            return None
+        v = edits.judge(edit, image)
+        return Score.of_edit(v.following, v.preserving, v.correct, v.reason)
 
     def _score(self, prompt: str, image: Image) -> Score | None:
         try:

@@ -177,7 +177,7 @@ def new_janus(config: BaseConfig, words: PreTrainedTokenizerFast | None = None) 
     net.model.vqmodel.load_state_dict(vq.state_dict())
     net.model.vision_model.load_state_dict(vision.state_dict())
     _start(net)
-    net.generation_config.guidance_scale = config.guidance
+    net.generation_config.guidance_scale = net.generation_config.edit_guidance_scale = config.guidance
     net.generation_config.history = "codes"
     # transformers' own image generation looks for the image's opening there, unless it may derive the config anew
     net.generation_config._from_model_config = False

@@ -22,7 +22,7 @@ from secondlook.train.optimizer import load_named_state, named_state
 from secondlook.train.ranks import Ranks
 
 HEADS = ("code", "text")
-KINDS = ("draw", "judge", "redraw")
+KINDS = ("draw", "edit", "judge", "redraw")
 
 
 class ValueHead(nn.Module):

@@ -72,8 +72,14 @@ class RLJob:
         c = config
         self.schedule = Schedule(c.steps, c.lr, c.min_lr, c.warmup, c.convert_lr, c.convert_step)
         self.engine = Engine(self.janus, batch=c.at_once or c.prompts_per_step * c.group // self.ranks.size)
-        guidance = Sampling.of(self.janus.net.generation_config).guidance if c.guidance is None else c.guidance
-        self.sampling = Sampling(guidance, c.temperature, code_top_k=0, text_top_k=0)
+        own = Sampling.of(self.janus.net.generation_config)
+        self.sampling = Sampling(
+            own.guidance if c.guidance is None else c.guidance,
+            c.temperature,
+            code_top_k=0,
+            text_top_k=0,
+            edit_guidance=own.edit_guidance if c.edit_guidance is None else c.edit_guidance,
+        )
         self.critic: Critic | None = None
         if c.algorithm == "ppo":
             torch.manual_seed(c.seed)

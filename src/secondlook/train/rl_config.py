@@ -23,14 +23,15 @@ class RLConfig:
     """The checkpoint to start from; frozen, it is the KL reference too."""
     algorithm: Literal["grpo", "ppo"] = "grpo"
     prompts: str = ""
-    """A text file with one prompt a line; empty: prompts of the miniature's world."""
+    """A text file with one prompt a line, or a JSONL file of prompts and of instructions with sources (``data.prompts``);
+    empty: prompts of the miniature's world."""
     canaries: str = ""
     """A JSONL file of known-good and known-bad pictures (``data.canaries.read``) on which the judge is checked before the run;
     empty: the world's own, and for a file of prompts none."""
     judges: list[JudgeConfig] = field(default_factory=list)
     """Who scores the images, a weighted mean when several; default: the verifier of the miniature's world."""
     kinds: dict[str, float] = field(default_factory=lambda: dict(miniature.KINDS))
-    """Shares of the kinds of the world's prompts."""
+    """Shares of the kinds of the world's prompts, edits among them (recolour, replace, add, remove, move)."""
     steps: int = 200
     prompts_per_step: int = 8
     group: int = 8
@@ -79,7 +80,8 @@ class RLConfig:
     """Where the frozen reference lies: on the device, or in the CPU's memory while it is not asked. With adapters it is the
     same model without them."""
     guidance: float | None = None
-    """Default: the checkpoint's own."""
+    edit_guidance: float | None = None
+    """These two: default: the checkpoint's own."""
     temperature: float = 1.0
     lr: float = 6e-6
     convert_lr: float = 2e-6
@@ -121,4 +123,4 @@ class RLConfig:
                 raise InputError(f"config: {name} is {getattr(self, name)}; it must be at least {least}")
         if self.kl_in == "reward" and self.algorithm != "ppo":
             raise InputError("config: kl_in is 'reward'; only ppo has a reward for each token, use 'loss'")
-        miniature.check_shares("kinds", self.kinds, miniature.KINDS)
+        miniature.check_shares("kinds", self.kinds, miniature.WISHES)

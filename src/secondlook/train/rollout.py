@@ -8,7 +8,7 @@ import numpy as np
 
 from secondlook.engine.decode import Engine
 from secondlook.introspect import Sampling, introspect
-from secondlook.rewards.base import Reward, Score
+from secondlook.rewards.base import Reward, Score, score
 from secondlook.types import Episode, Prompt
 
 
@@ -38,14 +38,14 @@ class Group:
 
 
 def collect(
-    engine: Engine, prompts: list[str], size: int, rounds: int, seeds: list[int], sampling: Sampling, reward: Reward
+    engine: Engine, prompts: list[Prompt], size: int, rounds: int, seeds: list[int], sampling: Sampling, reward: Reward
 ) -> list[Group]:
     """One group of ``size`` episodes a prompt, all decoded together, every image scored. A group's episodes are seeded by its
     seed and the following numbers."""
-    asked = [Prompt(p) for p in prompts for _ in range(size)]
+    asked = [p for p in prompts for _ in range(size)]
     each = [seed + i for seed in seeds for i in range(size)]
     episodes = introspect(engine, asked, each, rounds, sampling)
-    scores = iter(reward([(e.prompt.text, r.image) for e in episodes for r in e.rounds]))
+    scores = iter(score(reward, [(e.prompt, r.image) for e in episodes for r in e.rounds]))
     scored = [tuple(next(scores) for _ in e.rounds) for e in episodes]
     groups = []
     for i in range(0, len(episodes), size):

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from secondlook.data.pair import BAD, GOOD_TO_DRAW, GOOD_TO_JUDGE, Example, Pool, Scored
+from secondlook.data.pair import BAD, GOOD_EDIT, GOOD_TO_DRAW, GOOD_TO_JUDGE, Example, Pool, Scored
 from secondlook.files import fingerprint
 from secondlook.model.checkpoint import fetch
 from secondlook.model.janus import Janus
@@ -36,8 +36,9 @@ class SFTConfig:
 
     model: str
     """The checkpoint to start from."""
-    data: str
-    """A folder that ``data build`` wrote, or a JSONL file in the layout of the paper's published data (``data.pair.Pool``)."""
+    data: str | list[str]
+    """A folder that ``data build`` wrote, or a JSONL file in the layout of the paper's published data (``data.pair.Pool``); or
+    several."""
     steps: int = 1500
     batch: int = 48
     """Examples a step, divided among the tasks by ``mix``."""
@@ -45,6 +46,8 @@ class SFTConfig:
     """Shares of text-to-image, self-evaluation and regeneration."""
     good_to_draw: float = GOOD_TO_DRAW
     good_to_judge: float = GOOD_TO_JUDGE
+    good_edit: float = GOOD_EDIT
+    """Following and preserving from which on an edit is learned."""
     judge_context: int = 3
     """Most pictures in a self-evaluation, the judged one included."""
     redraw_context: int = 2
@@ -96,14 +99,14 @@ class SFTJob:
         self.janus = Janus.load(config.model, self.ranks.device).train()
         self.janus.history = "codes"
         self.protocol = Protocol(self.janus.tokenizer, self.janus.history)
-        self.pool = Pool(config.data, config.good_to_draw, config.good_to_judge)
+        self.pool = Pool(config.data, config.good_to_draw, config.good_to_judge, config.good_edit)
         adapters = freeze(self.janus, config.lora, config.lora_alpha, config.seed)
         self.shards = Shards(self.janus, self.ranks, config.dtype, config.shard, adapters)
         self.update = Update(self.janus.net, config.weight_decay, config.clip, config.muon)
         self.average = Average(self.janus.net, config.ema)
         self.trainable = trainable(self.janus)
         self.schedule = Schedule(config.steps, config.lr, config.min_lr, config.warmup)
-        self._codes: dict[int, tuple[int, ...]] = {}
+        self._codes: dict[int | str, tuple[int, ...]] = {}
 
     @torch.no_grad()
     def codes(self, pictures: list[Scored]) -> list[tuple[int, ...]]:
@@ -121,10 +124,11 @@ class SFTJob:
         """Tasks I and III: the sum of the cross-entropy of the targets' codes."""
         rows: list[tuple[Segment, ...]] = []
         for e, drop in zip(examples, dropped, strict=True):
+            source = self.codes([e.source])[0] if e.source else ()
             if e.earlier:
-                segments = self.protocol.redraw(e.prompt, self.codes(list(e.earlier)), [s.reason for s in e.earlier])
+                segments = self.protocol.redraw(e.prompt, self.codes(list(e.earlier)), [s.reason for s in e.earlier], source)
             else:
-                segments = self.protocol.draw(e.prompt)
+                segments = self.protocol.edit(source, e.prompt) if source else self.protocol.draw(e.prompt)
             rows.append(self.protocol.unconditional(segments) if drop else segments)
         return cross_entropy(self.janus, rows, [Draw(c) for c in self.codes([e.target for e in examples])])[0].sum()
 
@@ -136,7 +140,8 @@ class SFTJob:
         rows: list[tuple[Segment, ...]] = []
         for e in examples:
             pictures = (*e.earlier, e.target)
-            rows.append(self.protocol.judge(e.prompt, [s.image for s in pictures], [s.reason for s in e.earlier]))
+            source = e.source.image if e.source else None
+            rows.append(self.protocol.judge(e.prompt, [s.image for s in pictures], [s.reason for s in e.earlier], source))
         losses, first = cross_entropy(self.janus, rows, [Text(self.answer(e)) for e in examples])
         return losses[first].sum(), losses[~first].sum()
 
@@ -164,7 +169,7 @@ class SFTJob:
                 tokens = max(1, len(examples)) * self.janus.n_codes
                 for part, weight in self.parts(len(examples)):
                     some = [examples[i] for i in part]
-                    self.codes([s for e in some for s in (*e.earlier, e.target)])
+                    self.codes([s for e in some for s in (*e.earlier, e.target, *([e.source] if e.source else []))])
                     loss = self.shards.run(self.drawn, some, [drop[i] for i in part]) * (weight / tokens)
                     (loss * len(examples) / c.batch).backward()
                     sums[f"{name}_loss"] = sums.get(f"{name}_loss", 0.0) + loss.item()
