@@ -21,6 +21,8 @@ from sklearn.metrics import f1_score
 
 from secondlook.types import InputError
 
+STORED = ("dsg/tifa160-likert-anns.csv", "dsg/vqa_answers/mplug_dsg.csv", "tifa/human_annotations_with_scores.json")
+"""Files with people's ratings and stored answers."""
 Parents = Mapping[int, tuple[int, ...]]
 
 

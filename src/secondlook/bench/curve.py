@@ -45,15 +45,17 @@ class Settings:
 
 @dataclass(frozen=True)
 class Tried:
-    """One prompt and sample: verdicts, p(yes) and truth of the episode's images and of independent ones."""
+    """One prompt and sample: verdicts, p(yes) and truth (or score) of the episode's images and of independent ones, the first
+    of which is the episode's own."""
 
-    spec: Spec
+    task: str
+    prompt: str
     yes: tuple[bool, ...]
     p_yes: tuple[float, ...]
-    right: tuple[bool, ...]
+    right: tuple[float, ...]
     fresh_yes: tuple[bool, ...]
     fresh_p_yes: tuple[float, ...]
-    fresh_right: tuple[bool, ...]
+    fresh_right: tuple[float, ...]
 
 
 def run(
@@ -82,7 +84,8 @@ def _tried(spec: Spec, episode: Episode, alone: list[Episode]) -> Tried:
     drawn = [e.rounds[0] for e in alone]
     fresh = [episode.rounds[0], *drawn]
     return Tried(
-        spec,
+        spec.tag,
+        spec.prompt,
         *(tuple(f(r) for r in episode.rounds) for f in (lambda r: r.yes, lambda r: r.p_yes, lambda r: _right(spec, r))),
         *(tuple(f(r) for r in fresh) for f in (lambda r: r.yes, lambda r: r.p_yes, lambda r: _right(spec, r))),
     )
@@ -99,18 +102,24 @@ def shown(yes: tuple[bool, ...], p_yes: tuple[float, ...], most: int) -> tuple[i
 
 
 def summarize(tried: list[Tried], settings: Settings) -> dict:
-    """Per T: accuracy, mean images, and the difference to both baselines at equal cost; per N: best-of-N."""
-    best = {n: [float(t.fresh_right[int(np.argmax(t.fresh_p_yes[:n]))]) for t in tried] for n in range(1, settings.most + 1)}
+    """The numbers of result.json."""
+    return points(tried, settings.most, settings.most) | {"settings": asdict(settings), "versions": versions()}
+
+
+def points(tried: list[Tried], rounds_: int, n_fresh: int) -> dict:
+    """Per T up to ``rounds_``: accuracy, mean images, and the difference to both baselines at equal cost; per N up to
+    ``n_fresh``: best-of-N."""
+    best = {n: [float(t.fresh_right[int(np.argmax(t.fresh_p_yes[:n]))]) for t in tried] for n in range(1, n_fresh + 1)}
     rounds = []
-    for most in range(1, settings.most + 1):
+    for most in range(1, rounds_ + 1):
         ours = [shown(t.yes, t.p_yes, most) for t in tried]
         again = [shown(t.fresh_yes, t.fresh_p_yes, most) for t in tried]
         right = [float(t.right[i]) for t, (i, _) in zip(tried, ours, strict=True)]
         right_again = [float(t.fresh_right[i]) for t, (i, _) in zip(tried, again, strict=True)]
         cost = float(np.mean([n for _, n in ours]))
-        low = min(int(cost), settings.most - 1) or 1
+        low = min(int(cost), n_fresh - 1) or 1
         share = cost - low
-        high = min(low + 1, settings.most)
+        high = min(low + 1, n_fresh)
         equal = [(1 - share) * a + share * b for a, b in zip(best[low], best[high], strict=True)]
         rounds.append(
             {
@@ -123,16 +132,11 @@ def summarize(tried: list[Tried], settings: Settings) -> dict:
                 "over_until_yes": _mean(tried, [a - b for a, b in zip(right, right_again, strict=True)]),
             }
         )
-    return {
-        "curve": rounds,
-        "best_of_n": [{"n": n, "final": _mean(tried, values)} for n, values in best.items()],
-        "settings": asdict(settings),
-        "versions": versions(),
-    }
+    return {"curve": rounds, "best_of_n": [{"n": n, "final": _mean(tried, values)} for n, values in best.items()]}
 
 
 def _mean(tried: list[Tried], values: list[float]) -> Interval:
-    return mean_of_tasks([Sample(t.spec.tag, t.spec.prompt, v) for t, v in zip(tried, values, strict=True)])
+    return mean_of_tasks([Sample(t.task, t.prompt, v) for t, v in zip(tried, values, strict=True)])
 
 
 def plot(curves: dict[str, dict], path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -47,7 +48,89 @@ FILES = {
         "1720bb802c3c0821dd56df0d8c20a1214ff5085d7e5d9236a75736b1d39b7b3c",
         "Apache-2.0",
     ),
+    "geneval/evaluation_metadata.jsonl": Source(
+        "djghosh13/geneval",
+        "af4902f24d3ca90ebbb446dd9891a59e0f82725f",
+        "prompts/evaluation_metadata.jsonl",
+        "5c48e0813e812e3c373fa5c8ed07a8f0a483be30272b4427b0559c8048e67c13",
+        "MIT",
+    ),
+    "geneval/evaluation_metadata_long.jsonl": Source(
+        "PKU-YuanGroup/UniWorld-V1",
+        "8403e86",
+        "univa/eval/geneval/eval_prompts/evaluation_metadata_long.jsonl",
+        "b14d4a8043104114ff5b03636fb55180cb0a545819c6e7a9589c2cc84451159d",
+        "MIT",
+    ),
+    "t2i_compbench/color_val.txt": Source(
+        "Karine-Huang/T2I-CompBench",
+        "1b70949",
+        "examples/dataset/color_val.txt",
+        "1634259756dbc77d13093d907d414480080ec9790a8c97ad09efaea7b2534f2d",
+        "MIT",
+    ),
+    "t2i_compbench/shape_val.txt": Source(
+        "Karine-Huang/T2I-CompBench",
+        "1b70949",
+        "examples/dataset/shape_val.txt",
+        "37e1a276906c7ea9516cbd7ac8501be896006c0c17ca7344f260562834455bae",
+        "MIT",
+    ),
+    "t2i_compbench/texture_val.txt": Source(
+        "Karine-Huang/T2I-CompBench",
+        "1b70949",
+        "examples/dataset/texture_val.txt",
+        "fbb5363515b4a28009e360afaaaf389d2dd2289e50dbb0c6ef4ea0c7fe4f3d4f",
+        "MIT",
+    ),
+    "t2i_compbench/non_spatial_val.txt": Source(
+        "Karine-Huang/T2I-CompBench",
+        "1b70949",
+        "examples/dataset/non_spatial_val.txt",
+        "04c56cc9ac441dc9ea6c5157652058bd1635b5308526dd31bb29a1caab9a758d",
+        "MIT",
+    ),
+    "dsg/dsg-1k-anns.csv": Source(
+        "j-min/DSG",
+        "7330119",
+        "dsg/data/dsg-1k-anns.csv",
+        "b7ce06ea8a0478ccfd8fba105ecd26d7d301eb99d5c412987546c4cc8e08917a",
+        "Apache-2.0",
+    ),
+    "pope/coco_pope_random.json": Source(
+        "AoiDragon/POPE",
+        "08d957b",
+        "output/coco/coco_pope_random.json",
+        "ac25245170b975a5bdf9080b23fd431dfe6be458bc038259c1f4f09a6bef7994",
+        "MIT",
+    ),
+    "pope/coco_pope_popular.json": Source(
+        "AoiDragon/POPE",
+        "08d957b",
+        "output/coco/coco_pope_popular.json",
+        "72c1a8ad45d0c13514f5f22598261df41d3b533854d29682e924db50ed8aa753",
+        "MIT",
+    ),
+    "pope/coco_pope_adversarial.json": Source(
+        "AoiDragon/POPE",
+        "08d957b",
+        "output/coco/coco_pope_adversarial.json",
+        "420b3407db1fa9f1187a805dca41cb7b97fd91504e6c2179706188c107fb8ef8",
+        "MIT",
+    ),
+    "gedit/gedit_edit.json": Source(
+        "PKU-YuanGroup/UniWorld-V1",
+        "8403e86",
+        "univa/eval/gedit/gedit_edit.json",
+        "9d34f6fc8741b840c9ebd28b699b17823536b8adc65dbfb153059208a6d5bf24",
+        "MIT",
+    ),
 }
+
+
+def stated(names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Repository, commit, path, hash and licence of files, for a result."""
+    return {name: vars(FILES[name]) for name in names}
 
 
 def cache() -> Path:

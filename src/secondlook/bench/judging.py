@@ -10,7 +10,7 @@ kappa, AUROC and calibration, for always saying Yes agrees with a good generator
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -24,7 +24,7 @@ from secondlook.bench.audit import read_codes
 from secondlook.bench.base import Interval, agreement, bootstrap
 from secondlook.data.pairs import read_pairs
 from secondlook.engine.decode import Engine
-from secondlook.files import versions, write_json
+from secondlook.files import read_json, versions, write_json
 from secondlook.introspect import Sampling
 from secondlook.types import InputError, Request
 from secondlook.world.language import parse
@@ -191,14 +191,59 @@ def overall(said: Sequence[Said]) -> dict[str, Any]:
     return found
 
 
-def write(out: Path, said: list[Said], settings: Settings, seconds: float = 0.0) -> dict:
-    """verdicts.json, reliability.png and, last, result.json; returns the result."""
+def read(folder: Path) -> list[Said]:
+    """What a folder of ``bench judging`` says. Raises InputError."""
+    try:
+        return [Said(**row) for row in read_json(folder / "verdicts.json")]
+    except TypeError as error:
+        raise InputError(f"over: {str(folder)!r} holds no verdicts of bench judging ({error})") from error
+
+
+def over(said: Sequence[Said], other: Sequence[Said], name: str) -> dict[str, Any]:
+    """This judge minus another on the same images: balanced accuracy of greedy and of sampled verdicts, AUROC, and the share of
+    true No whose reasons name what failed. Raises InputError for other images."""
+    if [(s.prompt, s.right) for s in said] != [(s.prompt, s.right) for s in other]:
+        raise InputError(f"over: {name!r} judged other images; run bench judging on the same ones")
+
+    def difference(statistic: Callable[[Sequence[Said]], float]) -> Interval:
+        grouped: dict[str, list[int]] = {}
+        for i, s in enumerate(said):
+            grouped.setdefault(s.prompt, []).append(i)
+
+        def both(rows: dict[str, np.ndarray]) -> float:
+            picks = rows["all"].astype(int)
+            return statistic([said[i] for i in picks]) - statistic([other[i] for i in picks])
+
+        return bootstrap({"all": [np.array(v) for v in grouped.values()]}, both)
+
+    def balanced(yes: Callable[[Said], bool]) -> Callable[[Sequence[Said]], float]:
+        return lambda those: _balanced(np.array([s.right for s in those]), np.array([yes(s) for s in those]))
+
+    def area(those: Sequence[Said]) -> float:
+        right = [s.right for s in those]
+        return float(roc_auc_score(right, [s.p_yes for s in those])) if len(set(right)) > 1 else float("nan")
+
+    def reasons(those: Sequence[Said]) -> float:
+        known = [bool(s.reason_holds) for s in those if s.reason_holds is not None]
+        return float(np.mean(known)) if known else float("nan")
+
+    found = {
+        "balanced_accuracy": difference(balanced(lambda s: s.p_yes > 0.5)),
+        "sampled_balanced_accuracy": difference(balanced(lambda s: s.yes)),
+        "auroc": difference(area),
+    }
+    return {"other": name} | found | ({"reasons": difference(reasons)} if not np.isnan(reasons(said)) else {})
+
+
+def write(out: Path, said: list[Said], settings: Settings, seconds: float = 0.0, beside: Sequence[dict[str, Any]] = ()) -> dict:
+    """verdicts.json, reliability.png and, last, result.json (with ``beside``, differences to others); returns the result."""
     right, prompts = [s.right for s in said], [s.prompt for s in said]
     result: dict[str, Any] = {
         "overall": overall(said),
         "sampled": agreement(right, [s.yes for s in said], prompts),
         "greedy": agreement(right, [s.p_yes > 0.5 for s in said], prompts),
         "images_per_second": len(said) / seconds if seconds else None,
+        "over": list(beside),
         "settings": asdict(settings),
         "versions": versions(),
     }

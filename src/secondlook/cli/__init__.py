@@ -12,6 +12,7 @@ import typer
 from secondlook.cli.bench import bench_app
 from secondlook.cli.common import Attention, Device, Dtype, Model, Out, Seed, at_least, console, load_engine
 from secondlook.cli.plan import plan
+from secondlook.cli.public import public_app
 from secondlook.cli.show import show
 from secondlook.cli.train import data_app, train_app
 from secondlook.model.shipped import locate
@@ -24,6 +25,7 @@ app = typer.Typer(
     help="Models that draw an image, take a second look, and draw again.",
 )
 app.add_typer(train_app, name="train")
+bench_app.registered_commands += public_app.registered_commands
 app.add_typer(bench_app, name="bench")
 app.add_typer(data_app, name="data")
 

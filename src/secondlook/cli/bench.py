@@ -140,6 +140,7 @@ def bench_judging(
     images: Annotated[Path, typer.Argument(help="A folder that bench geneval wrote, or labelled pairs (.jsonl, .parquet).")],
     model: Model = "mini",
     out: Out = Path("out/judging"),
+    over: Annotated[list[Path], typer.Option(help="Folders of other models' bench judging on the same images.")] = [],  # noqa: B006
     seed: Seed = 0,
     batch: Annotated[int, typer.Option(help="Images judged together.")] = 64,
     device: Device = "cpu",
@@ -155,13 +156,15 @@ def bench_judging(
     drew = images.is_dir() and (images / "episodes.json").exists()
     painter = locate(audit.read_codes(images)[0]) if drew else None
     pairs = [] if painter else judging.labelled(images)
+    others = {str(folder): judging.read(folder) for folder in over}
     where = locate(model)
     writable_folder(out)
     with console.status("judging …"):
         items = judging.drawn(images, load_engine(painter, device)) if painter else pairs
         engine = load_engine(where, device, batch, dtype, attention)
         said, seconds = judging.run(engine, items, settings)
-        result = judging.write(out, said, settings, seconds)
+        beside = [judging.over(said, other, name) for name, other in others.items()]
+        result = judging.write(out, said, settings, seconds, beside)
     o, text = result["overall"], "{mean:.3f} [{low:.3f}, {high:.3f}]"
     console.print(f"balanced accuracy {text.format(**o['balanced_accuracy'])}, {o['verdicts']} images")
     console.print(f"AUROC {text.format(**o['auroc'])}, ECE {o['ece']:.3f}, kappa {o['kappa']:.3f}")
@@ -171,6 +174,10 @@ def bench_judging(
         c = o["calibrated"]
         half = text.format(**c["balanced_accuracy"])
         console.print(f"threshold {c['threshold']:.3f} of one half of the prompts: {half} on the other")
+    signed = text.replace(":.3f", ":+.3f")
+    for row in beside:
+        told = ", ".join(f"{k.replace('_', ' ')} {signed.format(**v)}" for k, v in row.items() if k != "other")
+        console.print(f"over {row['other']}: {told}")
     console.print(f"{result['images_per_second']:.1f} images/s")
     console.print(f"written to {out}: result.json, verdicts.json, reliability.png")
 
@@ -207,6 +214,25 @@ def bench_seeds(
     writable_folder(out)
     seeds.write(out, reports)
     console.print(f"written to {out}: seeds.md, result.json")
+
+
+@bench_app.command("ablations")
+def bench_ablations(
+    folder: Annotated[Path, typer.Argument(help="A folder of variants, as runs/ablations.sh leaves it.")],
+    out: Out = Path("out/ablations/report"),
+) -> None:
+    """What leaving something out changes, beside the paper's direction for each claim."""
+    from rich.table import Table
+
+    from secondlook.bench import ablations
+    from secondlook.files import writable_folder
+
+    writable_folder(out)
+    table = Table("claim", "the paper", "measured", "agrees?")
+    for r in ablations.write(out, folder)["claims"]:
+        table.add_row(r["claim"], r["published"], "{mean:+.3f} [{low:+.3f}, {high:+.3f}]".format(**r["measured"]), r["agrees"])
+    console.print(table)
+    console.print(f"written to {out}: ablations.md, ablations.html, result.json")
 
 
 @bench_app.command("questions")
@@ -265,7 +291,7 @@ def bench_correlations(
     from secondlook.bench import answers, fetch
     from secondlook.files import versions, writable_folder, write_json
 
-    rated, stored, tifa = (fetch.file(name, data) for name in fetch.FILES)
+    rated, stored, tifa = (fetch.file(name, data) for name in answers.STORED)
     writable_folder(out)
     found = {"dsg": answers.stored_dsg(rated, stored), "tifa": answers.stored_tifa(tifa)}
     table = Table("", "Spearman", "Kendall")
@@ -274,5 +300,5 @@ def bench_correlations(
             if "spearman" in row:
                 table.add_row(f"{benchmark}: {name}", f"{row['spearman']:.3f}", f"{row['kendall']:.3f}")
     console.print(table)
-    write_json(out / "result.json", found | {"sources": {n: vars(s) for n, s in fetch.FILES.items()}, "versions": versions()})
+    write_json(out / "result.json", found | {"sources": fetch.stated(answers.STORED), "versions": versions()})
     console.print(f"written to {out}: result.json")

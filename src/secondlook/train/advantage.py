@@ -28,16 +28,19 @@ def comprehension(score: float, yes: bool) -> float:
     return 1 - abs(score - float(yes))
 
 
-def episode_reward(scores: Sequence[float], yes: Sequence[bool], rounds: int, weight: Weight = "T-K+1") -> float:
+def episode_reward(
+    scores: Sequence[float], yes: Sequence[bool], rounds: int, weight: Weight = "T-K+1", judging_weight: float = 1.0
+) -> float:
     """The paper's reward of a whole episode of at most ``rounds`` = T images.
 
-    R = sum over i < K of S_i + w S_K + (T / K) sum over i <= K of (1 - |S_i - SE_i|), K the last round; NaN if a score is.
+    R = sum over i < K of S_i + w S_K + (T / K) sum over i <= K of (1 - |S_i - SE_i|), K the last round; NaN if a score is. The
+    second sum counts ``judging_weight`` times.
     """
     last = len(scores)
     w = rounds - last + (weight == "T-K+1")
     drawing = sum(scores[:-1]) + w * scores[-1]
     judging = sum(comprehension(s, y) for s, y in zip(scores, yes, strict=True))
-    return drawing + rounds / last * judging
+    return drawing + judging_weight * rounds / last * judging
 
 
 def segment_rewards(scores: Sequence[float], yes: Sequence[bool]) -> list[float]:
@@ -75,15 +78,17 @@ def advantages(
     weight: Weight = "T-K+1",
     p_yes: Sequence[Sequence[float]] = (),
     scale: Scale = "std",
+    judging_weight: float = 1.0,
 ) -> list[list[float]]:
     """Advantages of every turn of one group's episodes (draw, judge, redraw, judge …), given each image's score and verdict.
 
     ``episode``: one advantage an episode, on all its turns. ``segment``: each kind of turn in each round is normalised among
     the episodes that reached it. ``expected``: drawings as there, verdicts by ``verdict_advantage`` from the probabilities
-    ``p_yes`` of their Yes. An episode with a missing score gets NaN on all its turns.
+    ``p_yes`` of their Yes. What verdicts earn counts ``judging_weight`` times. An episode with a missing score gets NaN on all
+    its turns.
     """
     if form == "episode":
-        rewards = np.array([episode_reward(s, y, rounds, weight) for s, y in zip(scores, yes, strict=True)])
+        rewards = np.array([episode_reward(s, y, rounds, weight, judging_weight) for s, y in zip(scores, yes, strict=True)])
         return [[a] * (2 * len(s)) for a, s in zip(normalise(rewards, scale=scale).tolist(), scores, strict=True)]
     per_turn = np.full((len(scores), 2 * rounds), np.nan)
     for i, (s, y) in enumerate(zip(scores, yes, strict=True)):
@@ -94,16 +99,24 @@ def advantages(
         for i, (s, y, p) in enumerate(zip(scores, yes, p_yes, strict=True)):
             if np.isfinite(s).all():
                 normed[i, 1 : 2 * len(s) : 2] = [verdict_advantage(*each, scale=scale) for each in zip(s, y, p, strict=True)]
+    normed[:, 1::2] *= judging_weight
     return [normed[i, : 2 * len(s)].tolist() for i, s in enumerate(scores)]
 
 
 def turn_rewards(
-    scores: Sequence[float], yes: Sequence[bool], rounds: int, form: Form = "episode", weight: Weight = "T-K+1"
+    scores: Sequence[float],
+    yes: Sequence[bool],
+    rounds: int,
+    form: Form = "episode",
+    weight: Weight = "T-K+1",
+    judging_weight: float = 1.0,
 ) -> list[float]:
     """The reward at the end of each turn of one episode, for PPO: the whole episode's on all of them, or each turn's own."""
     if form == "episode":
-        return [episode_reward(scores, yes, rounds, weight)] * (2 * len(scores))
-    return segment_rewards(scores, yes) if np.isfinite(scores).all() else [math.nan] * (2 * len(scores))
+        return [episode_reward(scores, yes, rounds, weight, judging_weight)] * (2 * len(scores))
+    if not np.isfinite(scores).all():
+        return [math.nan] * (2 * len(scores))
+    return [r * judging_weight if k % 2 else r for k, r in enumerate(segment_rewards(scores, yes))]
 
 
 def gae(rewards_T: np.ndarray, values_T: np.ndarray, gamma: float, lam: float, bootstrap: float = 0.0) -> np.ndarray:

@@ -12,8 +12,9 @@ from secondlook.train.advantage import varies
 from secondlook.types import Stopped
 
 
-def check_reward(reward: Reward, good: list[Pair], bad: list[Pair]) -> None:
-    """Refuse a judge that is dead: every known-good picture must score above every known-bad one, and none may be missing.
+def check_reward(reward: Reward, good: list[Pair], bad: list[Pair], least: float = 1.0) -> None:
+    """Refuse a judge that is dead: in a share ``least`` of all pairs of a known-good picture and a known-bad one the good one
+    must score higher (1: in all), and no score may be missing.
 
     Raises Stopped.
     """
@@ -22,11 +23,12 @@ def check_reward(reward: Reward, good: list[Pair], bad: list[Pair]) -> None:
     if missing:
         raise Stopped(f"reward: {missing} of {len(scores)} canary pictures got no score; the judge is not working")
     values = [s.value for s in scores if s]
-    lowest, highest = min(values[: len(good)]), max(values[len(good) :])
-    if lowest <= highest:
+    share = float(np.mean([g > b for g in values[: len(good)] for b in values[len(good) :]]))
+    if share < least:
+        lowest, highest = min(values[: len(good)]), max(values[len(good) :])
         raise Stopped(
-            f"reward: a known-good picture scores {lowest:.3f} and a known-bad one {highest:.3f}; "
-            "the judge cannot tell them apart"
+            f"reward: a known-good picture scores {lowest:.3f} and a known-bad one {highest:.3f}; the judge tells {share:.3f} of "
+            f"the pairs apart, and least_separation is {least}"
         )
 
 

@@ -92,7 +92,8 @@ class RLJob:
         self.agreed = False
         """Sampler and scorer have been compared since the start (or resumption), before any update."""
         if c.canaries or not c.prompts:
-            check_reward(self.reward, *(canaries.read(c.canaries) if c.canaries else canaries.of_the_world(c.seed)))
+            known = canaries.read(c.canaries) if c.canaries else canaries.of_the_world(c.seed)
+            check_reward(self.reward, *known, c.least_separation)
         else:
             warnings.warn("config: canaries is empty: the judge is not checked before the run", stacklevel=2)
 
@@ -147,7 +148,7 @@ class RLJob:
                 rewards = [
                     r
                     for s, y in zip(outcome.values(), outcome.verdicts, strict=True)
-                    for r in turn_rewards(s, y, c.rounds, c.form, c.last_image_weight)
+                    for r in turn_rewards(s, y, c.rounds, c.form, c.last_image_weight, c.judging_weight)
                 ]
                 turns = [t for e in group.episodes for t in e.turns]
                 each = [f for turns in factors[i] for f in turns]
@@ -251,7 +252,8 @@ class RLJob:
         """Of every turn of a group's episodes. PPO's own come from its value head; there these say which groups vary."""
         c = self.config
         form: Form = "segment" if c.algorithm == "ppo" and c.form == "expected" else c.form
-        return advantages(outcome.values(), outcome.verdicts, c.rounds, form, c.last_image_weight, outcome.p_yes, c.scale)
+        given = outcome.values(), outcome.verdicts, c.rounds, form, c.last_image_weight, outcome.p_yes, c.scale
+        return advantages(*given, c.judging_weight)
 
     def picture(self, groups: list[Group], step: int) -> None:
         """The best and worst episode of the groups that vary most, as a page."""

@@ -28,6 +28,8 @@ class RLConfig:
     canaries: str = ""
     """A JSONL file of known-good and known-bad pictures (``data.canaries.read``) on which the judge is checked before the run;
     empty: the world's own, and for a file of prompts none."""
+    least_separation: float = 1.0
+    """Share of the pairs of a good canary and a bad one that the judge must tell apart; a learned judge is not perfect."""
     judges: list[JudgeConfig] = field(default_factory=list)
     """Who scores the images, a weighted mean when several; default: the verifier of the miniature's world."""
     kinds: dict[str, float] = field(default_factory=lambda: dict(miniature.KINDS))
@@ -44,6 +46,8 @@ class RLConfig:
     """Advantages of the paper (one an episode), of the public code (one for each kind of turn), or "expected": as the public
     code's, but verdicts compared with what the policy expects to earn on the same image. PPO: whether a turn ends with the
     episode's reward, or (both others) with its own."""
+    judging_weight: float = 1.0
+    """Of what verdicts earn, the comprehension reward; 0: verdicts are sampled and teach nothing."""
     balanced: bool = False
     """Verdicts on right and on wrong images weigh the same in a step (``train.advantage.balanced``)."""
     scale: Scale = "std"
@@ -121,6 +125,8 @@ class RLConfig:
             least = 2 if name == "group" else int(name in positive)
             if getattr(self, name) < least:
                 raise InputError(f"config: {name} is {getattr(self, name)}; it must be at least {least}")
+        if self.judging_weight < 0:
+            raise InputError(f"config: judging_weight is {self.judging_weight}; it must not be negative")
         if self.kl_in == "reward" and self.algorithm != "ppo":
             raise InputError("config: kl_in is 'reward'; only ppo has a reward for each token, use 'loss'")
         miniature.check_shares("kinds", self.kinds, miniature.WISHES)

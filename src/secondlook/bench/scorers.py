@@ -1,0 +1,226 @@
+"""Scorers of the public benchmarks: a picture of a row to numbers. Models are loaded when a scorer is made."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from secondlook.bench import answers, detect, phrases, vqa
+from secondlook.bench.background import background, to_unit
+from secondlook.bench.gather import Scorer
+from secondlook.bench.rows import Row
+from secondlook.files import read_image
+from secondlook.rewards.ask import Answers, Asker, Endpoint, Question, Unanswered
+from secondlook.rewards.endpoint import in_words, text_of
+from secondlook.rewards.local import LocalModel
+from secondlook.types import InputError
+
+DINO = "facebook/dino-vitb8"
+
+
+@dataclass(frozen=True)
+class Judges:
+    """Who scores, and on what."""
+
+    detector: str = detect.DETECTOR
+    clip: str = detect.CLIP
+    vqa: str = vqa.BLIP
+    """A BLIP, or a vision-language model: of transformers, or served under ``url``."""
+    url: str = ""
+    dino: str = DINO
+    device: str = "cpu"
+    chunks: Callable[[str], list[str]] | None = field(default=None, compare=False)
+    """Noun phrases of a prompt; default: spaCy's."""
+
+
+class GenEval:
+    """1 where GenEval's rules hold, else 0, and why."""
+
+    def __init__(self, judges: Judges):
+        self.detector = detect.Detector(judges.detector, judges.device)
+        self.colors = detect.Colors(judges.clip, judges.device)
+
+    def __call__(self, items: Sequence[tuple[Row, Image.Image]]) -> list[dict[str, Any] | None]:
+        found: list[dict[str, Any] | None] = []
+        for row, image in items:
+            objects = self.detector(image)
+            right, why = detect.evaluate(row.facts, objects, partial(self.colors, image))
+            listed = [{"class": f.name, "box": f.box, "confidence": round(f.confidence, 4)} for f in objects]
+            found.append({"value": float(right), "why": why, "objects": listed})
+        return found
+
+
+class CompBench:
+    """Colour, shape, texture: the product over noun phrases of BLIP's P(yes); non-spatial: CLIP's cosine."""
+
+    def __init__(self, judges: Judges):
+        self.ask = vqa.answerer(judges.vqa, judges.url, judges.device)
+        self.chunks = judges.chunks or phrases.chunker()
+        self.clip = detect.Colors(judges.clip, judges.device)
+
+    def __call__(self, items: Sequence[tuple[Row, Image.Image]]) -> list[dict[str, Any] | None]:
+        asked = [phrases.phrases(row.prompt, self.chunks) if row.task != "non_spatial" else [] for row, _ in items]
+        questions = [(f"{p}?", image) for those, (_, image) in zip(asked, items, strict=True) for p in those]
+        told = iter(self.ask(questions) if questions else [])
+        found: list[dict[str, Any] | None] = []
+        for those, (row, image) in zip(asked, items, strict=True):
+            if not those:
+                cosine = float(self.clip.images([image])[0] @ self.clip.texts([row.prompt])[0])
+                found.append({"value": cosine})
+                continue
+            p = {phrase: next(told) for phrase in those}
+            known = [v for v in p.values() if v is not None]
+            found.append({"value": float(np.prod(known)), "p_yes": p} if len(known) == len(p) else None)
+        return found
+
+
+class Dependent:
+    """DSG's and DPG-Bench's: the mean over questions, of which those about something that is not there count as no."""
+
+    def __init__(self, judges: Judges, rule: Callable[..., float]):
+        self.ask, self.rule = vqa.answerer(judges.vqa, judges.url, judges.device), rule
+
+    def __call__(self, items: Sequence[tuple[Row, Image.Image]]) -> list[dict[str, Any] | None]:
+        questions = [(q, image) for row, image in items for q in row.facts["questions"].values()]
+        told = iter(self.ask(questions))
+        found: list[dict[str, Any] | None] = []
+        for row, _ in items:
+            p = {q: next(told) for q in row.facts["questions"]}
+            if any(v is None for v in p.values()):
+                found.append(None)
+                continue
+            said = {q: float(v > 0.5) for q, v in p.items() if v is not None}
+            value = self.rule(said, row.facts["parents"])
+            found.append({"value": value, "answers": [[row.facts["tuples"][q], a] for q, a in said.items()]})
+        return found
+
+
+def mask_of(runs: Sequence[int], size: int = 512) -> np.ndarray:
+    """PIE-Bench's mask (size, size), true where the edit belongs: [start, length, …] over rows; its frame is always true."""
+    flat = np.zeros(size * size, bool)
+    for start, n in zip(runs[::2], runs[1::2], strict=True):
+        flat[start : start + n] = True
+    mask = flat.reshape(size, size)
+    mask[[0, -1]] = mask[:, [0, -1]] = True
+    return mask
+
+
+class Structure:
+    """Distance of two pictures' structures: the mean square of the difference of their self-similarities, cosines of the keys
+    of a DINO's last block (Splice, arXiv 2201.00424). Values are 0 to 255, as PIE-Bench's released code gives them."""
+
+    def __init__(self, path: str = DINO, device: str = "cpu"):
+        from transformers import ViTModel
+
+        try:
+            self.model: Any = ViTModel.from_pretrained(path, add_pooling_layer=False).to(device).eval()
+        except (OSError, ValueError) as error:
+            raise InputError(f"dino: {path!r} is no ViT that transformers loads ({detect.first_line(error)})") from error
+        self.device, self.keys = device, torch.empty(0)
+        last = [m for name, m in self.model.named_modules() if name.endswith(("attention.key", "k_proj"))][-1]
+        last.register_forward_hook(self._keep)
+
+    def _keep(self, module: Any, given: Any, keys: torch.Tensor) -> None:
+        self.keys = keys[0]
+
+    @torch.inference_mode()
+    def _similarity(self, image: Image.Image) -> torch.Tensor:
+        mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[..., None, None]
+        side = self.model.config.image_size
+        pixels = torch.nn.functional.interpolate(to_unit(image) * 255, (side, side), mode="bilinear", antialias=True)
+        self.model(pixel_values=((pixels - mean) / std).to(self.device))
+        keys = torch.nn.functional.normalize(self.keys, dim=-1)
+        return keys @ keys.T
+
+    def __call__(self, source: Image.Image, edited: Image.Image) -> float:
+        return float(((self._similarity(source) - self._similarity(edited)) ** 2).mean())
+
+
+class Pie:
+    """PIE-Bench: background mse, psnr and ssim, structure distance, CLIP similarity of the whole and of the edited part. LPIPS
+    is left out: its network comes with torchvision only."""
+
+    def __init__(self, judges: Judges):
+        self.clip = detect.Colors(judges.clip, judges.device)
+        self.structure = Structure(judges.dino, judges.device)
+
+    def __call__(self, items: Sequence[tuple[Row, Image.Image]]) -> list[dict[str, Any] | None]:
+        return [self._one(row, image) for row, image in items]
+
+    def _one(self, row: Row, image: Image.Image) -> dict[str, Any]:
+        assert row.source is not None
+        source, mask = read_image(row.source), mask_of(row.facts["mask"])
+        if source.size != mask.shape:
+            source = source.resize(mask.shape, Image.Resampling.BICUBIC)
+        edited = image.resize(source.size, Image.Resampling.BICUBIC)
+        alone = Image.fromarray(np.where(mask[..., None], np.asarray(edited), np.uint8(0)))
+        whole, part = self.clip.images([edited, alone]) @ self.clip.texts([row.facts["target"]])[0]
+        found = {n: None if np.isnan(v) else v for n, v in background(source, edited, mask).items()}
+        found |= {"structure": self.structure(source, edited)}
+        return found | {"clip_whole": max(100 * float(whole), 0.0), "clip_edited": max(100 * float(part), 0.0)}
+
+
+SCORED = (
+    'Two pictures: the first is the source, the second an edit of it by the instruction "{}". Give two scores from 0 to 10: '
+    "how far the edit succeeds (10: completely as instructed), and how little it changes beyond that (10: nothing that it "
+    'should not). Answer with JSON and nothing else: {{"scores": [success, restraint]}}'
+)
+QUALITY = (
+    "Give two scores from 0 to 10 for this picture: how natural it is (10: lighting, perspective and proportions are right), "
+    'and how free of artefacts (10: none). Answer with JSON and nothing else: {{"scores": [naturalness, cleanness]}}'
+)
+
+
+def two_scores(choice: dict) -> tuple[float, float]:
+    """Two numbers from 0 to 10 of an answer. Raises Unanswered."""
+    try:
+        found = re.search(r"\{.*\}", text_of(choice), re.DOTALL)
+        one, other = map(float, json.loads(found[0] if found else "")["scores"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise Unanswered("no two scores") from error
+    if not (0 <= one <= 10 and 0 <= other <= 10):
+        raise Unanswered("scores beyond 0 to 10")
+    return one, other
+
+
+class GEdit:
+    """GEdit-style scores by a vision-language model, in VIEScore's form: semantic consistency SC and quality PQ are the lesser
+    of two scores each, and the whole is sqrt(SC PQ). The questions' words are ours: scores compare among themselves only."""
+
+    def __init__(self, judges: Judges):
+        if judges.url:
+            self.ask: Callable[[Sequence[Question]], list[Any]] = Asker(Endpoint(judges.url, judges.vqa), Answers())
+        else:
+            self.ask = LocalModel(judges.vqa, judges.device)
+
+    def __call__(self, items: Sequence[tuple[Row, Image.Image]]) -> list[dict[str, Any] | None]:
+        asked = []
+        for row, image in items:
+            assert row.source is not None
+            asked.append(Question(in_words(SCORED.format(row.prompt), read_image(row.source), image).body, two_scores))
+            asked.append(Question(in_words(QUALITY.format(), image).body, two_scores))
+        told = self.ask(asked)
+        found: list[dict[str, Any] | None] = []
+        for semantic, quality in zip(told[::2], told[1::2], strict=True):
+            if semantic is None or quality is None:
+                found.append(None)
+                continue
+            sc, pq = min(semantic), min(quality)
+            found.append({"overall": float(np.sqrt(sc * pq)), "semantic_consistency": sc, "quality": pq})
+        return found
+
+
+def dsg(judges: Judges) -> Scorer:
+    return Dependent(judges, answers.dsg)
+
+
+def dpg(judges: Judges) -> Scorer:
+    return Dependent(judges, answers.dpg)

@@ -1,0 +1,350 @@
+"""Public benchmarks: GenEval's rules by hand, every pipeline with tiny random models, resuming, refusing to mix, real files."""
+
+import json
+from dataclasses import replace
+from hashlib import sha256
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from secondlook.bench import fetch, gather, phrases, public, rows, scorers
+from secondlook.bench.background import LEAST_MSE, background
+from secondlook.bench.detect import CLASSES, Colors, Detector, Found, evaluate
+from secondlook.bench.gather import Settings, Share
+from secondlook.bench.pope import chosen
+from secondlook.bench.vqa import Blip
+from secondlook.cli import app, main
+from secondlook.introspect import Sampling
+from secondlook.model.shipped import locate
+from secondlook.types import InputError
+
+ROWS = [
+    {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"},
+    {
+        "tag": "two_object",
+        "include": [{"class": "cat", "count": 1}, {"class": "cup", "count": 1}],
+        "prompt": "a photo of a cat and a cup",
+    },
+    {
+        "tag": "counting",
+        "include": [{"class": "clock", "count": 2}],
+        "exclude": [{"class": "clock", "count": 3}],
+        "prompt": "a photo of two clocks",
+    },
+    {"tag": "colors", "include": [{"class": "cup", "count": 1, "color": "red"}], "prompt": "a photo of a red cup"},
+    {
+        "tag": "position",
+        "include": [{"class": "cat", "count": 1}, {"class": "dog", "count": 1, "position": ["left of", 0]}],
+        "prompt": "a photo of a dog left of a cat",
+    },
+]
+
+
+def box(name, x, y, confidence=0.95, side=20):
+    return Found(name, (x, y, x + side, y + side), confidence, np.ones((64, 64), bool))
+
+
+def no_colors(boxes):
+    raise AssertionError("no colour was asked for")
+
+
+def test_rules_of_geneval():
+    single, two, counting, colors, position = ROWS
+    assert evaluate(single, [box("bench", 0, 0, 0.31)], no_colors)[0]
+    assert not evaluate(single, [box("bench", 0, 0, 0.30)], no_colors)[0], "above the threshold, not at it"
+    assert not evaluate(two, [box("cat", 0, 0)], no_colors)[0]
+    assert evaluate(two, [box("cat", 0, 0), box("cup", 9, 9), box("cup", 30, 30)], no_colors)[0], "more are no harm"
+    two_clocks = [box("clock", 0, 0), box("clock", 30, 0)]
+    assert evaluate(counting, [*two_clocks, box("clock", 0, 30, 0.9)], no_colors)[0], "0.9 is not above 0.9"
+    right, why = evaluate(counting, [*two_clocks, box("clock", 0, 30, 0.91)], no_colors)
+    assert not right and why == "expected clock<3, found 3"
+    # only the most confident boxes are asked for their colour
+    cups = [box("cup", 0, 0, 0.6), box("cup", 30, 0, 0.8)]
+    assert evaluate(colors, cups, lambda boxes: ["red" if b.confidence == 0.8 else "blue" for b in boxes])[0]
+    assert not evaluate(colors, cups, lambda boxes: ["blue"] * len(boxes))[0]
+    cat = box("cat", 40, 0)
+    assert evaluate(position, [cat, box("dog", 0, 0)], no_colors)[0]
+    assert not evaluate(position, [cat, box("dog", 42, 0)], no_colors)[0], "too near to be left of it"
+    right, why = evaluate(position, [box("dog", 0, 0)], no_colors)
+    assert not right and "no target" in why, "a clause that failed is no target"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A tiny Mask2Former, CLIP, BLIP and DINO with random weights, as folders."""
+    from transformers import (
+        AutoTokenizer,
+        BlipConfig,
+        BlipForQuestionAnswering,
+        CLIPConfig,
+        CLIPModel,
+        Mask2FormerConfig,
+        Mask2FormerForUniversalSegmentation,
+        SwinConfig,
+        ViTConfig,
+        ViTModel,
+    )
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    from transformers.models.mask2former.image_processing_pil_mask2former import Mask2FormerImageProcessorPil
+
+    folder = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    words = AutoTokenizer.from_pretrained(locate("mini"))
+    text = {"vocab_size": len(words), "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    text |= {"num_attention_heads": 2, "bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id}
+    text |= {"pad_token_id": words.pad_token_id}
+    seen = {"image_size": 32, "patch_size": 16, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    seen |= {"num_attention_heads": 2}
+    stages = [f"stage{i}" for i in range(1, 5)]
+    swin = SwinConfig(image_size=64, embed_dim=8, depths=[1] * 4, num_heads=[1, 1, 2, 2], window_size=2, out_features=stages)
+    small = {"feature_size": 32, "mask_feature_size": 32, "hidden_dim": 32, "encoder_feedforward_dim": 16}
+    small |= {"dim_feedforward": 32, "encoder_layers": 1, "decoder_layers": 2, "num_attention_heads": 2, "num_queries": 8}
+    detector = Mask2FormerForUniversalSegmentation(Mask2FormerConfig(backbone_config=swin, num_labels=80, **small))
+    torch.nn.init.normal_(detector.class_predictor.weight, std=4.0)  # sure of itself, so that there is something to judge
+    clip = CLIPModel(
+        CLIPConfig(text_config=text | {"projection_dim": 8}, vision_config=seen | {"projection_dim": 8}, projection_dim=8)
+    )
+    blip = BlipForQuestionAnswering(
+        BlipConfig(
+            text_config=text | {"sep_token_id": words.eos_token_id, "encoder_hidden_size": 16},
+            vision_config=seen,
+            image_text_hidden_size=16,
+        )
+    )
+    for name, model in (("detector", detector), ("clip", clip), ("blip", blip), ("dino", ViTModel(ViTConfig(**seen)))):
+        model.save_pretrained(folder / name)
+    Mask2FormerImageProcessorPil(size={"height": 64, "width": 64}).save_pretrained(folder / "detector")
+    for name in ("clip", "blip"):
+        CLIPImageProcessorPil(size={"height": 32, "width": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(
+            folder / name
+        )
+        words.save_pretrained(folder / name)
+    return folder
+
+
+@pytest.fixture
+def judges(models):
+    paths = {n: str(models / n) for n in ("detector", "clip", "dino")}
+    return scorers.Judges(vqa=str(models / "blip"), chunks=lambda text: text.split(" and "), **paths)
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """A folder with a small GenEval in place of the real one."""
+    path = tmp_path / "data" / "geneval" / "evaluation_metadata.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text("".join(json.dumps(r) + "\n" for r in ROWS))
+    name = "geneval/evaluation_metadata.jsonl"
+    changed = replace(fetch.FILES[name], sha256=sha256(path.read_bytes()).hexdigest())
+    monkeypatch.setitem(fetch.FILES, name, changed)
+    return tmp_path / "data"
+
+
+def test_geneval_from_prompts_to_the_page(models, data, tmp_path, monkeypatch, capsys):
+    """20 pictures by `mini`, a detector and a CLIP of random weights; then the numbers again from the files alone."""
+    out = tmp_path / "out"
+    command = ["bench", "public", "geneval", "--model", "mini", "--data", str(data), "--out", str(out), "--fresh", "2"]
+    command += ["--detector", str(models / "detector"), "--clip", str(models / "clip"), "--batch", "16"]
+    run = CliRunner().invoke(app, command)
+    assert run.exit_code == 0, run.output
+    result = json.loads((out / "result.json").read_text())
+    assert result["images"] == 20 and result["rows"] == 5 and result["missing"] == 0
+    assert result["settings"]["judge"] == f"{models / 'detector'} and {models / 'clip'}"
+
+    scores = {s["picture"]: s for p in out.glob("scores-*.jsonl") for s in map(json.loads, p.read_text().splitlines())}
+    records = [json.loads(line) for p in out.glob("episodes-*.jsonl") for line in p.read_text().splitlines()]
+    assert set(scores) == {p.name for p in (out / "pictures").iterdir()}
+    assert all(s["objects"] or not s["value"] for s in scores.values()) and any(s["objects"] for s in scores.values())
+    for name in ("first", "final"):
+        by_task: dict = {}
+        for r in records:
+            chosen = r["rounds"][0 if name == "first" else r["final"]]
+            by_task.setdefault(r["task"], []).append(scores[chosen["picture"]]["value"])
+        means = {t: sum(v) / len(v) for t, v in by_task.items()}
+        assert result["overall"][name]["mean"] == pytest.approx(sum(means.values()) / 5)
+        assert {t: result["tasks"][t][name]["mean"] for t in means} == pytest.approx(means)
+    assert [c["rounds"] for c in result["curve"]] == [1, 2, 3] and len(result["best_of_n"]) == 3
+    assert (out / "benchmark.html").read_text().count("<figure") >= 5 and (out / "curve.png").exists()
+
+    before = (out / "result.json").read_bytes()
+    (out / "result.json").unlink()
+    monkeypatch.setattr(gather, "introspect", lambda *_: pytest.fail("what is drawn is not drawn again"))
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert (out / "result.json").read_bytes() == before
+    monkeypatch.setattr("sys.argv", ["secondlook", *command, "--rounds", "2"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2 and "rounds is 2 but" in capsys.readouterr().err
+
+
+def test_processes_share_the_jobs_and_resume(judges, data, tmp_path):
+    from secondlook.cli.common import load_engine
+
+    engine, every = load_engine("mini"), rows.geneval(data)
+    sampling = Sampling.of(engine.janus.net.generation_config)
+    settings = Settings("geneval", "mini", 2, 1, 0, 0, 1.0)
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    for out in (alone, shared):
+        gather.begin(out, settings, {})
+    gather.draw(engine, every, settings, sampling, alone)
+    gather.draw(engine, every, settings, sampling, shared, Share(0, 2))
+    assert not gather.complete(every, settings, shared)
+    with open(shared / "episodes-000.jsonl", "a") as file:
+        file.write('{"row": 4, "k"')  # killed while writing
+    gather.draw(engine, every, settings, sampling, shared, Share(0, 3))  # the rest, by another number of processes
+    for rank in (1, 2):
+        gather.draw(engine, every, settings, sampling, shared, Share(rank, 3))
+    assert gather.complete(every, settings, shared)
+    key = lambda r: (r["row"], r["k"])  # noqa: E731
+    both = [sorted(gather.read_lines(out, "episodes"), key=key) for out in (alone, shared)]
+    assert both[0] == both[1] and len(both[0]) == 10, "each once, and the same whoever draws"
+
+    class Failing:
+        def __call__(self, items):
+            return [None if row.task == "colors" else {"value": 1.0} for row, _ in items]
+
+    with pytest.raises(Exception, match="2 of 10 pictures got none"):
+        gather.score(Failing(), every, settings, alone)
+    result = public.summarize(
+        public.get("geneval"),
+        settings,
+        gather.read_lines(alone, "episodes"),
+        {s["picture"]: s for s in gather.read_lines(alone, "scores")},
+    )
+    assert result["missing"] == 2 and result["overall"]["first"]["mean"] == 1.0, "missing, not 0"
+
+
+def test_detector_and_colours(models):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 48, 3), dtype=np.uint8))
+    found = Detector(str(models / "detector"))(image)
+    assert found and all(f.mask.shape == (48, 48) and f.confidence > 0.3 and f.name in CLASSES for f in found)
+    x1, y1, x2, y2 = found[0].box
+    assert found[0].mask[int(y1) : int(y2), int(x1) : int(x2)].sum() == found[0].mask.sum()
+    colors = Colors(str(models / "clip"))
+    assert len(colors(image, found)) == len(found) and colors.words(found[0].name).shape == (10, 8)
+    with pytest.raises(InputError, match="no Mask2Former"):
+        Detector(str(models / "nothing"))
+
+
+def test_questions_of_compbench_dsg_and_dpg(judges, tmp_path):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 48, 3), dtype=np.uint8))
+    blip = Blip(judges.vqa, batch=2)
+    items = [("a red cup?", image), ("is there a clock in the picture?", image), ("a cat?", image)]
+    together, alone = blip(items), [blip([i])[0] for i in items]
+    assert together == pytest.approx(alone, abs=1e-5) and all(0 < p < 1 for p in together), "padding is not seen"
+    row = rows.Row("color-000", "a red cup and the side and a cat", "color")
+    [color] = scorers.CompBench(judges)([(row, image)])
+    assert list(color["p_yes"]) == ["a red cup", "a cat"] and color["value"] == pytest.approx(
+        np.prod(list(color["p_yes"].values()))
+    )
+    [cosine] = scorers.CompBench(judges)([(replace(row, task="non_spatial"), image)])
+    assert -1 <= cosine["value"] <= 1
+    table = "item_id,text,proposition_id,dependency,tuple,question_natural_language\n"
+    table += (
+        'a_1,a red cup,1,0,entity - whole (cup),Is there a cup?\na_1,a red cup,2,1,"attribute - color (cup, red)",Is it red?\n'
+    )
+    (tmp_path / "dpg_bench").mkdir()
+    (tmp_path / "dpg_bench" / "dpg_bench.csv").write_text(table)
+    [question] = rows.dpg(tmp_path)
+    [scored] = scorers.dpg(judges)([(question, image)])
+    assert [a[0] for a in scored["answers"]] == ["entity - whole (cup)", "attribute - color (cup, red)"]
+    assert phrases.phrases("one " * 3, lambda text: ["The left", "top"]) == ["one " * 3]
+
+
+def test_pie_and_gedit(judges, tmp_path, monkeypatch):
+    from misbehaving import Judge
+
+    rng = np.random.default_rng(0)
+    source = Image.fromarray(rng.integers(0, 255, (512, 512, 3), dtype=np.uint8))
+    folder = tmp_path / "pie_bench"
+    (folder / "annotation_images").mkdir(parents=True)
+    source.save(folder / "annotation_images" / "one.png")
+    told = {"image_path": "one.png", "editing_prompt": "a [red] cup", "editing_instruction": "make it red"}
+    told |= {"editing_type_id": "6", "mask": [512 * 100 + 50, 3, 512 * 101 + 50, 2]}
+    (folder / "mapping_file.json").write_text(json.dumps({"000": told}))
+    [row] = rows.pie(tmp_path)
+    assert row.task == "color" and row.facts["target"] == "a red cup"
+    mask = scorers.mask_of(row.facts["mask"])
+    assert mask[1:-1, 1:-1].sum() == 5 and mask[100, 50:53].all() and mask[0].all() and mask[:, -1].all()
+    [same] = scorers.Pie(judges)([(row, source)])
+    assert same["mse"] == 0 and same["ssim"] == pytest.approx(1) and same["structure"] == pytest.approx(0, abs=1e-10)
+    changed = np.asarray(source).copy()
+    changed[100, 50:53] = 0
+    inside = scorers.Pie(judges)([(row, Image.fromarray(changed))])[0]
+    assert inside["mse"] == 0, "what lies in the mask does not count"
+    changed[200, 200] = 255 - changed[200, 200]
+    assert scorers.Pie(judges)([(row, Image.fromarray(changed))])[0]["psnr"] < same["psnr"]
+    with Judge(share=0) as server:
+        scored = scorers.GEdit(replace(judges, url=server.url, vqa="m"))([(row, source)])
+        assert scored == [None], "an answer without two scores is missing"
+        monkeypatch.setattr(scorers, "text_of", lambda _: 'so: {"scores": [9, 4]}')
+        [scored] = scorers.GEdit(replace(judges, url=server.url, vqa="m"))([(row, source)])
+        assert scored == {"overall": pytest.approx(4.0), "semantic_consistency": 4.0, "quality": 4.0}
+
+
+def test_background_by_hand():
+    source = Image.new("RGB", (32, 32), (0, 0, 0))
+    edited = np.zeros((32, 32, 3), np.uint8)
+    edited[:8] = 255
+    mask = np.zeros((32, 32), bool)
+    mask[:4] = True
+    found = background(source, Image.fromarray(edited), mask)
+    assert found["mse"] == pytest.approx(4 / 32) and found["psnr"] == pytest.approx(10 * np.log10(8))
+    assert background(source, source, mask)["psnr"] == pytest.approx(10 * np.log10(1 / LEAST_MSE))
+    assert np.isnan(background(source, source, np.ones_like(mask))["psnr"])
+
+
+def test_what_is_missing_is_said(tmp_path):
+    for call, said in (
+        (lambda: rows.dpg(), "dpg_bench.csv"),
+        (lambda: rows.pie(tmp_path), "mapping_file.json"),
+        (lambda: public.get("genevil"), "'genevil' is unknown"),
+        (lambda: Settings("geneval", "mini", 0), "samples: 0"),
+    ):
+        with pytest.raises(InputError, match=said):
+            call()
+
+
+def test_the_real_files(benchmarks, tmp_path):
+    every = rows.geneval(benchmarks)
+    assert len(every) == 553 and len(rows.geneval(benchmarks, long=True)) == 553
+    assert {c["class"] for r in every for c in r.facts["include"]} <= set(CLASSES)
+    for row in every:  # objects laid out as asked pass, and without the last clause's they do not
+        assert evaluate(row.facts, (laid := laid_out(row.facts)), lambda boxes: [b.color for b in boxes])[0], row.prompt
+        last = row.facts["include"][-1]["class"]
+        assert not evaluate(row.facts, [f for f in laid if f.name != last], lambda boxes: [b.color for b in boxes])[0]
+    assert len(rows.compbench(benchmarks)) == 1200 and len(rows.gedit(benchmarks, tmp_path) if 0 else [1]) == 1
+    asked = rows.dsg(benchmarks)
+    assert len(asked) == 1060 and sum(len(r.facts["questions"]) for r in asked) == 8182
+    assert len(rows.pope(benchmarks)) == 9000
+    with pytest.raises(InputError, match="lacks COCO_val2014"):
+        chosen(replace_settings(tmp_path), benchmarks)
+
+
+def replace_settings(folder):
+    from secondlook.bench.pope import Settings as PopeSettings
+
+    return PopeSettings("mini", str(folder))
+
+
+class Laid(Found):
+    """A found object whose colour is known."""
+
+    color = ""
+
+
+def laid_out(row):
+    """Objects as a row asks for them, side by side or where its relation wants them."""
+    offsets = {"left of": (-100, 0), "right of": (100, 0), "above": (0, -100), "below": (0, 100)}
+    placed, corners = [], []
+    for i, clause in enumerate(row["include"]):
+        dx, dy = offsets[clause["position"][0]] if "position" in clause else (0, 300 * i)
+        for k in range(clause["count"]):
+            f = Laid(clause["class"], (dx + 30 * k, dy, dx + 30 * k + 20, dy + 20), 0.95, np.ones((4, 4), bool))
+            object.__setattr__(f, "color", clause.get("color", ""))
+            placed.append(f)
+        corners.append((dx, dy))
+    return placed
