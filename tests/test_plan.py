@@ -37,18 +37,23 @@ TABLE_5 = {
     },
 }
 RATES = {"sft": {"lr": 2e-5}, "rl": {"lr": 6e-6, "convert_lr": 2e-6}}
+EDITING = {
+    "sft": {"steps": 40_000, "mix": (1.0, 0.0, 0.0), "good_edit": 0.7},
+    "rl": {"steps": 2200, "convert_step": 300, "group": 8, "lr": 1e-5, "convert_lr": 2e-6, "rounds": 1},
+}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_recipes_say_what_table_5_says(path):
-    stage = "sft" if path.stem.startswith("sft") else "rl"
+    name = path.stem.removeprefix("edit_")
+    stage = "sft" if name.startswith("sft") else "rl"
     job = load(SFTConfig if stage == "sft" else RLConfig, path, [])
-    wanted = TABLE_5[stage] | ({} if job.lora else RATES[stage])
-    assert {name: getattr(job, name) for name in wanted} == wanted
+    wanted = TABLE_5[stage] | ({} if job.lora else RATES[stage]) | (EDITING[stage] if name != path.stem else {})
+    assert {field: getattr(job, field) for field in wanted} == wanted
     if stage == "rl":
-        assert job.algorithm == path.stem.split("_")[0]
+        assert job.algorithm == name.split("_")[0]
         assert all(job.prompts_per_step % ranks == 0 for ranks in (8, 16, 32, 64))
-    size = path.stem.split("_")[1]
+    size = name.split("_")[1]
     changes, enough = advice(sizes(size), job, 8, 80 * GIB)
     assert enough and not changes, "recipes fit on eight GPUs of 80 GB"
 

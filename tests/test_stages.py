@@ -31,7 +31,7 @@ from secondlook.train.rl_config import RLConfig
 from secondlook.train.rollout import collect, describe
 from secondlook.train.run import Run
 from secondlook.train.sft import SFTConfig, train_sft
-from secondlook.types import InputError, Stopped
+from secondlook.types import InputError, Prompt, Stopped
 from secondlook.world.language import benchmark
 
 
@@ -250,7 +250,7 @@ def test_a_dead_reward_stops_the_run(start, tmp_path):
 
     stuck = job(start, tmp_path, Dead(), form="segment", patience=1)
     with pytest.raises(Stopped, match="can"):
-        check_reward(Dead(), [("p", None)], [("p", None)])
+        check_reward(Dead(), [(Prompt("p"), None)], [(Prompt("p"), None)])
     groups = collect(stuck.engine, ["a red picture"], 2, 1, [0], stuck.sampling, Dead())
     with pytest.raises(Stopped, match="no variance"):
         stuck.guard.check(describe([g.outcome for g in groups]), [[[0.0, 0.0]] * 2])

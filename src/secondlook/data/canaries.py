@@ -9,22 +9,26 @@ import numpy as np
 from PIL import Image
 
 from secondlook.data import miniature
-from secondlook.types import InputError
+from secondlook.types import InputError, Prompt
 
-Pair = tuple[str, Image.Image]
-"""A prompt and a picture."""
+Pair = tuple[Prompt, Image.Image]
+"""A prompt (with a source: an instruction) and a picture."""
 
 
-def of_the_world(seed: int, n: int = 16) -> tuple[list[Pair], list[Pair]]:
-    """``n`` pictures that satisfy their prompts, and a near miss of each."""
-    pictures = miniature.pictures(np.random.default_rng(seed), n)
+def of_the_world(seed: int, kinds: dict[str, float] = miniature.KINDS, n: int = 16) -> tuple[list[Pair], list[Pair]]:
+    """``n`` pictures that satisfy their prompts, of ``kinds``, and a near miss of each."""
+    wishes = miniature.wishes(np.random.default_rng(seed), n, kinds)
     rng = np.random.default_rng(seed)
-    bad = [(p.spec.prompt, miniature.wrong(rng, p, 1)[0][0]) for p in pictures]
-    return [(p.spec.prompt, p.image) for p in pictures], bad
+    bad = [
+        miniature.wrong_edits(rng, w, 1)[0] if isinstance(w, miniature.EditPicture) else miniature.wrong(rng, w, 1)[0][0]
+        for w in wishes
+    ]
+    return [(w.prompt, w.image) for w in wishes], [(w.prompt, image) for w, image in zip(wishes, bad, strict=True)]
 
 
 def read(path: str | Path) -> tuple[list[Pair], list[Pair]]:
-    """Good and bad pairs of a JSONL file whose lines are {"prompt": …, "image": path beside the file, "good": true or false}.
+    """Good and bad pairs of a JSONL file whose lines are {"prompt": …, "image": path beside the file, "good": true or
+    false}, for edits with the "source" as well.
 
     Raises InputError that names the line and what is wrong with it, or when one of the two kinds is missing.
     """
@@ -37,15 +41,17 @@ def read(path: str | Path) -> tuple[list[Pair], list[Pair]]:
             continue
         try:
             row = json.loads(line)
-            prompt, image, good = row["prompt"], row["image"], row["good"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            prompt, image, good, source = row["prompt"], row["image"], row["good"], row.get("source")
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 f"config: canaries, line {number} of {path} is not an object with prompt, image and good"
             ) from error
         if not isinstance(good, bool):
             raise InputError(f"config: canaries, line {number} of {path}: good is {good!r}; it must be true or false")
         try:
-            found[good].append((prompt, Image.open(path.parent / image).convert("RGB")))
+            opened = [Image.open(path.parent / name).convert("RGB") if name else None for name in (image, source)]
+            assert opened[0] is not None
+            found[good].append((Prompt(prompt, opened[1]), opened[0]))
         except OSError as error:
             raise InputError(f"config: canaries, line {number} of {path}: image {image!r} cannot be read ({error})") from error
     for good, pairs in found.items():

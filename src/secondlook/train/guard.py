@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from secondlook.data.canaries import Pair
-from secondlook.rewards.base import Reward
+from secondlook.rewards.base import Reward, score
 from secondlook.train.advantage import varies
 from secondlook.types import Stopped
 
@@ -18,7 +18,7 @@ def check_reward(reward: Reward, good: list[Pair], bad: list[Pair], least: float
 
     Raises Stopped.
     """
-    scores = reward([*good, *bad])
+    scores = score(reward, [*good, *bad])
     missing = sum(s is None for s in scores)
     if missing:
         raise Stopped(f"reward: {missing} of {len(scores)} canary pictures got no score; the judge is not working")
@@ -27,8 +27,8 @@ def check_reward(reward: Reward, good: list[Pair], bad: list[Pair], least: float
     if share < least:
         lowest, highest = min(values[: len(good)]), max(values[len(good) :])
         raise Stopped(
-            f"reward: a known-good picture scores {lowest:.3f} and a known-bad one {highest:.3f}; the judge tells {share:.3f} of "
-            f"the pairs apart, and least_separation is {least}"
+            f"reward: a known-good picture scores {lowest:.3f} and a known-bad one {highest:.3f}; "
+            f"the judge cannot tell them apart: it does in {share:.3f} of the pairs, and least_separation is {least}"
         )
 
 

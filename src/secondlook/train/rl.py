@@ -86,13 +86,13 @@ class RLJob:
             head = ValueHead(self.janus.net.config.text_config.hidden_size).to(device)
             self.critic = Critic(head, c.value_lr, c.gamma, c.lam, ranks=self.ranks)
         self.most_disagreement = c.most_disagreement or (1e-2 if c.dtype == "float32" else 1.0)
-        self.guard = Guard(c.most_missing, c.one_verdict, c.patience)
+        self.guard = Guard(c.most_missing, c.one_verdict if c.judging_weight else math.inf, c.patience)
         self.nurse = Nurse(c.nurse)
         self.idle: dict[str, Row] = {}
         self.agreed = False
         """Sampler and scorer have been compared since the start (or resumption), before any update."""
         if c.canaries or not c.prompts:
-            known = canaries.read(c.canaries) if c.canaries else canaries.of_the_world(c.seed)
+            known = canaries.read(c.canaries) if c.canaries else canaries.of_the_world(c.seed, c.kinds)
             check_reward(self.reward, *known, c.least_separation)
         else:
             warnings.warn("config: canaries is empty: the judge is not checked before the run", stacklevel=2)
