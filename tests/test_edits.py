@@ -234,3 +234,19 @@ def test_the_command(tmp_path):
     assert np.array_equal(*[np.asarray(Image.open(p)) for p in (out / "final.png", out / "2" / "final.png")])
     again = CliRunner().invoke(app, command)
     assert again.exit_code == 0 and json.loads((out / "2" / "episode.json").read_text())["rounds"] == two["rounds"]
+
+
+def test_an_edit_is_judged_from_files(tmp_path):
+    e = edits.parse("make the star green", SOURCE)
+    for name, scene in (("in", e.source), ("done", e.target)):
+        picture(scene).save(tmp_path / f"{name}.png")
+    run = CliRunner().invoke(
+        app, ["judge", str(tmp_path / "done.png"), e.instruction, "--source", str(tmp_path / "in.png"), "--model", "mini"]
+    )
+    assert run.exit_code == 0 and run.output.startswith(("Yes", "No")), run.output
+    (tmp_path / "pairs.jsonl").write_text('{"image": "done.png", "prompt": "make the star green", "source": "in.png"}\n')
+    out = tmp_path / "out"
+    again = CliRunner().invoke(app, ["judge", str(tmp_path / "pairs.jsonl"), "--model", "mini", "--out", str(out)])
+    assert again.exit_code == 0, again.output
+    [row] = [json.loads(line) for line in (out / "verdicts.jsonl").read_text().splitlines()]
+    assert f"p(yes) {row['p_yes']:.3f}" in run.output, "one picture or many, it is the same question"

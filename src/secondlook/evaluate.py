@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secondlook.files import versions, write_json
+from secondlook.rewards.base import score
 from secondlook.rewards.policy import PolicyJudge
 from secondlook.types import InputError
 
@@ -30,16 +31,18 @@ class Settings:
     images: str
     threshold: float = 0.5
     """P(Yes) above which the verdict is Yes."""
+    source: str = ""
+    """What was edited, where it is one picture for all."""
 
 
 def evaluate(engine: Engine, pairs: list[Pair], threshold: float = 0.5) -> list[dict[str, Any]]:
     """One row a pair: name, prompt, p_yes, yes, and the reason that the model writes after its own (greedy) verdict."""
-    scores = PolicyJudge(engine)([(p.prompt, p.open()) for p in pairs])
+    scores = score(PolicyJudge(engine), [(p.asked(), p.open()) for p in pairs])
     rows = []
-    for pair, score in zip(pairs, scores, strict=True):
-        assert score is not None
-        p = score.value
-        row = {"image": pair.name, "prompt": pair.prompt, "p_yes": p, "yes": p > threshold, "reason": f"{score.reason}."}
+    for pair, said in zip(pairs, scores, strict=True):
+        assert said is not None
+        p = said.value
+        row = {"image": pair.name, "prompt": pair.prompt, "p_yes": p, "yes": p > threshold, "reason": f"{said.reason}."}
         rows.append(row | ({} if pair.good is None else {"good": pair.good}))
     return rows
 

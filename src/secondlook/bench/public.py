@@ -225,8 +225,8 @@ def _tried(record: dict, scores: dict[str, dict], metric: str) -> Tried:
 def gallery(out: Path, benchmark: Benchmark, records: Sequence[dict], scores: dict[str, dict], n: int = 8) -> list[dict]:
     """Some episodes to look at, spread over the rows."""
     main = benchmark.metrics[0]
-    strips = []
-    for r in records[:: max(1, len(records) // n)][:n]:
+    strips, firsts = [], [r for r in records if r["k"] == 0]
+    for r in firsts[:: max(1, len(firsts) // n)][:n]:
         rounds = [
             x | {"src": embed(read_image(out / "pictures" / x["picture"])), "score": scores.get(x["picture"], {}).get(main)}
             for x in r["rounds"]

@@ -137,6 +137,9 @@ def _print_episode(episode: Episode, which: str) -> None:
 def judge(
     images: Annotated[Path, typer.Argument(help="A picture, a folder, or a .jsonl or .parquet of pairs.")],
     prompt: Annotated[str, typer.Argument(help="What it should show; of several pictures, those without a prompt.")] = "",
+    source: Annotated[
+        Path | None, typer.Option(help="The picture that was edited; the prompt is then the instruction.")
+    ] = None,
     model: Model = "mini",
     threshold: Annotated[float, typer.Option(help="P(Yes) above which the verdict is Yes.")] = 0.5,
     calibration: Annotated[Path | None, typer.Option(help="A folder of bench judging, whose threshold is used.")] = None,
@@ -161,7 +164,7 @@ def judge(
         threshold = found["threshold"]
     if not 0 <= threshold <= 1:
         raise InputError(f"threshold: {threshold} is no probability; it must lie between 0 and 1")
-    pairs = read_pairs(images, prompt)
+    pairs = read_pairs(images, prompt, source)
     if not images.is_dir() and images.suffix not in (".jsonl", ".parquet"):
         pairs[0].open()
         engine = load_engine(model, device, batch, dtype, attention)
@@ -171,7 +174,7 @@ def judge(
     where = locate(model)
     writable_folder(out)
     engine = load_engine(where, device, batch, dtype, attention)
-    settings = evaluate.Settings(model, str(images), threshold)
+    settings = evaluate.Settings(model, str(images), threshold, str(source) if source else "")
     with Progress(console=console) as progress:
         bar = progress.add_task("judging", total=len(pairs))
         for n in evaluate.write(engine, pairs, settings, out):

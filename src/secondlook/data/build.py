@@ -299,7 +299,7 @@ def _sheet(config: BuildConfig, out: Path, n: int = 24) -> str:
         own = [r for r in rows if Pool.key(r) == prompt][:10]
         pictures = [r | {"src": embed(_picture(r)), "quality": None if r["score"] is None else quality(r)} for r in own]
         strips.append({"prompt": own[0]["prompt"], "source": sources.get(own[0]["source_id"]), "pictures": pictures})
-    return page("samples.html", strips=strips, bad=BAD, good=config.good_to_draw)
+    return page("samples.html", strips=strips, bad=BAD, good=config.good_to_draw, good_edit=config.good_edit)
 
 
 def _manifest(config: BuildConfig, out: Path, left_out: dict[str, int], examples: dict[str, Any]) -> dict:

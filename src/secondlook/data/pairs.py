@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,28 +13,39 @@ from typing import Any
 from PIL import Image
 
 from secondlook.files import read_image
-from secondlook.types import InputError
+from secondlook.types import InputError, Prompt
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One picture of a prompt; ``good`` says whether it matches, None where nobody said."""
+    """One picture of a prompt; ``good`` says whether it matches, None where nobody said. With a ``source`` the prompt is an
+    instruction and the picture an edit of it."""
 
     name: str
     prompt: str
     open: Callable[[], Image.Image]
     good: bool | None = None
+    source: Callable[[], Image.Image] | None = None
+
+    def asked(self) -> Prompt:
+        return Prompt(self.prompt, self.source() if self.source else None)
 
 
-def read_pairs(path: Path, prompt: str = "") -> list[Pair]:
+def read_pairs(path: Path, prompt: str = "", source: Path | None = None) -> list[Pair]:
     """Pairs of a picture (``prompt`` is then needed), a folder (with metadata.jsonl of file_name and prompt, else its pictures,
-    all of ``prompt``), a JSONL file (image, prompt, perhaps good; paths beside the file) or a Parquet file (columns image,
-    prompt, perhaps good or correct).
+    all of ``prompt``), a JSONL file (image, prompt, perhaps good and source; paths beside the file) or a Parquet file (columns
+    image, prompt, perhaps good or correct, and source_image). Pictures without a source of their own are edits of ``source``,
+    if any.
 
     Raises InputError that names the file, the line and what is missing.
     """
+    found = _found(path, prompt)
+    return [replace(p, source=partial(read_image, source)) if source and not p.source else p for p in found]
+
+
+def _found(path: Path, prompt: str) -> list[Pair]:
     if path.is_dir():
         listed = path / "metadata.jsonl"
         if listed.is_file():
@@ -50,10 +61,10 @@ def read_pairs(path: Path, prompt: str = "") -> list[Pair]:
     return [_of(path.name, prompt, path)]
 
 
-def _of(name: str, prompt: str, path: Path, good: bool | None = None) -> Pair:
+def _of(name: str, prompt: str, path: Path, good: bool | None = None, source: Path | None = None) -> Pair:
     if not prompt.strip():
         raise InputError(f"prompt: it is missing for {name!r}; say what the picture should show")
-    return Pair(name, prompt, lambda: read_image(path), good)
+    return Pair(name, prompt, partial(read_image, path), good, partial(read_image, source) if source else None)
 
 
 def _label(value: Any, where: str) -> bool | None:
@@ -71,10 +82,11 @@ def _lines(path: Path, field: str, prompt: str) -> list[Pair]:
             continue
         try:
             row = json.loads(line)
-            name, said = row[field], row.get("prompt", prompt)
+            name, said, source = row[field], row.get("prompt", prompt), row.get("source")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"images: line {number} of {path} is not an object with {field} and prompt") from error
-        found.append(_of(name, said, path.parent / name, _label(row.get("good"), f"line {number} of {path}")))
+        label = _label(row.get("good"), f"line {number} of {path}")
+        found.append(_of(name, said, path.parent / name, label, path.parent / source if source else None))
     if not found:
         raise InputError(f"images: {str(path)!r} is empty; give at least one line")
     return found
@@ -96,12 +108,15 @@ def _parquet(path: Path, prompt: str) -> list[Pair]:
         raise InputError(f"images: {str(path)!r} has no column image; it has {', '.join(table.column_names)}")
     found = []
     for i, row in enumerate(table.to_pylist()):
-        data = row["image"]["bytes"] if isinstance(row["image"], dict) else row["image"]
+        data, source = (
+            value["bytes"] if isinstance(value, dict) else value for value in (row["image"], row.get("source_image"))
+        )
         said = row.get("prompt") or prompt
         if not said.strip():
             raise InputError(f"prompt: it is missing in row {i} of {str(path)!r}")
         if not isinstance(data, bytes):
             raise InputError(f"images: row {i} of {str(path)!r} holds no picture's bytes")
         label = _label(row.get("good", row.get("correct")), f"row {i} of {path}")
-        found.append(Pair(str(row.get("id") or i), said, partial(_decoded, data), label))
+        of = partial(_decoded, source) if isinstance(source, bytes) else None
+        found.append(Pair(str(row.get("id") or i), said, partial(_decoded, data), label, of))
     return found
