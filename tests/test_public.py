@@ -43,6 +43,11 @@ ROWS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def quick_intervals(monkeypatch):
+    monkeypatch.setattr("secondlook.bench.base.RESAMPLES", 40)
+
+
 def box(name, x, y, confidence=0.95, side=20):
     return Found(name, (x, y, x + side, y + side), confidence, np.ones((64, 64), bool))
 
@@ -234,7 +239,7 @@ def test_questions_of_compbench_dsg_and_dpg(judges, tmp_path):
     blip = Blip(judges.vqa, batch=2)
     items = [("a red cup?", image), ("is there a clock in the picture?", image), ("a cat?", image)]
     together, alone = blip(items), [blip([i])[0] for i in items]
-    assert together == pytest.approx(alone, abs=1e-5) and all(0 < p < 1 for p in together), "padding is not seen"
+    assert together == pytest.approx(alone, abs=1e-4) and all(0 < p < 1 for p in together), "padding is not seen"
     row = rows.Row("color-000", "a red cup and the side and a cat", "color")
     [color] = scorers.CompBench(judges)([(row, image)])
     assert list(color["p_yes"]) == ["a red cup", "a cat"] and color["value"] == pytest.approx(
@@ -269,14 +274,15 @@ def test_pie_and_gedit(judges, tmp_path, monkeypatch):
     assert row.task == "color" and row.facts["target"] == "a red cup"
     mask = scorers.mask_of(row.facts["mask"])
     assert mask[1:-1, 1:-1].sum() == 5 and mask[100, 50:53].all() and mask[0].all() and mask[:, -1].all()
-    [same] = scorers.Pie(judges)([(row, source)])
-    assert same["mse"] == 0 and same["ssim"] == pytest.approx(1) and same["structure"] == pytest.approx(0, abs=1e-10)
+    pie = scorers.Pie(judges)
+    [same] = pie([(row, source)])
+    assert same["mse"] == 0 and same["ssim"] == pytest.approx(1, abs=1e-3) and same["structure"] == pytest.approx(0, abs=1e-10)
     changed = np.asarray(source).copy()
     changed[100, 50:53] = 0
-    inside = scorers.Pie(judges)([(row, Image.fromarray(changed))])[0]
+    inside = pie([(row, Image.fromarray(changed))])[0]
     assert inside["mse"] == 0, "what lies in the mask does not count"
     changed[200, 200] = 255 - changed[200, 200]
-    assert scorers.Pie(judges)([(row, Image.fromarray(changed))])[0]["psnr"] < same["psnr"]
+    assert pie([(row, Image.fromarray(changed))])[0]["psnr"] < same["psnr"]
     with Judge(share=0) as server:
         scored = scorers.GEdit(replace(judges, url=server.url, vqa="m"))([(row, source)])
         assert scored == [None], "an answer without two scores is missing"

@@ -30,9 +30,9 @@ def background(source: Image.Image, edited: Image.Image, mask: np.ndarray) -> di
     NaN where nothing lies outside. The edited picture is brought to the source's size."""
     if mask.all():
         return dict.fromkeys(("mse", "psnr", "ssim"), math.nan)
-    outside = torch.from_numpy(~mask).double()
+    outside = torch.from_numpy(~mask).float()
     one, other = to_unit(source) * outside, to_unit(edited, source.size) * outside
-    mse = float(((one - other) ** 2).mean())
+    mse = float(((one.double() - other.double()) ** 2).mean())
     psnr = 10 * math.log10(1 / max(mse, LEAST_MSE))
     alike = ssim(other, one, data_range=1.0, sigma=1.5, kernel_size=11)
     assert isinstance(alike, torch.Tensor)
