@@ -354,3 +354,26 @@ def laid_out(row):
             placed.append(f)
         corners.append((dx, dy))
     return placed
+
+
+def test_pope_from_questions_to_the_page(tmp_path, monkeypatch):
+    """The model's own answers about pictures that are there; a small file in place of each of the three."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "coco").mkdir()
+    (tmp_path / "pope").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.fromarray(rng.integers(0, 255, (48, 48, 3), dtype=np.uint8)).save(tmp_path / "coco" / name)
+    asked = [{"question_id": i, "image": f"{'ab'[i % 2]}.png", "text": "is there a red star?", "label": "no"} for i in range(4)]
+    for split in rows.POPE:
+        path = tmp_path / "pope" / f"coco_pope_{split}.json"
+        path.write_text("".join(json.dumps(q) + "\n" for q in asked))
+        name = f"pope/{path.name}"
+        monkeypatch.setitem(fetch.FILES, name, replace(fetch.FILES[name], sha256=sha256(path.read_bytes()).hexdigest()))
+    command = ["bench", "public", "pope", "--model", "mini", "--data", str(tmp_path), "--images", str(tmp_path / "coco")]
+    run = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "out")])
+    assert run.exit_code == 0, run.output
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    told = json.loads((tmp_path / "out" / "answers.json").read_text())
+    assert result["questions"] == len(told) == 12 and all(a["answer"] in ("Yes", "No") for a in told)
+    no = sum(a["answer"] == "No" for a in told) / 12
+    assert result["overall"]["accuracy"] == pytest.approx(no) and (tmp_path / "out" / "pope.html").exists()

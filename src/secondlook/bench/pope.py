@@ -18,7 +18,8 @@ from secondlook.bench.base import Interval, bootstrap
 from secondlook.bench.gather import MOST_MISSING
 from secondlook.bench.rows import Row
 from secondlook.engine.decode import Engine
-from secondlook.files import read_image, versions, write_json
+from secondlook.files import read_image, versions, write_json, write_text
+from secondlook.report import page
 from secondlook.types import InputError, Request, Rule
 
 
@@ -77,7 +78,7 @@ def _f1(asked: Sequence[Row], texts: Sequence[str]) -> Interval:
 
 
 def write(out: Path, asked: Sequence[Row], texts: Sequence[str], settings: Settings) -> dict[str, Any]:
-    """answers.json and, last, result.json; returns the result."""
+    """answers.json, pope.html and, last, result.json; returns the result."""
     splits: dict[str, dict[str, Any]] = {}
     for split in rows.POPE:
         those = [(r, t) for r, t in zip(asked, texts, strict=True) if r.task == split]
@@ -94,5 +95,6 @@ def write(out: Path, asked: Sequence[Row], texts: Sequence[str], settings: Setti
         "versions": versions(),
     }
     write_json(out / "answers.json", [{"id": r.id, **r.facts, "answer": t} for r, t in zip(asked, texts, strict=True)])
+    write_text(out / "pope.html", page("pope.html", result=result))
     write_json(out / "result.json", result)
     return result

@@ -161,7 +161,7 @@ def _pope(model: str, out: Path, data: Path | None, images: Path | None, only: i
     for split, row in result["splits"].items():
         f1 = "{mean:.3f} [{low:.3f}, {high:.3f}]".format(**row["f1"])
         console.print(f"  {split:12} F1 {f1}  accuracy {row['accuracy']:.3f}  yes {row['yes_rate']:.3f}")
-    console.print(f"written to {out}: result.json, answers.json")
+    console.print(f"written to {out}: result.json, answers.json, pope.html")
     return result
 
 
