@@ -15,6 +15,7 @@ from secondlook.bench.background import LEAST_MSE, background
 from secondlook.bench.detect import CLASSES, Colors, Detector, Found, evaluate
 from secondlook.bench.gather import Settings, Share
 from secondlook.bench.pope import chosen
+from secondlook.bench.public import BENCHMARKS
 from secondlook.bench.vqa import Blip
 from secondlook.cli import app, main
 from secondlook.introspect import Sampling
@@ -377,3 +378,23 @@ def test_pope_from_questions_to_the_page(tmp_path, monkeypatch):
     assert result["questions"] == len(told) == 12 and all(a["answer"] in ("Yes", "No") for a in told)
     no = sum(a["answer"] == "No" for a in told) / 12
     assert result["overall"]["accuracy"] == pytest.approx(no) and (tmp_path / "out" / "pope.html").exists()
+
+
+@pytest.mark.slow
+def test_all_benchmarks_of_a_miniature(tmp_path):
+    command = ["bench", "all", "--model", "mini", "--only", "1", "--rounds", "2", "--out", str(tmp_path)]
+    run = CliRunner().invoke(app, command)
+    assert run.exit_code == 0, run.output
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert set(result["benchmarks"]) == {"geneval", "curve", "questions", "editing"} and not result["skipped"]
+    assert 'href="geneval/geneval.html"' in (tmp_path / "all.html").read_text()
+    mixed = CliRunner().invoke(app, [*command, "--only", "2"])
+    assert isinstance(mixed.exception, InputError) and "only is 2 but" in str(mixed.exception)
+    data = tmp_path / "data"
+    data.mkdir()
+    public = CliRunner().invoke(
+        app, ["bench", "all", "--model", "mini", "--on", "public", "--data", str(data), "--out", str(tmp_path / "p")]
+    )
+    assert public.exit_code == 0, public.output
+    skipped = json.loads((tmp_path / "p" / "result.json").read_text())["skipped"]
+    assert set(skipped) == {*BENCHMARKS, "pope"} and "evaluation_metadata.jsonl" in skipped["geneval"]

@@ -192,13 +192,16 @@ def bench_all(
     from secondlook.bench.overview import write
     from secondlook.bench.public import BENCHMARKS
     from secondlook.cli import bench
-    from secondlook.files import writable_folder
+    from secondlook.files import same_config, writable_folder, write_json
 
     if on not in ("auto", "mini", "public"):
         raise InputError(f"on: {on!r} is unknown; use auto, mini or public")
     at_least("batch", batch)
     where = locate(model)
     writable_folder(out)
+    settings = {"model": model, "rounds": rounds, "only": only, "seed": seed, "dtype": dtype}
+    same_config(out, settings)
+    write_json(out / "config.json", settings)
     how: dict[str, Any] = {"device": own_device(device), "batch": batch, "dtype": dtype, "attention": attention}
     skipped: dict[str, str] = {}
     if on == "mini" or (on == "auto" and load_engine(where).janus.net.config.vision_config.image_size == 48):
@@ -229,5 +232,5 @@ def bench_all(
             except InputError as error:
                 skipped[name] = str(error)
                 console.print(f"[dim]{name}: skipped: {error}[/dim]")
-    result = write(out, model, skipped)
+    result = write(out, settings, skipped)
     console.print(f"written to {out}: all.html, result.json ({len(result['benchmarks'])} benchmarks, {len(skipped)} skipped)")
