@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, cohen_kappa_score
+
+from secondlook.types import InputError
 
 
 @dataclass(frozen=True)
@@ -16,6 +19,13 @@ class Sample:
     task: str
     prompt: str
     value: float
+
+
+def check_counts(settings: Any, *names: str, least: int = 1) -> None:
+    """Refuse settings that count too little. Raises InputError."""
+    for name in names:
+        if getattr(settings, name) < least:
+            raise InputError(f"{name}: {getattr(settings, name)} is too few; it must be at least {least}")
 
 
 Interval = dict[str, float]

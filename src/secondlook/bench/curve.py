@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from secondlook.bench.base import Interval, Sample, mean_of_tasks
+from secondlook.bench.base import Interval, Sample, check_counts, mean_of_tasks
 from secondlook.bench.geneval import seeded_rows
 from secondlook.engine.decode import Engine
 from secondlook.files import versions, write_json
 from secondlook.introspect import Sampling, introspect
-from secondlook.types import Episode, InputError, Prompt
+from secondlook.types import Episode, Prompt
 from secondlook.world.language import Spec
 from secondlook.world.read import judge
 
@@ -38,9 +38,7 @@ class Settings:
     guidance: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("most", "samples", "rows_per_task"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}: {getattr(self, name)} is too few; it must be at least 1")
+        check_counts(self, "most", "samples", "rows_per_task")
 
 
 @dataclass(frozen=True)

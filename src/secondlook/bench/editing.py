@@ -19,12 +19,12 @@ import numpy as np
 from PIL import Image
 
 from secondlook.bench.background import background
-from secondlook.bench.base import Interval, Sample, agreement, mean_of_tasks
+from secondlook.bench.base import Interval, Sample, agreement, check_counts, mean_of_tasks
 from secondlook.engine.decode import Engine
 from secondlook.files import versions, write_json, write_text
 from secondlook.introspect import Sampling, introspect
 from secondlook.report import embed, page
-from secondlook.types import Episode, InputError, Prompt
+from secondlook.types import Episode, Prompt
 from secondlook.world import edits
 from secondlook.world.edits import Edit
 from secondlook.world.lessons import caption
@@ -47,9 +47,7 @@ class Settings:
     guidance: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("samples", "rounds", "rows_per_kind"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}: {getattr(self, name)} is too few; it must be at least 1")
+        check_counts(self, "samples", "rounds", "rows_per_kind")
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,12 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from secondlook.bench.base import check_counts
 from secondlook.bench.rows import Row
 from secondlook.engine.decode import Engine
 from secondlook.files import read_image, same_config, write_image, write_json
 from secondlook.introspect import Sampling, introspect
-from secondlook.types import InputError, Prompt, Stopped
+from secondlook.types import Prompt, Stopped
 
 Progress = Callable[[int, int], None]
 MOST_MISSING = 0.05
@@ -44,12 +45,8 @@ class Settings:
     """Who scored: detector and CLIP, or the model that answers questions."""
 
     def __post_init__(self) -> None:
-        for name in ("samples", "rounds"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}: {getattr(self, name)} is too few; it must be at least 1")
-        for name in ("fresh", "only"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name}: {getattr(self, name)} is negative; it must be at least 0")
+        check_counts(self, "samples", "rounds")
+        check_counts(self, "fresh", "only", least=0)
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from secondlook.bench.base import Interval, Sample, agreement, bootstrap, by_prompt, mean_of_tasks
+from secondlook.bench.base import Interval, Sample, agreement, bootstrap, by_prompt, check_counts, mean_of_tasks
 from secondlook.engine.decode import Engine
 from secondlook.files import versions, write_json, write_text
 from secondlook.introspect import Sampling, introspect
 from secondlook.report import embed, page
-from secondlook.types import Episode, InputError, Prompt
+from secondlook.types import Episode, Prompt
 from secondlook.world.language import TASKS, Spec, benchmark
 from secondlook.world.read import THRESHOLD, Detection, Reading, judge, read
 from secondlook.world.scene import CELL, place, relations
@@ -36,9 +36,7 @@ class Settings:
     guidance: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("samples", "rounds", "rows_per_task"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}: {getattr(self, name)} is too few; it must be at least 1")
+        check_counts(self, "samples", "rounds", "rows_per_task")
 
 
 @dataclass(frozen=True)
