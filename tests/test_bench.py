@@ -59,7 +59,16 @@ def tried(right, p_yes, fresh_right, fresh_p_yes):
     from secondlook.bench.curve import Tried
 
     yes, fresh_yes = (tuple(p > 0.5 for p in ps) for ps in (p_yes, fresh_p_yes))
-    return Tried(benchmark()[0], yes, tuple(p_yes), tuple(right), fresh_yes, tuple(fresh_p_yes), tuple(fresh_right))
+    return Tried(
+        benchmark()[0].tag,
+        benchmark()[0].prompt,
+        yes,
+        tuple(p_yes),
+        tuple(right),
+        fresh_yes,
+        tuple(fresh_p_yes),
+        tuple(fresh_right),
+    )
 
 
 def test_curve_compares_at_equal_cost():

@@ -20,7 +20,7 @@ from secondlook.train.rollout import collect
 from secondlook.train.sft import SFTConfig
 from secondlook.train.shard import Shards
 from secondlook.train.update import freeze, trainable
-from secondlook.types import InputError
+from secondlook.types import InputError, Prompt
 
 peft = pytest.importorskip("peft")
 
@@ -32,7 +32,7 @@ def plain():
 
 @pytest.fixture(scope="module")
 def turns(plain):
-    groups = collect(Engine(plain), ["a photo of a cat below a cup"], 3, 2, [0], Sampling(3.0, 1.0, 0, 0), Verifier())
+    groups = collect(Engine(plain), [Prompt("a photo of a cat below a cup")], 3, 2, [0], Sampling(3.0, 1.0, 0, 0), Verifier())
     return [t for g in groups for e in g.episodes for t in e.turns]
 
 

@@ -22,6 +22,7 @@ from secondlook.train.rl_config import RLConfig
 from secondlook.train.rollout import collect
 from secondlook.train.sft import SFTConfig
 from secondlook.train.update import freeze, trainable
+from secondlook.types import Prompt
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
 TABLE_5 = {
@@ -78,7 +79,7 @@ def test_what_a_pass_keeps_for_the_gradient():
     janus = Janus.load(locate("mini-base"))
     freeze(janus)
     engine, size = Engine(janus), sizes("mini-base")
-    groups = collect(engine, ["a photo of a cat below a cup"], 8, 1, [0], Sampling(3.0, 1.0, 0, 0), Verifier())
+    groups = collect(engine, [Prompt("a photo of a cat below a cup")], 8, 1, [0], Sampling(3.0, 1.0, 0, 0), Verifier())
     turns = [t for g in groups for e in g.episodes for t in e.turns if t.kind == "draw"]
     kept: dict[int, int] = {}
 

@@ -141,7 +141,7 @@ def test_sft_resumes_exactly_and_learns(data, start, tmp_path, monkeypatch):
 
 
 def sampled_turns(engine):
-    prompts = ["a photo of a red star", "a photo of two cats"]
+    prompts = [Prompt("a photo of a red star"), Prompt("a photo of two cats")]
     groups = collect(engine, prompts, 4, 2, [0, 4], Sampling(guidance=1.0), Verifier())
     return [t for g in groups for e in g.episodes for t in e.turns]
 
@@ -251,7 +251,7 @@ def test_a_dead_reward_stops_the_run(start, tmp_path):
     stuck = job(start, tmp_path, Dead(), form="segment", patience=1)
     with pytest.raises(Stopped, match="can"):
         check_reward(Dead(), [(Prompt("p"), None)], [(Prompt("p"), None)])
-    groups = collect(stuck.engine, ["a red picture"], 2, 1, [0], stuck.sampling, Dead())
+    groups = collect(stuck.engine, [Prompt("a red picture")], 2, 1, [0], stuck.sampling, Dead())
     with pytest.raises(Stopped, match="no variance"):
         stuck.guard.check(describe([g.outcome for g in groups]), [[[0.0, 0.0]] * 2])
 

@@ -49,9 +49,8 @@ def read(path: str | Path) -> tuple[list[Pair], list[Pair]]:
         if not isinstance(good, bool):
             raise InputError(f"config: canaries, line {number} of {path}: good is {good!r}; it must be true or false")
         try:
-            opened = [Image.open(path.parent / name).convert("RGB") if name else None for name in (image, source)]
-            assert opened[0] is not None
-            found[good].append((Prompt(prompt, opened[1]), opened[0]))
+            of = Image.open(path.parent / source).convert("RGB") if source else None
+            found[good].append((Prompt(prompt, of), Image.open(path.parent / image).convert("RGB")))
         except OSError as error:
             raise InputError(f"config: canaries, line {number} of {path}: image {image!r} cannot be read ({error})") from error
     for good, pairs in found.items():
