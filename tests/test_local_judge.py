@@ -86,8 +86,9 @@ def test_p_yes_is_the_models_own(local):
 def test_reasons_and_edits(folder):
     judge = make([JudgeConfig("local", model=folder, concurrency=3)], reasons=True)
     assert all(s is not None and s.reason for s in judge(ITEMS))
-    [pair] = judge.edits([("make it green", ITEMS[0][1], ITEMS[1][1])])
-    assert pair is not None and all(0 < p < 1 for p in pair) and pair[0] != pair[1]
+    [score] = judge.edits([("make it green", ITEMS[0][1], ITEMS[1][1])])
+    following, preserving = score.edit
+    assert 0 < following < 1 and 0 < preserving < 1 and following != preserving and score.reason
 
 
 def test_what_the_model_cannot_take_is_missing(local, monkeypatch):

@@ -283,7 +283,7 @@ def test_pie_and_gedit(judges, tmp_path, monkeypatch):
     inside = pie([(row, Image.fromarray(changed))])[0]
     assert inside["mse"] == 0, "what lies in the mask does not count"
     changed[200, 200] = 255 - changed[200, 200]
-    assert pie([(row, Image.fromarray(changed))])[0]["psnr"] < same["psnr"]
+    assert background(source, Image.fromarray(changed), mask)["psnr"] < same["psnr"]
     with Judge(share=0) as server:
         scored = scorers.GEdit(replace(judges, url=server.url, vqa="m"))([(row, source)])
         assert scored == [None], "an answer without two scores is missing"

@@ -78,7 +78,7 @@ def draw(
 def edit(
     image: Annotated[Path, typer.Argument(help="The picture to edit.")],
     instructions: Annotated[list[str], typer.Argument(help="What to change; several are carried out one after another.")],
-    model: Model = "mini-edit",
+    model: Model,
     rounds: Annotated[int, typer.Option(help="At most this many images an instruction.")] = 3,
     seed: Seed = 0,
     guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance; default: the checkpoint's own.")] = None,
