@@ -15,6 +15,13 @@ GOLDEN = Path(__file__).parent / "golden"
 BENCHMARKS = Path(__file__).parents[2] / "shared" / "benchmarks"
 
 
+@pytest.fixture(autouse=True)
+def quick_intervals(monkeypatch, request):
+    """A twentieth of the resamples, where intervals are not what is tested."""
+    if "resampled" not in request.node.name:
+        monkeypatch.setattr("secondlook.bench.base.RESAMPLES", 100)
+
+
 @pytest.fixture(scope="session")
 def benchmarks() -> Path:
     if not BENCHMARKS.is_dir():

@@ -33,11 +33,6 @@ SOURCE = Scene.of([Thing(0, 0, "star", "red"), Thing(16, 24, "cat", "blue")])
 EDITS = {kind: 0.2 for kind in edits.KINDS}
 
 
-@pytest.fixture(autouse=True)
-def quick_intervals(monkeypatch):
-    monkeypatch.setattr("secondlook.bench.base.RESAMPLES", 40)
-
-
 @pytest.fixture(scope="module")
 def mini():
     return load_engine("mini")

@@ -22,11 +22,6 @@ from secondlook.world.language import parse
 from secondlook.world.read import judge, names_a_failure
 
 
-@pytest.fixture(autouse=True)
-def few_resamples(monkeypatch):
-    monkeypatch.setattr("secondlook.bench.base.RESAMPLES", 50)
-
-
 @pytest.fixture(scope="module")
 def mini():
     return Engine(Janus.load(locate("mini")))

@@ -44,11 +44,6 @@ ROWS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def quick_intervals(monkeypatch):
-    monkeypatch.setattr("secondlook.bench.base.RESAMPLES", 40)
-
-
 def box(name, x, y, confidence=0.95, side=20):
     return Found(name, (x, y, x + side, y + side), confidence, np.ones((64, 64), bool))
 
