@@ -4,9 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from secondlook.bench import geneval
 from secondlook.bench.base import Sample, agreement, bootstrap, by_prompt, mean_of_tasks
+from secondlook.cli import app
 from secondlook.introspect import Sampling
 from secondlook.types import InputError
 from secondlook.world.language import benchmark
@@ -116,6 +118,15 @@ def test_results_of_two_models_are_compared_pairwise(engine, tmp_path):
     assert "judge_same" in row and read[0].judge[1] == read[1].judge[1]
     assert "b over a" in (tmp_path / "out" / "report.md").read_text()
     assert '<img src="data:image/png' in (tmp_path / "out" / "report.html").read_text()
+    for name, variant in (("a", "sft"), ("b", "task-1")):
+        (tmp_path / "variants").mkdir(exist_ok=True)
+        (tmp_path / "variants" / variant).symlink_to(tmp_path / name)
+    said = CliRunner().invoke(app, ["bench", "ablations", str(tmp_path / "variants"), "--out", str(tmp_path / "report")])
+    assert said.exit_code == 0, said.output
+    [row] = json.loads((tmp_path / "report" / "result.json").read_text())["claims"]
+    assert (row["a"], row["b"], row["agrees"]) == ("sft", "task-1", "not shown"), "the same model: the interval holds zero"
+    assert "| +0.000 [+0.000, +0.000] | not shown |" in (tmp_path / "report" / "ablations.md").read_text()
+    assert judging.read(tmp_path / "a" / "judging") == judging.read(tmp_path / "b" / "judging")
     with pytest.raises(InputError, match="seed"):
         compare.compare([read[0], read[2]])
     with pytest.raises(InputError, match="missing"):

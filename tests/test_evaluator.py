@@ -130,3 +130,15 @@ def test_a_reason_names_what_truly_failed():
     assert not judge(spec, grey).correct
     for reason, true in (("there is no red star", True), ("No, there is no blue cat.", True), ("there is no cup", False)):
         assert names_a_failure(spec, grey, reason) == true
+
+
+def test_two_judges_of_the_same_images():
+    def said(p_yes):
+        return [judging.Said(f"p{i}", i % 2 == 0, p > 0.5, p, "", None if i % 2 == 0 else i > 3) for i, p in enumerate(p_yes)]
+
+    sure, doubtful = said([0.9, 0.1] * 6), said([0.9, 0.95] * 6)
+    found = judging.over(sure, doubtful, "doubtful")
+    assert found["balanced_accuracy"]["mean"] == found["sampled_balanced_accuracy"]["mean"] == 0.5
+    assert found["auroc"]["mean"] == 1.0 and found["reasons"]["mean"] == 0.0 and found["auroc"]["low"] > 0
+    with pytest.raises(InputError, match="judged other images"):
+        judging.over(sure, doubtful[1:], "doubtful")
