@@ -18,6 +18,7 @@ from secondlook.bench import fetch, gather, rows, scorers
 from secondlook.bench.answers import dpg_categories
 from secondlook.bench.base import Interval, Sample, agreement, mean_of_tasks
 from secondlook.bench.curve import Tried, plot, points
+from secondlook.bench.detect import first_line
 from secondlook.bench.gather import Scorer, Settings, Share
 from secondlook.bench.rows import Row
 from secondlook.bench.scorers import Judges
@@ -37,7 +38,8 @@ class Benchmark:
     rows: Callable[[Path | None, Path | None], list[Row]]
     """Of a folder of data and one of pictures."""
     scorer: Callable[[Judges], Scorer]
-    judge: Callable[[Judges], str]
+    needs: tuple[str, ...]
+    """Judges' models that score it."""
     files: tuple[str, ...]
     """That are fetched."""
     metrics: tuple[str, ...] = ("value",)
@@ -47,24 +49,21 @@ class Benchmark:
     note: str = ""
 
 
-def _asked(j: Judges) -> str:
-    return f"{j.vqa} at {j.url}" if j.url else j.vqa
-
-
-def _detected(j: Judges) -> str:
-    return f"{j.detector} and {j.clip}"
-
-
 BENCHMARKS = {
     "geneval": Benchmark(
-        "GenEval", 4, lambda d, _: rows.geneval(d), scorers.GenEval, _detected, ("geneval/evaluation_metadata.jsonl",)
+        "GenEval",
+        4,
+        lambda d, _: rows.geneval(d),
+        scorers.GenEval,
+        ("detector", "clip"),
+        ("geneval/evaluation_metadata.jsonl",),
     ),
     "geneval-long": Benchmark(
         "GenEval, prompts rewritten",
         4,
         lambda d, _: rows.geneval(d, long=True),
         scorers.GenEval,
-        _detected,
+        ("detector", "clip"),
         ("geneval/evaluation_metadata_long.jsonl",),
         note="Not comparable with GenEval's own prompts.",
     ),
@@ -73,17 +72,17 @@ BENCHMARKS = {
         10,
         lambda d, _: rows.compbench(d),
         scorers.CompBench,
-        lambda j: f"{_asked(j)} and {j.clip}",
+        ("vqa", "clip"),
         tuple(f"t2i_compbench/{c}_val.txt" for c in rows.COMPBENCH),
         note="Spatial relations and numeracy need UniDet, which transformers lacks; they are left out.",
     ),
-    "dsg": Benchmark("DSG-1k", 1, lambda d, _: rows.dsg(d), scorers.dsg, _asked, ("dsg/dsg-1k-anns.csv",), over="images"),
+    "dsg": Benchmark("DSG-1k", 1, lambda d, _: rows.dsg(d), scorers.dsg, ("vqa",), ("dsg/dsg-1k-anns.csv",), over="images"),
     "dpg": Benchmark(
         "DPG-Bench",
         4,
         lambda d, _: rows.dpg(d),
         scorers.dpg,
-        _asked,
+        ("vqa",),
         (),
         over="images",
         note="Published scores are these times 100, with mPLUG-large as the answering model.",
@@ -93,7 +92,7 @@ BENCHMARKS = {
         1,
         lambda d, _: rows.pie(d),
         scorers.Pie,
-        lambda j: f"{j.clip} and {j.dino}",
+        ("clip", "dino"),
         (),
         ("psnr", "mse", "ssim", "structure", "clip_whole", "clip_edited"),
         "images",
@@ -104,7 +103,7 @@ BENCHMARKS = {
         1,
         rows.gedit,
         scorers.GEdit,
-        _asked,
+        ("vqa",),
         ("gedit/gedit_edit.json",),
         ("overall", "semantic_consistency", "quality"),
         note="VIEScore's form with questions of our own: scores compare among themselves only.",
@@ -117,6 +116,24 @@ def get(name: str) -> Benchmark:
     if name not in BENCHMARKS:
         raise InputError(f"benchmark: {name!r} is unknown; choose one of {', '.join(BENCHMARKS)}")
     return BENCHMARKS[name]
+
+
+def judge_of(benchmark: Benchmark, judges: Judges) -> str:
+    """Who scores, in words; looked up before anything is drawn. Raises InputError for a model that is not there."""
+    from transformers import AutoConfig
+
+    said = []
+    for name in benchmark.needs:
+        path = getattr(judges, name)
+        if name == "vqa" and judges.url:
+            said.append(f"{path} at {judges.url}")
+            continue
+        try:
+            AutoConfig.from_pretrained(path)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{name}: {path!r} is no model that transformers knows ({first_line(error)})") from error
+        said.append(path)
+    return " and ".join(said)
 
 
 def run(

@@ -111,6 +111,7 @@ def _public(
     sampling = Sampling.of(own)
     if guidance is not None:
         sampling = replace(sampling, guidance=guidance, edit_guidance=guidance)
+    benchmark.rows(data, images)
     settings = public.Settings(
         name,
         model,
@@ -121,9 +122,8 @@ def _public(
         sampling.guidance,
         sampling.edit_guidance,
         only,
-        benchmark.judge(judges),
+        public.judge_of(benchmark, judges),
     )
-    benchmark.rows(data, images)
     writable_folder(out)
     with Progress(console=console) as progress:
         bars = {what: progress.add_task(what, total=None) for what in ("drawing", "scoring")}
