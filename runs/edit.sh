@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Editing by the same two stages, from the shipped model that draws: edits and scores, SFT, RL, and mini-PIE of all three. About an
-# hour and a half on two cores, with two processes of one thread each (faster than one of two); every part resumes.
+# Editing by the same two stages, from the shipped model that draws: edits and scores, SFT, RL, and mini-PIE of all three. By our
+# estimate two hours on two cores, with two processes of one thread each (faster than one of two); every part resumes.
 # OUT: where to (out/edit). SEED: of everything that is trained (0). RANKS: processes of a training (2).
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -10,11 +10,10 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from secondlook.bench import fetch, gather, phrases, public, rows, scorers
+from secondlook.bench import fetch, gather, phrases, pope, public, rows, scorers
 from secondlook.bench.background import LEAST_MSE, background
 from secondlook.bench.detect import CLASSES, Colors, Detector, Found, evaluate
 from secondlook.bench.gather import Settings, Share
-from secondlook.bench.pope import chosen
 from secondlook.bench.public import BENCHMARKS
 from secondlook.bench.vqa import Blip
 from secondlook.cli import app, main
@@ -318,18 +317,19 @@ def test_the_real_files(benchmarks, tmp_path):
         assert evaluate(row.facts, (laid := laid_out(row.facts)), lambda boxes: [b.color for b in boxes])[0], row.prompt
         last = row.facts["include"][-1]["class"]
         assert not evaluate(row.facts, [f for f in laid if f.name != last], lambda boxes: [b.color for b in boxes])[0]
-    assert len(rows.compbench(benchmarks)) == 1200 and len(rows.gedit(benchmarks, tmp_path) if 0 else [1]) == 1
+    assert len(rows.compbench(benchmarks)) == 1200
+    with pytest.raises(InputError, match=r"4a7d36259ad94d238a6e7e7e0bd6b643.png' is missing"):
+        rows.gedit(benchmarks, tmp_path)
+    for key in json.loads((benchmarks / "gedit" / "gedit_edit.json").read_text()).values():
+        (tmp_path / key["id"]).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / key["id"]).touch()
+    edited = rows.gedit(benchmarks, tmp_path)
+    assert len(edited) == 604 and len({r.task for r in edited}) == 11
     asked = rows.dsg(benchmarks)
     assert len(asked) == 1060 and sum(len(r.facts["questions"]) for r in asked) == 8182
     assert len(rows.pope(benchmarks)) == 9000
     with pytest.raises(InputError, match="lacks COCO_val2014"):
-        chosen(replace_settings(tmp_path), benchmarks)
-
-
-def replace_settings(folder):
-    from secondlook.bench.pope import Settings as PopeSettings
-
-    return PopeSettings("mini", str(folder))
+        pope.chosen(pope.Settings("mini", str(tmp_path)), benchmarks)
 
 
 class Laid(Found):

@@ -12,6 +12,7 @@ from typing import Any
 
 from secondlook.bench import compare
 from secondlook.bench.base import Interval
+from secondlook.bench.claims import holds
 from secondlook.bench.compare import Measured, difference, final, first, judge_difference, same_verdicts
 from secondlook.files import versions, write_json, write_text
 from secondlook.report import page
@@ -57,19 +58,14 @@ CLAIMS = (
 )
 
 
-def agrees(measured: Interval) -> str:
-    """ "yes", "no", or "not shown" where the interval holds zero."""
-    return "yes" if measured["low"] > 0 else "no" if measured["high"] < 0 else "not shown"
-
-
 def rows(models: dict[str, Measured]) -> list[dict[str, Any]]:
-    """A row for each claim whose two variants are there, and for each further round of ``rl``."""
+    """A row for each claim whose two variants are there."""
     found = []
     for c in CLAIMS:
         if c.a in models and c.b in models and (c.value is not judging or (models[c.a].judge and models[c.b].judge)):
             measured = c.value(models[c.a], models[c.b])
             about = {"claim": c.text, "published": c.published, "a": c.a, "b": c.b}
-            found.append(about | {"measured": measured, "agrees": agrees(measured)})
+            found.append(about | {"measured": measured, "agrees": holds(measured)})
     return found
 
 

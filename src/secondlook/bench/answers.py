@@ -82,7 +82,8 @@ def correlations(scores: Sequence[float], people: Sequence[float]) -> dict[str, 
     return {"spearman": float(spearmanr(scores, people).statistic), "kendall": float(kendalltau(scores, people).statistic)}
 
 
-def _table(path: Path) -> list[dict[str, str]]:
+def table(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file. Raises InputError."""
     try:
         with open(path, newline="") as file:
             return list(csv.DictReader(file))
@@ -94,11 +95,11 @@ def stored_dsg(ratings: Path, stored: Path) -> dict[str, dict[str, float]]:
     """DSG's own check: stored answers of a VQA model against people's ratings of TIFA-160's 800 images, with dependencies as
     DSG has them, as DPG-Bench has them, and without. Raises InputError."""
     people: dict[tuple[str, str], list[float]] = {}
-    for row in _table(ratings):
+    for row in table(ratings):
         people.setdefault((row["t2i_model"], row["item_id"]), []).append(float(row["answer"]))
     answers: dict[tuple[str, str], dict[int, float]] = {}
     parents: dict[str, dict[int, tuple[int, ...] | None]] = {}
-    for row in _table(stored):
+    for row in table(stored):
         if row["dsg_prompt_split"] != "tifa160":
             continue
         q = int(row["question_id"])

@@ -13,14 +13,18 @@ TASK_LEAST, FINAL_LEAST, JUDGE_LEAST, FIXED_LEAST, BROKEN_MOST = 0.6, 0.85, 0.92
 """Goals for the miniature after RL; the paper states none."""
 
 
+def holds(measured: Interval) -> str:
+    """ "yes", "no", or "not shown" where the interval holds zero."""
+    return "yes" if measured["low"] > 0 else "no" if measured["high"] < 0 else "not shown"
+
+
 def claims(result: dict, rounds: int) -> list[dict[str, Any]]:
     """Rows of claim, published value, measured interval, and "yes", "no" or "not shown" (the interval holds zero)."""
     models, rows = result["models"], []
 
     def add(claim: str, published: str, measured: Interval | None) -> None:
         if measured:
-            holds = "yes" if measured["low"] > 0 else "no" if measured["high"] < 0 else "not shown"
-            rows.append({"claim": claim, "published": published, "measured": measured, "holds": holds})
+            rows.append({"claim": claim, "published": published, "measured": measured, "holds": holds(measured)})
 
     def over(a: str, b: str, what: str) -> Interval | None:
         return next((d.get(what) for d in result["differences"] if (d["of"], d["over"]) == (a, b)), None)

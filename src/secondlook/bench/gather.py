@@ -146,7 +146,7 @@ def _prompt(row: Row) -> Prompt:
     return Prompt(row.prompt, read_image(row.source) if row.source else None)
 
 
-def _to_score(out: Path, settings: Settings, share: Share) -> Iterator[tuple[int, str]]:
+def unscored(out: Path, settings: Settings, share: Share = Share()) -> Iterator[tuple[int, str]]:
     """Row and picture of this process's jobs that have no score yet."""
     done = {s["picture"] for s in read_lines(out, "scores")}
     for record in read_lines(out, "episodes"):
@@ -168,7 +168,7 @@ def score(
 ) -> None:
     """Score this process's pictures: a line of scores-RANK.jsonl each. A failed score is missing, and asked for again the next
     time. Raises Stopped where more than a twentieth are missing."""
-    left = list(_to_score(out, settings, share))
+    left = list(unscored(out, settings, share))
     missing = 0
     for start in range(0, len(left), batch):
         progress(start, len(left))

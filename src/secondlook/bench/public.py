@@ -154,7 +154,8 @@ def run(
     gather.begin(out, settings, {"sampling": asdict(sampling)})
     if not gather.complete(every, settings, out):
         gather.draw(load(), every, settings, sampling, out, share, partial(progress, "drawing"))
-    gather.score(benchmark.scorer(judges), every, settings, out, share, partial(progress, "scoring"))
+    if any(gather.unscored(out, settings, share)):  # else its models need not be loaded
+        gather.score(benchmark.scorer(judges), every, settings, out, share, partial(progress, "scoring"))
     scores = {s["picture"]: s for s in gather.read_lines(out, "scores")}
     records = gather.read_lines(out, "episodes")
     drawn = [r["picture"] for record in records for r in (*record["rounds"], *record["fresh"])]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from secondlook.bench import fetch
-from secondlook.bench.answers import parents_of
+from secondlook.bench.answers import parents_of, table
 from secondlook.types import InputError
 
 
@@ -55,16 +54,12 @@ def compbench(data: Path | None = None) -> list[Row]:
 
 def _questions(path: Path, task: Callable[[str], str]) -> list[Row]:
     """Rows of a table in DSG's columns, one a prompt. An item with a malformed dependency has none."""
-    try:
-        with open(path, newline="") as file:
-            table = list(csv.DictReader(file))
-    except OSError as error:
-        raise InputError(f"data: {str(path)!r} cannot be read ({error.strerror})") from error
+    listed = table(path)
     wanted = {"item_id", "text", "proposition_id", "dependency", "tuple", "question_natural_language"}
-    if not table or not wanted <= set(table[0]):
+    if not listed or not wanted <= set(listed[0]):
         raise InputError(f"data: {str(path)!r} lacks one of the columns {', '.join(sorted(wanted))}")
     by_item: dict[str, list[dict[str, str]]] = {}
-    for row in table:
+    for row in listed:
         by_item.setdefault(row["item_id"], []).append(row)
     found = []
     for item, rows in by_item.items():

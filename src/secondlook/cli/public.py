@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from secondlook.cli.common import Attention, Device, Dtype, Model, Out, Seed, at_least, console, load_engine
-from secondlook.model.shipped import locate
+from secondlook.model.shipped import SHIPPED, locate
 from secondlook.types import InputError
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ MINI = ("geneval", "curve", "questions", "editing")
 def bench_all(
     model: Model,
     out: Out = Path("out/all"),
-    on: Annotated[str, typer.Option(help="mini, public, or auto: mini for models of 48-px pictures.")] = "auto",
+    on: Annotated[str, typer.Option(help="mini, public, or auto: mini for shipped models, else public.")] = "auto",
     data: Data = None,
     images: Images = None,
     rounds: Annotated[int, typer.Option(help="At most this many images an episode.")] = 3,
@@ -204,7 +204,7 @@ def bench_all(
     write_json(out / "config.json", settings)
     how: dict[str, Any] = {"device": own_device(device), "batch": batch, "dtype": dtype, "attention": attention}
     skipped: dict[str, str] = {}
-    if on == "mini" or (on == "auto" and load_engine(where).janus.net.config.vision_config.image_size == 48):
+    if on == "mini" or (on == "auto" and model in SHIPPED):
         rows = only or 80
         given: dict[str, Any] = {"model": model, "device": device, "dtype": dtype, "attention": attention}
         sampled = given | {"seed": seed, "batch": batch}

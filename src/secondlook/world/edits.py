@@ -356,9 +356,3 @@ def edit_of(instruction: str, source: Image.Image | np.ndarray) -> Edit:
     if not reading.objects or reading.leftover > LEFTOVER:
         raise InputError("source: it is not a picture of the miniature's world; its objects cannot be read")
     return parse(instruction, scene_of(reading))
-
-
-def names_a_failure(edit: Edit, picture: Reading | Scene | Image.Image | np.ndarray, reason: str) -> bool:
-    """Whether a sentence is what ``judge`` says of a wrong edit."""
-    verdict = judge(edit, picture)
-    return not verdict.correct and reason.strip().rstrip(".") == verdict.reason
