@@ -1,25 +1,42 @@
 #!/usr/bin/env bash
-# Editing by the same two stages, from the shipped model that draws: edits and scores, SFT, RL, and mini-PIE of all three. By our
-# estimate two hours on two cores, with two processes of one thread each (faster than one of two); every part resumes.
-# OUT: where to (out/edit). SEED: of everything that is trained (0). RANKS: processes of a training (2).
+# Editing by the same two stages, from the shipped model that draws: edits and scores, SFT, RL, and mini-PIE of all three. Minutes
+# on a GPU, hours on a CPU; every part resumes. OUT: where to (out/edit). SEED: of everything that is trained (0). DEVICE: cpu.
+# PARTS: so many processes build edits and as
+# many pictures, each a part of them (1).
 set -euo pipefail
 cd "$(dirname "$0")/.."
-out=${OUT:-out/edit} seed=${SEED:-0} ranks=${RANKS:-2}
-export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
+out=${OUT:-out/edit} seed=${SEED:-0} device=${DEVICE:-cpu} parts=${PARTS:-1} edits=${EDITS:-48000} pictures=${PICTURES:-4000}
+jobs=()
+build() { # config, folder, prompts: begins as many parts as there are processes
+  local k
+  for k in $(seq "$parts"); do
+    OMP_NUM_THREADS=1 secondlook data build --config "configs/mini/$1.toml" --out "$out/data/$2-$k" --set "seed=$((seed * 1000 + k))" \
+      --set "device=$device" --set "n_prompts=$(($3 / parts))" --set 'examples="none"' &
+    jobs+=($!)
+  done
+}
+listed() { # folder, share: the parts as a list, and as many shares
+  local names=() shares=() k
+  for k in $(seq "$parts"); do names+=("\"$out/data/$1-$k\"") shares+=("$2"); done
+  local IFS=,
+  echo "${names[*]}" "${shares[*]}"
+}
 train() { # job, config, folder, settings
-  torchrun --standalone --nproc-per-node "$ranks" -m secondlook.cli train "$1" --config "configs/mini/$2.toml" --out "$out/$3" \
-    --set threads=1 --set "seed=$seed" "${@:4}"
+  secondlook train "$1" --config "configs/mini/$2.toml" --out "$out/$3" --set "device=$device" --set "seed=$seed" "${@:4}"
 }
 measure() { # benchmark, folder, model
-  [ -f "$out/$2/$1/result.json" ] || secondlook bench "$1" --model "$3" --out "$out/$2/$1"
+  [ -f "$out/$2/$1/result.json" ] || secondlook bench "$1" --model "$3" --out "$out/$2/$1" --device "$device"
 }
-secondlook data build --config configs/mini/data.toml --out "$out/pictures" --set "seed=$seed"
-secondlook data build --config configs/mini/edit_data.toml --out "$out/edits" --set "seed=$seed"
-data="data=[\"$out/pictures\", \"$out/edits\"]"
+build data pictures "$pictures"
+build edit_data edits "$edits"
+for job in "${jobs[@]}"; do wait "$job"; done
+read -r names_pictures share_pictures < <(listed pictures 0.3)
+read -r names_edits share_edits < <(listed edits 0.7)
+data=(--set "data=[$names_pictures,$names_edits]" --set "shares=[$share_pictures,$share_edits]")
 # drawing edits, and verdicts on single pictures and edits; then all tasks with their chains
-train sft edit_sft learn --set "$data"
-train sft edit_sft sft --set "$data" --set model="$out/learn/final" --set 'mix=[0.3, 0.4, 0.3]' --set judge_context=3 \
-  --set steps=200 --set batch=48 --set min_lr=3e-5
+train sft edit_sft learn "${data[@]}"
+train sft edit_sft sft "${data[@]}" --set model="$out/learn/final" --set 'mix=[0.4, 0.35, 0.25]' --set judge_context=3 \
+  --set steps=400 --set lr=4e-4 --set min_lr=3e-5
 train rl edit_rl rl --set model="$out/sft/final"
 measure editing base mini
 measure editing sft "$out/sft/final"

@@ -1,6 +1,7 @@
 """Editing: the world's edits and their truth, the loop with a source, rewards, data, both stages, mini-PIE, the command."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,9 +21,10 @@ from secondlook.model import policy
 from secondlook.rewards.base import Score, Weighted, score
 from secondlook.rewards.policy import PolicyJudge
 from secondlook.rewards.verifier import Verifier
+from secondlook.train.ranks import Ranks
 from secondlook.train.rl import RLJob
 from secondlook.train.rl_config import RLConfig
-from secondlook.train.sft import SFTConfig, SFTJob
+from secondlook.train.sft import SFTConfig, SFTJob, Steps
 from secondlook.types import Draw, InputError, Look, Prompt, Text
 from secondlook.world import edits
 from secondlook.world.language import scene_held_out
@@ -187,6 +189,19 @@ def test_data_of_edits(data):
     assert any("edit" in n for n in names) and any("edit" not in n for n in names)
     said = json.loads((data / "manifest.json").read_text())
     assert any(name.startswith("sources-") for name in said["sha256"]) and "to be edited" in (data / "samples.html").read_text()
+
+
+def test_batches_made_ahead_are_the_same_and_places_have_their_shares(data):
+    config = SFTConfig("mini", [str(data), str(data)], steps=4, batch=10, seed=3)
+    here, ahead = (Steps(replace(config, workers=n), Pool(config.data), Ranks()).start(2) for n in (0, 1))
+    for a, b in zip(here, ahead, strict=True):
+        assert a == b, "pictures' rows and files, prompts, who goes without"
+    ends = Pool(data).rows
+    pool, rng = Pool([data, data], shares=[0.0, 1.0]), np.random.default_rng(0)
+    own = {pool.key(row) for row in ends}
+    assert {pool._prompt(rng, "judge") for _ in range(20)} <= own
+    with pytest.raises(InputError, match="shares"):
+        Pool([data, data], shares=[1.0])
 
 
 def test_both_stages_on_edits(data, tmp_path):

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import io
 import json
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +35,14 @@ class Scored:
     """One scored picture; ``index`` is its row or, of a source, its name, by which its codes are cached."""
 
     index: int | str
-    image: Image.Image
+    file: bytes
     score: float
     reason: str
+
+    @cached_property
+    def image(self) -> Image.Image:
+        """Read when it is first asked for: codes may be known already."""
+        return Image.open(io.BytesIO(self.file)).convert("RGB")
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,11 @@ class Example:
     earlier: tuple[Scored, ...]
     target: Scored
     source: Scored | None = None
+
+    @property
+    def pictures(self) -> tuple[Scored, ...]:
+        """All of them."""
+        return (*self.earlier, self.target, *([self.source] if self.source else []))
 
 
 def published(path: Path) -> list[dict]:
@@ -91,7 +103,10 @@ class Pool:
     """Scored pictures by prompt (for edits: by instruction and source), of one place or several: the Parquet shards of `data
     build`, or a JSONL file in the layout of the paper's published data, whose lines are {"promptid", "prompt", "data":
     [{"img_path", "reason", "prob", "state"}]} with paths beside the file; lines for edits have a "source" too, and their
-    pictures "following" and "preserving". Pictures are read when they are needed. Prompts that no task can use are left out."""
+    pictures "following" and "preserving". Pictures are read when they are needed. Prompts that no task can use are left out.
+
+    ``shares`` says how often each place is drawn from; without, every prompt is drawn as often as any other. Raises InputError
+    where they do not fit the places."""
 
     def __init__(
         self,
@@ -99,6 +114,7 @@ class Pool:
         good_to_draw: float = GOOD_TO_DRAW,
         good_to_judge: float = GOOD_TO_JUDGE,
         good_edit: float = GOOD_EDIT,
+        shares: Sequence[float] = (),
     ):
         self.rows: list[dict] = []
         """Of every picture: id, prompt, score and reason, and of an edit source_id, following and preserving."""
@@ -106,11 +122,17 @@ class Pool:
         """Mapped pictures with the number of their first row."""
         self._sources: dict[str, tuple[Any, int]] = {}
         places = [places] if isinstance(places, str | Path) else places
+        if shares and (len(shares) != len(places) or min(shares) < 0 or not sum(shares)):
+            raise InputError(
+                f"config: shares is {list(shares)}; give one for each of the {len(places)} places of data, not all 0"
+            )
+        ends = []
         for place in map(Path, places):
             if place.suffix == ".jsonl":
                 self.rows += published(place)
             else:
                 self._open(place)
+            ends.append(len(self.rows))
         by_prompt: dict[str, list[int]] = {}
         for i, row in enumerate(self.rows):
             by_prompt.setdefault(self.key(row), []).append(i)
@@ -129,6 +151,21 @@ class Pool:
         for name, prompts in self.prompts.items():
             if not prompts:
                 raise InputError(f"config: data = {str(places[0])!r} has no prompt with pictures for {name!r}; build more")
+        self._places: dict[str, list[list[str]]] = {}
+        self._shares = np.array(shares, dtype=float) / (sum(shares) or 1)
+        if shares:
+            of = {p: {bisect_right(ends, i) for i in rows} for p, rows in by_prompt.items()}  # a prompt may be in several
+            for name, prompts in self.prompts.items():
+                self._places[name] = [[p for p in prompts if k in of[p]] for k in range(len(places))]
+                for where, share, own in zip(places, shares, self._places[name], strict=True):
+                    if share and not own:
+                        raise InputError(f"config: data = {str(where)!r} has no prompt with pictures for {name!r}; build more")
+
+    def _prompt(self, rng: np.random.Generator, task: str) -> str:
+        prompts = self.prompts[task]
+        if len(self._shares):
+            prompts = self._places[task][rng.choice(len(self._shares), p=self._shares)]
+        return prompts[rng.integers(len(prompts))]
 
     @staticmethod
     def key(row: dict) -> str:
@@ -183,15 +220,13 @@ class Pool:
 
     def _scored(self, index: int) -> Scored:
         row = self.rows[index]
-        image = Image.open(io.BytesIO(self.picture_bytes(index))).convert("RGB")
-        return Scored(index, image, row["score"], row["reason"])
+        return Scored(index, self.picture_bytes(index), row["score"], row["reason"])
 
     def _example(self, key: str, earlier: tuple[Scored, ...], target: Scored) -> Example:
         name = self.rows[target.index]["source_id"] if isinstance(target.index, int) else None
         if name is None:
             return Example(key, earlier, target)
-        source = Image.open(io.BytesIO(self.source_bytes(name))).convert("RGB")
-        return Example(key.rpartition("\n")[0], earlier, target, Scored(name, source, 1.0, ""))
+        return Example(key.rpartition("\n")[0], earlier, target, Scored(name, self.source_bytes(name), 1.0, ""))
 
     def _pick(self, rng: np.random.Generator, rows: list[int], n: int) -> tuple[Scored, ...]:
         chosen = rng.choice(len(rows), size=min(n, len(rows)), replace=False)
@@ -199,13 +234,13 @@ class Pool:
 
     def drawing(self, rng: np.random.Generator) -> Example:
         """Task I: a picture with S >= 0.8."""
-        prompt = self.prompts["draw"][rng.integers(len(self.prompts["draw"]))]
+        prompt = self._prompt(rng, "draw")
         return self._example(prompt, (), self._pick(rng, self.draw[prompt], 1)[0])
 
     def judging(self, rng: np.random.Generator, longest: int = 3) -> tuple[Example, Example]:
         """Task II: up to ``longest`` - 1 wrong pictures (``short``), then one to judge: S >= 0.7, and for the same prompt
         S < 0.5. Side by side in a batch the two teach what tells them apart."""
-        prompt = self.prompts["judge"][rng.integers(len(self.prompts["judge"]))]
+        prompt = self._prompt(rng, "judge")
         right = self._example(
             prompt, self._pick(rng, self.bad[prompt], short(rng, longest)), self._pick(rng, self.judge[prompt], 1)[0]
         )
@@ -214,6 +249,6 @@ class Pool:
 
     def redrawing(self, rng: np.random.Generator, longest: int = 2) -> Example:
         """Task III: one to ``longest`` wrong pictures (S < 0.5; ``short``), then one with S >= 0.8."""
-        prompt = self.prompts["redraw"][rng.integers(len(self.prompts["redraw"]))]
+        prompt = self._prompt(rng, "redraw")
         earlier = self._pick(rng, self.bad[prompt], 1 + short(rng, longest))
         return self._example(prompt, earlier, self._pick(rng, self.draw[prompt], 1)[0])

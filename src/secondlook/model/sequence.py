@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from PIL.Image import Image
@@ -49,10 +50,8 @@ class Protocol:
             raise InputError(f"history: {history!r} is unknown; it must be one of {', '.join(HISTORIES)}")
         self.tokenizer, self.history = tokenizer, history
         self.bos, self.eos, self.pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+        self._ids = lru_cache(4096)(lambda text: tuple(tokenizer(text, add_special_tokens=False)["input_ids"]))
         self.yes, self.no = (self._ids(word)[0] for word in ("Yes", "No"))
-
-    def _ids(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _prompt(self, text: str) -> list[Segment]:
         """BOS, the filled template, <begin_of_image>. The twin keeps the first and the last of these tokens."""

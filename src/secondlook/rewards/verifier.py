@@ -9,6 +9,7 @@ from PIL.Image import Image
 from secondlook.rewards.base import Edited, Score
 from secondlook.types import InputError
 from secondlook.world import edits
+from secondlook.world.edits import Edit
 from secondlook.world.language import parse
 from secondlook.world.read import judge
 
@@ -21,12 +22,18 @@ class Verifier:
 
     def edits(self, items: Sequence[Edited]) -> list[Score | None]:
         """One score for each (instruction, source, edit); none for an instruction or a source of another world."""
-        return [self._edit(*item) for item in items]
+        asked = {(instruction, id(source)): (instruction, source) for instruction, source, _ in items}
+        known = {key: self._asked(*what) for key, what in asked.items()}  # a source is read once
+        return [self._edit(known[instruction, id(source)], image) for instruction, source, image in items]
 
-    def _edit(self, instruction: str, source: Image, image: Image) -> Score | None:
+    def _asked(self, instruction: str, source: Image) -> Edit | None:
         try:
-            edit = edits.edit_of(instruction, source)
+            return edits.edit_of(instruction, source)
         except InputError:
+            return None
+
+    def _edit(self, edit: Edit | None, image: Image) -> Score | None:
+        if edit is None:
             return None
         v = edits.judge(edit, image)
         return Score.of_edit(v.following, v.preserving, v.correct, v.reason)

@@ -8,12 +8,15 @@ Departures: a positive and a negative of one prompt stand side by side in a batc
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from secondlook.data.pair import BAD, GOOD_EDIT, GOOD_TO_DRAW, GOOD_TO_JUDGE, Example, Pool, Scored
 from secondlook.files import fingerprint
@@ -39,6 +42,8 @@ class SFTConfig:
     data: str | list[str]
     """A folder that ``data build`` wrote, or a JSONL file in the layout of the paper's published data (``data.pair.Pool``); or
     several."""
+    shares: list[float] = field(default_factory=list)
+    """How often each of several places is drawn from; none: every prompt as often as any other."""
     steps: int = 1500
     batch: int = 48
     """Examples a step, divided among the tasks by ``mix``."""
@@ -67,6 +72,8 @@ class SFTConfig:
     ema: float = 0.99
     seed: int = 0
     threads: int = 2
+    workers: int = 0
+    """Processes that read the coming steps' pictures while one is trained on; 0: they are read in between."""
     micro: int = 64
     """Examples scored together."""
     device: str = "cpu"
@@ -79,7 +86,7 @@ class SFTConfig:
 
     def __post_init__(self) -> None:
         positive = ("steps", "batch", "micro", "save_every", "judge_context", "redraw_context")
-        for name in (*positive, "lora", "lora_alpha", "shard", "warmup"):
+        for name in (*positive, "lora", "lora_alpha", "shard", "warmup", "workers"):
             if getattr(self, name) < int(name in positive):
                 least = int(name in positive)
                 raise InputError(f"config: {name} is {getattr(self, name)}; it must be at least {least}")
@@ -91,6 +98,46 @@ class SFTConfig:
             raise InputError(f"config: good_to_draw and good_to_judge must lie between {BAD} and 1")
 
 
+@dataclass(frozen=True)
+class Batch:
+    """A step's examples, and which of those that draw (first tasks, then redraws) go without their prompt."""
+
+    drawing: list[Example]
+    redrawing: list[Example]
+    judging: list[Example]
+    dropped: list[bool]
+
+
+class Steps(Dataset):
+    """The batch of every step, which depends on (seed, step) alone: made here, or ahead by ``workers`` processes."""
+
+    def __init__(self, config: SFTConfig, pool: Pool, ranks: Ranks):
+        self.config, self.pool, self.ranks = config, pool, ranks
+
+    def __getitem__(self, step: int) -> Batch:
+        c, rng = self.config, np.random.default_rng([self.config.seed, step])
+        tasks = rng.choice(3, size=c.batch, p=np.array(c.mix) / sum(c.mix)).tolist()
+        n_draw, n_judge, n_redraw = (tasks.count(i) for i in range(3))
+        drawing = [self.pool.drawing(rng) for _ in range(n_draw)]
+        redrawing = [self.pool.redrawing(rng, c.redraw_context) for _ in range(n_redraw)]
+        pairs = [self.pool.judging(rng, c.judge_context) for _ in range(-(-n_judge // 2))]
+        judging = [e for pair in pairs for e in pair][:n_judge]
+        for e in self.ranks.share(judging):  # these are seen each time, drawn ones are encoded once
+            _ = [s.image for s in e.pictures]
+        return Batch(drawing, redrawing, judging, (rng.random(n_draw + n_redraw) < c.drop_prompt).tolist())
+
+    def start(self, step: int) -> Iterator[Batch]:
+        """The batches of ``step`` and those after it."""
+        steps = range(step, self.config.steps)
+        if not self.config.workers:
+            return (self[s] for s in steps)
+        return iter(DataLoader(self, None, sampler=steps, num_workers=self.config.workers, collate_fn=_as_it_is))
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
 class SFTJob:
     """The loop's step, and the model it trains."""
 
@@ -99,7 +146,9 @@ class SFTJob:
         self.janus = Janus.load(config.model, self.ranks.device).train()
         self.janus.history = "codes"
         self.protocol = Protocol(self.janus.tokenizer, self.janus.history)
-        self.pool = Pool(config.data, config.good_to_draw, config.good_to_judge, config.good_edit)
+        pool = Pool(config.data, config.good_to_draw, config.good_to_judge, config.good_edit, config.shares)
+        self.steps = Steps(config, pool, self.ranks)
+        self.coming: Iterator[Batch] | None = None
         adapters = freeze(self.janus, config.lora, config.lora_alpha, config.seed)
         self.shards = Shards(self.janus, self.ranks, config.dtype, config.shard, adapters)
         self.update = Update(self.janus.net, config.weight_decay, config.clip, config.muon)
@@ -116,9 +165,6 @@ class SFTJob:
             encoded = self.janus.to_codes(list(new.values())).tolist()
             self._codes |= {i: tuple(c) for i, c in zip(new, encoded, strict=True)}
         return [self._codes[p.index] for p in pictures]
-
-    def _drop(self, rng: np.random.Generator, segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
-        return self.protocol.unconditional(segments) if rng.random() < self.config.drop_prompt else segments
 
     def drawn(self, examples: list[Example], dropped: list[bool]) -> Tensor:
         """Tasks I and III: the sum of the cross-entropy of the targets' codes."""
@@ -155,21 +201,18 @@ class SFTJob:
         return [(part, 1.0) if part else ([0], 0.0) for part in parts]
 
     def step(self, step: int) -> dict[str, float]:
-        c, rng = self.config, np.random.default_rng([self.config.seed, step])
-        tasks = rng.choice(3, size=c.batch, p=np.array(c.mix) / sum(c.mix)).tolist()
-        n_draw, n_judge, n_redraw = (tasks.count(i) for i in range(3))
-        drawing = [self.pool.drawing(rng) for _ in range(n_draw)]
-        redrawing = [self.pool.redrawing(rng, c.redraw_context) for _ in range(n_redraw)]
-        pairs = [self.pool.judging(rng, c.judge_context) for _ in range(-(-n_judge // 2))]
-        judging = [e for pair in pairs for e in pair][:n_judge]
-        dropped = (rng.random(n_draw + n_redraw) < c.drop_prompt).tolist()
+        if self.coming is None:
+            self.coming = self.steps.start(step)
+        c, batch = self.config, next(self.coming)
+        drawing, judging, dropped = batch.drawing, batch.judging, batch.dropped
+        n_draw, n_judge = len(drawing), len(judging)
         sums: dict[str, float] = {}
         with checkpointed(self.janus, c.checkpointing):
-            for name, examples, drop in (("draw", drawing, dropped[:n_draw]), ("redraw", redrawing, dropped[n_draw:])):
+            for name, examples, drop in (("draw", drawing, dropped[:n_draw]), ("redraw", batch.redrawing, dropped[n_draw:])):
                 tokens = max(1, len(examples)) * self.janus.n_codes
                 for part, weight in self.parts(len(examples)):
                     some = [examples[i] for i in part]
-                    self.codes([s for e in some for s in (*e.earlier, e.target, *([e.source] if e.source else []))])
+                    self.codes([s for e in some for s in e.pictures])
                     loss = self.shards.run(self.drawn, some, [drop[i] for i in part]) * (weight / tokens)
                     (loss * len(examples) / c.batch).backward()
                     sums[f"{name}_loss"] = sums.get(f"{name}_loss", 0.0) + loss.item()
@@ -193,7 +236,9 @@ def train_sft(config: SFTConfig, out: str | Path) -> None:
     ranks = Ranks.start(config.device)
     job = SFTJob(config, ranks)
     state: dict[str, Stateful] = {"net": job.trainable, "optimizer": job.update, "average": job.average}
-    run = Run(out, config, state, may_change=MAY_CHANGE, ranks=ranks, start=fingerprint(fetch(locate(config.model))))
+    run = Run(
+        out, config, state, may_change=(*MAY_CHANGE, "workers"), ranks=ranks, start=fingerprint(fetch(locate(config.model)))
+    )
     run.loop(config.steps, job.step, log_every=config.log_every, save_every=config.save_every)
     job.average.swap()
     job.shards.save(Path(out) / "final")
