@@ -28,8 +28,8 @@ from secondlook.train.ranks import Ranks
 from secondlook.types import InputError
 
 STATES, ORIGIN = "states", "origin.json"
-MAY_CHANGE = ("steps", "device", "threads", "micro", "dtype", "shard")
-"""Settings that a resumed run may have other values of: how long, and on what."""
+MAY_CHANGE = ("steps", "device", "threads", "micro", "dtype", "shard", "log_every", "save_every")
+"""Settings that a resumed run may have other values of: how long, on what, and how often it is written down."""
 
 
 def folder_of(out: Path, step: int) -> Path:
