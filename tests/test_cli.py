@@ -94,6 +94,7 @@ BAD = {
     "missing config": (["train", "vision", "--config", "{tmp}/none.toml"], "config"),
     "unknown key": (["train", "vision", "--config", "{toml}", "--set", "depth=3"], "depth"),
     "wrong value": (["train", "vision", "--config", "{toml}", "--set", "layers=few"], "layers"),
+    "JSON for a table": (["train", "rl", "--config", "{toml}", "--set", 'kinds={{"two": 1}}'], "not TOML"),
     "missing tokenizer": (["train", "base", "--config", "{toml}", "--set", "tokenizer=none"], "tokenizer"),
     "zero samples": (["bench", "geneval", "--model", "{model}", "--samples", "0"], "samples"),
     "unknown split": (["bench", "geneval", "--model", "{model}", "--split", "x"], "split"),

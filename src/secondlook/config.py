@@ -30,7 +30,11 @@ def load(kind: type[T], path: Path, settings: list[str]) -> T:
             raise InputError(f"set: {setting!r} is not key=value; write for example --set steps=100")
         try:
             values[key] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+        except tomllib.TOMLDecodeError as error:
+            if text.lstrip().startswith(("[", "{")):
+                raise InputError(
+                    f"set: {setting!r} is not TOML ({error}); write lists as [1, 2], tables as {{a = 1}}"
+                ) from error
             values[key] = text
     checked = with_config(ConfigDict(extra="forbid"))(kind)
     try:
