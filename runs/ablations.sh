@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The paper's ablations in miniature: what SFT's tasks, the thresholds of its positives, the
-# comprehension reward and whole episodes are good for. By our estimate two and a half hours on two cores, two jobs at a time; every part
+# comprehension reward and whole episodes are good for. Under two hours on two cores, two jobs at a time; every part
 # resumes when it is run again. RUN: what runs/mini.sh left (out/mini), whose data, SFT and RL are the ones compared with.
 # OUT: where to (out/ablations). SEED, DEVICE: as there.
 set -euo pipefail

@@ -73,9 +73,10 @@ def test_instructions_and_what_they_make():
 
 
 def test_the_reader_judges_edits():
-    rng = np.random.default_rng(0)
+    rng, sizes = np.random.default_rng(0), list[int]()
     for _ in range(150):
         e = edits.edit_lesson(rng)
+        sizes.append(len(e.source.things))
         assert not scene_held_out(e.source) and not scene_held_out(e.target)
         assert edits.judge(e, picture(e.target)).correct
         nothing = edits.judge(e, picture(e.source))
@@ -84,6 +85,7 @@ def test_the_reader_judges_edits():
         assert not verdict.correct
         for s, holds in ((verdict.following, verdict.followed), (verdict.preserving, verdict.preserved)):
             assert (s > 0.5) == holds and 0 <= s <= 1
+    assert 0.35 < np.mean([n == 3 for n in sizes]) < 0.7, "as many objects as in mini-PIE, though few such scenes may be shown"
     e = edits.parse("make the star green", SOURCE)
     spoilt = picture(Scene.of([Thing(0, 0, "star", "green"), Thing(16, 24, "cat", "pink")]))
     assert edits.judge(e, spoilt).reason == "the blue cat is not as it was"
