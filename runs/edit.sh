@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Editing by the same two stages, from the shipped model that draws: edits and scores, SFT, RL, and mini-PIE of all three. Minutes
-# on a GPU, hours on a CPU; every part resumes. OUT: where to (out/edit). SEED: of everything that is trained (0). DEVICE: cpu.
+# Editing by the same two stages, from the shipped model that draws: edits and scores, SFT, RL, and mini-PIE of all three. By our
+# estimate half an hour on a GPU and a night on two cores (not run whole yet); every part resumes. OUT: where to (out/edit). SEED: of everything that is trained (0). DEVICE: cpu.
 # PARTS: so many processes build edits, and as many pictures (1). EDITS, PICTURES: how many instructions and prompts.
 set -euo pipefail
 cd "$(dirname "$0")/.."

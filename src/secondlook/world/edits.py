@@ -197,6 +197,8 @@ def edit_lesson(rng: np.random.Generator, shares: dict[str, float] = KINDS) -> E
     while True:
         kind = kinds[rng.choice(len(kinds), p=weights / weights.sum())]
         n = 1 + int(rng.choice(len(SOURCES), p=SOURCES))
+        if kind == "remove" and n == 1:  # nothing would be left
+            continue
         for _ in range(1000):
             scene = _scattered(rng, n)
             if scene_held_out(scene):
