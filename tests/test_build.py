@@ -17,7 +17,7 @@ from secondlook.data.build import BuildConfig, ExpandConfig, build
 from secondlook.data.generators import GeneratorConfig, Shard, make
 from secondlook.data.pair import Pool
 from secondlook.rewards.base import Score
-from secondlook.types import InputError, Prompt
+from secondlook.types import InputError, Prompt, Share
 
 BENCHMARKS = Path(__file__).parents[2] / "shared" / "benchmarks"
 COLORS = {"red": (200, 30, 30), "green": (30, 180, 30), "blue": (30, 30, 200), "grey": (128, 128, 128)}
@@ -141,6 +141,17 @@ def test_a_stopped_build_goes_on(folder, tmp_path, monkeypatch, stop):
         build(config(folder, seed=7), Named(), cut, nothing)
 
 
+def test_processes_share_a_build(folder, tmp_path):
+    """Three shards among two processes; the second one is there first, writes no manifest, and the files are the same."""
+    alone = build(config(folder), Named(), tmp_path / "alone", nothing)
+    shared = tmp_path / "shared"
+    build(config(folder), Named(), shared, nothing, Share(1, 2))
+    assert [p.name for p in sorted(shared.glob("images-*"))] == ["images-00001.parquet"] and not (shared / "manifest.json").exists()
+    build(config(folder), Named(), shared, nothing, Share(0, 2))
+    one, two = (json.loads((out / "manifest.json").read_text()) for out in (alone, shared))
+    assert one == two and sorted(p.name for p in alone.iterdir()) == sorted(p.name for p in shared.iterdir())
+
+
 def test_prompts_of_benchmarks_are_left_out(folder, tmp_path):
     bench = tmp_path / "bench.jsonl"
     bench.write_text('{"prompt": "A red wall."}\n{"text": "the green door"}\n')
@@ -171,7 +182,10 @@ def test_a_language_model_makes_captions(folder, tmp_path):
         seeds = tmp_path / "seeds.txt"
         seeds.write_text("walls\n")
         generators = [GeneratorConfig("folder", str(folder), images=9)]
-        out = build(BuildConfig(generators, prompts=str(seeds), expand=e), Named(), tmp_path / "out", nothing)
+        asked = BuildConfig(generators, prompts=str(seeds), expand=e)
+        out = build(asked, Named(), tmp_path / "out", nothing)
+        with pytest.raises(InputError, match="use one process"):
+            build(asked, Named(), tmp_path / "two", nothing, Share(0, 2))
     said = [json.loads(line)["prompt"] for line in (out / "prompts.jsonl").read_text().splitlines()]
     assert said == captions[:2] and json.loads((out / "manifest.json").read_text())["left_out"]["twice"] == 1
 

@@ -13,13 +13,13 @@ from typer.testing import CliRunner
 from secondlook.bench import fetch, gather, phrases, pope, public, rows, scorers
 from secondlook.bench.background import LEAST_MSE, background
 from secondlook.bench.detect import CLASSES, Colors, Detector, Found, evaluate
-from secondlook.bench.gather import Settings, Share
+from secondlook.bench.gather import Settings
 from secondlook.bench.public import BENCHMARKS
 from secondlook.bench.vqa import Blip
 from secondlook.cli import app, main
 from secondlook.introspect import Sampling
 from secondlook.model.shipped import locate
-from secondlook.types import InputError
+from secondlook.types import InputError, Share
 
 ROWS = [
     {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"},

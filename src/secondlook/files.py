@@ -19,8 +19,8 @@ from secondlook.types import InputError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
+    """Write a text file whole or not at all, whoever else writes it."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.write_text(text)
     os.replace(temporary, path)
 

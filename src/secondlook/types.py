@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING
@@ -16,6 +17,19 @@ class InputError(ValueError):
 
 class Stopped(RuntimeError):
     """A run ended itself because going on would do harm. The message is one sentence: what was seen and what is allowed."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """This process's share of what several do together: job j belongs to process j mod ``size``."""
+
+    rank: int = 0
+    size: int = 1
+
+    @staticmethod
+    def of_environment() -> Share:
+        """As torchrun says."""
+        return Share(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 
 
 def digest(image: Image) -> str:

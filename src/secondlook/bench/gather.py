@@ -20,7 +20,7 @@ from secondlook.bench.rows import Row
 from secondlook.engine.decode import Engine
 from secondlook.files import read_image, same_config, write_image, write_json
 from secondlook.introspect import Sampling, introspect
-from secondlook.types import Prompt, Stopped
+from secondlook.types import Prompt, Share, Stopped
 
 Progress = Callable[[int, int], None]
 MOST_MISSING = 0.05
@@ -47,19 +47,6 @@ class Settings:
     def __post_init__(self) -> None:
         check_counts(self, "samples", "rounds")
         check_counts(self, "fresh", "only", least=0)
-
-
-@dataclass(frozen=True)
-class Share:
-    """This process's share of the jobs."""
-
-    rank: int = 0
-    size: int = 1
-
-    @staticmethod
-    def of_environment() -> Share:
-        """As torchrun says."""
-        return Share(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 
 
 class Scorer(Protocol):

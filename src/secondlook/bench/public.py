@@ -19,14 +19,14 @@ from secondlook.bench.answers import dpg_categories
 from secondlook.bench.base import Interval, Sample, agreement, mean_of_tasks
 from secondlook.bench.curve import Tried, plot, points
 from secondlook.bench.detect import first_line
-from secondlook.bench.gather import Scorer, Settings, Share
+from secondlook.bench.gather import Scorer, Settings
 from secondlook.bench.rows import Row
 from secondlook.bench.scorers import Judges
 from secondlook.engine.decode import Engine
 from secondlook.files import read_image, versions, write_json, write_text
 from secondlook.introspect import Sampling
 from secondlook.report import embed, page
-from secondlook.types import InputError
+from secondlook.types import InputError, Share
 
 
 @dataclass(frozen=True)

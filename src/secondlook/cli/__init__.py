@@ -78,7 +78,7 @@ def draw(
 def edit(
     image: Annotated[Path, typer.Argument(help="The picture to edit.")],
     instructions: Annotated[list[str], typer.Argument(help="What to change; several are carried out one after another.")],
-    model: Model,
+    model: Model = "mini-edit",
     rounds: Annotated[int, typer.Option(help="At most this many images an instruction.")] = 3,
     seed: Seed = 0,
     guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance; default: the checkpoint's own.")] = None,
@@ -140,7 +140,7 @@ def judge(
     source: Annotated[
         Path | None, typer.Option(help="The picture that was edited; the prompt is then the instruction.")
     ] = None,
-    model: Model = "mini",
+    model: Annotated[str, typer.Option(help="As elsewhere; default: mini, or mini-edit if there is a source.")] = "",
     threshold: Annotated[float, typer.Option(help="P(Yes) above which the verdict is Yes.")] = 0.5,
     calibration: Annotated[Path | None, typer.Option(help="A folder of bench judging, whose threshold is used.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the verdicts on several pictures.")] = Path("out/judge"),
@@ -165,6 +165,7 @@ def judge(
     if not 0 <= threshold <= 1:
         raise InputError(f"threshold: {threshold} is no probability; it must lie between 0 and 1")
     pairs = read_pairs(images, prompt, source)
+    model = model or ("mini-edit" if any(pair.source for pair in pairs) else "mini")
     if not images.is_dir() and images.suffix not in (".jsonl", ".parquet"):
         pairs[0].open()
         engine = load_engine(model, device, batch, dtype, attention)

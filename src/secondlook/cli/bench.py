@@ -41,7 +41,7 @@ def bench_geneval(
 
 @bench_app.command("editing")
 def bench_editing(
-    model: Model,
+    model: Model = "mini-edit",
     out: Out = Path("out/editing"),
     samples: Annotated[int, typer.Option(help="Edits of each row.")] = 2,
     rounds: Annotated[int, typer.Option(help="At most this many images an episode.")] = 3,

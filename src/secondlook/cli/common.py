@@ -28,6 +28,14 @@ Set = Annotated[list[str], typer.Option("--set", help="key=value, overrides the 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 
 
+def own_device(device: str) -> str:
+    """Of several processes each has a GPU of its own, as far as there are as many."""
+    import torch
+
+    gpus, rank = torch.cuda.device_count(), os.environ.get("LOCAL_RANK")
+    return f"cuda:{int(rank) % gpus}" if device == "cuda" and rank and gpus else device
+
+
 def load_engine(model: str, device: str = "cpu", batch: int = 64, dtype: str = "auto", attention: str = "sdpa"):
     """The engine of a shipped model, a folder or a hub id."""
     import torch

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from secondlook.cli.common import Attention, Device, Dtype, Model, Out, Seed, at_least, console, load_engine
+from secondlook.cli.common import Attention, Device, Dtype, Model, Out, Seed, at_least, console, load_engine, own_device
 from secondlook.model.shipped import SHIPPED, locate
 from secondlook.types import InputError
 
@@ -36,11 +35,6 @@ def _judges(detector: str, clip: str, vqa: str, url: str, dino: str, device: str
     return Judges(
         detector or default.detector, clip or default.clip, vqa or default.vqa, url, dino or default.dino, own_device(device)
     )
-
-
-def own_device(device: str) -> str:
-    """Of several processes each has a GPU of its own."""
-    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
 
 
 @public_app.command("public")

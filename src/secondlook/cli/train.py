@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from secondlook.cli.common import Config, Out, Set, console, load_engine
+from secondlook.cli.common import Config, Out, Set, console, load_engine, own_device
 from secondlook.model.shipped import locate
+from secondlook.types import Share
 
 train_app = typer.Typer(no_args_is_help=True, help="Train a part or a model.")
 data_app = typer.Typer(no_args_is_help=True, help="Make training data.")
@@ -61,7 +62,8 @@ def train_rl(
 
 @data_app.command("build")
 def data_build(config: Config, out: Out = Path("out/data"), set_: Set = []) -> None:  # noqa: B006
-    """Draw pictures of prompts, score them, and make examples of the three tasks of supervised fine-tuning."""
+    """Draw pictures of prompts, score them, and make examples of the three tasks; torchrun's processes share the work."""
+    from dataclasses import replace
     from functools import lru_cache
 
     from secondlook import config as configs
@@ -70,10 +72,11 @@ def data_build(config: Config, out: Out = Path("out/data"), set_: Set = []) -> N
     from secondlook.rewards.build import make
 
     loaded = configs.load(build.BuildConfig, config, set_)
+    loaded = replace(loaded, device=own_device(loaded.device))
     batch = max(g.batch for g in loaded.generators)
     load = lru_cache(maxsize=1)(lambda model: load_engine(locate(model), loaded.device, batch))
     writable_folder(out)
-    build.build(loaded, make(loaded.judges, loaded.device, reasons=True), out, load)
+    build.build(loaded, make(loaded.judges, loaded.device, reasons=True), out, load, Share.of_environment())
     console.print(f"written to {out}: images-*.parquet, examples, samples.html, manifest.json")
 
 

@@ -3,7 +3,7 @@ the examples of the three tasks of supervised fine-tuning.
 
 Source: the data of stage 1 in arXiv 2506.01480. Work goes in shards of prompts: every generator's pictures are written first,
 then the scored shard; what is there is not made again, so a build that was stopped goes on where it was. A shard depends only
-on the config and its number.
+on the config and its number: of several processes each takes its share, and the first one waits for the others' and ends.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import shutil
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -35,7 +36,7 @@ from secondlook.rewards.ask import Answers, Asker, Endpoint, Question
 from secondlook.rewards.base import Reward, score
 from secondlook.rewards.build import JudgeConfig
 from secondlook.rewards.endpoint import in_words, questions_of
-from secondlook.types import InputError, Prompt, digest
+from secondlook.types import InputError, Prompt, Share, digest
 
 EXPAND = (
     "Write {short} short (at most 12 words) and {long} long (30 to 60 words) descriptions of images about the seed below, each "
@@ -109,30 +110,37 @@ class BuildConfig:
         miniature.check_shares("kinds", self.kinds, miniature.WISHES)
 
 
-def build(config: BuildConfig, reward: Reward, out: Path, load: Load) -> Path:
+def build(config: BuildConfig, reward: Reward, out: Path, load: Load, share: Share = Share()) -> Path:
     """``out`` gets prompts.jsonl, images-*.parquet, examples, samples.html and, last, manifest.json; ``load`` makes a model's
-    engine."""
+    engine. Raises InputError."""
+    if config.expand and share.size > 1:
+        raise InputError(f"config: expand is set, but each of {share.size} processes would get other captions; use one process")
     out.mkdir(parents=True, exist_ok=True)
     settings = json.loads(json.dumps(asdict(config)))
     same_config(out, settings, ("examples", "examples_per_prompt", "device"))  # shards of different settings are not mixed
     write_json(out / "config.json", settings)
     shards, left_out = _shards(config, out)
+    mine = [s for s in shards if s.number % share.size == share.rank]
     parts = out / "parts"
     for g, generator in enumerate(config.generators):
-        part = {s.number: parts / f"{g:02d}-{s.number:05d}.parquet" for s in shards}
-        missing = [s for s in shards if not _scored(out, s).exists() and not part[s.number].exists()]
+        part = {s.number: parts / f"{g:02d}-{s.number:05d}.parquet" for s in mine}
+        missing = [s for s in mine if not _scored(out, s).exists() and not part[s.number].exists()]
         if not missing:
             continue
         run = make(generator, load, config.seed, config.kinds, config.device)
         for shard in track(missing, f"drawing: {generator.kind} {generator.model}"):
             _write(part[shard.number], [_row(p, generator) for p in run(shard)])
         del run
-    for shard in track([s for s in shards if not _scored(out, s).exists()], "judging"):
+    for shard in track([s for s in mine if not _scored(out, s).exists()], "judging"):
         files = [parts / f"{g:02d}-{shard.number:05d}.parquet" for g in range(len(config.generators))]
         sources = {p.key: p.source for p in shard.prompts if p.source}
         if sources:
             _write_sources(out / f"sources-{shard.number:05d}.parquet", sources)
         _write(_scored(out, shard), _judged(shard, [row for f in files for row in _read(f)], reward, sources))
+    if share.rank:
+        return out
+    while not all(_scored(out, s).exists() for s in shards):
+        time.sleep(0.5)
     shutil.rmtree(parts, ignore_errors=True)
     examples: dict[str, Any] = {}
     if config.examples != "none":

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from secondlook.types import InputError
 
-SHIPPED = {"mini": "mini", "mini-base": "mini-base"}
+SHIPPED = {"mini": "mini", "mini-base": "mini-base", "mini-edit": "mini-edit"}
 
 
 def locate(model: str) -> str:
@@ -18,7 +18,7 @@ def locate(model: str) -> str:
         folder = Path(__file__).parents[1] / "checkpoints" / SHIPPED[model]
         if not folder.is_dir():
             raise InputError(
-                f"model: {model!r} does not come with this version; make it with runs/mini_base.sh or runs/mini.sh"
+                f"model: {model!r} does not come with this version; make it with runs/mini_base.sh, mini.sh or edit.sh"
             )
         return str(folder)
     if Path(model).is_dir():
