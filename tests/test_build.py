@@ -146,7 +146,9 @@ def test_processes_share_a_build(folder, tmp_path):
     alone = build(config(folder), Named(), tmp_path / "alone", nothing)
     shared = tmp_path / "shared"
     build(config(folder), Named(), shared, nothing, Share(1, 2))
-    assert [p.name for p in sorted(shared.glob("images-*"))] == ["images-00001.parquet"] and not (shared / "manifest.json").exists()
+    assert [p.name for p in sorted(shared.glob("images-*"))] == ["images-00001.parquet"] and not (
+        shared / "manifest.json"
+    ).exists()
     build(config(folder), Named(), shared, nothing, Share(0, 2))
     one, two = (json.loads((out / "manifest.json").read_text()) for out in (alone, shared))
     assert one == two and sorted(p.name for p in alone.iterdir()) == sorted(p.name for p in shared.iterdir())

@@ -20,7 +20,7 @@ from secondlook.engine.decode import Engine
 from secondlook.files import versions, write_json
 from secondlook.introspect import Sampling, introspect
 from secondlook.types import Episode, Prompt
-from secondlook.world.language import Spec
+from secondlook.world.language import Spec, check_split
 from secondlook.world.read import judge
 
 
@@ -39,6 +39,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_counts(self, "most", "samples", "rows_per_task")
+        check_split(self.split)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from secondlook.report import embed, page
 from secondlook.types import Episode, Prompt
 from secondlook.world import edits
 from secondlook.world.edits import Edit
+from secondlook.world.language import check_split
 from secondlook.world.lessons import caption
 from secondlook.world.read import LEFTOVER, Reading, read
 from secondlook.world.render import render
@@ -48,6 +49,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_counts(self, "samples", "rounds", "rows_per_kind")
+        check_split(self.split)
 
 
 @dataclass(frozen=True)

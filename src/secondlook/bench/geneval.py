@@ -18,7 +18,7 @@ from secondlook.files import versions, write_json, write_text
 from secondlook.introspect import Sampling, introspect
 from secondlook.report import embed, page
 from secondlook.types import Episode, Prompt
-from secondlook.world.language import TASKS, Spec, benchmark
+from secondlook.world.language import TASKS, Spec, benchmark, check_split
 from secondlook.world.read import THRESHOLD, Detection, Reading, judge, read
 from secondlook.world.scene import CELL, place, relations
 
@@ -37,6 +37,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_counts(self, "samples", "rounds", "rows_per_task")
+        check_split(self.split)
 
 
 @dataclass(frozen=True)

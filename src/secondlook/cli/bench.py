@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,16 @@ from secondlook.cli.common import Attention, Device, Dtype, Model, Out, Seed, at
 from secondlook.cli.show import show
 from secondlook.model.shipped import locate
 from secondlook.types import InputError
+
+if TYPE_CHECKING:
+    from secondlook.engine.decode import Engine
+    from secondlook.introspect import Sampling
+
+Rounds = Annotated[int, typer.Option(help="At most this many images an episode.")]
+Split = Annotated[str, typer.Option(help="held-out or seen compositions.")]
+RowsPerTask = Annotated[int, typer.Option(help="Prompts a task.")]
+Guidance = Annotated[float | None, typer.Option(help="Default: the checkpoint's own.")]
+Batch = Annotated[int, typer.Option(help="Episodes decoded together.")]
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure a model.")
 
@@ -20,12 +30,12 @@ def bench_geneval(
     model: Model = "mini",
     out: Out = Path("out/geneval"),
     samples: Annotated[int, typer.Option(help="Images a prompt.")] = 4,
-    rounds: Annotated[int, typer.Option(help="At most this many images an episode.")] = 3,
+    rounds: Rounds = 3,
     seed: Seed = 0,
-    split: Annotated[str, typer.Option(help="held-out or seen compositions.")] = "held-out",
-    rows_per_task: Annotated[int, typer.Option(help="Prompts a task.")] = 80,
-    guidance: Annotated[float | None, typer.Option(help="Default: the checkpoint's own.")] = None,
-    batch: Annotated[int, typer.Option(help="Episodes decoded together.")] = 96,
+    split: Split = "held-out",
+    rows_per_task: RowsPerTask = 80,
+    guidance: Guidance = None,
+    batch: Batch = 96,
     device: Device = "cpu",
     dtype: Dtype = "auto",
     attention: Attention = "sdpa",
@@ -34,7 +44,9 @@ def bench_geneval(
     from secondlook.bench import geneval
 
     settings = geneval.Settings(model, samples, rounds, seed, split, rows_per_task)
-    _bench(geneval, settings, guidance, out, batch, device=device, dtype=dtype, attention=attention)
+    how = {"device": device, "dtype": dtype, "attention": attention}
+    scored, settings, *_ = _scored(geneval, settings, "guidance", guidance, out, batch, **how)
+    geneval.write(out, scored, settings)
     show(out)
     console.print(f"written to {out}: result.json, episodes.json, geneval.html")
 
@@ -44,39 +56,22 @@ def bench_editing(
     model: Model = "mini-edit",
     out: Out = Path("out/editing"),
     samples: Annotated[int, typer.Option(help="Edits of each row.")] = 2,
-    rounds: Annotated[int, typer.Option(help="At most this many images an episode.")] = 3,
+    rounds: Rounds = 3,
     seed: Seed = 0,
-    split: Annotated[str, typer.Option(help="held-out or seen compositions.")] = "held-out",
+    split: Split = "held-out",
     rows_per_kind: Annotated[int, typer.Option(help="Rows of each kind of edit.")] = 80,
-    guidance: Annotated[float | None, typer.Option(help="Default: the checkpoint's own.")] = None,
-    batch: Annotated[int, typer.Option(help="Episodes decoded together.")] = 96,
+    guidance: Guidance = None,
+    batch: Batch = 96,
     device: Device = "cpu",
     dtype: Dtype = "auto",
     attention: Attention = "sdpa",
 ) -> None:
     """Mini-PIE: edits that are judged and made again: success, what was left alone, beside the identity and drawing afresh."""
-    from dataclasses import replace
-
-    from rich.progress import Progress
-
     from secondlook.bench import editing
-    from secondlook.files import writable_folder
-    from secondlook.introspect import Sampling
-    from secondlook.world.edits import benchmark
 
     settings = editing.Settings(model, samples, rounds, seed, split, rows_per_kind)
-    benchmark(1, split)
-    at_least("batch", batch)
-    where = locate(model)
-    writable_folder(out)
-    engine = load_engine(where, device, batch, dtype, attention)
-    sampling = Sampling.of(engine.janus.net.generation_config)
-    if guidance is not None:
-        sampling = replace(sampling, edit_guidance=guidance)
-    settings = replace(settings, guidance=sampling.edit_guidance)
-    with Progress(console=console) as progress:
-        bar = progress.add_task("editing", total=None)
-        scored = editing.run(engine, settings, sampling, lambda n, of: progress.update(bar, completed=n, total=of))
+    how = {"device": device, "dtype": dtype, "attention": attention}
+    scored, settings, engine, sampling = _scored(editing, settings, "edit_guidance", guidance, out, batch, **how)
     result = editing.write(out, scored, settings, editing.baselines(engine, settings, sampling))
     o, text = result["overall"], "{mean:.3f} [{low:.3f}, {high:.3f}]"
     for name in ("first", "final", "gain"):
@@ -88,29 +83,30 @@ def bench_editing(
     console.print(f"written to {out}: result.json, episodes.json, editing.html")
 
 
-def _bench(bench: Any, settings: Any, guidance: float | None, out: Path, batch: int, **how: str) -> None:
-    """Run and write a benchmark that samples mini-GenEval's prompts."""
+def _scored(
+    bench: Any, settings: Any, name: str, guidance: float | None, out: Path, batch: int, **how: str
+) -> tuple[Any, Any, Engine, Sampling]:
+    """Run a benchmark of the miniature's world: its scored episodes, the settings with the guidance that was used, and engine
+    and sampling, whose guidance has this ``name``."""
     from dataclasses import replace
 
     from rich.progress import Progress
 
     from secondlook.files import writable_folder
     from secondlook.introspect import Sampling
-    from secondlook.world.language import benchmark
 
-    benchmark(settings.split)
     at_least("batch", batch)
     where = locate(settings.model)
     writable_folder(out)
     engine = load_engine(where, batch=batch, **how)
     sampling = Sampling.of(engine.janus.net.generation_config)
-    if guidance is not None:
-        sampling = replace(sampling, guidance=guidance)
-    settings = replace(settings, guidance=sampling.guidance)
-    with Progress() as progress:
+    given: dict[str, Any] = {} if guidance is None else {name: guidance}
+    sampling = replace(sampling, **given)
+    settings = replace(settings, guidance=getattr(sampling, name))
+    with Progress(console=console) as progress:
         bar = progress.add_task(out.name, total=None)
         scored = bench.run(engine, settings, sampling, lambda n, of: progress.update(bar, completed=n, total=of))
-    bench.write(out, scored, settings)
+    return scored, settings, engine, sampling
 
 
 @bench_app.command("curve")
@@ -120,8 +116,8 @@ def bench_curve(
     most: Annotated[int, typer.Option(help="Most rounds, and largest N.")] = 5,
     samples: Annotated[int, typer.Option(help="Episodes a prompt.")] = 4,
     seed: Seed = 0,
-    split: Annotated[str, typer.Option(help="held-out or seen compositions.")] = "held-out",
-    rows_per_task: Annotated[int, typer.Option(help="Prompts a task.")] = 80,
+    split: Split = "held-out",
+    rows_per_task: RowsPerTask = 80,
     batch: Annotated[int, typer.Option(help="Images decoded together.")] = 96,
     device: Device = "cpu",
     dtype: Dtype = "auto",
@@ -131,7 +127,9 @@ def bench_curve(
     from secondlook.bench import curve
 
     settings = curve.Settings(model, most, samples, seed, split, rows_per_task)
-    _bench(curve, settings, None, out, batch, device=device, dtype=dtype, attention=attention)
+    how = {"device": device, "dtype": dtype, "attention": attention}
+    scored, settings, *_ = _scored(curve, settings, "guidance", None, out, batch, **how)
+    curve.write(out, scored, settings)
     console.print(f"written to {out}: result.json, curve.png")
 
 

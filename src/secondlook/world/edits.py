@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from secondlook.types import InputError
-from secondlook.world.language import SEED, phrase, scene_held_out
+from secondlook.world.language import SEED, check_split, phrase, scene_held_out
 from secondlook.world.read import LEFTOVER, THRESHOLD, Detection, Reading, read, reading_of, scene_of
 from secondlook.world.scene import CELL, COLORS, OBJECTS, SIZE, STEP, Scene, Thing, box, place
 
@@ -211,8 +211,7 @@ def edit_lesson(rng: np.random.Generator, shares: dict[str, float] = KINDS) -> E
 def benchmark(rows_per_kind: int = 80, split: str = "held-out") -> tuple[Edit, ...]:
     """Mini-PIE: ``rows_per_kind`` edits of each kind, drawn with seed 43, whose targets are held-out compositions (``split``
     "seen": of those that training has). Raises InputError for another split."""
-    if split not in ("held-out", "seen"):
-        raise InputError(f"split: {split!r} is unknown; use 'held-out' or 'seen'")
+    check_split(split)
     rng, rows = np.random.default_rng(SEED), list[Edit]()
     for kind in KINDS:
         found: dict[tuple[str, Scene], Edit] = {}

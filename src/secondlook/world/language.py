@@ -206,14 +206,19 @@ def spec_held_out(s: Spec) -> bool:
 
 
 @cache
+def check_split(split: str) -> None:
+    """Raises InputError for a split that the miniature's benchmarks do not have."""
+    if split not in ("held-out", "seen"):
+        raise InputError(f"split: {split!r} is unknown; use 'held-out' or 'seen'")
+
+
 def benchmark(split: str = "held-out") -> tuple[Spec, ...]:
     """Mini-GenEval: 80 rows a task, drawn with seed 43 among the held-out compositions (``split="seen"``: among the others).
 
     Where a task has fewer than 80 such compositions (single_object 8, counting 16 held out) its rows repeat them; intervals
     are taken over distinct prompts. Raises InputError for another split.
     """
-    if split not in ("held-out", "seen"):
-        raise InputError(f"split: {split!r} is unknown; use 'held-out' or 'seen'")
+    check_split(split)
     rng = np.random.default_rng(SEED)
     colors, rows = list(COLORS), []
     for task in TASKS:
