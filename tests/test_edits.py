@@ -29,6 +29,7 @@ from secondlook.train.sft import SFTConfig, SFTJob, Steps
 from secondlook.types import Draw, InputError, Look, Prompt, Text
 from secondlook.world import edits
 from secondlook.world.language import scene_held_out
+from secondlook.world.read import read, scene_of
 from secondlook.world.render import render
 from secondlook.world.scene import Scene, Thing
 
@@ -248,10 +249,23 @@ def test_mini_pie_and_its_numbers(tmp_path):
     assert (tmp_path / "editing.html").read_text().count("<img") >= 4
 
 
+def test_the_shipped_model_edits_and_judges_edits():
+    engine = load_engine("mini-edit")
+    settings = editing.Settings("mini-edit", samples=1, rounds=3, rows_per_kind=16)
+    scored = editing.run(engine, settings, Sampling.of(engine.janus.net.generation_config))
+    result = editing.summarize(scored, settings, {})
+    assert result["overall"]["success"]["mean"] > 0.8 and result["overall"]["psnr"]["mean"] > 25
+    rng = np.random.default_rng(1)
+    right = miniature.edit_pictures(rng, 48)
+    wrong = [miniature.wrong_edits(rng, p, 1)[0] for p in right]
+    said = score(PolicyJudge(engine), [(p.prompt, image) for p, w in zip(right, wrong, strict=True) for image in (p.image, w)])
+    assert np.mean([a.value > b.value for a, b in zip(said[::2], said[1::2], strict=True)]) > 0.75
+
+
 def test_the_command(tmp_path):
     picture(SOURCE).save(tmp_path / "in.png")
     out = tmp_path / "out"
-    command = ["edit", str(tmp_path / "in.png"), "make the star green", "remove the cat", "--model", "mini", "--out", str(out)]
+    command = ["edit", str(tmp_path / "in.png"), "make the star green", "remove the cat", "--out", str(out)]
     run = CliRunner().invoke(app, command)
     assert run.exit_code == 0, run.output
     one, two = (json.loads((out / n / "episode.json").read_text()) for n in "12")
@@ -259,6 +273,7 @@ def test_the_command(tmp_path):
     carried = [np.asarray(Image.open(p)) for p in (out / "1" / "final.png", out / "2" / "source.png")]
     assert np.array_equal(*carried), "the second instruction edits what the first one made"
     assert np.array_equal(*[np.asarray(Image.open(p)) for p in (out / "final.png", out / "2" / "final.png")])
+    assert scene_of(read(Image.open(out / "final.png"))) == Scene.of([Thing(0, 0, "star", "green")])
     again = CliRunner().invoke(app, command)
     assert again.exit_code == 0 and json.loads((out / "2" / "episode.json").read_text())["rounds"] == two["rounds"]
 
