@@ -205,13 +205,13 @@ def spec_held_out(s: Spec) -> bool:
     )
 
 
-@cache
 def check_split(split: str) -> None:
     """Raises InputError for a split that the miniature's benchmarks do not have."""
     if split not in ("held-out", "seen"):
         raise InputError(f"split: {split!r} is unknown; use 'held-out' or 'seen'")
 
 
+@cache
 def benchmark(split: str = "held-out") -> tuple[Spec, ...]:
     """Mini-GenEval: 80 rows a task, drawn with seed 43 among the held-out compositions (``split="seen"``: among the others).
 
