@@ -251,7 +251,7 @@ def test_mini_pie_and_its_numbers(tmp_path):
 
 def test_the_shipped_model_edits_and_judges_edits():
     engine = load_engine("mini-edit")
-    settings = editing.Settings("mini-edit", samples=1, rounds=3, rows_per_kind=16)
+    settings = editing.Settings("mini-edit", samples=1, rounds=3, rows_per_kind=8)
     scored = editing.run(engine, settings, Sampling.of(engine.janus.net.generation_config))
     result = editing.summarize(scored, settings, {})
     assert result["overall"]["success"]["mean"] > 0.8 and result["overall"]["psnr"]["mean"] > 25
