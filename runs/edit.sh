@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Editing by the same two stages, from the shipped model that draws: edits and scores, SFT, RL, and mini-PIE of all three. By our
-# estimate half an hour on a GPU and a night on two cores (not run whole yet); every part resumes. OUT: where to (out/edit).
+# estimate half an hour on a GPU and six hours on two cores (at full length not run yet); every part resumes. OUT: where to (out/edit).
 # SEED: of everything that is trained (0). DEVICE: cpu. EDITS, PICTURES: how many instructions and prompts. PARTS: processes that
 # build data (2). RANKS: processes that train (2 on a CPU, of one thread each, which is faster than one of two; else 1).
 set -euo pipefail
