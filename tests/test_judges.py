@@ -18,7 +18,7 @@ from secondlook.train.rl_config import RLConfig
 from secondlook.types import InputError, Request, Rule
 
 PATIENT = {"timeout": 3.0, "attempts": 6, "backoff": 0.01, "concurrency": 64}
-CALLS = int(os.environ.get("SECONDLOOK_JUDGE_CALLS", "1000"))
+CALLS = int(os.environ.get("SECONDLOOK_JUDGE_CALLS", "400"))
 
 
 def picture(i: int = 0) -> Image.Image:
