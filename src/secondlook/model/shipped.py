@@ -6,7 +6,7 @@ from pathlib import Path
 
 from secondlook.types import InputError
 
-SHIPPED = {"mini": "mini", "mini-base": "mini-base", "mini-edit": "mini-edit"}
+SHIPPED = ("mini", "mini-base", "mini-edit")
 
 
 def locate(model: str) -> str:
@@ -15,7 +15,7 @@ def locate(model: str) -> str:
     Raises InputError for anything else.
     """
     if model in SHIPPED:
-        folder = Path(__file__).parents[1] / "checkpoints" / SHIPPED[model]
+        folder = Path(__file__).parents[1] / "checkpoints" / model
         if not folder.is_dir():
             raise InputError(
                 f"model: {model!r} does not come with this version; make it with runs/mini_base.sh, mini.sh or edit.sh"
