@@ -127,7 +127,7 @@ def test_a_stopped_build_goes_on(folder, tmp_path, monkeypatch, stop):
                     raise KeyboardInterrupt
                 return read(*args, **kwargs)
 
-            patch.setattr("secondlook.files.Image.open", broken)
+            patch.setattr("secondlook.files.images.Image.open", broken)
         with pytest.raises(KeyboardInterrupt):
             build(config(folder), Broken(), tmp_path / "cut", nothing)
     assert not (tmp_path / "cut" / "manifest.json").exists()

@@ -38,7 +38,7 @@ def drawn(model, tmp_path_factory) -> tuple[Path, str]:
 
 def test_draw_writes_every_round(drawn):
     out, printed = drawn
-    assert sorted(p.name for p in out.iterdir()) == ["1", "2"]
+    assert sorted(p.name for p in out.iterdir()) == [".lock", "1", "2"]
     for k in ("1", "2"):
         episode = json.loads((out / k / "episode.json").read_text())
         assert episode["seed"] == 4 + int(k) and episode["settings"]["max_rounds"] == 2 and episode["versions"]["torch"]
@@ -135,7 +135,7 @@ def test_bad_input_gets_one_sentence(case, model, tmp_path, monkeypatch, capsys)
     assert ended.value.code == 2, printed.err
     assert len(lines) == 1 and lines[0].startswith("secondlook: ") and word in lines[0], printed.err
     assert printed.out == ""
-    written = [p for p in sorted(tmp_path.rglob("*")) if p not in before and p.is_file()]
+    written = [p for p in sorted(tmp_path.rglob("*")) if p not in before and p.is_file() and p.name != ".lock"]
     assert not written, "nothing half-written"
 
 

@@ -164,7 +164,7 @@ def test_prompts_of_a_file(tmp_path):
     assert [prompts.get(i).source is None for i in range(2)] == [False, True]
     assert prompts.get(0).key != prompts.get(0).text and prompts.get(1).key == "a photo of a cat"
     file.write_text('{"text": "remove the cat"}\n')
-    with pytest.raises(InputError, match=r"line 1 of .* is not an object with prompt"):
+    with pytest.raises(InputError, match=r"prompt: it is missing in line 1 of"):
         Prompts(str(file))
 
 

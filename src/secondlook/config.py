@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
+from secondlook.files import read_text
 from secondlook.types import InputError
 
 T = TypeVar("T")
@@ -21,8 +22,8 @@ def load(kind: type[T], path: Path, settings: list[str]) -> T:
     if not path.is_file():
         raise InputError(f"config: {str(path)!r} is not a file; give a TOML file such as configs/mini/base.toml")
     try:
-        values = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        values = tomllib.loads(read_text(path))
+    except tomllib.TOMLDecodeError as error:
         raise InputError(f"config: {str(path)!r} is not valid TOML ({error})") from error
     for setting in settings:
         key, found, text = setting.partition("=")
@@ -36,7 +37,7 @@ def load(kind: type[T], path: Path, settings: list[str]) -> T:
                     f"set: {setting!r} is not TOML ({error}); write lists as [1, 2], tables as {{a = 1}}"
                 ) from error
             values[key] = text
-    checked = with_config(ConfigDict(extra="forbid"))(kind)
+    checked = with_config(ConfigDict(extra="forbid", allow_inf_nan=False))(kind)
     try:
         return TypeAdapter(checked).validate_python(values)
     except ValidationError as error:

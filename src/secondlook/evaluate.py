@@ -6,16 +6,18 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secondlook.files import versions, write_json
+from secondlook.files import append_rows, stored_rows, versions, write_json, write_text
 from secondlook.rewards.base import score
 from secondlook.rewards.policy import PolicyJudge
-from secondlook.types import InputError
+from secondlook.types import InputError, Prompt
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from secondlook.data.pairs import Pair
     from secondlook.engine.decode import Engine
 
@@ -36,53 +38,62 @@ class Settings:
 
 
 def evaluate(engine: Engine, pairs: list[Pair], threshold: float = 0.5) -> list[dict[str, Any]]:
-    """One row a pair: name, prompt, p_yes, yes, and the reason that the model writes after its own (greedy) verdict."""
-    scores = score(PolicyJudge(engine), [(p.asked(), p.open()) for p in pairs])
+    """One row a pair: name, prompt, p_yes, yes, and the reason that the model writes after its own (greedy) verdict; where a
+    picture cannot be read, ``p_yes``, ``yes`` and ``reason`` are None and ``error`` says why."""
+    opened: list[tuple[Prompt, Image]] = []
+    errors: dict[int, str] = {}
+    for i, pair in enumerate(pairs):
+        try:
+            opened.append((pair.asked(), pair.open()))
+        except InputError as error:
+            errors[i] = f"{pair.where}: {error}" if pair.where else str(error)
+    scores = iter(score(PolicyJudge(engine), opened))
     rows = []
-    for pair, said in zip(pairs, scores, strict=True):
-        assert said is not None
-        p = said.value
-        row = {"image": pair.name, "prompt": pair.prompt, "p_yes": p, "yes": p > threshold, "reason": f"{said.reason}."}
-        rows.append(row | ({} if pair.good is None else {"good": pair.good}))
+    for i, pair in enumerate(pairs):
+        row: dict[str, Any] = {"image": pair.name, "prompt": pair.prompt}
+        if i in errors:
+            row |= {"p_yes": None, "yes": None, "reason": None, "error": errors[i]}
+        else:
+            said = next(scores)
+            assert said is not None
+            row |= {"p_yes": said.value, "yes": said.value > threshold, "reason": f"{said.reason}."}
+        rows.append(row if pair.good is None else row | {"good": pair.good})
     return rows
 
 
 def write(engine: Engine, pairs: list[Pair], settings: Settings, out: Path) -> Iterator[int]:
-    """verdicts.jsonl and, last, result.json in ``out``; yields how many pairs are judged. What an interrupted call has judged
+    """verdicts.jsonl and, last, result.json in ``out``; yields how many pairs are done. What an interrupted call has judged
     with the same settings is not judged again. Raises InputError where ``out`` holds verdicts of other settings."""
     path, part = out / "verdicts.jsonl", out / "verdicts.jsonl.part"
-    head = json.dumps(vars(settings) | {"pairs": len(pairs)})
-    done = part.read_text().splitlines() if part.exists() else []
-    if done and done[0] != head:
+    listed = sha256(repr([(p.name, p.prompt, p.good) for p in pairs]).encode("utf-8", "backslashreplace")).hexdigest()
+    head = vars(settings) | {"pairs": len(pairs), "list": listed}
+    before, *rows = stored_rows(part) or [head]
+    if before != head:
         raise InputError(f"out: {str(out)!r} holds verdicts of other settings that were interrupted; use another folder")
-    if not done:
-        part.write_text(head + "\n")
-        done = [head]
-    done = [line for line in done if line.endswith("}")]
-    judged, seconds = len(done) - 1, 0.0
-    part.write_text("".join(line + "\n" for line in done))  # without a half line
-    yield judged
-    rest = iter(pairs[judged:])
-    new = 0
-    while some := list(islice(rest, PART)):
+    yield len(rows)
+    seconds, known = 0.0, len(rows)
+    if not rows:
+        write_text(part, "")
+        append_rows(part, [head])
+    while len(rows) < len(pairs):
         began = time.perf_counter()
-        rows = evaluate(engine, some, settings.threshold)
+        new = evaluate(engine, pairs[len(rows) : len(rows) + PART], settings.threshold)
         seconds += time.perf_counter() - began
-        new += len(rows)
-        with open(part, "a") as file:
-            file.write("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
-        judged += len(rows)
-        yield judged
-    lines = part.read_text().splitlines()[1:]
-    part.write_text("".join(line + "\n" for line in lines))
-    part.replace(path)
-    rows = [json.loads(line) for line in lines]
+        append_rows(part, new)
+        rows += new
+        yield len(rows)
+    judged = [r for r in rows if r["p_yes"] is not None]
+    if not judged:
+        raise InputError(f"images: none of {len(rows)} pictures can be read ({rows[0]['error']})")
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     result = {
-        "pairs": len(rows),
-        "yes": sum(r["yes"] for r in rows),
-        "mean_p_yes": sum(r["p_yes"] for r in rows) / len(rows),
-        "images_per_second": new / seconds if seconds else None,
+        "pairs": len(judged),
+        "unreadable": [r["error"] for r in rows if r["p_yes"] is None],
+        "yes": sum(r["yes"] for r in judged),
+        "mean_p_yes": sum(r["p_yes"] for r in judged) / len(judged),
+        "images_per_second": (len(rows) - known) / seconds if seconds else None,
         "settings": vars(settings),
         "versions": versions(),
     }
     write_json(out / "result.json", result)
+    part.unlink()

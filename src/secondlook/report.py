@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, select_autoescape
 from PIL import Image
 
-from secondlook.files import png, versions, write_image, write_json, write_text
+from secondlook.files import png, stored_rows, versions, write_image, write_json, write_text
 from secondlook.types import Episode
 
 _PAGES = Environment(loader=PackageLoader("secondlook"), autoescape=select_autoescape())
@@ -58,6 +57,21 @@ def filmstrip(episodes: list[Episode], title: str) -> str:
     return page("episode.html", title=title, strips=strips)
 
 
+EPISODE_FILES = ("episode.json", "episode.html", "final.png", "source.png", "round-*.png")
+
+
+def forget_episodes(folder: Path) -> None:
+    """Remove the episodes that earlier calls wrote to ``folder`` and its numbered folders, so that none is taken for a new
+    one's. Other files stay."""
+    for place in (folder, *(p for p in folder.glob("*") if p.name.isdigit())):
+        if (place / "episode.json").is_file():
+            for pattern in EPISODE_FILES:
+                for stale in place.glob(pattern):
+                    stale.unlink()
+            if place != folder and not any(place.iterdir()):
+                place.rmdir()
+
+
 def write_episode(folder: Path, episode: Episode, settings: dict[str, Any]) -> None:
     """round-N.png, final.png, of an edit source.png, episode.html and, last, episode.json. An earlier episode's pictures are
     removed."""
@@ -80,7 +94,7 @@ def curves(folder: Path, path: Path | None = None, names: Sequence[str] = ()) ->
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = stored_rows(folder / "metrics.jsonl")
     names = names or [n for n in dict.fromkeys(k for row in rows for k in row) if n not in ("step", "seconds")]
     columns = min(3, max(1, len(names)))
     lines = -(-len(names) // columns)

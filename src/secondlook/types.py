@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -150,6 +151,14 @@ class Turn:
     seed: int
     p_yes: float | None = None
     """Judge turns: P(Yes) / (P(Yes) + P(No)) at the first token."""
+
+    def __post_init__(self) -> None:
+        """Raises Stopped where a probability is not a number, so that none becomes a verdict, a score or a reward."""
+        if not math.isfinite(sum(self.logprobs)) or (self.p_yes is not None and not 0 <= self.p_yes <= 1):
+            raise Stopped(
+                f"model: a {self.kind} turn has probabilities that are no numbers (p(yes) {self.p_yes}); "
+                "its weights are damaged, or its dtype is too small for them"
+            )
 
 
 @dataclass(frozen=True)

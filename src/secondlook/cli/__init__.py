@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -10,11 +11,25 @@ from typing import Annotated
 import typer
 
 from secondlook.cli.bench import bench_app
-from secondlook.cli.common import Attention, Device, Dtype, Model, Out, Seed, at_least, console, load_engine
+from secondlook.cli.common import (
+    Attention,
+    Device,
+    Dtype,
+    Model,
+    Out,
+    Seed,
+    at_least,
+    console,
+    load_engine,
+    name_left_out,
+    progress_bar,
+    say,
+)
 from secondlook.cli.plan import plan
 from secondlook.cli.public import public_app
 from secondlook.cli.show import show
 from secondlook.cli.train import data_app, train_app
+from secondlook.files import disk_failure
 from secondlook.model.shipped import locate
 from secondlook.types import Episode, InputError, Prompt, Stopped
 
@@ -49,7 +64,7 @@ def draw(
 
     from secondlook.files import writable_folder
     from secondlook.introspect import Sampling, introspect
-    from secondlook.report import write_episode
+    from secondlook.report import forget_episodes, write_episode
 
     at_least("n", n)
     at_least("rounds", rounds)
@@ -65,13 +80,13 @@ def draw(
     with console.status("drawing, looking, redrawing …"):
         episodes = introspect(engine, [Prompt(prompt)] * n, list(range(seed, seed + n)), rounds, sampling)
     settings = {"model": model, "max_rounds": rounds} | asdict(sampling)
+    forget_episodes(out)
     for i, episode in enumerate(episodes, 1):
-        folder = out if n == 1 else out / str(i)
-        write_episode(folder, episode, settings)
+        write_episode(out if n == 1 else out / str(i), episode, settings)
+    for i, episode in enumerate(episodes, 1):
         _print_episode(episode, f"{i}/{n}" if n > 1 else "")
-    console.print(
-        f"written to {out}: round-1.png …, final.png, episode.json, episode.html" + (" (one folder each)" if n > 1 else "")
-    )
+    folders = " (one folder each)" if n > 1 else ""
+    say(f"written to {out}: round-1.png …, final.png, episode.json, episode.html{folders}")
 
 
 @app.command()
@@ -93,7 +108,7 @@ def edit(
 
     from secondlook.files import read_image, writable_folder, write_image
     from secondlook.introspect import Sampling, introspect
-    from secondlook.report import write_episode
+    from secondlook.report import forget_episodes, write_episode
 
     at_least("rounds", rounds)
     check_temperature(temperature)
@@ -108,14 +123,18 @@ def edit(
     if guidance is not None:
         sampling = replace(sampling, edit_guidance=guidance)
     settings = {"model": model, "image": str(image), "max_rounds": rounds} | asdict(sampling)
+    forget_episodes(out)
+    episodes = []
     for i, instruction in enumerate(instructions, 1):
         with console.status("editing, looking, editing again …"):
             [episode] = introspect(engine, [Prompt(instruction, source, codes)], [seed + i - 1], rounds, sampling)
+        episodes.append(episode)
         write_episode(out if len(instructions) == 1 else out / str(i), episode, settings)
-        _print_episode(episode, f"{i}/{len(instructions)}" if len(instructions) > 1 else "")
         source, codes = episode.rounds[episode.final].image, episode.rounds[episode.final].codes
     if len(instructions) > 1:
         write_image(out / "final.png", source)
+    for i, episode in enumerate(episodes, 1):
+        _print_episode(episode, f"{i}/{len(episodes)}" if len(episodes) > 1 else "")
     several = " (one folder an instruction, final.png of the last beside them)" if len(instructions) > 1 else ""
     console.print(f"written to {out}: source.png, round-1.png …, final.png, episode.json, episode.html{several}")
 
@@ -126,11 +145,11 @@ def check_temperature(temperature: float) -> None:
 
 
 def _print_episode(episode: Episode, which: str) -> None:
-    console.print(f"[bold]{episode.prompt.text}[/bold]  [dim]seed {episode.seed} {which}[/dim]")
+    say((episode.prompt.text, "bold"), (f"  seed {episode.seed} {which}", "dim"))
     for i, r in enumerate(episode.rounds, 1):
-        verdict = "[green]Yes[/green]" if r.yes else "[red]No [/red]"
-        final = "  [blue]<- final[/blue]" if i - 1 == episode.final else ""
-        console.print(f"  round {i}: {verdict} p(yes) {r.p_yes:.2f}  {r.reason}{final}")
+        verdict = ("Yes", "green") if r.yes else ("No ", "red")
+        final = ("  <- final", "blue") if i - 1 == episode.final else ""
+        say(f"  round {i}: ", verdict, f" p(yes) {r.p_yes:.2f}  {r.reason}", final)
 
 
 @app.command()
@@ -150,40 +169,44 @@ def judge(
     attention: Attention = "sdpa",
 ) -> None:
     """Ask the model whether pictures match their prompts: verdict, p(yes) and reason (greedy)."""
-    from rich.progress import Progress
-
     from secondlook import evaluate
-    from secondlook.data.pairs import read_pairs
-    from secondlook.files import read_json, writable_folder
+    from secondlook.data.pairs import is_list, lines_of, read_pairs
+    from secondlook.data.prompts import check_prompts
+    from secondlook.files import finite, read_json, writable_folder
 
     at_least("batch", batch)
     if calibration is not None:
-        found = read_json(calibration / "result.json").get("overall", {}).get("calibrated")
-        if not found:
+        found = read_json(calibration / "result.json", dict).get("overall", {}).get("calibrated")
+        if not found or not finite(found.get("threshold"), 0, 1):
             raise InputError(f"calibration: {str(calibration)!r} has no threshold; give a folder that bench judging wrote")
         threshold = found["threshold"]
-    if not 0 <= threshold <= 1:
+    if not finite(threshold, 0, 1):
         raise InputError(f"threshold: {threshold} is no probability; it must lie between 0 and 1")
-    pairs = read_pairs(images, prompt, source)
+    left_out: list[str] = []
+    pairs = read_pairs(images, prompt, source, left_out.append)
     model = model or ("mini-edit" if any(pair.source for pair in pairs) else "mini")
-    if not images.is_dir() and images.suffix not in (".jsonl", ".parquet"):
-        pairs[0].open()
-        engine = load_engine(model, device, batch, dtype, attention)
-        [row] = evaluate.evaluate(engine, pairs, threshold)
-        console.print(f"{'Yes' if row['yes'] else 'No'}  p(yes) {row['p_yes']:.3f}  {row['reason']}")
-        return
     where = locate(model)
-    writable_folder(out)
+    if not is_list(images):
+        pairs[0].open()
+    else:
+        writable_folder(out)
     engine = load_engine(where, device, batch, dtype, attention)
+    check_prompts(engine.protocol, lines_of(pairs))
+    if not is_list(images):
+        [row] = evaluate.evaluate(engine, pairs, threshold)
+        say(f"{'Yes' if row['yes'] else 'No'}  p(yes) {row['p_yes']:.3f}  {row['reason']}")
+        return
     settings = evaluate.Settings(model, str(images), threshold, str(source) if source else "")
-    with Progress(console=console) as progress:
+    with progress_bar() as progress:
         bar = progress.add_task("judging", total=len(pairs))
         for n in evaluate.write(engine, pairs, settings, out):
             progress.update(bar, completed=n)
-    result = read_json(out / "result.json")
+    result = read_json(out / "result.json", dict)
     speed = f", {result['images_per_second']:.1f} images/s" if result["images_per_second"] else ""
-    console.print(f"{result['yes']} of {result['pairs']} match (p(yes) above {threshold:.3f}){speed}")
-    console.print(f"written to {out}: verdicts.jsonl, result.json")
+    say(f"{result['yes']} of {result['pairs']} match (p(yes) above {threshold:.3f}){speed}")
+    name_left_out("no picture, left out", left_out)
+    name_left_out("not judged", result["unreadable"])
+    say(f"written to {out}: verdicts.jsonl, result.json")
 
 
 @app.command()
@@ -205,7 +228,7 @@ def ask(
     engine = load_engine(model, device, dtype=dtype, attention=attention)
     request = Request("ask", engine.protocol.ask(picture, question), 0)
     [turn] = engine.write([request], Rule("text", temperature=0.0), max_tokens)
-    console.print(engine.protocol.words(turn.tokens))
+    say(engine.protocol.words(turn.tokens))
 
 
 @app.command()
@@ -218,7 +241,7 @@ def convert(
     from secondlook.model import checkpoint
 
     layout = checkpoint.convert_checkpoint(checkpoint.fetch(locate(source)), target, shard_size)
-    console.print(f"written to {target}, in the {layout} layout")
+    say(f"written to {target}, in the {layout} layout")
 
 
 app.command()(show)
@@ -226,17 +249,28 @@ app.command()(plan)
 
 
 def main() -> None:
-    """Entry point of the ``secondlook`` command."""
+    """Entry point of the ``secondlook`` command: 0; 2 for input that cannot be used; 1 for a run that stopped itself or a disk
+    that failed; 130 when interrupted."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # characters that the terminal's encoding lacks are escaped
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except InputError as error:
-        print(f"secondlook: {error}", file=sys.stderr)
-        sys.exit(2)
+        _end(2, str(error))
     except Stopped as stopped:
-        print(f"secondlook: stopped: {stopped}", file=sys.stderr)
-        sys.exit(1)
+        _end(1, f"stopped: {stopped}")
     except KeyboardInterrupt:
-        print("secondlook: interrupted; a training run resumes with the same command", file=sys.stderr)
-        sys.exit(130)
+        _end(130, "interrupted; a training run resumes with the same command")
+    except Exception as error:
+        reason = disk_failure(error)
+        if reason is None:
+            raise
+        _end(1, f"disk: {reason}; the same command goes on when that is mended")
+
+
+def _end(code: int, sentence: str) -> None:
+    print(f"secondlook: {' '.join(sentence.split())}", file=sys.stderr)
+    sys.exit(code)

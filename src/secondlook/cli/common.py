@@ -8,10 +8,25 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from secondlook.types import InputError
 
-console = Console(highlight=False, quiet=os.environ.get("RANK", "0") != "0")  # of torchrun's ranks the first speaks
+# Text is printed as users wrote it: no markup, no wrapping. Of torchrun's ranks the first speaks.
+console = Console(markup=False, highlight=False, emoji=False, soft_wrap=True, quiet=os.environ.get("RANK", "0") != "0")
+
+
+def say(*parts: str | tuple[str, str]) -> None:
+    """Print one line of texts, or of (text, style)."""
+    console.print(Text.assemble(*parts))
+
+
+def progress_bar() -> Progress:
+    """A progress bar whose description is printed as it is."""
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console)
+
 
 Model = Annotated[str, typer.Option(help="A shipped model's name, a checkpoint folder, or a hub id.")]
 Out = Annotated[Path, typer.Option(help="Folder for the results.")]
@@ -56,3 +71,10 @@ def load_engine(model: str, device: str = "cpu", batch: int = 64, dtype: str = "
 def at_least(name: str, value: int, least: int = 1) -> None:
     if value < least:
         raise InputError(f"{name}: {value} is too few; it must be at least {least}")
+
+
+def name_left_out(what: str, names: list[str], most: int = 5) -> None:
+    """Print how many things were not used, and the first ones' names."""
+    if names:
+        others = f" (and {len(names) - most} more)" if len(names) > most else ""
+        say(f"{len(names)} {what}: {', '.join(names[:most])}{others}")

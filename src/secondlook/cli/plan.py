@@ -24,7 +24,7 @@ def plan(
     from rich.table import Table
 
     from secondlook import config as configs
-    from secondlook.files import write_json
+    from secondlook.files import read_text, write_json
     from secondlook.train import plan as plans
     from secondlook.train.rl_config import RLConfig
     from secondlook.train.sft import SFTConfig
@@ -34,7 +34,7 @@ def plan(
         raise InputError(f"memory: {memory} GiB is not a GPU's memory; give for example 80")
     job: RLConfig | SFTConfig = RLConfig(model, **plans.DEFAULT)
     if config is not None:
-        supervised = config.is_file() and "\ndata =" in config.read_text()
+        supervised = config.is_file() and "\ndata =" in read_text(config)
         job = configs.load(SFTConfig, config, set_) if supervised else configs.load(RLConfig, config, set_)
     elif set_:
         raise InputError(f"set: {set_[0]!r} changes a file's settings; give the file with --config")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from secondlook.cli.common import console
+from secondlook.cli.common import console, say
+from secondlook.files import read_json, stored_rows
 from secondlook.types import InputError
 
 
@@ -20,28 +22,42 @@ def show(folder: Annotated[Path, typer.Argument(help="A folder that draw, bench 
     episodes = [folder / "episode.json"] if (folder / "episode.json").exists() else sorted(folder.glob("*/episode.json"))
     if episodes:
         for path in episodes:
-            _show_episode(path)
+            with foreign(path):
+                _show_episode(path)
     elif (folder / "result.json").exists():
-        _show_result(json.loads((folder / "result.json").read_text()))
+        with foreign(folder / "result.json"):
+            _show_result(read_json(folder / "result.json", dict))
     elif (folder / "metrics.jsonl").exists():
         from secondlook.report import curves
 
-        lines = (folder / "metrics.jsonl").read_text().splitlines()
-        if not lines:
+        rows = stored_rows(folder / "metrics.jsonl")
+        if not rows:
             raise InputError(f"folder: {str(folder)!r} has no metrics yet; wait for the first row")
-        for name, value in json.loads(lines[-1]).items():
-            console.print(f"  {name:14} {value:.4g}")
-        console.print(f"curves: {curves(folder)}")
+        with foreign(folder / "metrics.jsonl"):
+            for name, value in rows[-1].items():
+                say(f"  {name:14} {value:.4g}")
+            say(f"curves: {curves(folder)}")
     else:
         raise InputError(f"folder: {str(folder)!r} holds no episode.json, result.json or metrics.jsonl")
 
 
+@contextmanager
+def foreign(path: Path) -> Iterator[None]:
+    """A file that has not what this package writes is refused. Raises InputError."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"file: {str(path)!r} is not what secondlook writes ({error!r}); give another folder") from error
+
+
 def _show_episode(path: Path) -> None:
-    e = json.loads(path.read_text())
-    console.print(f"[bold]{e['prompt']}[/bold]  [dim]seed {e['seed']}, {path.parent}[/dim]")
+    e = read_json(path, dict)
+    say((e["prompt"], "bold"), (f"  seed {e['seed']}, {path.parent}", "dim"))
     for i, r in enumerate(e["rounds"], 1):
         final = "  <- final" if i == e["final"] else ""
-        console.print(f"  {r['image']}: {'Yes' if r['yes'] else 'No '} p(yes) {r['p_yes']:.2f}  {r['reason']}{final}")
+        say(f"  {r['image']}: {'Yes' if r['yes'] else 'No '} p(yes) {r['p_yes']:.2f}  {r['reason']}{final}")
 
 
 def _show_result(result: dict) -> None:

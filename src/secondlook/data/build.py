@@ -8,10 +8,8 @@ on the config and its number: of several processes each takes its share, and the
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
-import os
 import shutil
 import time
 from collections import Counter
@@ -29,8 +27,20 @@ from secondlook.data import miniature, overlap
 from secondlook.data.examples import write_examples
 from secondlook.data.generators import GeneratorConfig, Load, Picture, Shard, make
 from secondlook.data.pair import BAD, GOOD_EDIT, GOOD_TO_DRAW, GOOD_TO_JUDGE, Pool, quality
-from secondlook.data.prompts import Prompts
-from secondlook.files import png, same_config, versions, write_json, write_text
+from secondlook.data.prompts import Line, Prompts, check_prompts
+from secondlook.files import (
+    decode_image,
+    png,
+    read_parquet,
+    same_config,
+    versions,
+    whole_file,
+    writable_folder,
+    write_json,
+    write_text,
+)
+from secondlook.model.checkpoint import load_tokenizer
+from secondlook.model.sequence import Protocol
 from secondlook.report import embed, page
 from secondlook.rewards.ask import Answers, Asker, Endpoint, Question
 from secondlook.rewards.base import Reward, score
@@ -115,11 +125,12 @@ def build(config: BuildConfig, reward: Reward, out: Path, load: Load, share: Sha
     engine. Raises InputError."""
     if config.expand and share.size > 1:
         raise InputError(f"config: expand is set, but each of {share.size} processes would get other captions; use one process")
-    out.mkdir(parents=True, exist_ok=True)
+    writable_folder(out)
     settings = json.loads(json.dumps(asdict(config)))
     same_config(out, settings, ("examples", "examples_per_prompt", "device"))  # shards of different settings are not mixed
     write_json(out / "config.json", settings)
     shards, left_out = _shards(config, out)
+    _check_prompts(config, shards)
     mine = [s for s in shards if s.number % share.size == share.rank]
     parts = out / "parts"
     for g, generator in enumerate(config.generators):
@@ -186,14 +197,23 @@ def _shards(config: BuildConfig, out: Path) -> tuple[list[Shard], dict[str, int]
     return [s for s in shards if s.prompts], dict(counts)
 
 
+def _check_prompts(config: BuildConfig, shards: list[Shard]) -> None:
+    """Refuse prompts that a generator's model cannot read, before anything is drawn. Raises InputError that names the line."""
+    stated = {line.text: line.where for line in Prompts(config.prompts).lines} if config.prompts else {}
+    prompts = [p for shard in shards for p in shard.prompts]
+    lines = [Line(p.text, Path() if p.source else None, stated.get(p.text, repr(p.text))) for p in prompts]
+    for model in dict.fromkeys(g.model for g in config.generators if g.kind == "model"):
+        check_prompts(Protocol(load_tokenizer(model)), lines)
+
+
 def _given(config: BuildConfig, counts: Counter) -> list[Prompt]:
     """Prompts of a file or of templates, or captions that a language model made of them; none: the world's are meant."""
     stated = Prompts(config.prompts)
-    if any(source for _, source in stated.lines):
+    if any(line.source for line in stated.lines):
         if config.expand:
             raise InputError("config: expand makes captions; leave it out where prompts has instructions with sources")
         return [stated.get(i) for i in range(min(config.n_prompts, len(stated.lines)))]
-    lines = [text for text, _ in stated.lines]
+    lines = [line.text for line in stated.lines]
     if config.templates:
         lines = list(dict.fromkeys(p for t in config.templates for p in _filled(t, config.words)))
         order = np.random.default_rng(config.seed).permutation(len(lines))
@@ -277,19 +297,16 @@ def _write(path: Path, rows: list[dict[str, Any]], kinds: dict[str, str] = KINDS
     disable_progress_bars()  # one bar, ours
     features = Features({name: Value(kind) for name, kind in kinds.items()} | {"image": ImageFeature()})
     path.parent.mkdir(exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    Dataset.from_list(rows, features=features).to_parquet(str(temporary))
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        Dataset.from_list(rows, features=features).to_parquet(str(temporary))
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    import pyarrow.parquet as pq
-
-    return pq.read_table(path).to_pylist()
+    return read_parquet(path).to_pylist()
 
 
 def _picture(row: dict[str, Any]) -> Image.Image:
-    return Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")
+    return decode_image(row["image"]["bytes"], f"picture {row['id'] or ''} of {row.get('prompt', 'a source')}")
 
 
 def _sheet(config: BuildConfig, out: Path, n: int = 24) -> str:

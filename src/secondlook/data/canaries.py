@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from secondlook.data import miniature
+from secondlook.files import beside, read_image, read_rows, text_field
 from secondlook.types import InputError, Prompt
 
 Pair = tuple[Prompt, Image.Image]
@@ -36,23 +36,18 @@ def read(path: str | Path) -> tuple[list[Pair], list[Pair]]:
     if not path.is_file():
         raise InputError(f"config: canaries is {str(path)!r}, which is not a file; give a JSONL of prompt, image and good")
     found: dict[bool, list[Pair]] = {True: [], False: []}
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            prompt, image, good, source = row["prompt"], row["image"], row["good"], row.get("source")
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"config: canaries, line {number} of {path} is not an object with prompt, image and good"
-            ) from error
+    for number, row in read_rows(path):
+        where = f"line {number} of {path}"
+        prompt, image = text_field(row, "prompt", where), text_field(row, "image", where)
+        source = text_field(row, "source", where) if row.get("source") is not None else None
+        good = row.get("good")
         if not isinstance(good, bool):
-            raise InputError(f"config: canaries, line {number} of {path}: good is {good!r}; it must be true or false")
+            raise InputError(f"canaries: good is {good!r} in {where}; it must be true or false")
         try:
-            of = Image.open(path.parent / source).convert("RGB") if source else None
-            found[good].append((Prompt(prompt, of), Image.open(path.parent / image).convert("RGB")))
-        except OSError as error:
-            raise InputError(f"config: canaries, line {number} of {path}: image {image!r} cannot be read ({error})") from error
+            of = read_image(beside(path, source)) if source else None
+            found[good].append((Prompt(prompt, of), read_image(beside(path, image))))
+        except InputError as error:
+            raise InputError(f"canaries: {where}: {error}") from error
     for good, pairs in found.items():
         if not pairs:
             raise InputError(f"config: canaries: {path} has no line with good = {str(good).lower()}; give some of both")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from PIL import Image
 
 from secondlook.data import miniature
 from secondlook.engine.decode import Engine
-from secondlook.files import read_image
+from secondlook.files import beside, read_image, read_rows, text_field
 from secondlook.introspect import Sampling, turn_seed
 from secondlook.types import InputError, Prompt, Request
 
@@ -179,26 +178,24 @@ class Folder:
     """Pictures that are there. Raises InputError for a folder without a list of them."""
 
     def __init__(self, config: GeneratorConfig):
-        self.config, self.folder = config, Path(config.model)
-        path = self.folder / "metadata.jsonl"
-        self.files: dict[str, list[str]] = {}
-        try:
-            rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-            for row in rows:
-                source = read_image(self.folder / row["source"]) if row.get("source") else None
-                self.files.setdefault(Prompt(row["prompt"].strip(), source).key, []).append(row["file_name"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f'generators: {str(path)!r} cannot be read ({error}); each line must be {{"file_name": …, "prompt": …}}'
-            ) from error
+        self.config = config
+        path = Path(config.model) / "metadata.jsonl"
+        self.files: dict[str, list[Path]] = {}
+        for number, row in read_rows(path):
+            where = f"line {number} of {path}"
+            text, file = text_field(row, "prompt", where), beside(path, text_field(row, "file_name", where))
+            if not file.is_file():
+                raise InputError(f"generators: {where}: {str(file)!r} is not a file; give a path beside the list")
+            source = read_image(beside(path, text_field(row, "source", where))) if row.get("source") is not None else None
+            self.files.setdefault(Prompt(text, source).key, []).append(file)
 
     def __call__(self, shard: Shard) -> list[Picture]:
         return list(self._found(shard.prompts))
 
     def _found(self, prompts: tuple[Prompt, ...]) -> Iterator[Picture]:
         for prompt in prompts:
-            for name in self.files.get(prompt.key, [])[: self.config.images]:
-                yield Picture(prompt, read_image(self.folder / name), self.config.model)
+            for file in self.files.get(prompt.key, [])[: self.config.images]:
+                yield Picture(prompt, read_image(file), self.config.model)
 
 
 def make(config: GeneratorConfig, load: Load, seed: int, kinds: dict[str, float], device: str) -> Generator:

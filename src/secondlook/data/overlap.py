@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+from secondlook.files import read_json, read_lines, read_rows, read_table
 from secondlook.types import InputError
 
 FIELDS = ("prompt", "text", "caption", "Prompt")
@@ -48,19 +48,16 @@ def read(path: Path) -> list[str]:
 
     Raises InputError that names the file.
     """
-    try:
-        text = path.read_text()
-        if path.suffix == ".jsonl":
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-        elif path.suffix == ".json":
-            found = json.loads(text)
-            rows = list(found.values()) if isinstance(found, dict) else found
-        elif path.suffix in (".csv", ".tsv"):
-            rows = list(csv.DictReader(text.splitlines(), delimiter="," if path.suffix == ".csv" else "\t"))
-        else:
-            return [line.split("\t")[0].strip() for line in text.splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise InputError(f"config: against: {str(path)!r} cannot be read ({error}); give a file of prompts") from error
+    kind = path.suffix.lower()
+    if kind == ".jsonl":
+        rows: list[Any] = [row for _, row in read_rows(path)]
+    elif kind == ".json":
+        found = read_json(path)
+        rows = list(found.values()) if isinstance(found, dict) else found
+    elif kind in (".csv", ".tsv"):
+        rows = read_table(path)
+    else:
+        return [line.split("\t")[0].strip() for _, line in read_lines(path)]
     prompts = [row[f] for row in rows if isinstance(row, dict) for f in FIELDS if isinstance(row.get(f), str)]
     if not prompts:
         raise InputError(f"config: against: {str(path)!r} has no field named {', '.join(FIELDS)}")

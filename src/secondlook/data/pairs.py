@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,10 +10,11 @@ from typing import Any
 
 from PIL import Image
 
-from secondlook.files import read_image
+from secondlook.data.prompts import Line
+from secondlook.files import EXTENSIONS, beside, check_unicode, decode_image, read_image, read_parquet, read_rows, text_field
 from secondlook.types import InputError, Prompt
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+LISTS = (".jsonl", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -28,43 +27,65 @@ class Pair:
     open: Callable[[], Image.Image]
     good: bool | None = None
     source: Callable[[], Image.Image] | None = None
+    where: str = ""
+    """ "line 3 of pairs.jsonl"; empty outside of a list."""
 
     def asked(self) -> Prompt:
         return Prompt(self.prompt, self.source() if self.source else None)
 
 
-def read_pairs(path: Path, prompt: str = "", source: Path | None = None) -> list[Pair]:
+def is_list(path: Path) -> bool:
+    """Whether a path names several pictures, not one."""
+    return path.is_dir() or path.suffix.lower() in LISTS
+
+
+def read_pairs(
+    path: Path, prompt: str = "", source: Path | None = None, left_out: Callable[[str], None] = lambda _: None
+) -> list[Pair]:
     """Pairs of a picture (``prompt`` is then needed), a folder (with metadata.jsonl of file_name and prompt, else its pictures,
     all of ``prompt``), a JSONL file (image, prompt, perhaps good and source; paths beside the file) or a Parquet file (columns
     image, prompt, perhaps good or correct, and source_image). Pictures without a source of their own are edits of ``source``,
-    if any.
+    if any. ``left_out`` is told the name of each of a folder's files that is no picture.
 
-    Raises InputError that names the file, the line and what is missing.
+    Files that a list names are looked for, not opened. Raises InputError that names the file, the line or row, the field and
+    the value.
     """
-    found = _found(path, prompt)
+    found = _found(path, prompt, left_out)
     return [replace(p, source=partial(read_image, source)) if source and not p.source else p for p in found]
 
 
-def _found(path: Path, prompt: str) -> list[Pair]:
+def _found(path: Path, prompt: str, left_out: Callable[[str], None]) -> list[Pair]:
     if path.is_dir():
         listed = path / "metadata.jsonl"
         if listed.is_file():
             return _lines(listed, "file_name", prompt)
-        files = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES)
-        if not files:
-            raise InputError(f"images: {str(path)!r} holds no picture ({', '.join(PICTURES)}) and no metadata.jsonl")
-        return [_of(p.name, prompt, p) for p in files]
-    if path.suffix == ".jsonl":
+        files = sorted(p for p in path.iterdir() if p.is_file())
+        pictures = [p for p in files if p.suffix.lower() in EXTENSIONS]
+        if not pictures:
+            raise InputError(f"images: {str(path)!r} holds no picture ({', '.join(EXTENSIONS)}) and no metadata.jsonl")
+        for other in files:
+            if other not in pictures and not other.name.startswith("."):
+                left_out(other.name)
+        _needed(prompt, path.name)
+        return [Pair(p.name, prompt, partial(read_image, p)) for p in pictures]
+    if path.suffix.lower() == ".jsonl":
         return _lines(path, "image", prompt)
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         return _parquet(path, prompt)
-    return [_of(path.name, prompt, path)]
+    if path.is_file() and path.suffix.lower() not in EXTENSIONS:
+        try:
+            read_image(path)
+        except InputError as error:
+            raise InputError(
+                f"images: {str(path)!r} is neither a picture nor a list of pictures; lists end in {' or '.join(LISTS)}"
+            ) from error
+    _needed(prompt, path.name)
+    return [Pair(path.name, prompt, partial(read_image, path))]
 
 
-def _of(name: str, prompt: str, path: Path, good: bool | None = None, source: Path | None = None) -> Pair:
+def _needed(prompt: str, name: str) -> None:
     if not prompt.strip():
         raise InputError(f"prompt: it is missing for {name!r}; say what the picture should show")
-    return Pair(name, prompt, partial(read_image, path), good, partial(read_image, source) if source else None)
 
 
 def _label(value: Any, where: str) -> bool | None:
@@ -76,47 +97,71 @@ def _label(value: Any, where: str) -> bool | None:
 def _lines(path: Path, field: str, prompt: str) -> list[Pair]:
     if not path.is_file():
         raise InputError(f"images: {str(path)!r} is not a file; give a picture, a folder, a .jsonl or a .parquet")
-    found = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            name, said, source = row[field], row.get("prompt", prompt), row.get("source")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"images: line {number} of {path} is not an object with {field} and prompt") from error
-        label = _label(row.get("good"), f"line {number} of {path}")
-        found.append(_of(name, said, path.parent / name, label, path.parent / source if source else None))
-    if not found:
+    pairs = []
+    for number, row in read_rows(path):
+        where = f"line {number} of {path}"
+        name = row[field] if _is_path(row.get(field)) else text_field(row, field, where)
+        asked = text_field(row, "prompt", where, prompt)
+        image = _there(beside(path, name), where)
+        source = _there(beside(path, row["source"]), where) if _is_path(row.get("source")) else None
+        if source is None and row.get("source") is not None:
+            text_field(row, "source", where)
+        pairs.append(
+            Pair(
+                name,
+                asked,
+                partial(read_image, image),
+                _label(row.get("good"), where),
+                partial(read_image, source) if source else None,
+                where,
+            )
+        )
+    if not pairs:
         raise InputError(f"images: {str(path)!r} is empty; give at least one line")
-    return found
+    return pairs
 
 
-def _decoded(data: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(data)).convert("RGB")
+def _is_path(value: Any) -> bool:
+    """A name may have bytes that are no Unicode, as file systems allow."""
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _there(path: Path, where: str) -> Path:
+    if not path.is_file():
+        raise InputError(f"image: {where}: {str(path)!r} is not a file; give a path beside the list")
+    return path
 
 
 def _parquet(path: Path, prompt: str) -> list[Pair]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise InputError(f"images: {str(path)!r} cannot be read ({error}); give a whole Parquet file") from error
+    table = read_parquet(path)
     if "image" not in table.column_names:
         raise InputError(f"images: {str(path)!r} has no column image; it has {', '.join(table.column_names)}")
-    found = []
-    for i, row in enumerate(table.to_pylist()):
+    pairs = []
+    for number, row in enumerate(table.to_pylist(), 1):
+        where = f"row {number} of {path}"
         data, source = (
-            value["bytes"] if isinstance(value, dict) else value for value in (row["image"], row.get("source_image"))
+            value.get("bytes") if isinstance(value, dict) else value for value in (row["image"], row.get("source_image"))
         )
-        said = row.get("prompt") or prompt
-        if not said.strip():
-            raise InputError(f"prompt: it is missing in row {i} of {str(path)!r}")
+        asked = row.get("prompt")
+        if asked is None:
+            asked = prompt
+        if not isinstance(asked, str) or not asked.strip():
+            raise InputError(f"prompt: it is {asked!r} in {where}; column prompt must hold texts that are not empty")
         if not isinstance(data, bytes):
-            raise InputError(f"images: row {i} of {str(path)!r} holds no picture's bytes")
-        label = _label(row.get("good", row.get("correct")), f"row {i} of {path}")
-        of = partial(_decoded, source) if isinstance(source, bytes) else None
-        found.append(Pair(str(row.get("id") or i), said, partial(_decoded, data), label, of))
-    return found
+            raise InputError(f"image: it is {type(data).__name__} in {where}; column image must hold a picture's bytes")
+        if source is not None and not isinstance(source, bytes):
+            raise InputError(f"source_image: it is {type(source).__name__} in {where}; it must hold a picture's bytes")
+        label = _label(row.get("good", row.get("correct")), where)
+        name = str(number - 1 if row.get("id") is None else row["id"])
+        edited = partial(decode_image, source, where) if source else None
+        pairs.append(
+            Pair(name, check_unicode(asked.strip(), "prompt", where), partial(decode_image, data, where), label, edited, where)
+        )
+    if not pairs:
+        raise InputError(f"images: {str(path)!r} is empty; give at least one row")
+    return pairs
+
+
+def lines_of(pairs: Iterable[Pair]) -> list[Line]:
+    """Prompts with where they stand, as ``prompts.check_prompts`` wants them."""
+    return [Line(p.prompt, Path() if p.source else None, p.where or f"the prompt of {p.name!r}") for p in pairs]

@@ -2,39 +2,50 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from secondlook.data import miniature
-from secondlook.files import read_image
+from secondlook.files import beside, check_unicode, read_image, read_lines, read_rows, text_field
+from secondlook.model.sequence import Protocol
 from secondlook.types import InputError, Prompt
+
+
+@dataclass(frozen=True)
+class Line:
+    """One prompt of a file, not opened yet."""
+
+    text: str
+    source: Path | None
+    """The picture that is to be edited."""
+    where: str
+    """ "line 3 of prompts.txt" """
+
+    def prompt(self) -> Prompt:
+        """With its source read. Raises InputError that names the line."""
+        if self.source is None:
+            return Prompt(self.text)
+        try:
+            return Prompt(self.text, read_image(self.source))
+        except InputError as error:
+            raise InputError(f"source: {self.where}: {error}") from error
 
 
 class Prompts:
     """Prompts of a text file with one a line; of a JSONL file whose lines are {"prompt": …} or, for edits, {"prompt": the
     instruction, "source": a picture's path beside the file}; or (``path`` empty) of the miniature's world, held-out
-    compositions excluded, their kinds in the shares ``kinds``."""
+    compositions excluded, their kinds in the shares ``kinds``. Raises InputError that names the line."""
 
     def __init__(self, path: str = "", kinds: dict[str, float] = miniature.KINDS):
         self.kinds = kinds
-        self.lines: list[tuple[str, Path | None]] = []
-        """Texts with the sources' paths."""
-        if path:
-            if not Path(path).is_file():
-                raise InputError(
-                    f"config: prompts is {path!r}, which is not a file; give a text file, one prompt a line, or a .jsonl"
-                )
-            lines = [(n, line.strip()) for n, line in enumerate(Path(path).read_text().splitlines(), 1) if line.strip()]
-            self.lines = [_stated(Path(path), n, line) if path.endswith(".jsonl") else (line, None) for n, line in lines]
-            if not self.lines:
-                raise InputError(f"config: prompts is {path!r}, which holds no prompt; write one a line")
+        self.lines = read_prompts(Path(path)) if path else []
 
     def get(self, index: int) -> Prompt:
         """A file's prompt."""
-        text, source = self.lines[index]
-        return Prompt(text, read_image(source) if source else None)
+        return self.lines[index].prompt()
 
     def draw(self, rng: np.random.Generator, n: int) -> list[Prompt]:
         """``n`` prompts."""
@@ -43,14 +54,49 @@ class Prompts:
         return [p.prompt for p in miniature.wishes(rng, n, self.kinds)]
 
 
-def _stated(path: Path, number: int, line: str) -> tuple[str, Path | None]:
-    try:
-        row = json.loads(line)
-        text, source = row["prompt"].strip(), row.get("source")
-        if not text:
-            raise ValueError("the prompt is empty")
-        return text, path.parent / source if source else None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+def read_prompts(path: Path) -> list[Line]:
+    """A file's prompts; sources are only looked for. Raises InputError that names the line."""
+    if not path.is_file():
         raise InputError(
-            f"config: prompts, line {number} of {path} is not an object with prompt and perhaps source ({error})"
-        ) from error
+            f"config: prompts is {str(path)!r}, which is not a file; give a text file, one prompt a line, or a .jsonl"
+        )
+    lines: list[Line] = []
+    if path.suffix.lower() == ".jsonl":
+        for number, row in read_rows(path):
+            where = f"line {number} of {path}"
+            text = text_field(row, "prompt", where)
+            source = beside(path, text_field(row, "source", where)) if row.get("source") is not None else None
+            if source and not source.is_file():
+                raise InputError(f"source: {where}: {str(source)!r} is not a file; give a path beside the list")
+            lines.append(Line(text, source, where))
+    else:
+        for number, text in read_lines(path):
+            where = f"line {number} of {path}"
+            lines.append(Line(check_unicode(text, "prompt", where), None, where))
+    if not lines:
+        raise InputError(f"config: prompts is {str(path)!r}, which holds no prompt; write one a line")
+    return lines
+
+
+def check_prompts(protocol: Protocol, lines: Iterable[Line]) -> None:
+    """Refuse prompts that the model cannot read, before a job begins.
+
+    Raises InputError that names the first such line, and how many others there are.
+    """
+    faults: list[str] = []
+    known: set[tuple[str, bool]] = set()
+    for line in lines:
+        kind = line.text, line.source is not None
+        if kind in known:
+            continue
+        known.add(kind)
+        try:
+            if line.source is None:
+                protocol.draw(line.text)
+            else:
+                protocol.edit((), line.text)
+        except InputError as error:
+            faults.append(f"{error}, in {line.where}")
+    if faults:
+        others = f" (and {len(faults) - 1} more such prompts)" if len(faults) > 1 else ""
+        raise InputError(f"{faults[0]}{others}")

@@ -33,6 +33,7 @@ from transformers.initialization import no_init_weights
 
 from secondlook.files import writable_folder
 from secondlook.model import convert
+from secondlook.model.shipped import locate
 from secondlook.types import InputError
 
 AT_ONCE = 8
@@ -58,6 +59,11 @@ def fetch(model: str) -> Path:
     except Exception as error:
         raise InputError(f"model: {model!r} could not be fetched from the hub: {_first_line(error)}") from error
     return folder
+
+
+def load_tokenizer(model: str) -> PreTrainedTokenizerFast:
+    """The tokenizer alone of a shipped model, a folder or a hub id. Raises InputError."""
+    return _tokenizer(fetch(locate(model)))
 
 
 def at_hand(device: str | torch.device) -> torch.device:
@@ -110,7 +116,7 @@ def convert_checkpoint(source: Path, target: Path, shard_size: str = "5GB") -> s
     other: Callable[[Named], Named] = (lambda named: _renamed(named, True)) if original else convert.to_original
     work = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(work, ignore_errors=True)
-    writable_folder(target.parent)
+    writable_folder(target.parent, claimed=False)
     try:
         work.mkdir()
         _write_shards(work, dict(other((k, t) for k, (_, t) in stored.items())), other(_tensors(stored)), shard_size)

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import JanusForConditionalGeneration, JanusProcessor, JanusVQVAE
 
+from secondlook.files import as_rgb
 from secondlook.model import checkpoint, packed
 from secondlook.model.shipped import locate
 from secondlook.types import InputError
@@ -98,11 +99,11 @@ class Janus(nn.Module):
 
     def seen(self, images: list[Image.Image]) -> Tensor:
         """Seeing path, pixels: (B, 3, S, S) in [-1, 1]; the long side becomes S, padded to a square with grey 127."""
-        return self._pixels([letterbox(image.convert("RGB"), self.image_size) for image in images])
+        return self._pixels([letterbox(as_rgb(image), self.image_size) for image in images])
 
     def to_codes(self, images: list[Image.Image]) -> Tensor:
         """Drawing path, codes of given pictures: (B, n_codes); the short side becomes S, centre crop."""
-        return encode(self.net.model.vqmodel, self._pixels([cover(i.convert("RGB"), self.image_size) for i in images]))
+        return encode(self.net.model.vqmodel, self._pixels([cover(as_rgb(i), self.image_size) for i in images]))
 
     def to_images(self, codes: Tensor) -> list[Image.Image]:
         """Codes (B, n_codes) to pictures."""

@@ -7,6 +7,8 @@ prefix of a redraw's, and each turn is a sequence of its own.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -16,6 +18,7 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from secondlook.files import check_unicode
 from secondlook.model.janus import Janus
 from secondlook.types import Draw, Gap, InputError, Look, Segment, Text
 
@@ -52,15 +55,40 @@ class Protocol:
         self.bos, self.eos, self.pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
         self._ids = lru_cache(4096)(lambda text: tuple(tokenizer(text, add_special_tokens=False)["input_ids"]))
         self.yes, self.no = (self._ids(word)[0] for word in ("Yes", "No"))
+        added = tokenizer.added_tokens_decoder.items()
+        self._special = {str(t): i for i, t in added if t.special or str(t) in SPECIALS or re.fullmatch("<.+>", str(t))}
+        longest_first = sorted(self._special, key=len, reverse=True)
+        self._special_text = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+    def _user_ids(self, before: str, text: str, after: str) -> tuple[int, ...]:
+        """Ids of a user's ``text`` between two fixed strings. A special token's text in it is spelled out, character by
+        character, so that a prompt cannot close its own turn, open an image or stand in an image's place.
+
+        Raises InputError where ``text`` is no Unicode, or becomes a special token nevertheless (by normalisation).
+        """
+        check_unicode(text, "prompt")
+        ids: list[int] = []
+        start = 0
+        for found in self._special_text.finditer(text):
+            ids += self._ids(("" if start else before) + text[start : found.start()])
+            for character in found.group():
+                ids += self._ids(character)
+            start = found.end()
+        ids += self._ids(("" if start else before) + text[start:] + after)
+        beyond = Counter(ids) - Counter(self._ids(before + after))
+        for token, i in self._special.items():
+            if beyond[i]:
+                raise InputError(f"prompt: {text!r} holds the special token {token}; leave it out")
+        return tuple(ids)
 
     def _prompt(self, text: str) -> list[Segment]:
         """BOS, the filled template, <begin_of_image>. The twin keeps the first and the last of these tokens."""
         if not text.strip():
             raise InputError("prompt: it is empty; say what to draw")
-        return [Text((self.bos,)), self._asked(f"{USER}{text.strip()}{ASSISTANT}"), Text(self._ids(BOI))]
+        return [Text((self.bos,)), self._asked(USER, text, ASSISTANT), Text(self._ids(BOI))]
 
-    def _asked(self, text: str) -> Text:
-        ids = self._ids(text)
+    def _asked(self, before: str, text: str, after: str) -> Text:
+        ids = self._user_ids(before, text.strip(), after)
         if len(ids) > MAX_PROMPT:
             raise InputError(f"prompt: it has {len(ids)} tokens; at most {MAX_PROMPT} are read")
         return Text(ids, droppable=True)
@@ -70,7 +98,7 @@ class Protocol:
         if not text.strip():
             raise InputError("instruction: it is empty; say what to change")
         opened = [Text((self.bos,)), Text(self._ids(f"{USER}{BOI}")), source, Text(self._ids(EOI))]
-        return [*opened, self._asked(f"{text.strip()}{EDIT}{ASSISTANT}"), Text(self._ids(BOI))]
+        return [*opened, self._asked("", text, f"{EDIT}{ASSISTANT}"), Text(self._ids(BOI))]
 
     def draw(self, prompt: str) -> tuple[Segment, ...]:
         """The first image of a prompt."""
@@ -118,11 +146,11 @@ class Protocol:
         if not question.strip():
             raise InputError("question: it is empty; ask something about the image")
         opened = (self.bos, *self._ids(f"{SYSTEM}\n\n{USER}{BOI}"))
-        return (Text(opened), Look(image), Text(self._ids(f"{EOI}\n{question.strip()}{ASSISTANT}")))
+        return (Text(opened), Look(image), Text(self._user_ids(f"{EOI}\n", question.strip(), ASSISTANT)))
 
     def answer(self, text: str) -> tuple[int, ...]:
         """A completion's ids with the end of sentence."""
-        return (*self._ids(text), self.eos)
+        return (*self._user_ids("", text, ""), self.eos)
 
     def words(self, tokens: tuple[int, ...]) -> str:
         """Sampled text ids as text, without special tokens."""

@@ -23,7 +23,7 @@ import torch.distributed.checkpoint as dcp
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.distributed.checkpoint.api import CheckpointException
 
-from secondlook.files import same_config, versions, write_text
+from secondlook.files import append_rows, read_json, same_config, stored_rows, versions, writable_folder, write_text
 from secondlook.train.ranks import Ranks
 from secondlook.types import InputError
 
@@ -74,7 +74,7 @@ class Run:
         self.config = json.loads(json.dumps(asdict(config)))  # as it will be read back
         self.step = 0
         self.keep: Callable[[], tuple[int, ...]] = tuple
-        self.out.mkdir(parents=True, exist_ok=True)
+        writable_folder(self.out)
         if saved_steps(self.out):
             same_config(self.out, self.config, may_change)
             self._same_origin(start)
@@ -88,7 +88,7 @@ class Run:
     def _same_origin(self, start: str) -> None:
         """The weights that a run began with are still the same; other versions of what it runs on are only worth a word."""
         path = self.out / ORIGIN
-        before: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"start": start, "versions": versions()}
+        before: dict[str, Any] = read_json(path, dict) if path.exists() else {"start": start, "versions": versions()}
         if before["start"] != start:
             raise InputError(
                 f"config: the weights of model {self.config.get('model')!r} are not those that {self.out} was begun with; "
@@ -125,8 +125,8 @@ class Run:
     def _trim_metrics(self) -> None:
         path = self.out / "metrics.jsonl"
         if path.exists():
-            lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= self.step]
-            write_text(path, "".join(line + "\n" for line in lines))
+            rows = [row for row in stored_rows(path) if row.get("step", math.inf) <= self.step]
+            write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def forget_later(self) -> None:
         """Take away what is of later steps than the run is at, after it has gone back and been saved."""
@@ -172,7 +172,7 @@ class Run:
 
         board = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step) if self.ranks.first else None
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -198,10 +198,9 @@ class Run:
                     if self.step % period == 0 or self.step == steps:
                         row |= probe(self.step)
                 if row:
-                    line = json.dumps({"step": self.step} | {k: float(f"{v:.6g}") for k, v in row.items()})
                     if board:
-                        with open(self.out / "metrics.jsonl", "a") as metrics:
-                            metrics.write(line + "\n")
+                        rounded = {k: float(f"{v:.6g}") for k, v in row.items()}
+                        append_rows(self.out / "metrics.jsonl", [{"step": self.step} | rounded])
                         for name, value in row.items():
                             board.add_scalar(name, value, self.step)
                     shown = " ".join(f"{k} {v:.3g}" for k, v in list(row.items())[:3])
