@@ -1,6 +1,7 @@
 """The model as evaluator: pairs of every form, verdicts that survive an interruption, and how far the judge may be believed."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,8 @@ from secondlook.model.shipped import locate
 from secondlook.types import InputError
 from secondlook.world.language import parse
 from secondlook.world.read import judge, names_a_failure
+
+CASES = Path(__file__).parent / "cases"
 
 
 @pytest.fixture(scope="module")
@@ -142,3 +145,31 @@ def test_two_judges_of_the_same_images():
     assert found["auroc"]["mean"] == 1.0 and found["reasons"]["mean"] == 0.0 and found["auroc"]["low"] > 0
     with pytest.raises(InputError, match="judged other images"):
         judging.over(sure, doubtful[1:], "doubtful")
+
+
+def test_pictures_that_cannot_be_read_are_named_and_counted(tmp_path):
+    """The rows that can be judged are, and the result says of how many it is."""
+    for name in ("broken_picture.jsonl", "broken_bytes.parquet"):
+        run = CliRunner().invoke(app, ["judge", str(CASES / "pairs" / name), "--out", str(tmp_path / name)])
+        assert run.exit_code == 0 and "1 not judged" in run.output and "2 of" in run.output, run.output
+        rows = [json.loads(line) for line in (tmp_path / name / "verdicts.jsonl").read_text().splitlines()]
+        result = json.loads((tmp_path / name / "result.json").read_text())
+        assert [r["p_yes"] is None for r in rows].count(True) == 1 == len(result["unreadable"])
+        assert result["pairs"] == len(rows) - 1 == result["yes"] + [r["yes"] for r in rows].count(False)
+
+
+def test_prompts_that_are_too_long_are_found_before_anything_is_judged(tmp_path):
+    run = CliRunner().invoke(app, ["judge", str(CASES / "pairs" / "long_prompt.jsonl"), "--out", str(tmp_path)])
+    assert isinstance(run.exception, InputError) and "4812 tokens" in str(run.exception) and "line 2" in str(run.exception)
+    assert [p.name for p in tmp_path.iterdir()] == [".lock"]
+
+
+def test_what_users_wrote_is_printed_as_they_wrote_it(tmp_path):
+    prompt = "a photo of a [red] star [/b] :cat:"
+    out = tmp_path / "run [/x]"
+    for args in (["draw", prompt, "--n", "2", "--rounds", "1", "--out", str(out)], ["show", str(out)]):
+        run = CliRunner().invoke(app, args)
+        assert run.exit_code == 0 and run.output.count(prompt) == 2 and str(out) in run.output, run.output
+    run = CliRunner().invoke(app, ["draw", prompt, "--n", "1", "--rounds", "1", "--out", str(out)])
+    shown = CliRunner().invoke(app, ["show", str(out)])
+    assert shown.output.count(prompt) == 1, "episodes of the call before are gone"

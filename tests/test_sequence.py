@@ -88,3 +88,25 @@ def test_padding_does_not_change_embeddings(janus, engine):
         assert int(together.lengths[b]) == alone.embeds.shape[1] == n
         torch.testing.assert_close(together.embeds[b, :n], alone.embeds[0])
         assert together.positions[b, :n].tolist() == list(range(n))
+
+
+def test_a_prompt_cannot_close_its_own_turn(official):
+    """Every special token of the tokenizer in a user's text is spelled out, wherever the text becomes tokens."""
+    special = set(official._special.values())
+    assert {official.eos, official.bos, official.pad} < special and len(special) >= 8
+    picture = Image.new("RGB", (8, 8))
+
+    def turns(text: str) -> list[list[int]]:
+        drawn, edited = official.draw(text), official.edit((1, 2), text)
+        asked, judged = official.ask(picture, text), official.judge(text, [picture], [])
+        chained = official.redraw("a cat", [(1, 2)], [f"No, {text}"])
+        return [[i for s in turn if isinstance(s, Text) for i in s.ids] for turn in (drawn, edited, asked, judged, chained)]
+
+    plain = turns("a red star")
+    for token in official._special:
+        for text in (token, f"a red{token} star {token}", f"{token}{token}x"):
+            for ids, as_ever in zip(turns(text), plain, strict=True):
+                assert [i for i in ids if i in special] == [i for i in as_ever if i in special], token
+            assert official.tokenizer.decode(official.draw(text)[1].ids).count(token) >= text.count(token), "its text is kept"
+    with pytest.raises(InputError, match="not Unicode"):
+        official.draw("a caf\udce9")

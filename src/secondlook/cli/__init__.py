@@ -29,7 +29,7 @@ from secondlook.cli.plan import plan
 from secondlook.cli.public import public_app
 from secondlook.cli.show import show
 from secondlook.cli.train import data_app, train_app
-from secondlook.files import disk_failure
+from secondlook.files import check_unicode, disk_failure
 from secondlook.model.shipped import locate
 from secondlook.types import Episode, InputError, Prompt, Stopped
 
@@ -69,7 +69,7 @@ def draw(
     at_least("n", n)
     at_least("rounds", rounds)
     check_temperature(temperature)
-    if not prompt.strip():
+    if not check_unicode(prompt, "prompt").strip():
         raise InputError("prompt: it is empty; say what to draw")
     where = locate(model)
     writable_folder(out)
@@ -113,7 +113,7 @@ def edit(
     at_least("rounds", rounds)
     check_temperature(temperature)
     for instruction in instructions:
-        if not instruction.strip():
+        if not check_unicode(instruction, "instruction").strip():
             raise InputError("instruction: it is empty; say what to change")
     source, codes = read_image(image), tuple[int, ...]()
     where = locate(model)
@@ -264,7 +264,9 @@ def main() -> None:
         _end(1, f"stopped: {stopped}")
     except KeyboardInterrupt:
         _end(130, "interrupted; a training run resumes with the same command")
-    except Exception as error:
+    except SystemExit:
+        raise
+    except BaseException as error:  # torch's CheckpointException is no Exception
         reason = disk_failure(error)
         if reason is None:
             raise

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from secondlook.cli.common import Config, Out, Set, console, load_engine, own_device
+from secondlook.cli.common import Config, Out, Set, load_engine, name_left_out, own_device, say
 from secondlook.model.shipped import locate
 from secondlook.types import Share
 
@@ -68,7 +68,7 @@ def data_build(config: Config, out: Out = Path("out/data"), set_: Set = []) -> N
 
     from secondlook import config as configs
     from secondlook.data import build
-    from secondlook.files import writable_folder
+    from secondlook.files import read_json, writable_folder
     from secondlook.rewards.build import make
 
     loaded = configs.load(build.BuildConfig, config, set_)
@@ -77,7 +77,15 @@ def data_build(config: Config, out: Out = Path("out/data"), set_: Set = []) -> N
     load = lru_cache(maxsize=1)(lambda model: load_engine(locate(model), loaded.device, batch))
     writable_folder(out)
     build.build(loaded, make(loaded.judges, loaded.device, reasons=True), out, load, Share.of_environment())
-    console.print(f"written to {out}: images-*.parquet, examples, samples.html, manifest.json")
+    manifest = out / "manifest.json"
+    if manifest.exists():
+        told = read_json(manifest, dict)
+        for reason, prompts in told["left_out_prompts"].items():
+            name_left_out(f"prompts left out ({reason})", prompts)
+        missing = {name: of["missing"] for name, of in told["sources"].items() if of["missing"]}
+        name_left_out("sources with pictures that got no score", [f"{name}: {n}" for name, n in missing.items()])
+    examples = "" if loaded.examples == "none" else "examples-*, "
+    say(f"written to {out}: images-*.parquet, {examples}samples.html, manifest.json")
 
 
 def _train(job: Any, kind: Any, config: Path, out: Path, settings: list[str]) -> None:
@@ -87,4 +95,4 @@ def _train(job: Any, kind: Any, config: Path, out: Path, settings: list[str]) ->
     loaded = configs.load(kind, config, settings)
     writable_folder(out)
     job(loaded, out)
-    console.print(f"written to {out}")
+    say(f"written to {out}")

@@ -12,10 +12,9 @@ import itertools
 import json
 import shutil
 import time
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +31,7 @@ from secondlook.files import (
     decode_image,
     png,
     read_parquet,
+    read_rows,
     same_config,
     versions,
     whole_file,
@@ -128,9 +128,10 @@ def build(config: BuildConfig, reward: Reward, out: Path, load: Load, share: Sha
     writable_folder(out)
     settings = json.loads(json.dumps(asdict(config)))
     same_config(out, settings, ("examples", "examples_per_prompt", "device"))  # shards of different settings are not mixed
-    write_json(out / "config.json", settings)
     shards, left_out = _shards(config, out)
     _check_prompts(config, shards)
+    write_json(out / "config.json", settings)
+    _write_prompts(out / "prompts.jsonl", shards)
     mine = [s for s in shards if s.number % share.size == share.rank]
     parts = out / "parts"
     for g, generator in enumerate(config.generators):
@@ -162,10 +163,10 @@ def build(config: BuildConfig, reward: Reward, out: Path, load: Load, share: Sha
     return out
 
 
-def _shards(config: BuildConfig, out: Path) -> tuple[list[Shard], dict[str, int]]:
-    """The prompts in shards, written to prompts.jsonl, and how many were left out for what."""
+def _shards(config: BuildConfig, out: Path) -> tuple[list[Shard], dict[str, list[str]]]:
+    """The prompts in shards, and those that were left out, by the reason."""
     benchmarks = overlap.Benchmarks([p for f in config.against for p in overlap.read(Path(f))], config.share)
-    counts = Counter({"overlap with a benchmark": 0, "twice": 0, "not expanded": 0})
+    left_out: dict[str, list[str]] = {"overlap with a benchmark": [], "twice": [], "not expanded": []}
 
     def kept(prompts: list[Prompt], seen: set[str]) -> tuple[Prompt, ...]:
         found = []
@@ -174,12 +175,12 @@ def _shards(config: BuildConfig, out: Path) -> tuple[list[Shard], dict[str, int]
             reason = "twice" if same in seen else "overlap with a benchmark" if prompt.text in benchmarks else ""
             seen.add(same)
             if reason:
-                counts[reason] += 1
+                left_out[reason].append(prompt.text)
             else:
                 found.append(prompt)
         return tuple(found)
 
-    lines = _given(config, counts)
+    lines = _given(config, left_out, out)
     total = len(lines) if lines else config.n_prompts
     shards, seen = [], set[str]()
     for start in range(0, total, config.shard):
@@ -190,11 +191,19 @@ def _shards(config: BuildConfig, out: Path) -> tuple[list[Shard], dict[str, int]
             drawn = miniature.wishes(np.random.default_rng([config.seed, start]), size, config.kinds)
             prompts = kept([p.prompt for p in drawn], set())
         shards.append(Shard(start // config.shard, start, prompts, size))
+    shards = [s for s in shards if s.prompts]
+    if not shards:
+        counts = {reason: len(prompts) for reason, prompts in left_out.items()}
+        raise InputError(f"config: no prompt is left of {total} ({counts}); give others")
+    return shards, left_out
+
+
+def _write_prompts(path: Path, shards: list[Shard]) -> None:
+    """Write down each shard's prompts. Raises InputError where the folder was begun with others."""
     rows = [{"shard": s.number, "prompt": p.text} for s in shards for p in s.prompts]
-    write_text(out / "prompts.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
-    if not rows:
-        raise InputError(f"config: no prompt is left of {total} ({dict(counts)}); give others")
-    return [s for s in shards if s.prompts], dict(counts)
+    if path.exists() and [row for _, row in read_rows(path)] != rows:
+        raise InputError(f"prompts: they are not those of {str(path)!r}, with which this folder was begun; use another folder")
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _check_prompts(config: BuildConfig, shards: list[Shard]) -> None:
@@ -206,7 +215,7 @@ def _check_prompts(config: BuildConfig, shards: list[Shard]) -> None:
         check_prompts(Protocol(load_tokenizer(model)), lines)
 
 
-def _given(config: BuildConfig, counts: Counter) -> list[Prompt]:
+def _given(config: BuildConfig, left_out: dict[str, list[str]], out: Path) -> list[Prompt]:
     """Prompts of a file or of templates, or captions that a language model made of them; none: the world's are meant."""
     stated = Prompts(config.prompts)
     if any(line.source for line in stated.lines):
@@ -223,12 +232,25 @@ def _given(config: BuildConfig, counts: Counter) -> list[Prompt]:
         return [Prompt(line) for line in lines]
     if not lines:
         raise InputError("config: expand needs seeds; give prompts or templates")
-    e = config.expand
-    asker = Asker(Endpoint(e.url, e.model, e.key_variable), Answers())
-    texts = [EXPAND.format(short=e.short, long=e.long, total=e.short + e.long, seed=line) for line in lines]
-    answers = asker([Question(in_words(t, tokens=1024).body, questions_of) for t in texts])
-    counts["not expanded"] = sum(a is None for a in answers)
-    return [Prompt(caption.strip()) for a in answers if a for caption in a if caption.strip()]
+    captions = _captions(config.expand, lines, out / "captions.jsonl")
+    left_out["not expanded"] = [seed for seed, found in captions if not found]
+    return [Prompt(caption) for _, found in captions for caption in found]
+
+
+def _captions(expand: ExpandConfig, seeds: list[str], path: Path) -> list[tuple[str, list[str]]]:
+    """Each seed with the captions that a language model made of it: asked once, then kept at ``path``, for it would answer
+    otherwise when a stopped build goes on."""
+    if not path.exists():
+        total = expand.short + expand.long
+        asker = Asker(Endpoint(expand.url, expand.model, expand.key_variable), Answers())
+        texts = [EXPAND.format(short=expand.short, long=expand.long, total=total, seed=seed) for seed in seeds]
+        answers = asker([Question(in_words(text, tokens=1024).body, questions_of) for text in texts])
+        rows = [{"seed": seed, "captions": answer or []} for seed, answer in zip(seeds, answers, strict=True)]
+        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    kept = [(row["seed"], [c.strip() for c in row["captions"] if c.strip()]) for _, row in read_rows(path)]
+    if [seed for seed, _ in kept] != seeds:
+        raise InputError(f"prompts: they are not those that {str(path)!r} has captions of; use another folder")
+    return kept
 
 
 def _filled(template: str, words: dict[str, list[str]]) -> Iterator[str]:
@@ -327,15 +349,18 @@ def _sheet(config: BuildConfig, out: Path, n: int = 24) -> str:
     return page("samples.html", strips=strips, bad=BAD, good=config.good_to_draw, good_edit=config.good_edit)
 
 
-def _manifest(config: BuildConfig, out: Path, left_out: dict[str, int], examples: dict[str, Any]) -> dict:
-    import pyarrow.parquet as pq
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return file_digest(file, "sha256").hexdigest()
 
+
+def _manifest(config: BuildConfig, out: Path, left_out: dict[str, list[str]], examples: dict[str, Any]) -> dict:
     shards = sorted(out.glob("images-*.parquet"))
     counts: dict[str, dict[str, Any]] = {}
     prompts = set()
     for path in shards:
         columns = ["prompt", "source", "correct", "licence", "score", "source_id", "following", "preserving"]
-        for row in pq.read_table(path, columns=columns).to_pylist():
+        for row in read_parquet(path, columns).to_pylist():
             start = {"pictures": 0, "right": 0, "missing": 0, "positives": 0, "negatives": 0, "licence": row["licence"]}
             of = counts.setdefault(row["source"], start)
             of["pictures"] += 1
@@ -348,10 +373,11 @@ def _manifest(config: BuildConfig, out: Path, left_out: dict[str, int], examples
     files = [*shards, *sorted(out.glob("sources-*.parquet")), *(out / name for name in examples.get("files", []))]
     return {
         "prompts": len(prompts),
-        "left_out": left_out,
+        "left_out": {reason: len(prompts) for reason, prompts in left_out.items()},
+        "left_out_prompts": left_out,
         "sources": counts,
         "examples": examples,
-        "sha256": {p.name: sha256(p.read_bytes()).hexdigest() for p in files},
+        "sha256": {p.name: _sha256(p) for p in files},
         "shards": [p.name for p in shards],
         "judges": [asdict(j) for j in config.judges] or ["verifier"],
         "seed": config.seed,

@@ -40,7 +40,7 @@ def decode_image(data: bytes, name: str) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise InputError(f"image: {name!r} has too many pixels; at most {MAX_PIXELS:,} are read ({error})") from error
     except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
-        reason = str(error).split("\n")[0].replace(repr(data_file), "it")
+        reason = str(error).split("\n")[0].replace(f" {data_file!r}", "")
         raise InputError(f"image: {name!r} could not be read ({reason}); give a whole PNG or JPEG") from error
 
 

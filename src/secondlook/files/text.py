@@ -133,7 +133,7 @@ def text_field(row: dict[str, Any], name: str, where: str, default: str | None =
         raise InputError(f"{name}: it is missing in {where}; it has {', '.join(map(str, row)) or 'nothing'}")
     if not isinstance(value, str) or not value.strip():
         raise InputError(f"{name}: it is {value!r} in {where}; it must be a text that is not empty")
-    return check_unicode(value.strip(), name, where)
+    return check_unicode(value.strip(" \t\r\n"), name, where)
 
 
 def beside(path: Path, name: str) -> Path:

@@ -73,6 +73,8 @@ def disk_failure(error: BaseException | None) -> str | None:
         for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
             if os.strerror(code) in text:  # libraries that write themselves pass on the words alone
                 return os.strerror(code)
+        if "inline_container" in text and "unexpected pos" in text:  # torch's words for a write that came out short
+            return os.strerror(errno.ENOSPC)
         failures = getattr(error, "failures", None)  # torch's checkpoint, of each rank
         if failures:
             return disk_failure(next(iter(failures.values()))[0])

@@ -144,8 +144,12 @@ class Run:
         if self.ranks.first:
             shutil.rmtree(temporary, ignore_errors=True)
         self.ranks.wait()
-        with quiet():
-            dcp.save(parts, checkpoint_id=temporary, no_dist=self.ranks.size == 1)
+        try:
+            with quiet():
+                dcp.save(parts, checkpoint_id=temporary, no_dist=self.ranks.size == 1)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
         if self.ranks.first:
             if final.exists():
                 shutil.rmtree(final)
