@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 
+from secondlook.files import read_lines, write_bytes, write_json
 from secondlook.types import InputError
 
 SERVER = "https://raw.githubusercontent.com"
@@ -127,6 +128,23 @@ FILES = {
     ),
 }
 
+SEEDS = {
+    "color": "db5d3287027d453f8c977f0c7315f8a01a770f02f61fa54ae19406762982393f",
+    "shape": "451bdfccd330d4cf979d45664817be7959e89250b93d5c591cc562b858175a87",
+    "texture": "4846315c5972f9e9cc82e4833099e8ec2c28b999ca77269512715f3f56bde54f",
+    "non_spatial": "dbac5a9ec83204dcd0c3538a12d3212e2ce66db6f7ba45b49a1d869b2d3f2430",
+    "complex": "d214ac45cb3c5307dd14a144c8c69aa5ffdcc7be74ff71b5dac989f8ca9f924b",
+    "spatial": "af14cdf2320057d98f94077e6211c2ddfaabfbb9e3842873657baabb17e00de6",
+    "numeracy": "f66bb8708cb0be23c0406e14d892b25661b2b71e3e72abddc79c38466ab629c6",
+}
+"""The training prompts of T2I-CompBench by kind, 700 each, and their hashes: seeds of which a language model makes captions."""
+FILES |= {
+    f"t2i_compbench/{kind}_train.txt": Source(
+        "Karine-Huang/T2I-CompBench", "1b70949", f"examples/dataset/{kind}_train.txt", hash_, "MIT"
+    )
+    for kind, hash_ in SEEDS.items()
+}
+
 
 def stated(names: Iterable[str]) -> dict[str, dict[str, str]]:
     """Repository, commit, path, hash and licence of files, for a result."""
@@ -153,6 +171,22 @@ def file(name: str, data: Path | None = None, server: str = SERVER) -> Path:
     return path
 
 
+def fetch_all(folder: Path, server: str = SERVER) -> dict[str, Source]:
+    """Every file in ``folder``, with SOURCES.json, which says where each is from and under which licence. Raises InputError."""
+    for name in FILES:
+        if not (folder / name).is_file():
+            _fetch(FILES[name], folder / name, server)
+        file(name, folder)
+    write_json(folder / "SOURCES.json", stated(FILES))
+    return FILES
+
+
+def seeds(folder: Path) -> list[str]:
+    """The distinct seed prompts of a folder that ``fetch_all`` filled. Raises InputError."""
+    found = [line for kind in SEEDS for _, line in read_lines(file(f"t2i_compbench/{kind}_train.txt", folder))]
+    return list(dict.fromkeys(found))
+
+
 def _fetch(source: Source, path: Path, server: str) -> None:
     address = f"{server}/{source.repository}/{source.commit}/{source.path}"
     try:
@@ -162,6 +196,4 @@ def _fetch(source: Source, path: Path, server: str) -> None:
     if sha256(answer.content).hexdigest() != source.sha256:
         raise InputError(f"data: {address} has another hash than it is known to have; nothing was kept")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(answer.content)
-    os.replace(temporary, path)
+    write_bytes(path, answer.content)

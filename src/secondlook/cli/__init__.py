@@ -25,10 +25,11 @@ from secondlook.cli.common import (
     progress_bar,
     say,
 )
+from secondlook.cli.data import data_app
 from secondlook.cli.plan import plan
 from secondlook.cli.public import public_app
 from secondlook.cli.show import show
-from secondlook.cli.train import data_app, train_app
+from secondlook.cli.train import train_app
 from secondlook.files import check_unicode, disk_failure
 from secondlook.model.shipped import locate
 from secondlook.types import Episode, InputError, Prompt, Stopped

@@ -1,4 +1,4 @@
-"""Training data and training."""
+"""Training."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from secondlook.cli.common import Config, Out, Set, load_engine, name_left_out, own_device, say
-from secondlook.model.shipped import locate
-from secondlook.types import Share
+from secondlook.cli.common import Config, Out, Set, say
 
 train_app = typer.Typer(no_args_is_help=True, help="Train a part or a model.")
-data_app = typer.Typer(no_args_is_help=True, help="Make training data.")
 
 
 @train_app.command("tokenizer")
@@ -58,34 +55,6 @@ def train_rl(
     from secondlook.train import rl, rl_config
 
     _train(rl.train_rl, rl_config.RLConfig, config, out, [*set_, *([f"algorithm={algorithm}"] if algorithm else [])])
-
-
-@data_app.command("build")
-def data_build(config: Config, out: Out = Path("out/data"), set_: Set = []) -> None:  # noqa: B006
-    """Draw pictures of prompts, score them, and make examples of the three tasks; torchrun's processes share the work."""
-    from dataclasses import replace
-    from functools import lru_cache
-
-    from secondlook import config as configs
-    from secondlook.data import build
-    from secondlook.files import read_json, writable_folder
-    from secondlook.rewards.build import make
-
-    loaded = configs.load(build.BuildConfig, config, set_)
-    loaded = replace(loaded, device=own_device(loaded.device))
-    batch = max(g.batch for g in loaded.generators)
-    load = lru_cache(maxsize=1)(lambda model: load_engine(locate(model), loaded.device, batch))
-    writable_folder(out)
-    build.build(loaded, make(loaded.judges, loaded.device, reasons=True), out, load, Share.of_environment())
-    manifest = out / "manifest.json"
-    if manifest.exists():
-        told = read_json(manifest, dict)
-        for reason, prompts in told["left_out_prompts"].items():
-            name_left_out(f"prompts left out ({reason})", prompts)
-        missing = {name: of["missing"] for name, of in told["sources"].items() if of["missing"]}
-        name_left_out("sources with pictures that got no score", [f"{name}: {n}" for name, n in missing.items()])
-    examples = "" if loaded.examples == "none" else "examples-*, "
-    say(f"written to {out}: images-*.parquet, {examples}samples.html, manifest.json")
 
 
 def _train(job: Any, kind: Any, config: Path, out: Path, settings: list[str]) -> None:
