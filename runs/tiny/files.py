@@ -1,6 +1,6 @@
 """What a trial of a script needs and nobody should download: python runs/tiny/files.py FOLDER.
 
-FOLDER gets model/ (a Janus of transformers' own classes, 48 pixels wide, with random weights), a CLIP and a DINO of random weights,
+FOLDER gets model/ (a Janus of transformers' own classes, 48 pixels wide, with random weights), a CLIP and a DINO likewise,
 seeds.txt (prompts), files/dpg_bench (two prompts with questions in DPG-Bench's layout) and files/pie_bench (two edits).
 """
 

@@ -29,6 +29,7 @@ from secondlook.cli.data import data_app
 from secondlook.cli.plan import plan
 from secondlook.cli.public import public_app
 from secondlook.cli.show import show
+from secondlook.cli.table import bench_table
 from secondlook.cli.train import train_app
 from secondlook.files import check_unicode, disk_failure
 from secondlook.model.shipped import locate
@@ -42,6 +43,7 @@ app = typer.Typer(
 )
 app.add_typer(train_app, name="train")
 bench_app.registered_commands += public_app.registered_commands
+bench_app.command("table")(bench_table)
 app.add_typer(bench_app, name="bench")
 app.add_typer(data_app, name="data")
 

@@ -15,8 +15,8 @@ from secondlook.types import InputError
 
 ASK = (
     "Write {n} instructions to edit an image of the description below. Each changes one thing and can be checked: it adds, "
-    "removes, replaces, recolours or moves an object, or changes the background, the material or the style. At most 12 words each. "
-    "Answer with a JSON list of {n} strings and nothing else.\nDescription: {prompt}"
+    "removes, replaces, recolours or moves an object, or changes the background, the material or the style. At most 12 words "
+    "each. Answer with a JSON list of {n} strings and nothing else.\nDescription: {prompt}"
 )
 
 

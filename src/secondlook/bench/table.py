@@ -1,0 +1,108 @@
+"""Public benchmarks of several models side by side: first and final image, what looking again gained, and differences between
+the models, paired by prompt and sample. The paper's tables for models of these names: base, sft, and grpo or ppo."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from secondlook.bench import public
+from secondlook.bench.base import Interval, Sample, mean_of_tasks
+from secondlook.bench.claims import holds
+from secondlook.files import read_json, stored_rows, versions, write_json, write_text
+from secondlook.report import page
+from secondlook.types import InputError
+
+COMPARED = ("samples", "rounds", "seed", "only", "judge")
+"""Settings that must be the same for all models."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One model's result of one benchmark."""
+
+    model: str
+    benchmark: str
+    result: dict[str, Any]
+    values: dict[tuple[int, int], tuple[str, str, float, float]]
+    """(row, sample): task, the row's id, the score of the first image and of the final one."""
+
+
+def read(model: str, folder: Path) -> list[Measured]:
+    """What ``bench public`` wrote in the folders of ``folder``. Raises InputError where there is nothing."""
+    found = []
+    for path in sorted(folder.glob("*/result.json")):
+        result = read_json(path, dict)
+        name = result.get("settings", {}).get("benchmark")
+        if name not in public.BENCHMARKS:
+            continue
+        main = public.get(name).main
+        scores = {
+            row["picture"]: row[main]
+            for lines in sorted(path.parent.glob("scores-*.jsonl"))
+            for row in stored_rows(lines)
+            if row.get(main) is not None and "picture" in row
+        }
+        values = {}
+        for lines in sorted(path.parent.glob("episodes-*.jsonl")):
+            for row in stored_rows(lines):
+                first, final = (scores.get(row["rounds"][i]["picture"]) for i in (0, row["final"]))
+                if first is not None and final is not None:
+                    values[row["row"], row["k"]] = row["task"], row["id"], first, final
+        found.append(Measured(model, name, result, values))
+    if not found:
+        raise InputError(f"results: {str(folder)!r} has no folder with a result.json of bench public; run that first")
+    return found
+
+
+def difference(a: Measured, b: Measured, column: int) -> Interval:
+    """``a`` less ``b`` of the first (2) or final (3) image, over the samples that both have, resampled by prompt."""
+    over = public.get(a.benchmark).over
+    samples = [
+        Sample(a.values[key][0] if over == "tasks" else "all", a.values[key][1], a.values[key][column] - b.values[key][column])
+        for key in sorted(set(a.values) & set(b.values))
+    ]
+    return mean_of_tasks(samples)
+
+
+def write(out: Path, measured: list[Measured]) -> dict[str, Any]:
+    """table.md, table.html and, last, result.json. Raises InputError where models were measured in different ways."""
+    benchmarks: dict[str, list[Measured]] = {}
+    for m in measured:
+        benchmarks.setdefault(m.benchmark, []).append(m)
+    tables = []
+    for name, of_models in benchmarks.items():
+        for m in of_models[1:]:
+            for key in COMPARED:
+                ours, first = m.result["settings"].get(key), of_models[0].result["settings"].get(key)
+                if ours != first:
+                    raise InputError(
+                        f"results: {name} of {m.model} has {key} {ours!r}, of {of_models[0].model} {first!r}; "
+                        "measure both in the same way"
+                    )
+        differences = []
+        for before, after in zip(of_models, of_models[1:], strict=False):
+            for what, column in (("first", 2), ("final", 3)):
+                measured_difference = difference(after, before, column)
+                differences.append(
+                    {
+                        "of": after.model,
+                        "over": before.model,
+                        "what": what,
+                        "difference": measured_difference,
+                        "holds": holds(measured_difference),
+                    }
+                )
+        models = [
+            {"name": m.model, "overall": m.result["overall"], "tasks": m.result["tasks"], "images": m.result["images"]}
+            | {"missing": m.result["missing"], "mean_rounds": m.result["mean_rounds"]}
+            for m in of_models
+        ]
+        tables.append({"title": of_models[0].result["title"], "note": of_models[0].result["note"], "benchmark": name})
+        tables[-1] |= {"settings": of_models[0].result["settings"], "models": models, "differences": differences}
+    result = {"benchmarks": tables, "versions": versions()}
+    write_text(out / "table.md", page("table.md", result=result))
+    write_text(out / "table.html", page("table.html", result=result))
+    write_json(out / "result.json", result)
+    return result
