@@ -4,8 +4,9 @@ the models, paired by prompt and sample. The paper's tables for models of these 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from secondlook.bench import public
 from secondlook.bench.base import Interval, Sample, mean_of_tasks
@@ -14,8 +15,18 @@ from secondlook.files import read_json, stored_rows, versions, write_json, write
 from secondlook.report import page
 from secondlook.types import InputError
 
+IMAGES: tuple[Literal["first", "final"], ...] = ("first", "final")
 COMPARED = ("samples", "rounds", "seed", "only", "judge")
 """Settings that must be the same for all models."""
+
+
+class Scored(NamedTuple):
+    """One episode's scores."""
+
+    task: str
+    id: str
+    first: float
+    final: float
 
 
 @dataclass(frozen=True)
@@ -25,8 +36,8 @@ class Measured:
     model: str
     benchmark: str
     result: dict[str, Any]
-    values: dict[tuple[int, int], tuple[str, str, float, float]]
-    """(row, sample): task, the row's id, the score of the first image and of the final one."""
+    scored: dict[tuple[int, int], Scored]
+    """By row and sample."""
 
 
 def read(model: str, folder: Path) -> list[Measured]:
@@ -44,25 +55,25 @@ def read(model: str, folder: Path) -> list[Measured]:
             for row in stored_rows(lines)
             if row.get(main) is not None and "picture" in row
         }
-        values = {}
+        scored = {}
         for lines in sorted(path.parent.glob("episodes-*.jsonl")):
             for row in stored_rows(lines):
                 first, final = (scores.get(row["rounds"][i]["picture"]) for i in (0, row["final"]))
                 if first is not None and final is not None:
-                    values[row["row"], row["k"]] = row["task"], row["id"], first, final
-        found.append(Measured(model, name, result, values))
+                    scored[row["row"], row["k"]] = Scored(row["task"], row["id"], first, final)
+        found.append(Measured(model, name, result, scored))
     if not found:
         raise InputError(f"results: {str(folder)!r} has no folder with a result.json of bench public; run that first")
     return found
 
 
-def difference(a: Measured, b: Measured, column: int) -> Interval:
-    """``a`` less ``b`` of the first (2) or final (3) image, over the samples that both have, resampled by prompt."""
-    over = public.get(a.benchmark).over
-    samples = [
-        Sample(a.values[key][0] if over == "tasks" else "all", a.values[key][1], a.values[key][column] - b.values[key][column])
-        for key in sorted(set(a.values) & set(b.values))
-    ]
+def difference(a: Measured, b: Measured, image: Literal["first", "final"]) -> Interval:
+    """``a`` less ``b``, over the samples that both have, resampled by prompt."""
+    samples = []
+    for key in sorted(set(a.scored) & set(b.scored)):
+        ours, others = a.scored[key], b.scored[key]
+        task = ours.task if public.get(a.benchmark).over == "tasks" else "all"
+        samples.append(Sample(task, ours.id, getattr(ours, image) - getattr(others, image)))
     return mean_of_tasks(samples)
 
 
@@ -82,18 +93,11 @@ def write(out: Path, measured: list[Measured]) -> dict[str, Any]:
                         "measure both in the same way"
                     )
         differences = []
-        for before, after in zip(of_models, of_models[1:], strict=False):
-            for what, column in (("first", 2), ("final", 3)):
-                measured_difference = difference(after, before, column)
-                differences.append(
-                    {
-                        "of": after.model,
-                        "over": before.model,
-                        "what": what,
-                        "difference": measured_difference,
-                        "holds": holds(measured_difference),
-                    }
-                )
+        for before, after in pairwise(of_models):
+            for image in IMAGES:
+                by = difference(after, before, image)
+                row = {"of": after.model, "over": before.model, "image": image, "difference": by, "holds": holds(by)}
+                differences.append(row)
         models = [
             {"name": m.model, "overall": m.result["overall"], "tasks": m.result["tasks"], "images": m.result["images"]}
             | {"missing": m.result["missing"], "mean_rounds": m.result["mean_rounds"]}
