@@ -201,7 +201,7 @@ def test_the_published_layout_is_read(folder, tmp_path):
     ]
     path.write_text(json.dumps({"promptid": 5, "prompt": "a red wall", "data": data}) + "\n")
     pool = Pool(path)
-    example = pool.redrawing(np.random.default_rng(0))
+    example = pool.read(pool.redrawing(np.random.default_rng(0)))
     assert example.target.reason == "Yes, it is red" and example.earlier[0].reason == "No, it is blue"
     assert np.asarray(example.target.image)[4, 4].tolist() == list(COLORS["red"])
     path.write_text('{"prompt": "a red wall"}\n')

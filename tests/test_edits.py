@@ -181,9 +181,10 @@ def test_data_of_edits(data):
     edited = [row for row in pool.rows if row["source_id"]]
     assert edited and len(edited) < len(pool.rows)
     for row in edited:
-        assert row["source_id"] in pool._sources and {row["following"], row["preserving"]} != {None}
+        assert row["source_id"] in pool.index.sources and {row["following"], row["preserving"]} != {None}
     rng = np.random.default_rng(0)
-    found = [pool.drawing(rng) for _ in range(20)] + [x for _ in range(10) for x in pool.judging(rng)]
+    chosen = [pool.drawing(rng) for _ in range(20)] + [x for _ in range(10) for x in pool.judging(rng)]
+    found = [pool.read(choice) for choice in chosen]
     for e in found:
         asked = Prompt(e.prompt, e.source.image if e.source else None)
         [truth] = score(Verifier(), [(asked, e.target.image)])
@@ -211,7 +212,7 @@ def test_places_have_their_shares(data, tmp_path):
             shutil.copy(data / f"{kind}-{number}.parquet", places[-1])
     pool, rng = Pool(places, shares=[1, 3]), np.random.default_rng(0)
     second = {pool.key(row) for row in Pool(places[1]).rows} - {pool.key(row) for row in Pool(places[0]).rows}
-    drawn = [pool._prompt(rng, "judge") in second for _ in range(400)]
+    drawn = [pool.key(pool.rows[pool.judging(rng)[0].target]) in second for _ in range(400)]
     assert 0.6 < np.mean(drawn) <= 0.8
     with pytest.raises(InputError, match="shares"):
         Pool(places, shares=[1.0])

@@ -93,7 +93,8 @@ def test_sampled_pictures_carry_the_verifiers_verdict(data, mini):
     pool = Pool(data)
     rng = np.random.default_rng(0)
     for _ in range(50):
-        drawn, (right, wrong), redrawn = pool.drawing(rng), pool.judging(rng), pool.redrawing(rng)
+        chosen = pool.drawing(rng), *pool.judging(rng), pool.redrawing(rng)
+        drawn, right, wrong, redrawn = map(pool.read, chosen)
         assert drawn.target.score >= 0.8 and not drawn.earlier
         assert all(s.score < 0.5 for e in (right, wrong, redrawn) for s in e.earlier)
         assert right.prompt == wrong.prompt and right.target.score >= 0.7 and wrong.target.score < 0.5
@@ -118,7 +119,7 @@ def test_a_picture_without_a_score_is_counted_and_taught_to_nobody(mini, tmp_pat
     missing, pictures = (sum(row[k] for row in sources.values()) for k in ("missing", "pictures"))
     assert pictures > 60 and missing == -(-pictures // 2)
     pool = Pool(tmp_path)
-    used = {i for part in (pool.bad, pool.draw, pool.judge) for rows in part.values() for i in rows}
+    used = {i for part in (pool.bad, pool.draw, pool.judge) for i in part.rows.tolist()}
     assert used and all(pool.rows[i]["score"] is not None for i in used)
 
 

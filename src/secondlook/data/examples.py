@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from PIL import Image
 
 from secondlook.data.pair import Pool, short
+from secondlook.files import decode_image, png, whole_file
 
 PER_FILE = 5000
 
@@ -25,12 +26,13 @@ def examples(
 
     Task II has as many right targets as wrong ones. Each prompt's examples depend on the seed and the prompt's place alone.
     """
-    for i, prompt in enumerate(sorted({*pool.draw, *pool.judge, *pool.bad})):
+    prompts = np.union1d(np.union1d(pool.draw.prompts, pool.judge.prompts), pool.bad.prompts)
+    for i, prompt in enumerate(prompts.tolist()):
         rng = np.random.default_rng([seed, i])
-        good, right, bad = (part.get(prompt, []) for part in (pool.draw, pool.judge, pool.bad))
+        good, right, bad = (part[prompt].tolist() for part in (pool.draw, pool.judge, pool.bad))
 
         def some(rows: list[int], n: int, rng=rng) -> list[int]:
-            return [int(rows[k]) for k in rng.choice(len(rows), min(n, len(rows)), replace=False)]
+            return [rows[k] for k in rng.choice(len(rows), min(n, len(rows)), replace=False)]
 
         for target in some(good, per_prompt):
             yield {"task": "draw", "prompt": prompt, "earlier": [], "target": target}
@@ -50,7 +52,10 @@ def examples(
 
 def write_examples(pool: Pool, out: Path, kind: Literal["parquet", "webdataset"], per_prompt: int, seed: int) -> dict[str, Any]:
     """examples-*.parquet or examples-*.tar in a random order; returns their names and how many there are of each task. A tar's
-    examples have as many earlier pictures each as its name says, for readers want the same fields in all of a file."""
+    examples have as many earlier pictures each as its name says, for readers want the same fields in all of a file.
+
+    What a tar holds is a PNG of each picture as the package reads it, wherever it was: no other kind of file gets into one.
+    Raises InputError that names the row or line of a picture that cannot be read."""
     for stale in (*out.glob("examples-*.parquet"), *out.glob("examples-*.tar")):
         stale.unlink()
     rows = list(examples(pool, per_prompt, seed))
@@ -65,9 +70,8 @@ def write_examples(pool: Pool, out: Path, kind: Literal["parquet", "webdataset"]
     for name, alike in groups.items():
         for k, start in enumerate(range(0, len(alike), PER_FILE)):
             path = out / f"examples{name}-{k:05d}.{'tar' if kind == 'webdataset' else 'parquet'}"
-            temporary = path.with_suffix(".tmp")
-            write(pool, alike[start : start + PER_FILE], temporary)
-            os.replace(temporary, path)
+            with whole_file(path) as temporary:
+                write(pool, alike[start : start + PER_FILE], temporary)
             files.append(path.name)
     tasks = {task: sum(r["task"] == task for r in rows) for task in ("draw", "judge", "redraw")}
     return {"files": files, "kind": kind, "tasks": tasks}
@@ -96,6 +100,7 @@ def _write_parquet(pool: Pool, rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def _write_tar(pool: Pool, rows: list[dict[str, Any]], path: Path) -> None:
+    index = pool.index
     with tarfile.open(path, "w") as tar:
 
         def add(name: str, data: bytes) -> None:
@@ -105,8 +110,17 @@ def _write_tar(pool: Pool, rows: list[dict[str, Any]], path: Path) -> None:
 
         for i, row in enumerate(rows):
             add(f"{i:08d}.json", json.dumps(_said(pool, row), ensure_ascii=False).encode())
-            add(f"{i:08d}.target.png", pool.picture_bytes(row["target"]))
-            if source := pool.rows[row["target"]]["source_id"]:
-                add(f"{i:08d}.source.png", pool.source_bytes(source))
+            add(f"{i:08d}.target.png", _as_png(index.file_of(row["target"]), index.where(row["target"])))
+            if pool.rows[row["target"]]["source_id"]:
+                add(f"{i:08d}.source.png", png(index.source_image(row["target"], index.words(row["target"]))))
             for k, earlier in enumerate(row["earlier"], 1):
-                add(f"{i:08d}.earlier{k}.png", pool.picture_bytes(earlier))
+                add(f"{i:08d}.earlier{k}.png", _as_png(index.file_of(earlier), index.where(earlier)))
+
+
+def _as_png(data: bytes, name: str) -> bytes:
+    """A picture's file as a PNG that every reader shows alike: the file itself where it is one. Raises InputError."""
+    image = decode_image(data, name)
+    with Image.open(io.BytesIO(data)) as stored:
+        if stored.format == "PNG" and stored.mode == "RGB" and stored.tobytes() == image.tobytes():
+            return data
+    return png(image)

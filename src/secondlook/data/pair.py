@@ -7,11 +7,8 @@ least 0.7). Judging edits and editing again are ours.
 
 from __future__ import annotations
 
-import io
-import json
-from bisect import bisect_right
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,9 +16,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from secondlook.data.index import BAD, Index, Use
+from secondlook.data.stored import Words
 from secondlook.types import InputError
 
-GOOD_TO_DRAW, GOOD_TO_JUDGE, GOOD_EDIT, BAD = 0.8, 0.7, 0.7, 0.5
+GOOD_TO_DRAW, GOOD_TO_JUDGE, GOOD_EDIT = 0.8, 0.7, 0.7
+TASKS = ("draw", "judge", "redraw")
 
 
 def short(rng: np.random.Generator, longest: int) -> int:
@@ -35,14 +35,16 @@ class Scored:
     """One scored picture; ``index`` is its row or, of a source, its name, by which its codes are cached."""
 
     index: int | str
-    file: bytes
     score: float
     reason: str
+    picture: Image.Image | None = field(default=None, repr=False)
+    """None: it was not read, for its codes are known."""
 
-    @cached_property
+    @property
     def image(self) -> Image.Image:
-        """Read when it is first asked for: codes may be known already."""
-        return Image.open(io.BytesIO(self.file)).convert("RGB")
+        if self.picture is None:
+            raise ValueError(f"picture {self.index} was not read")
+        return self.picture
 
 
 @dataclass(frozen=True)
@@ -60,38 +62,12 @@ class Example:
         return (*self.earlier, self.target, *([self.source] if self.source else []))
 
 
-def published(path: Path) -> list[dict]:
-    """Rows of a JSONL file in the published layout. Raises InputError that names the line."""
-    if not path.is_file():
-        raise InputError(
-            f"config: data = {str(path)!r} is not a file; give a JSONL of scored pictures or a folder of data build"
-        )
-    rows = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            said = json.loads(line)
-            for k, picture in enumerate(said["data"]):
-                score, reason = picture["prob"], picture["reason"]
-                edit = [picture.get(name) for name in ("following", "preserving")]
-                for name, value in zip(("prob", "following", "preserving"), (score, *edit), strict=True):
-                    if value is not None and not 0 <= value <= 1:
-                        raise ValueError(f"{name} is {value}")
-                reason = None if reason is None else reason.strip()
-                if reason and not reason.lower().startswith(("yes", "no")):
-                    reason = f"{'Yes' if (score or 0) >= BAD else 'No'}, {reason}"
-                row = {"id": f"{said['promptid']}-{k}", "prompt": said["prompt"], "score": score, "reason": reason}
-                row |= {"path": str(path.parent / picture["img_path"]), "following": edit[0], "preserving": edit[1]}
-                rows.append(row | {"source_id": str(path.parent / said["source"]) if said.get("source") else None})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"config: data, line {number} of {path} is not promptid, prompt, data with img_path, reason, prob ({error})"
-            ) from error
-    return rows
+@dataclass(frozen=True)
+class Choice:
+    """An example's pictures by their rows, not read yet."""
 
-
-COLUMNS = ["id", "prompt", "score", "reason", "source_id", "following", "preserving"]
+    earlier: tuple[int, ...]
+    target: int
 
 
 def quality(row: dict) -> float:
@@ -99,14 +75,56 @@ def quality(row: dict) -> float:
     return min(row["following"], row["preserving"]) if row["source_id"] else row["score"]
 
 
+@dataclass(frozen=True)
+class Grouped:
+    """Rows by prompt: those of prompt k are ``rows[starts[k] : starts[k + 1]]``."""
+
+    rows: np.ndarray
+    starts: np.ndarray
+
+    @staticmethod
+    def of(keys: np.ndarray, order: np.ndarray, keep: np.ndarray, n_keys: int) -> Grouped:
+        """The rows to ``keep``; ``order`` sorts all rows by their ``keys``."""
+        rows = order[keep[order]].astype(np.int32)
+        return Grouped(rows, np.searchsorted(keys[rows], np.arange(n_keys + 1)).astype(np.int32))
+
+    def __getitem__(self, key: int) -> np.ndarray:
+        return self.rows[self.starts[key] : self.starts[key + 1]]
+
+    @property
+    def prompts(self) -> np.ndarray:
+        """Those that have rows, in order."""
+        return np.flatnonzero(np.diff(self.starts))
+
+
+class Rows(Sequence):
+    """The words of all pictures: id, prompt, score, reason, source_id, following, preserving."""
+
+    def __init__(self, table: Any):
+        self._table = table.combine_chunks()
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, i: Any) -> dict[str, Any]:
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        return {name: self._table[name][int(i)].as_py() for name in self._table.column_names}
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for batch in self._table.to_batches(4096):
+            yield from batch.to_pylist()
+
+
 class Pool:
     """Scored pictures by prompt (for edits: by instruction and source), of one place or several: the Parquet shards of `data
-    build`, or a JSONL file in the layout of the paper's published data, whose lines are {"promptid", "prompt", "data":
-    [{"img_path", "reason", "prob", "state"}]} with paths beside the file; lines for edits have a "source" too, and their
-    pictures "following" and "preserving". Pictures are read when they are needed. Prompts that no task can use are left out.
+    build`, or a JSONL file in the layout of the paper's published data (``data.stored.Listed``). Pictures and words are read
+    when they are needed.
 
-    ``shares`` says how often each place is drawn from; without, every prompt is drawn as often as any other. Raises InputError
-    where they do not fit the places."""
+    ``tasks`` are those that the pictures are for: each must have prompts. ``problem`` says what keeps the model from reading a
+    prompt (of an edit: True), "" if nothing does. ``shares`` says how often each place is drawn from; without, every prompt is
+    drawn as often as any other. What is not used is counted and named in ``unused``. Raises InputError where a row is wrong, more
+    than a hundredth of the pictures cannot be read, a task has no prompt, or ``shares`` do not fit the places."""
 
     def __init__(
         self,
@@ -115,140 +133,110 @@ class Pool:
         good_to_judge: float = GOOD_TO_JUDGE,
         good_edit: float = GOOD_EDIT,
         shares: Sequence[float] = (),
+        tasks: Sequence[str] = TASKS,
+        problem: Callable[[str, bool], str] = lambda prompt, edit: "",
     ):
-        self.rows: list[dict] = []
-        """Of every picture: id, prompt, score and reason, and of an edit source_id, following and preserving."""
-        self._stored: list[tuple[int, Any]] = []
-        """Mapped pictures with the number of their first row."""
-        self._sources: dict[str, tuple[Any, int]] = {}
         places = [places] if isinstance(places, str | Path) else places
         if shares and (len(shares) != len(places) or min(shares) < 0 or not sum(shares)):
             raise InputError(
                 f"config: shares is {list(shares)}; give one for each of the {len(places)} places of data, not all 0"
             )
-        ends = []
-        for place in map(Path, places):
-            if place.suffix == ".jsonl":
-                self.rows += published(place)
-            else:
-                self._open(place)
-            ends.append(len(self.rows))
-        by_prompt: dict[str, list[int]] = {}
-        for i, row in enumerate(self.rows):
-            by_prompt.setdefault(self.key(row), []).append(i)
-
-        def good(least: float) -> Callable[[dict], bool]:
-            return lambda row: quality(row) >= (good_edit if row["source_id"] else least)
-
-        self.bad = self._those(by_prompt, lambda row: quality(row) < BAD)
-        self.draw = self._those(by_prompt, good(good_to_draw))
-        self.judge = self._those(by_prompt, good(good_to_judge))
-        self.prompts = {
-            "draw": sorted(self.draw),
-            "judge": sorted(set(self.judge) & set(self.bad)),
-            "redraw": sorted(set(self.draw) & set(self.bad)),
-        }
-        for name, prompts in self.prompts.items():
-            if not prompts:
-                raise InputError(f"config: data = {str(places[0])!r} has no prompt with pictures for {name!r}; build more")
-        self._places: dict[str, list[list[str]]] = {}
+        self.index = index = Index([Path(p) for p in places], problem)
+        self._good = [np.where(index.edit, good_edit, least) for least in (good_to_draw, good_to_judge)]
+        self._tasks = tasks
+        self._group()
+        index.open_some(np.flatnonzero(index.use == Use.YES))
+        self._group()
+        self.unused = index.unused
+        """One sentence about the pictures that are not used, "" where all are."""
+        for name in tasks:
+            if not len(self.prompts[name]):
+                raise InputError(
+                    f"config: data = {str(places[0])!r} has no prompt with pictures for {name!r}; build more"
+                    + (f" ({self.unused})" if self.unused else "")
+                )
+        self._places: dict[str, list[np.ndarray]] = {}
         self._shares = np.array(shares, dtype=float) / (sum(shares) or 1)
         if shares:
-            of = {p: {bisect_right(ends, i) for i in rows} for p, rows in by_prompt.items()}  # a prompt may be in several
-            for name, prompts in self.prompts.items():
-                self._places[name] = [[p for p in prompts if k in of[p]] for k in range(len(places))]
+            of_place = np.split(index.key, index.ends[:-1])  # a prompt may be in several
+            for name in tasks:
+                self._places[name] = [np.intersect1d(self.prompts[name], keys) for keys in of_place]
                 for where, share, own in zip(places, shares, self._places[name], strict=True):
-                    if share and not own:
+                    if share and not len(own):
                         raise InputError(f"config: data = {str(where)!r} has no prompt with pictures for {name!r}; build more")
 
-    def _prompt(self, rng: np.random.Generator, task: str) -> str:
-        prompts = self.prompts[task]
-        if len(self._shares):
-            prompts = self._places[task][rng.choice(len(self._shares), p=self._shares)]
-        return prompts[rng.integers(len(prompts))]
+    def _group(self) -> None:
+        """Rows and prompts by what they are used for; rows that are used for nothing are marked."""
+        index = self.index
+        usable = np.isin(index.use, (Use.YES, Use.BETWEEN, Use.ALONE))
+        bad = usable & (index.quality < BAD)
+        draw, judge = (usable & (index.quality >= least) for least in self._good)
+        order = np.argsort(index.key, kind="stable")
+        self.bad, self.draw, self.judge = (Grouped.of(index.key, order, keep, index.n_keys) for keep in (bad, draw, judge))
+        self.prompts = {
+            "draw": self.draw.prompts,
+            "judge": np.intersect1d(self.judge.prompts, self.bad.prompts),
+            "redraw": np.intersect1d(self.draw.prompts, self.bad.prompts),
+        }
+        rows_of = {"draw": draw, "judge": judge | bad, "redraw": draw | bad}
+        used = np.zeros(len(index), dtype=bool)
+        for task in self._tasks:
+            used |= rows_of[task] & np.isin(index.key, self.prompts[task])
+        index.leave(np.flatnonzero(usable & ~used & ~(bad | draw | judge)), Use.BETWEEN)
+        index.leave(np.flatnonzero(usable & ~used), Use.ALONE)
+
+    @cached_property
+    def rows(self) -> Rows:
+        """The words of all pictures, in memory; training does not ask for them."""
+        return Rows(self.index.table())
 
     @staticmethod
     def key(row: dict) -> str:
         """What a row is a picture of, as ``Prompt.key`` has it."""
         return f"{row['prompt']}\n{row['source_id']}" if row["source_id"] else row["prompt"]
 
-    def _those(self, by_prompt: dict[str, list[int]], keep: Callable[[dict], bool]) -> dict[str, list[int]]:
-        kept = [row["score"] is not None and row["reason"] is not None and keep(row) for row in self.rows]
-        found = {p: [i for i in rows if kept[i]] for p, rows in by_prompt.items()}
-        return {p: rows for p, rows in found.items() if rows}
+    def read(self, choice: Choice, known: Callable[[int | str], bool] = lambda index: False) -> Example:
+        """The example; pictures that are ``known`` are not read. Raises InputError that names the file and the row or line."""
 
-    def _open(self, folder: Path) -> None:
-        import pyarrow.parquet as pq
+        def scored(row: int, words: Words) -> Scored:
+            picture = None if known(row) else self.index.image(row)
+            return Scored(row, words.score or 0.0, words.reason or "", picture)
 
-        shards = sorted(folder.glob("images-*.parquet"))
-        if not shards:
-            raise InputError(f"config: data = {str(folder)!r} holds no images-*.parquet; run data build first")
-        start = len(self.rows)
-        for path in shards:
-            there = [c for c in COLUMNS if c in pq.read_schema(path).names]
-            self.rows += [dict.fromkeys(COLUMNS) | row for row in pq.read_table(path, columns=there).to_pylist()]
-        self._stored.append((start, self._mapped(folder, shards)))
-        if sources := sorted(folder.glob("sources-*.parquet")):
-            stored = self._mapped(folder, sources)
-            names = [n for path in sources for n in pq.read_table(path, columns=["id"])["id"].to_pylist()]
-            self._sources |= {name: (stored, i) for i, name in enumerate(names)}
+        words = self.index.words(choice.target)
+        source = None
+        if words.source is not None:
+            name = self.index.source_name(self.index.stored[self.index.file[choice.target]], words)
+            picture = None if known(name) else self.index.source_image(choice.target, words)
+            source = Scored(name, 1.0, "", picture)
+        earlier = tuple(scored(row, self.index.words(row)) for row in choice.earlier)
+        return Example(words.prompt, earlier, scored(choice.target, words), source)
+
+    def _prompt(self, rng: np.random.Generator, task: str) -> int:
+        prompts = self.prompts[task]
+        if len(self._shares):
+            prompts = self._places[task][rng.choice(len(self._shares), p=self._shares)]
+        return int(prompts[rng.integers(len(prompts))])
 
     @staticmethod
-    def _mapped(folder: Path, shards: list[Path]) -> Any:
-        """The pictures of Parquet files: mapped, not read."""
-        from datasets import Image as ImageFeature
-        from datasets import disable_progress_bars, load_dataset
+    def _pick(rng: np.random.Generator, rows: np.ndarray, n: int) -> tuple[int, ...]:
+        return tuple(rows[rng.choice(len(rows), size=min(n, len(rows)), replace=False)].tolist())
 
-        disable_progress_bars()
-        files = [str(p) for p in shards]
-        stored = load_dataset("parquet", data_files=files, split="train", cache_dir=str(folder / ".arrow"))
-        return stored.select_columns(["image"]).cast_column("image", ImageFeature(decode=False))
-
-    def picture_bytes(self, index: int) -> bytes:
-        """A picture's file."""
-        if "path" in self.rows[index]:
-            return Path(self.rows[index]["path"]).read_bytes()
-        start, stored = next(s for s in reversed(self._stored) if s[0] <= index)
-        return stored[index - start]["image"]["bytes"]
-
-    def source_bytes(self, name: str) -> bytes:
-        """A source's file, by a row's source_id."""
-        if name not in self._sources:
-            return Path(name).read_bytes()
-        stored, i = self._sources[name]
-        return stored[i]["image"]["bytes"]
-
-    def _scored(self, index: int) -> Scored:
-        row = self.rows[index]
-        return Scored(index, self.picture_bytes(index), row["score"], row["reason"])
-
-    def _example(self, key: str, earlier: tuple[Scored, ...], target: Scored) -> Example:
-        name = self.rows[target.index]["source_id"] if isinstance(target.index, int) else None
-        if name is None:
-            return Example(key, earlier, target)
-        return Example(key.rpartition("\n")[0], earlier, target, Scored(name, self.source_bytes(name), 1.0, ""))
-
-    def _pick(self, rng: np.random.Generator, rows: list[int], n: int) -> tuple[Scored, ...]:
-        chosen = rng.choice(len(rows), size=min(n, len(rows)), replace=False)
-        return tuple(self._scored(rows[i]) for i in chosen)
-
-    def drawing(self, rng: np.random.Generator) -> Example:
+    def drawing(self, rng: np.random.Generator) -> Choice:
         """Task I: a picture with S >= 0.8."""
         prompt = self._prompt(rng, "draw")
-        return self._example(prompt, (), self._pick(rng, self.draw[prompt], 1)[0])
+        return Choice((), *self._pick(rng, self.draw[prompt], 1))
 
-    def judging(self, rng: np.random.Generator, longest: int = 3) -> tuple[Example, Example]:
+    def judging(self, rng: np.random.Generator, longest: int = 3) -> tuple[Choice, Choice]:
         """Task II: up to ``longest`` - 1 wrong pictures (``short``), then one to judge: S >= 0.7, and for the same prompt
         S < 0.5. Side by side in a batch the two teach what tells them apart."""
         prompt = self._prompt(rng, "judge")
-        right = self._example(
-            prompt, self._pick(rng, self.bad[prompt], short(rng, longest)), self._pick(rng, self.judge[prompt], 1)[0]
-        )
-        *earlier, target = self._pick(rng, self.bad[prompt], short(rng, longest) + 1)
-        return right, self._example(prompt, tuple(earlier), target)
+        earlier = self._pick(rng, self.bad[prompt], short(rng, longest))
+        right = Choice(earlier, *self._pick(rng, self.judge[prompt], 1))
+        *earlier_wrong, target = self._pick(rng, self.bad[prompt], short(rng, longest) + 1)
+        return right, Choice(tuple(earlier_wrong), target)
 
-    def redrawing(self, rng: np.random.Generator, longest: int = 2) -> Example:
+    def redrawing(self, rng: np.random.Generator, longest: int = 2) -> Choice:
         """Task III: one to ``longest`` wrong pictures (S < 0.5; ``short``), then one with S >= 0.8."""
         prompt = self._prompt(rng, "redraw")
         earlier = self._pick(rng, self.bad[prompt], 1 + short(rng, longest))
-        return self._example(prompt, earlier, self._pick(rng, self.draw[prompt], 1)[0])
+        return Choice(earlier, *self._pick(rng, self.draw[prompt], 1))

@@ -8,8 +8,11 @@ Departures: a positive and a negative of one prompt stand side by side in a batc
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from secondlook.data.pair import BAD, GOOD_EDIT, GOOD_TO_DRAW, GOOD_TO_JUDGE, Example, Pool, Scored
+from secondlook.data.index import BAD, FAULTY
+from secondlook.data.pair import GOOD_EDIT, GOOD_TO_DRAW, GOOD_TO_JUDGE, TASKS, Choice, Example, Pool, Scored
 from secondlook.files import fingerprint
 from secondlook.model.checkpoint import fetch
 from secondlook.model.janus import Janus
@@ -30,7 +34,7 @@ from secondlook.train.ranks import Ranks
 from secondlook.train.run import MAY_CHANGE, Run, Stateful
 from secondlook.train.shard import Dtype, Shards
 from secondlook.train.update import Average, Schedule, Update, freeze, trainable
-from secondlook.types import Draw, InputError, Segment, Text
+from secondlook.types import Draw, InputError, Segment, Stopped, Text
 
 
 @dataclass
@@ -98,23 +102,40 @@ class SFTConfig:
             raise InputError(f"config: good_to_draw and good_to_judge must lie between {BAD} and 1")
 
 
+TRIES = 20
+"""Examples that are tried in place of one with a picture that cannot be read."""
+COUNTED = 1000
+"""Pictures after which a share of them that cannot be read is taken for the data's."""
+
+
 @dataclass(frozen=True)
 class Batch:
-    """A step's examples, and which of those that draw (first tasks, then redraws) go without their prompt."""
+    """A rank's share of a step's examples. A rank without an example of a task that others have gets their first one, to take
+    part in gathering weights."""
 
-    drawing: list[Example]
-    redrawing: list[Example]
+    drawing: list[tuple[Example, bool]]
+    """With whether it goes without its prompt."""
+    redrawing: list[tuple[Example, bool]]
     judging: list[Example]
-    dropped: list[bool]
+    counts: tuple[int, int, int]
+    """How many examples of each of these all ranks have."""
+    read: int = 0
+    """Pictures of this rank's examples."""
+    unreadable: tuple[str, ...] = ()
+    """Of those that could not be read: where each is, and why. Other examples took their places."""
+    problem: str = ""
+    """Why there is no batch."""
 
 
 class Steps(Dataset):
-    """The batch of every step, which depends on (seed, step) alone: made here, or ahead by ``workers`` processes."""
+    """The batch of every step, made here, or ahead by ``workers`` processes. What is chosen depends on (seed, step) alone and is
+    the same on all ranks; each reads the pictures of its own share only, to draw without those whose codes are ``known``."""
 
-    def __init__(self, config: SFTConfig, pool: Pool, ranks: Ranks):
-        self.config, self.pool, self.ranks = config, pool, ranks
+    def __init__(self, config: SFTConfig, pool: Pool, ranks: Ranks, known: Callable[[int | str], bool] = lambda index: False):
+        self.config, self.pool, self.ranks, self.known = config, pool, ranks, known
 
-    def __getitem__(self, step: int) -> Batch:
+    def chosen(self, step: int) -> tuple[list[Choice], list[Choice], list[Choice], list[bool]]:
+        """All ranks' examples: those that draw, redraw and judge, and which of the first two go without their prompt."""
         c, rng = self.config, np.random.default_rng([self.config.seed, step])
         tasks = rng.choice(3, size=c.batch, p=np.array(c.mix) / sum(c.mix)).tolist()
         n_draw, n_judge, n_redraw = (tasks.count(i) for i in range(3))
@@ -122,20 +143,82 @@ class Steps(Dataset):
         redrawing = [self.pool.redrawing(rng, c.redraw_context) for _ in range(n_redraw)]
         pairs = [self.pool.judging(rng, c.judge_context) for _ in range(-(-n_judge // 2))]
         judging = [e for pair in pairs for e in pair][:n_judge]
-        for e in self.ranks.share(judging):  # these are seen each time, drawn ones are encoded once
-            _ = [s.image for s in e.pictures]
-        return Batch(drawing, redrawing, judging, (rng.random(n_draw + n_redraw) < c.drop_prompt).tolist())
+        return drawing, redrawing, judging, (rng.random(n_draw + n_redraw) < c.drop_prompt).tolist()
+
+    def __getitem__(self, step: int) -> Batch:
+        drawing, redrawing, judging, dropped = self.chosen(step)
+        counts = len(drawing), len(redrawing), len(judging)
+        unreadable: list[str] = []
+
+        def own(task: str, choices: list[Choice]) -> list[Example]:
+            mine = self.ranks.share(range(len(choices))) or list(range(min(1, len(choices))))
+            return [self._read(step, task, place, choices[place], unreadable) for place in mine]
+
+        try:
+            draw, redraw, judge = own("draw", drawing), own("redraw", redrawing), own("judge", judging)
+        except InputError as error:  # said as data: an exception in another process loses its one sentence
+            return Batch([], [], [], counts, problem=str(error))
+        drop = self.ranks.share(dropped[: len(drawing)]), self.ranks.share(dropped[len(drawing) :])
+        pairs = [list(zip_longest(e, d, fillvalue=False)) for e, d in zip((draw, redraw), drop, strict=True)]
+        read = sum(len(e.pictures) for e in (*draw, *redraw, *judge))
+        return Batch(*pairs, judge, counts, read, tuple(unreadable))
+
+    def _read(self, step: int, task: str, place: int, choice: Choice, unreadable: list[str]) -> Example:
+        """The example at a ``place`` of a step, or where a picture of it cannot be read another one of its task (and, where it
+        is judged, of its verdict), which depends on the seed, the step and the place."""
+        c = self.config
+        for attempt in range(TRIES):
+            try:
+                return self.pool.read(choice) if task == "judge" else self.pool.read(choice, self.known)
+            except InputError as error:
+                unreadable.append(str(error))
+            rng = np.random.default_rng([c.seed, step, TASKS.index(task), place, attempt])
+            if task == "judge":
+                choice = self.pool.judging(rng, c.judge_context)[place % 2]
+            else:
+                choice = self.pool.drawing(rng) if task == "draw" else self.pool.redrawing(rng, c.redraw_context)
+        raise InputError(f"data: {TRIES} examples in a row cannot be read; the first: {unreadable[-TRIES]}")
 
     def start(self, step: int) -> Iterator[Batch]:
         """The batches of ``step`` and those after it."""
         steps = range(step, self.config.steps)
         if not self.config.workers:
             return (self[s] for s in steps)
-        return iter(DataLoader(self, None, sampler=steps, num_workers=self.config.workers, collate_fn=_as_it_is))
+        how = "fork" if sys.platform == "linux" else None  # forked workers share the pool's memory
+        loader = DataLoader(
+            self, None, sampler=steps, num_workers=self.config.workers, collate_fn=_as_it_is, multiprocessing_context=how
+        )
+        return iter(loader)
 
 
 def _as_it_is(batch: Any) -> Any:
     return batch
+
+
+class Codes:
+    """The codes of the pictures that were encoded last, as 16-bit numbers: 1.5 kB each, so at most .4 GB."""
+
+    def __init__(self, most: int = 2**18):
+        self.most = most
+        self._kept: OrderedDict[int | str, np.ndarray] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def keep(self, index: int | str) -> bool:
+        """Whether a picture's codes are here; then they stay, as those that were asked for last."""
+        if index in self._kept:
+            self._kept.move_to_end(index)
+            return True
+        return False
+
+    def add(self, index: int | str, codes: np.ndarray) -> None:
+        self._kept[index] = codes.astype(np.min_scalar_type(int(codes.max(initial=0))))
+        if len(self._kept) > self.most:
+            self._kept.popitem(last=False)
+
+    def __getitem__(self, index: int | str) -> tuple[int, ...]:
+        return tuple(self._kept[index].tolist())
 
 
 class SFTJob:
@@ -146,8 +229,19 @@ class SFTJob:
         self.janus = Janus.load(config.model, self.ranks.device).train()
         self.janus.history = "codes"
         self.protocol = Protocol(self.janus.tokenizer, self.janus.history)
-        pool = Pool(config.data, config.good_to_draw, config.good_to_judge, config.good_edit, config.shares)
-        self.steps = Steps(config, pool, self.ranks)
+        pool = Pool(
+            config.data,
+            config.good_to_draw,
+            config.good_to_judge,
+            config.good_edit,
+            config.shares,
+            tasks=[task for task, share in zip(TASKS, config.mix, strict=True) if share],
+            problem=self._problem,
+        )
+        if pool.unused and self.ranks.first:
+            print(f"data: {pool.unused}", file=sys.stderr)
+        self.known = Codes()
+        self.steps = Steps(config, pool, self.ranks, self.known.keep)
         self.coming: Iterator[Batch] | None = None
         adapters = freeze(self.janus, config.lora, config.lora_alpha, config.seed)
         self.shards = Shards(self.janus, self.ranks, config.dtype, config.shard, adapters)
@@ -155,16 +249,26 @@ class SFTJob:
         self.average = Average(self.janus.net, config.ema)
         self.trainable = trainable(self.janus)
         self.schedule = Schedule(config.steps, config.lr, config.min_lr, config.warmup)
-        self._codes: dict[int | str, tuple[int, ...]] = {}
+        self._seen: set[str] = set()
+        """Pictures that could not be read, said once each."""
+        self._counted = [0, 0]
+        """Of all ranks, since this start: pictures, and those that could not be read."""
+
+    def _problem(self, prompt: str, edit: bool) -> str:
+        try:
+            self.protocol.edit((), prompt) if edit else self.protocol.draw(prompt)
+        except InputError as error:
+            return str(error)
+        return ""
 
     @torch.no_grad()
     def codes(self, pictures: list[Scored]) -> list[tuple[int, ...]]:
-        """Each picture as the drawing path has it; encoded once."""
-        new = {p.index: p.image for p in pictures if p.index not in self._codes}
+        """Each picture as the drawing path has it; encoded once, while it is among those drawn last."""
+        new = {p.index: p.image for p in pictures if not self.known.keep(p.index)}
         if new:
-            encoded = self.janus.to_codes(list(new.values())).tolist()
-            self._codes |= {i: tuple(c) for i, c in zip(new, encoded, strict=True)}
-        return [self._codes[p.index] for p in pictures]
+            for index, codes in zip(new, self.janus.to_codes(list(new.values())).cpu().numpy(), strict=True):
+                self.known.add(index, codes)
+        return [self.known[p.index] for p in pictures]
 
     def drawn(self, examples: list[Example], dropped: list[bool]) -> Tensor:
         """Tasks I and III: the sum of the cross-entropy of the targets' codes."""
@@ -191,35 +295,50 @@ class SFTJob:
         losses, first = cross_entropy(self.janus, rows, [Text(self.answer(e)) for e in examples])
         return losses[first].sum(), losses[~first].sum()
 
-    def parts(self, n: int) -> list[tuple[list[int], float]]:
+    def parts(self, n: int) -> list[tuple[slice, float]]:
         """The micro-batches of this rank's share of ``n`` examples of a task, with their weight: as many on every rank, for
         they gather weights together; one that would be empty repeats an example with weight 0."""
-        mine = self.ranks.share(range(n))
-        size = self.config.micro
-        count = math.ceil(math.ceil(n / self.ranks.size) / size)
-        parts = [mine[k * size : (k + 1) * size] for k in range(count)]
-        return [(part, 1.0) if part else ([0], 0.0) for part in parts]
+        mine, size = len(self.ranks.share(range(n))), self.config.micro
+        starts = range(0, math.ceil(n / self.ranks.size), size)
+        return [(slice(k, k + size), 1.0) if k < mine else (slice(1), 0.0) for k in starts]
 
-    def step(self, step: int) -> dict[str, float]:
+    def batch(self, step: int) -> tuple[Batch, int]:
+        """The step's batch, and how many tokens of reasons all ranks' have. Raises InputError on all ranks where one has none,
+        and Stopped where too many pictures cannot be read."""
         if self.coming is None:
             self.coming = self.steps.start(step)
-        c, batch = self.config, next(self.coming)
-        drawing, judging, dropped = batch.drawing, batch.judging, batch.dropped
-        n_draw, n_judge = len(drawing), len(judging)
-        sums: dict[str, float] = {}
+        batch = next(self.coming)
+        own = [] if self.ranks.rank >= batch.counts[2] else batch.judging
+        tokens = sum(len(self.answer(e)) - 1 for e in own)
+        said = self.ranks.gather((tokens, batch.read, len(batch.unreadable), batch.problem))
+        for problem in (s[3] for s in said if s[3]):
+            raise InputError(problem)
+        for text in batch.unreadable:
+            if text not in self._seen:
+                self._seen.add(text)
+                print(f"data: step {step + 1}: another example is taken, for {text}", file=sys.stderr)
+        self._counted = [self._counted[i] + sum(s[i + 1] for s in said) for i in range(2)]
+        read, unreadable = self._counted
+        if read >= COUNTED and unreadable > FAULTY * read:
+            raise Stopped(f"data: {unreadable} of {read} pictures could not be read, at most {FAULTY:.0%} may be; mend the data")
+        return batch, sum(s[0] for s in said)
+
+    def step(self, step: int) -> dict[str, float]:
+        c, (batch, reason_tokens) = self.config, self.batch(step)
+        n_draw, n_redraw, n_judge = batch.counts
+        sums: dict[str, float] = {"unreadable": float(len(batch.unreadable))}
         with checkpointed(self.janus, c.checkpointing):
-            for name, examples, drop in (("draw", drawing, dropped[:n_draw]), ("redraw", batch.redrawing, dropped[n_draw:])):
-                tokens = max(1, len(examples)) * self.janus.n_codes
-                for part, weight in self.parts(len(examples)):
-                    some = [examples[i] for i in part]
+            for name, examples, n in (("draw", batch.drawing, n_draw), ("redraw", batch.redrawing, n_redraw)):
+                tokens = max(1, n) * self.janus.n_codes
+                for part, weight in self.parts(n):
+                    some, drop = map(list, zip(*examples[part], strict=True))
                     self.codes([s for e in some for s in e.pictures])
-                    loss = self.shards.run(self.drawn, some, [drop[i] for i in part]) * (weight / tokens)
-                    (loss * len(examples) / c.batch).backward()
+                    loss = self.shards.run(self.drawn, some, drop) * (weight / tokens)
+                    (loss * n / c.batch).backward()
                     sums[f"{name}_loss"] = sums.get(f"{name}_loss", 0.0) + loss.item()
-            tokens = max(1, sum(len(self.answer(e)) - 1 for e in judging))
             for part, weight in self.parts(n_judge):
-                verdict, reason = self.shards.run(self.judged, [judging[i] for i in part])
-                verdict, reason = verdict * (weight / n_judge), reason * (weight / tokens)
+                verdict, reason = self.shards.run(self.judged, batch.judging[part])
+                verdict, reason = verdict * (weight / n_judge), reason * (weight / max(1, reason_tokens))
                 ((c.verdict_weight * verdict + (1 - c.verdict_weight) * reason) * n_judge / c.batch).backward()
                 for name, loss in (("verdict_loss", verdict), ("reason_loss", reason)):
                     sums[name] = sums.get(name, 0.0) + loss.item()
