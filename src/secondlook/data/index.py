@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from secondlook.data.stored import Folders, Kept, Listed, Place, Shard, Words
+from secondlook.data.stored import WORDS, Folders, Kept, Listed, Place, Shard, Words
 from secondlook.types import InputError
 
 BAD = 0.5
@@ -177,7 +177,7 @@ class Index:
 
     def source_name(self, stored: Shard | Listed, words: Words) -> str:
         """What the source of an edit is known by: a path, or its name in a folder of data build."""
-        return str(stored.path.parent / words.source) if isinstance(stored, Listed) else str(words.source)
+        return str(stored.path.parent / str(words.source)) if isinstance(stored, Listed) else str(words.source)
 
     def source_image(self, row: int, words: Words) -> Image.Image:
         """The picture that one is an edit of."""
@@ -208,9 +208,9 @@ class Index:
         missing = int((self.use == Use.MISSING).sum())
         for use, n, of in ((Use.MISSING, missing, len(self)), (Use.DAMAGED, len(damaged), len(opened))):
             if n > FAULTY * of:
+                what = "not there" if use is Use.MISSING else "damaged"
                 raise InputError(
-                    f"data: {n} of {of} pictures are {'not there' if use is Use.MISSING else 'damaged'}, at most {FAULTY:.0%} may "
-                    f"be; the first: {self._first[use]}"
+                    f"data: {n} of {of} pictures are {what}, at most {FAULTY:.0%} may be; the first: {self._first[use]}"
                 )
         self.leave(np.array(damaged, dtype=int), Use.DAMAGED)
 
@@ -225,8 +225,8 @@ class Index:
         """The words of all pictures as an Arrow table, reasons as they are taught."""
         import pyarrow as pa
 
-        kinds = [pa.string(), pa.string(), pa.float64(), pa.string(), pa.string(), pa.float64(), pa.float64()]
-        schema = pa.schema(list(zip(("id", "prompt", "score", "reason", "source_id", "following", "preserving"), kinds, strict=True)))
+        numbers = ("score", "following", "preserving")
+        schema = pa.schema([(name, pa.float64() if name in numbers else pa.string()) for name in WORDS])
         tables = []
         for stored in self.stored:
             rows = []

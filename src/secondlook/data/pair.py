@@ -97,7 +97,7 @@ class Grouped:
         return np.flatnonzero(np.diff(self.starts))
 
 
-class Rows(Sequence):
+class Rows:
     """The words of all pictures: id, prompt, score, reason, source_id, following, preserving."""
 
     def __init__(self, table: Any):
@@ -106,10 +106,8 @@ class Rows(Sequence):
     def __len__(self) -> int:
         return len(self._table)
 
-    def __getitem__(self, i: Any) -> dict[str, Any]:
-        if not 0 <= i < len(self):
-            raise IndexError(i)
-        return {name: self._table[name][int(i)].as_py() for name in self._table.column_names}
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return {name: self._table[name][i].as_py() for name in self._table.column_names}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for batch in self._table.to_batches(4096):
@@ -123,8 +121,8 @@ class Pool:
 
     ``tasks`` are those that the pictures are for: each must have prompts. ``problem`` says what keeps the model from reading a
     prompt (of an edit: True), "" if nothing does. ``shares`` says how often each place is drawn from; without, every prompt is
-    drawn as often as any other. What is not used is counted and named in ``unused``. Raises InputError where a row is wrong, more
-    than a hundredth of the pictures cannot be read, a task has no prompt, or ``shares`` do not fit the places."""
+    drawn as often as any other. What is not used is counted and named in ``unused``. Raises InputError where a row is wrong,
+    more than a hundredth of the pictures cannot be read, a task has no prompt, or ``shares`` do not fit the places."""
 
     def __init__(
         self,

@@ -141,14 +141,13 @@ class Shard:
     def scan(self) -> Iterator[tuple[Place, Words]]:
         """The words of every row, checked."""
         at = 0
-        for group in range(len(self.starts) - 1):
-            with self._reading():
-                table = self._file().read_row_group(group, columns=self.words, use_threads=False)
-                columns = {name: table[name].to_pylist() for name in self.words}
-            for row in zip(*columns.values(), strict=True):
-                place = Place(at)
-                yield place, self._checked(dict(zip(columns, row, strict=True)), place)
-                at += 1
+        with self._reading():
+            for piece in self._file().iter_batches(8192, columns=self.words, use_threads=False):
+                columns = {name: piece[name].to_pylist() for name in self.words}
+                for row in zip(*columns.values(), strict=True):
+                    place = Place(at)
+                    yield place, self._checked(dict(zip(columns, row, strict=True)), place)
+                    at += 1
 
     def _checked(self, row: dict[str, Any], place: Place) -> Words:
         for name in ("prompt", "reason", "source_id"):
@@ -175,11 +174,11 @@ class Shard:
             if size <= CACHED // 2:
                 read = lambda: file.read_row_group(group, columns=columns, use_threads=False)  # noqa: E731
                 table = self._kept.groups.get((self.path, group, *columns), read)
-                return {name: column[skipped].as_py() for name, column in zip(table.column_names, table.columns, strict=True)}
+                return {name: table[name][skipped].as_py() for name in table.column_names}
             rows = max(1, PIECE * about.num_rows // size)
             for piece in file.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False):
                 if skipped < len(piece):
-                    return {name: column[skipped].as_py() for name, column in zip(piece.schema.names, piece.columns, strict=True)}
+                    return {name: piece[name][skipped].as_py() for name in piece.schema.names}
                 skipped -= len(piece)
         raise InputError(f"data: {str(self.path)!r} has fewer rows than its footer says; give a whole file")
 
@@ -224,8 +223,9 @@ class Folders:
 
 class Listed:
     """A JSONL file in the published layout: lines {"promptid", "prompt", "data": [{"img_path", "reason", "prob", "state"}]}, of
-    edits with "source" too, and "following" and "preserving" of each picture. Paths are beside the file, absolute ones and those
-    that lead out of the folder included; what they name is only ever read as a picture. Raises InputError that names the line.
+    edits with "source" too, and "following" and "preserving" of each picture. Paths are beside the file; absolute ones and
+    those that lead out of the folder are followed, for what they name is only ever read as a picture. Raises InputError that
+    names the line.
 
     Only the lines' places are kept; a line is read again when a picture of it is needed."""
 
@@ -273,7 +273,8 @@ class Listed:
                 read_text(self.path)  # says what it should be
             reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else error
             raise InputError(
-                f"config: data, line {at + 1} of {self.path} is not promptid, prompt, data with img_path, reason, prob ({reason})"
+                f"config: data, line {at + 1} of {self.path} is not promptid, prompt, data with img_path, reason, prob "
+                f"({reason})"
             ) from error
 
     def _words(self, row: dict[str, Any], place: Place) -> Words:

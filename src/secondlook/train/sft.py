@@ -12,7 +12,6 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +127,8 @@ class Batch:
 
 
 class Steps(Dataset):
-    """The batch of every step, made here, or ahead by ``workers`` processes. What is chosen depends on (seed, step) alone and is
-    the same on all ranks; each reads the pictures of its own share only, to draw without those whose codes are ``known``."""
+    """The batch of every step, made here, or ahead by ``workers`` processes. What is chosen depends on (seed, step) alone and
+    is the same on all ranks; each reads the pictures of its own share only, to draw without those whose codes are ``known``."""
 
     def __init__(self, config: SFTConfig, pool: Pool, ranks: Ranks, known: Callable[[int | str], bool] = lambda index: False):
         self.config, self.pool, self.ranks, self.known = config, pool, ranks, known
@@ -158,10 +157,15 @@ class Steps(Dataset):
             draw, redraw, judge = own("draw", drawing), own("redraw", redrawing), own("judge", judging)
         except InputError as error:  # said as data: an exception in another process loses its one sentence
             return Batch([], [], [], counts, problem=str(error))
-        drop = self.ranks.share(dropped[: len(drawing)]), self.ranks.share(dropped[len(drawing) :])
-        pairs = [list(zip_longest(e, d, fillvalue=False)) for e, d in zip((draw, redraw), drop, strict=True)]
-        read = sum(len(e.pictures) for e in (*draw, *redraw, *judge))
-        return Batch(*pairs, judge, counts, read, tuple(unreadable))
+        of_draw, of_redraw = dropped[: len(drawing)], dropped[len(drawing) :]
+        return Batch(
+            list(zip(draw, self.ranks.share(of_draw) or [False], strict=False)),
+            list(zip(redraw, self.ranks.share(of_redraw) or [False], strict=False)),
+            judge,
+            counts,
+            sum(len(e.pictures) for e in (*draw, *redraw, *judge)),
+            tuple(unreadable),
+        )
 
     def _read(self, step: int, task: str, place: int, choice: Choice, unreadable: list[str]) -> Example:
         """The example at a ``place`` of a step, or where a picture of it cannot be read another one of its task (and, where it
@@ -251,8 +255,8 @@ class SFTJob:
         self.schedule = Schedule(config.steps, config.lr, config.min_lr, config.warmup)
         self._seen: set[str] = set()
         """Pictures that could not be read, said once each."""
-        self._counted = [0, 0]
-        """Of all ranks, since this start: pictures, and those that could not be read."""
+        self._read = self._unreadable = 0
+        """Pictures of all ranks since this start, and those that could not be read."""
 
     def _problem(self, prompt: str, edit: bool) -> str:
         try:
@@ -311,17 +315,18 @@ class SFTJob:
         own = [] if self.ranks.rank >= batch.counts[2] else batch.judging
         tokens = sum(len(self.answer(e)) - 1 for e in own)
         said = self.ranks.gather((tokens, batch.read, len(batch.unreadable), batch.problem))
-        for problem in (s[3] for s in said if s[3]):
-            raise InputError(problem)
+        if problems := [problem for _, _, _, problem in said if problem]:
+            raise InputError(problems[0])
         for text in batch.unreadable:
             if text not in self._seen:
                 self._seen.add(text)
                 print(f"data: step {step + 1}: another example is taken, for {text}", file=sys.stderr)
-        self._counted = [self._counted[i] + sum(s[i + 1] for s in said) for i in range(2)]
-        read, unreadable = self._counted
-        if read >= COUNTED and unreadable > FAULTY * read:
-            raise Stopped(f"data: {unreadable} of {read} pictures could not be read, at most {FAULTY:.0%} may be; mend the data")
-        return batch, sum(s[0] for s in said)
+        self._read += sum(read for _, read, _, _ in said)
+        self._unreadable += sum(unreadable for _, _, unreadable, _ in said)
+        if self._read >= COUNTED and self._unreadable > FAULTY * self._read:
+            counts = f"{self._unreadable} of {self._read}"
+            raise Stopped(f"data: {counts} pictures could not be read, at most {FAULTY:.0%} may be; mend the data")
+        return batch, sum(tokens for tokens, _, _, _ in said)
 
     def step(self, step: int) -> dict[str, float]:
         c, (batch, reason_tokens) = self.config, self.batch(step)

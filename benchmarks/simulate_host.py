@@ -1,0 +1,226 @@
+"""Host memory and reads of stage 1 over an index of the paper's size, with the real code and without weights.
+
+python benchmarks/simulate_host.py recipes/sft_7b.toml --ranks 8 [--pictures 3600000] [--workers 2]
+
+Data of that many pictures is made in a temporary folder, once as shards of data build and once in the published layout; all are
+the same small picture. A process then does what rank 0 of the recipe does: it makes the index, fills its cache of codes to the
+bound, and takes the batches of some steps. Counted are the bytes of that process and of a worker that reads ahead, a node's for
+all ranks, and each rank's reads of the same steps. The model's weights are not in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from secondlook import config as configs
+from secondlook.data import index as data_index
+from secondlook.data.pair import TASKS, Pool
+from secondlook.files import png, write_json
+from secondlook.train.ranks import Ranks
+from secondlook.train.sft import Codes, SFTConfig, Steps
+
+GIB = 2**30
+PICTURES = 3_600_000
+PER_PROMPT = 18
+"""Pictures of a prompt, as in arXiv 2506.01480."""
+PROMPTS_PER_SHARD, ROWS_PER_GROUP = 250, 24
+"""As data build writes pictures of 384 pixels: 8 MiB a row group."""
+NODE = 20e9
+"""Bytes that a node's ranks may take, and its workers as much again each."""
+CODES = 576
+SENTENCE = "a small brown dog sits to the left of two blue cups on an old wooden table in front of a bright window"
+
+
+def prompt(number: int) -> str:
+    """Two of five are short, the others long."""
+    return f"{number}: {SENTENCE[:40] if number % 5 < 2 else SENTENCE * 2}"
+
+
+def make(folder: Path, form: str, n_prompts: int) -> Path:
+    """Scored pictures in one of the two forms, as training takes them."""
+    from PIL import Image
+
+    picture = png(Image.new("RGB", (384, 384), (200, 40, 40)))
+    scores = [(i + 0.5) / PER_PROMPT for i in range(PER_PROMPT)]
+    reasons = [f"{'Yes' if s >= 0.5 else 'No'}, {SENTENCE} number {i}." for i, s in enumerate(scores)]
+    if form == "parquet":
+        for start in range(0, n_prompts, PROMPTS_PER_SHARD):
+            prompts = range(start, min(n_prompts, start + PROMPTS_PER_SHARD))
+            _shard(folder / f"images-{start // PROMPTS_PER_SHARD:05d}.parquet", prompts, picture, scores, reasons)
+        return folder
+    (folder / "picture.png").write_bytes(picture)
+    rows = [
+        {"img_path": "picture.png", "reason": r, "prob": s, "state": s >= 0.5} for r, s in zip(reasons, scores, strict=True)
+    ]
+    data = json.dumps(rows)
+    with open(folder / "data.jsonl", "w", encoding="utf-8") as file:
+        for i in range(n_prompts):
+            file.write(f'{{"promptid": {i}, "prompt": {json.dumps(prompt(i))}, "data": {data}}}\n')
+    return folder / "data.jsonl"
+
+
+def _shard(path: Path, prompts: range, picture: bytes, scores: list[float], reasons: list[str]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    n = len(prompts) * PER_PROMPT
+    same = pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, dtype=np.int32)), pa.array([picture])).cast(pa.binary())
+    nothing = pa.nulls(n, pa.string())
+    table = pa.table(
+        {
+            "id": [f"{prompts.start + i // PER_PROMPT:06d}-{i % PER_PROMPT:02d}" for i in range(n)],
+            "prompt": [prompt(p) for p in prompts for _ in range(PER_PROMPT)],
+            "source_id": nothing,
+            "score": pa.array(scores * len(prompts), pa.float32()),
+            "reason": reasons * len(prompts),
+            "following": pa.nulls(n, pa.float32()),
+            "preserving": pa.nulls(n, pa.float32()),
+            "image": pa.StructArray.from_arrays([same, nothing], names=["bytes", "path"]),
+        }
+    )
+    pq.write_table(table, path, row_group_size=ROWS_PER_GROUP)
+
+
+def own_bytes() -> dict[str, int]:
+    """This process's memory: what is its own ("anonymous"), changed by it since it was forked ("private"), and of files that
+    all processes share; and the most that it had."""
+    found = {}
+    for name in ("smaps_rollup", "status"):
+        lines = Path(f"/proc/self/{name}").read_text().splitlines()
+        found |= {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith("kB")}
+    files = found["Rss"] - found["Anonymous"]
+    return {
+        "anonymous": found["Anonymous"],
+        "private": found["Private_Dirty"],
+        "files": files,
+        "peak": found["VmHWM"] - files,
+    }
+
+
+class Measured(Steps):
+    """Steps that say what the process that made a batch takes."""
+
+    def __getitem__(self, step: int) -> Any:
+        return super().__getitem__(step), own_bytes()
+
+
+def measure(config: SFTConfig, ranks: int, steps: int) -> dict[str, Any]:
+    """What rank 0 does, in a process of its own."""
+    before = own_bytes()["anonymous"]
+    began = time.perf_counter()
+    tasks = [task for task, share in zip(TASKS, config.mix, strict=True) if share]
+    pool = Pool(config.data, config.good_to_draw, config.good_to_judge, config.good_edit, config.shares, tasks)
+    found: dict[str, Any] = {"index_seconds": time.perf_counter() - began, "at_start": own_bytes(), "pictures": len(pool.index)}
+    found["pool"] = found["at_start"]["anonymous"] - before
+    codes = Codes()
+    for i in range(codes.most):
+        codes.add(i, np.full(CODES, 16383))
+    found["codes"] = codes.most
+    config = replace(config, steps=steps)
+    began, n = time.perf_counter(), 0
+    for batch, found["worker"] in Measured(config, pool, Ranks(0, ranks)).start(0):
+        n += batch.read
+    found |= {"seconds_a_read": (time.perf_counter() - began) / max(1, n), "rank": own_bytes()}
+    return found | reads(config, pool, ranks)
+
+
+def reads(config: SFTConfig, pool: Pool, ranks: int) -> dict[str, Any]:
+    """Of the same steps, what all ranks read: pictures a step of each, and whether each example is read once."""
+    seen: list[Counter[int]] = [Counter() for _ in range(ranks)]
+    once = True
+    image = data_index.Index.image
+    for rank in range(ranks):
+
+        def counted(index: Any, row: int, seen: Counter[int] = seen[rank]) -> Any:
+            seen[row] += 1
+            return image(index, row)
+
+        data_index.Index.image = counted  # type: ignore[method-assign]
+        for step in range(config.steps):
+            batch = Steps(config, pool, Ranks(rank, ranks))[step]
+            sizes = len(batch.drawing), len(batch.redrawing), len(batch.judging)
+            once &= sizes == tuple(len(range(rank, n, ranks)) for n in batch.counts)
+    data_index.Index.image = image  # type: ignore[method-assign]
+    chosen: Counter[int] = Counter()
+    for step in range(config.steps):
+        drawing, redrawing, judging, _ = Steps(config, pool, Ranks()).chosen(step)
+        chosen.update(row for choice in (*drawing, *redrawing, *judging) for row in (*choice.earlier, choice.target))
+    whole = sum(seen, Counter())
+    shared = sum(n > 1 for n in Counter(row for each in seen for row in each).values())
+    return {
+        "reads": [sum(each.values()) / config.steps for each in seen],
+        "chosen": chosen.total() / config.steps,
+        "once": once and whole == chosen,
+        "shared": shared / max(1, len(whole)),
+    }
+
+
+def run(recipe: Path, config: SFTConfig, ranks: int, memory: float, **options: Any) -> dict[str, Any]:
+    """One recipe of stage 1. ``memory`` (of a GPU, GiB) does not matter here. ``options``: ``pictures``, ``workers`` (of each
+    rank; else the recipe's), ``steps``, ``forms``. Gives the peaks in GiB, what to print, and whether a node's ranks take no
+    more than ``NODE`` for each process of a rank."""
+    n_prompts = options.get("pictures", PICTURES) // PER_PROMPT
+    workers = config.workers if options.get("workers") is None else options["workers"]
+    steps = options.get("steps", 10)
+    peaks, lines, fits, details = {}, [], True, {}
+    for form in options.get("forms", ("parquet", "jsonl")):
+        with tempfile.TemporaryDirectory() as name:
+            folder, began = Path(name), time.perf_counter()
+            here = replace(config, data=str(make(folder, form, n_prompts)), shares=[], workers=workers)
+            made = time.perf_counter() - began
+            write_json(folder / "asked.json", {"config": asdict(here), "ranks": ranks, "steps": steps})
+            command = [sys.executable, __file__, "--measure", str(folder / "asked.json")]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise RuntimeError(done.stderr)
+            m = json.loads(done.stdout)
+        rank, worker = m["rank"]["anonymous"], m["worker"]["private"] if workers else 0
+        at_start = ranks * m["at_start"]["peak"] + m["rank"]["files"]
+        node = max(ranks * (rank + workers * worker) + m["rank"]["files"], at_start)
+        fits &= node <= NODE * (1 + workers) and m["once"]
+        peaks |= {f"{form}: rank": rank / GIB, f"{form}: worker": worker / GIB, f"{form}: node": node / GIB}
+        details[form] = m
+        lines += [
+            f"{form}: {m['pictures']:,} pictures, made in {made:.0f} s, indexed in {m['index_seconds']:.0f} s a rank, "
+            f"{m['pool'] / m['pictures']:.0f} bytes a picture",
+            f"{form}: a rank {rank / GIB:.2f} GiB (codes of {m['codes']:,} pictures in it), a worker {worker / GIB:.2f} more, "
+            f"a node of {ranks} ranks with {workers} workers each {node / GIB:.2f} GiB, of {NODE * (1 + workers) / GIB:.1f}",
+            f"{form}: a step chooses {m['chosen']:.0f} pictures; the ranks read {', '.join(f'{n:.0f}' for n in m['reads'])}; "
+            f"{'each example is read by one rank' if m['once'] else 'EXAMPLES ARE READ TWICE OR NOT AT ALL'} "
+            f"({m['shared']:.1%} of the pictures are in examples of two ranks); {m['seconds_a_read'] * 1e3:.1f} ms a picture",
+        ]
+    return {"name": f"{recipe.stem}: host", "peaks": peaks, "fits": fits, "lines": lines, "details": details}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path, nargs="?", default=Path("recipes/sft_7b.toml"))
+    parser.add_argument("--ranks", type=int, default=8)
+    parser.add_argument("--pictures", type=int, default=PICTURES)
+    parser.add_argument("--workers", type=int)
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        asked = json.loads(args.measure.read_text())
+        asked["config"]["mix"] = tuple(asked["config"]["mix"])
+        print(json.dumps(measure(SFTConfig(**asked["config"]), asked["ranks"], asked["steps"])))
+        return
+    config = configs.load(SFTConfig, args.recipe, [])
+    result = run(args.recipe, config, args.ranks, 80.0, pictures=args.pictures, workers=args.workers)
+    print("\n".join([result["name"], *result["lines"]]))
+    raise SystemExit(0 if result["fits"] else 1)
+
+
+if __name__ == "__main__":
+    main()
