@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -157,6 +158,8 @@ def build(config: BuildConfig, reward: Reward, out: Path, load: Load, share: Sha
     examples: dict[str, Any] = {}
     if config.examples != "none":
         pool = Pool(out, config.good_to_draw, config.good_to_judge, config.good_edit)
+        if pool.unused:
+            print(f"data: {pool.unused}", file=sys.stderr)
         examples = write_examples(pool, out, config.examples, config.examples_per_prompt, config.seed)
     write_text(out / "samples.html", _sheet(config, out))
     write_json(out / "manifest.json", _manifest(config, out, left_out, examples))
@@ -303,6 +306,8 @@ def _judged(shard: Shard, rows: list[dict[str, Any]], reward: Reward, sources: d
     return [row for row, _ in alone]
 
 
+ROW_GROUP = 8 * 2**20
+"""Bytes of pictures in a row group of Parquet: a picture is read with all of its group."""
 KINDS = {"id": "string", "prompt": "string", "source_id": "string", "source": "string", "seed": "string", "licence": "string"}
 KINDS |= {"score": "float32", "correct": "bool", "reason": "string", "following": "float32", "preserving": "float32"}
 
@@ -320,7 +325,8 @@ def _write(path: Path, rows: list[dict[str, Any]], kinds: dict[str, str] = KINDS
     features = Features({name: Value(kind) for name, kind in kinds.items()} | {"image": ImageFeature()})
     path.parent.mkdir(exist_ok=True)
     with whole_file(path) as temporary:
-        Dataset.from_list(rows, features=features).to_parquet(str(temporary))
+        size = sum(len(row["image"]["bytes"]) for row in rows) // max(1, len(rows)) + 1
+        Dataset.from_list(rows, features=features).to_parquet(str(temporary), batch_size=max(1, ROW_GROUP // size))
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

@@ -140,8 +140,7 @@ class Pool:
                 f"config: shares is {list(shares)}; give one for each of the {len(places)} places of data, not all 0"
             )
         self.index = index = Index([Path(p) for p in places], problem)
-        self._good = [np.where(index.edit, good_edit, least) for least in (good_to_draw, good_to_judge)]
-        self._tasks = tasks
+        self._tasks, self._least = tasks, (good_to_draw, good_to_judge, good_edit)
         self._group()
         index.open_some(np.flatnonzero(index.use == Use.YES))
         self._group()
@@ -165,10 +164,10 @@ class Pool:
 
     def _group(self) -> None:
         """Rows and prompts by what they are used for; rows that are used for nothing are marked."""
-        index = self.index
+        index, (*least, good_edit) = self.index, self._least
         usable = np.isin(index.use, (Use.YES, Use.BETWEEN, Use.ALONE))
         bad = usable & (index.quality < BAD)
-        draw, judge = (usable & (index.quality >= least) for least in self._good)
+        draw, judge = (usable & (index.quality >= np.where(index.edit, good_edit, good)) for good in least)
         order = np.argsort(index.key, kind="stable")
         self.bad, self.draw, self.judge = (Grouped.of(index.key, order, keep, index.n_keys) for keep in (bad, draw, judge))
         self.prompts = {

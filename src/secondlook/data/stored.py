@@ -136,7 +136,7 @@ class Shard:
     def _file(self) -> Any:
         import pyarrow.parquet as pq
 
-        return self._kept.files.get(self.path, lambda: pq.ParquetFile(self.path, pre_buffer=False))
+        return self._kept.files.get(self.path, lambda: pq.ParquetFile(self.path, pre_buffer=False, memory_map=True))
 
     def scan(self) -> Iterator[tuple[Place, Words]]:
         """The words of every row, checked."""
