@@ -69,7 +69,7 @@ class Index:
     True), "" if nothing does. Raises InputError that names the file and the row or line."""
 
     def __init__(self, places: Sequence[Path], problem: Callable[[str, bool], str]):
-        self._kept, self._folders = Kept(), Folders()
+        self._kept, folders = Kept(), Folders()
         self.stored: list[Shard | Listed] = []
         self.sources: dict[str, tuple[Shard, Place]] = {}
         """Of Parquet: the pictures that are edited, by name."""
@@ -91,7 +91,7 @@ class Index:
                         column.append(value)
                     qualities.append(np.nan if quality is None else quality)
                     edits.append(words.source is not None)
-                    use.append(self._use(stored, where, words, quality))
+                    use.append(self._use(stored, where, words, quality, folders))
             self.ends.append(len(use))
         self.file, self.at, self.item, key_of = (np.array(c, dtype=np.int32) for c in columns.values())
         self.quality = np.array(qualities)
@@ -118,7 +118,7 @@ class Index:
         for path in shards:
             yield Shard(path, self._kept)
 
-    def _use(self, stored: Shard | Listed, place: Place, words: Words, quality: float | None) -> Use:
+    def _use(self, stored: Shard | Listed, place: Place, words: Words, quality: float | None, folders: Folders) -> Use:
         """Whether a picture may be used, as far as it says itself."""
         use, why = Use.YES, ""
         if quality is None:
@@ -128,7 +128,7 @@ class Index:
         elif taught(words.reason, quality >= BAD) is None:
             use, why = Use.CONTRADICTION, f": {words.reason!r} at {quality:.3g}"
         elif isinstance(stored, Listed):
-            if lacking := stored.lacking(words, self._folders):
+            if lacking := stored.lacking(words, folders):
                 use, why = Use.MISSING, f": {lacking!r}"
         elif words.source is not None and words.source not in self.sources:
             use, why = Use.MISSING, f": source {words.source!r}"

@@ -3,6 +3,7 @@ data. A scan reads the words of all of them once; a picture is read alone, when 
 
 from __future__ import annotations
 
+import io
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -129,7 +130,8 @@ class Shard:
         except (OSError, ValueError) as error:  # Arrow's own errors are of these
             if isinstance(error, InputError):
                 raise
-            read_bytes(self.path) if self.path.stat().st_size < 2**20 else None  # has better words for a git-lfs pointer
+            if not self.path.is_file() or self.path.stat().st_size < 2**20:
+                read_bytes(self.path)  # has better words for a git-lfs pointer, and for a file that may not be opened
             reason = str(error).split("\n")[0]
             raise InputError(f"data: {str(self.path)!r} cannot be read as Parquet ({reason}); give a whole file") from error
 
@@ -230,7 +232,7 @@ class Listed:
     Only the lines' places are kept; a line is read again when a picture of it is needed."""
 
     def __init__(self, path: Path):
-        self.path = path
+        self.path, self._folder = path, str(path.parent)
         if not path.is_file():
             raise InputError(
                 f"config: data = {str(path)!r} is not a file; give a JSONL of scored pictures or a folder of data build"
@@ -249,7 +251,7 @@ class Listed:
 
     def _lines(self) -> Iterator[bytes]:
         if self._text is not None:
-            yield from self._text.splitlines(keepends=True)  # of bytes: at newlines
+            yield from io.BytesIO(self._text)
             return
         with open(self.path, "rb") as file:
             yield from file
@@ -319,7 +321,7 @@ class Listed:
     def lacking(self, words: Words, folders: Folders) -> str:
         """The file of a picture or its source that is not there; "" where they are."""
         for name in (words.path, words.source):
-            if not name or os.path.join(self.path.parent, name) in folders:
+            if not name or os.path.join(self._folder, name) in folders:
                 continue
             try:
                 if beside(self.path, name).is_file():

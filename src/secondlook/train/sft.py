@@ -313,8 +313,12 @@ class SFTJob:
             self.coming = self.steps.start(step)
         batch = next(self.coming)
         own = [] if self.ranks.rank >= batch.counts[2] else batch.judging
-        tokens = sum(len(self.answer(e)) - 1 for e in own)
-        said = self.ranks.gather((tokens, batch.read, len(batch.unreadable), batch.problem))
+        tokens, problem = 0, batch.problem
+        try:
+            tokens = sum(len(self.answer(e)) - 1 for e in own)
+        except InputError as error:
+            problem = f"data: a reason cannot be taught: {error}"
+        said = self.ranks.gather((tokens, batch.read, len(batch.unreadable), problem))
         if problems := [problem for _, _, _, problem in said if problem]:
             raise InputError(problems[0])
         for text in batch.unreadable:
