@@ -335,7 +335,7 @@ class SFTJob:
     def step(self, step: int) -> dict[str, float]:
         c, (batch, reason_tokens) = self.config, self.batch(step)
         n_draw, n_redraw, n_judge = batch.counts
-        sums: dict[str, float] = {"unreadable": float(len(batch.unreadable))}
+        sums: dict[str, float] = {}
         with checkpointed(self.janus, c.checkpointing):
             for name, examples, n in (("draw", batch.drawing, n_draw), ("redraw", batch.redrawing, n_redraw)):
                 tokens = max(1, n) * self.janus.n_codes
@@ -351,7 +351,7 @@ class SFTJob:
                 ((c.verdict_weight * verdict + (1 - c.verdict_weight) * reason) * n_judge / c.batch).backward()
                 for name, loss in (("verdict_loss", verdict), ("reason_loss", reason)):
                     sums[name] = sums.get(name, 0.0) + loss.item()
-        metrics = self.ranks.total(sums)
+        metrics = self.ranks.total(sums | {"unreadable": float(len(batch.unreadable))})
         lr = self.schedule.at(step)
         metrics |= self.update.step(lr) | {"lr": lr}
         self.average.update(step)
