@@ -62,25 +62,29 @@ class Sizes:
     """Parameters of adapters of rank 1."""
 
 
+def config_of(model: str) -> JanusConfig:
+    """Of "1b", "7b", a shipped model's name, a folder or a hub id (which is fetched). Raises InputError for anything else."""
+    if model not in SIZES:
+        return checkpoint.config_of(checkpoint.fetch(locate(model)))
+    layers, width, inner, heads = SIZES[model]
+    return JanusConfig(
+        text_config=LlamaConfig(
+            vocab_size=102400,
+            hidden_size=width,
+            intermediate_size=inner,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+        ),
+        vision_config=JanusVisionConfig(projection_dim=width),
+        vq_config=JanusVQVAEConfig(projection_dim=width, image_token_embed_dim=width),
+    )
+
+
 @cache
 def sizes(model: str) -> Sizes:
-    """Of "1b", "7b", a shipped model's name, a folder or a hub id (which is fetched). Raises InputError for anything else."""
-    if model in SIZES:
-        layers, width, inner, heads = SIZES[model]
-        config = JanusConfig(
-            text_config=LlamaConfig(
-                vocab_size=102400,
-                hidden_size=width,
-                intermediate_size=inner,
-                num_hidden_layers=layers,
-                num_attention_heads=heads,
-                num_key_value_heads=heads,
-            ),
-            vision_config=JanusVisionConfig(projection_dim=width),
-            vq_config=JanusVQVAEConfig(projection_dim=width, image_token_embed_dim=width),
-        )
-    else:
-        config = checkpoint.config_of(checkpoint.fetch(locate(model)))
+    """Of a model by any of ``config_of``'s names."""
+    config = config_of(model)
     with torch.device("meta"), no_init_weights():
         net: Any = JanusForConditionalGeneration._from_config(config)
 
