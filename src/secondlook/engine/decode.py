@@ -39,7 +39,8 @@ class _Served:
 
 
 class Engine:
-    """Runs one model. ``batch`` bounds the sequences (twins not counted) that are decoded together."""
+    """Runs one model. ``batch`` bounds the episodes that are under way together (twins not counted), and so what is held of them
+    in memory: their places in the cache, and what is kept of sequences that a later one begins like."""
 
     def __init__(self, janus: Janus, batch: int = 64):
         self.janus, self.batch = janus, batch
@@ -88,13 +89,16 @@ class Engine:
         results: list[Any] = [None] * len(new)
         rows, places = Rows(self.janus, self.protocol), dict[Run, _Served]()
         ready: deque[tuple[_Served, Job]] = deque()
-        pictures, step = Pictures(self.janus, self.batch), 0
+        pictures, step, under_way = Pictures(self.janus, self.batch), 0, 0
 
         def send(served: _Served, value: Any) -> None:
+            nonlocal under_way
             try:
                 asked = served.task.send(value)
             except StopIteration as stop:
                 results[served.index] = stop.value
+                served.kept.clear()
+                under_way -= 1
                 return
             if isinstance(asked, Job):
                 ready.append((served, asked))
@@ -102,7 +106,7 @@ class Engine:
                 pictures.ask(served, asked)
 
         def answer() -> None:
-            while found := pictures.answers(step, idle=not (rows.runs or ready or new)):
+            while found := pictures.answers(step, idle=not (rows.runs or ready or (new and under_way < self.batch))):
                 for served, value in found:
                     send(served, value)
 
@@ -110,9 +114,10 @@ class Engine:
             answer()
             free = self.batch - len(rows.runs)
             if free >= max(1, REFILL * self.batch) or not rows.runs:
-                while new and len(ready) < free:
+                while new and under_way < self.batch:
+                    under_way += 1
                     send(new.popleft(), None)
-                    answer()
+                answer()
                 entering: list[Run] = []
                 while ready and len(entering) < free:
                     served, job = ready.popleft()
@@ -121,7 +126,7 @@ class Engine:
                     entering.append(run)
                 if entering:
                     rows.enter(entering)
-            if not rows.runs and pictures:
+            if not rows.runs and (new or ready or pictures):
                 continue
             if not rows.runs:
                 del rows, pictures  # the functions here know each other, so that nothing they know is freed at once
@@ -130,7 +135,7 @@ class Engine:
             for run, turn in rows.leave():
                 served = places.pop(run)
                 if run.job.keep:
-                    served.kept[turn.rule.head] = run.kept
+                    served.kept[turn.rule.head], run.kept = run.kept, []
                 send(served, turn)
             rows.advance()
             step += 1

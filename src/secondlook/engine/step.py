@@ -111,7 +111,7 @@ class Step:
         self.model: LlamaModel = janus.net.model.language_model
         device = janus.device
         self.between = fused() if device.type == "cuda" else BETWEEN
-        self.flash = packed.flash_works(device, janus.dtype, cache.stored.shape[-1], packed.attention(janus.net))
+        self.flash = packed.flash_works(device, janus.dtype, cache.head_dim, packed.attention(janus.net))
         """Attention that takes each row's length from the device; elsewhere a mask says it."""
         # weights that FSDP gathered are its own: they lie where it put them, and only until the ranks share them out again
         join = side_by_side if isinstance(self.model.layers[0], FSDPModule) else joined
@@ -155,8 +155,7 @@ class Step:
 
     def _shape(self, rows: int, end: int) -> tuple[int, int]:
         """Rows and columns that the pass is made for."""
-        columns = self.cache.stored.shape[4]
-        return rounded(rows), columns if self.flash else -(-end // COLUMNS) * COLUMNS
+        return rounded(rows), self.cache.columns if self.flash else -(-end // COLUMNS) * COLUMNS
 
     def _run(self, state: dict[str, Tensor], rows: int, end: int) -> None:
         norm, add_norm, turn_and_store, gated = self.between
@@ -168,7 +167,7 @@ class Step:
         x = norm(residual, layers[0].input_layernorm.weight, layers[0].input_layernorm.variance_epsilon)
         for i, (layer, after) in enumerate(zip(layers, following, strict=True)):
             between = layer.post_attention_layernorm
-            keys, values = self.cache.stored[:, i]
+            keys, values = self.cache.stored[i]
             q = turn_and_store(self._qkv[i](x), cos, sin, keys, values, place)
             x = layer.self_attn.o_proj(attend(layer.self_attn, q, keys[:rows], values[:rows]).reshape(rows, -1))
             residual, x = add_norm(residual, x, between.weight, between.variance_epsilon)
@@ -190,7 +189,7 @@ class Step:
     def _flash(self, place: Tensor, columns: int) -> Callable:
         """PyTorch's flash attention for sequences of many lengths."""
         rows = torch.arange(len(place) + 1, device=place.device, dtype=torch.int32)
-        heads, dim = self.cache.stored.shape[3], self.cache.stored.shape[5]
+        heads, dim = self.cache.heads, self.cache.head_dim
         begin, used = rows * (heads * columns), (place + 1).int()
 
         def attend(module, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
