@@ -8,7 +8,8 @@ run beside drawing in one batch. ``Engine.draw`` and ``Engine.write`` do the sam
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from PIL.Image import Image
 from torch.nn.attention import sdpa_kernel
 
 from secondlook.engine.linear import fast_linear
-from secondlook.engine.pictures import Pictures
+from secondlook.engine.pictures import Pictures, in_parts
 from secondlook.engine.rows import Kept, Rows, Run
 from secondlook.model.janus import Janus
 from secondlook.model.packed import KERNELS
@@ -66,22 +67,28 @@ class Engine:
 
         return self.serve(one(r) for r in requests)
 
-    @torch.inference_mode()
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """Around everything that the model runs: on a GPU streams, events and graphs are made on the current device, which need
+        not be the model's."""
+        device = self.janus.device
+        with torch.inference_mode(), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            yield
+
     def pictures(self, codes: list[tuple[int, ...]]) -> list[Image]:
-        """Decode drawn codes, at most ``batch`` at a time."""
-        parts = [torch.tensor(codes[i : i + self.batch]) for i in range(0, len(codes), self.batch)]
-        return [image for part in parts for image in self.janus.to_images(part.to(self.janus.device))]
+        """Decode drawn codes, a part at a time."""
+        with self._running():
+            parts = (torch.tensor(part, device=self.janus.device) for part in in_parts(self.janus, codes))
+            return [image for part in parts for image in self.janus.to_images(part)]
 
-    @torch.inference_mode()
     def codes(self, images: list[Image]) -> list[tuple[int, ...]]:
-        """Encode pictures as the drawing path has them, at most ``batch`` at a time."""
-        parts = [images[i : i + self.batch] for i in range(0, len(images), self.batch)]
-        return [tuple(row) for part in parts for row in self.janus.to_codes(part).tolist()]
+        """Encode pictures as the drawing path has them, a part at a time."""
+        with self._running():
+            return [tuple(row) for part in in_parts(self.janus, images) for row in self.janus.to_codes(part).tolist()]
 
-    @torch.inference_mode()
     def serve(self, tasks: Iterable[Task]) -> list[Any]:
         """Run tasks to their ends; returns what they return, in order."""
-        with fast_linear(self.janus.device), sdpa_kernel(KERNELS):
+        with self._running(), fast_linear(self.janus.device), sdpa_kernel(KERNELS):
             return self._serve(tasks)
 
     def _serve(self, tasks: Iterable[Task]) -> list[Any]:
@@ -89,7 +96,7 @@ class Engine:
         results: list[Any] = [None] * len(new)
         rows, places = Rows(self.janus, self.protocol), dict[Run, _Served]()
         ready: deque[tuple[_Served, Job]] = deque()
-        pictures, step, under_way = Pictures(self.janus, self.batch), 0, 0
+        pictures, step, under_way = Pictures(self.janus), 0, 0
 
         def send(served: _Served, value: Any) -> None:
             nonlocal under_way

@@ -220,7 +220,7 @@ class Rows:
         if self._late:
             ended = torch.empty_like(ended, device="cpu", pin_memory=True).copy_(ended, non_blocking=True)
             event = torch.cuda.Event()
-            event.record()
+            event.record(torch.cuda.current_stream(self.device))
         self._flags.append((runs, ended, event))
 
     def leave(self) -> list[tuple[Run, Turn]]:

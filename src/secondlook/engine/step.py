@@ -120,6 +120,8 @@ class Step:
         self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
         self._seen: set[tuple[int, int]] = set()
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+        # torch's own stream for captures lies on the device that was current when the process first captured anything
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def forget(self) -> None:
         """The buffers have moved: graphs that write to the old ones are of no use."""
@@ -138,7 +140,7 @@ class Step:
             self._graphs[key].replay()
         elif key in self._seen:
             graph = self._graphs[key] = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
                 self._run(state, *key)
             graph.replay()
         else:  # compiles what is new; a graph can only be taken of what has run
