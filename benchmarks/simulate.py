@@ -71,7 +71,7 @@ def main() -> int:
     parser.add_argument("recipes", nargs="+", type=Path)
     parser.add_argument("--ranks", type=int, default=0, help="default: as many GPUs as the recipe says it is for")
     parser.add_argument("--memory", type=float, default=0.0, help="GiB of a GPU; default: as the recipe says")
-    parser.add_argument("--yes", type=float, nargs="+", default=[0.4, 0.0], help="share of the verdicts that are Yes")
+    parser.add_argument("--yes", type=float, nargs="+", default=[0.4], help="shares of the verdicts that are Yes")
     parser.add_argument("--part", choices=[*PARTS, "all"], default="all")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()

@@ -4,7 +4,9 @@ device, where a tensor has a size and no values. Passes of the language model ar
 from __future__ import annotations
 
 import random
+import re
 import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from unittest.mock import patch
 
@@ -15,23 +17,35 @@ from torch.utils._pytree import tree_leaves
 from transformers import JanusForConditionalGeneration
 from transformers.initialization import no_init_weights
 
-from decode import Words
+import decode as decode_benchmark
 from secondlook.engine import decode, pictures, rows, step
 from secondlook.engine.decode import Engine
 from secondlook.introspect import Sampling, introspect
 from secondlook.model.janus import Janus
-from secondlook.model.sequence import Batch, length
+from secondlook.model.sequence import SPECIALS, Batch, length
 from secondlook.train import plan
 from secondlook.train.rl_config import RLConfig
 from secondlook.types import Prompt, Turn
 
 GIB = 2**30
+SHORT = 16
+"""Tokens of the shortest reason, where lengths vary."""
+DRAWING = ("key-value cache", "kept sequences", "pictures")
+"""Rows of the plan that are simulated; the others are weights, which do not change while episodes are drawn."""
+
+
+class Words(decode_benchmark.Words):
+    """Whole words, as Janus's tokenizer has most of them."""
+
+    def __call__(self, text: str, add_special_tokens: bool = False) -> dict[str, list[int]]:
+        found = re.findall("|".join(map(re.escape, SPECIALS)) + r"| ?\w+|\W", text)
+        return {"input_ids": [self.ids.get(word, len(self.ids)) for word in found]}
 
 
 class Bytes(TorchDispatchMode):
     """Counts the bytes of the tensors on the meta device that were made inside and are alive."""
 
-    def __init__(self, at_peak=lambda: None):
+    def __init__(self, at_peak: Callable[[], None]):
         super().__init__()
         self.now = self.peak = 0
         self.at_peak, self.known = at_peak, set[int]()
@@ -62,20 +76,19 @@ class Bytes(TorchDispatchMode):
 class Log:
     """What is under way, step by step."""
 
-    def __init__(self, yes: float, shortest: int, seed: int):
-        self.yes, self.shortest, self.seed = yes, shortest, seed
-        self.steps = self.places = self.most = 0
+    def __init__(self, yes: float, shortest: int):
+        self.yes, self.shortest = yes, shortest
+        self.steps = self.places = self.under_way = self.most = 0
         self.kept: weakref.WeakSet = weakref.WeakSet()
         self.cache: rows.Slots | None = None
         self.peak: dict[str, float] = {}
-        self.served: weakref.WeakSet = weakref.WeakSet()
 
     def reason(self, run) -> int:
         """Tokens of a run's verdict with its reason."""
-        return random.Random(f"{self.seed} {run.job.request.seed}").randint(min(self.shortest, run.job.steps), run.job.steps)
+        return random.Random(run.job.request.seed).randint(min(self.shortest, run.job.steps), run.job.steps)
 
     def says_yes(self, run) -> bool:
-        return random.Random(f"{self.seed} {run.job.request.seed} verdict").random() < self.yes
+        return random.Random(f"{run.job.request.seed} verdict").random() < self.yes
 
     def held(self) -> dict[str, float]:
         """GiB of the cache and of kept sequences now."""
@@ -120,12 +133,9 @@ def parts(log: Log) -> dict:
             return Turn(request.kind, request.segments, tokens, (), rule, request.seed, 0.5)
 
     class SizedPictures(pictures.Pictures):
-        """As late as on a GPU."""
-
-        def _start(self, asked, step):
-            codes = torch.zeros(len(asked), self.janus.n_codes, dtype=torch.long, device="meta")
-            self._pixels(codes)
-            return pictures._Painting(asked, codes, None, step + pictures.STEPS * len(asked))
+        def __init__(self, janus: Janus):
+            super().__init__(janus)
+            self._late = pictures.STEPS  # as on a GPU
 
         def _finish(self, painting):
             return [(who, Image.new("RGB", (1, 1))) for who, _ in painting.asked]
@@ -134,11 +144,6 @@ def parts(log: Log) -> dict:
         def __init__(self, *args):
             super().__init__(*args)
             log.kept.add(self)
-
-    class Served(decode._Served):
-        def __init__(self, *args):
-            super().__init__(*args)
-            log.served.add(self)
 
     def sized(janus: Janus, segments) -> Batch:
         lengths = [length(s, janus.n_patches) for s in segments]
@@ -167,17 +172,34 @@ def janus_of(size: str, dtype: torch.dtype) -> Janus:
 
 
 def rollout(
-    janus: Janus, batch: int, episodes: int, rounds: int, editing: bool, yes: float, shortest: int = 16, seed: int = 0
+    janus: Janus, batch: int, episodes: int, rounds: int, group: int, editing: bool, yes: float, shortest: int
 ) -> tuple[Log, Bytes]:
-    """Serve ``episodes`` of a rank. Returns what was seen, and the bytes."""
-    log = Log(yes, shortest, seed)
-    counted = Bytes(lambda: log.peak.update(log.held() | {"step": log.steps, "in flight": len(log.served)}))
+    """Serve ``episodes`` of a rank, of which so many form a group; their verdicts are Yes with probability ``yes``, their reasons
+    have ``shortest`` to 48 tokens. Returns what was seen, and the bytes."""
+    log = Log(yes, shortest)
+    counted = Bytes(lambda: log.peak.update(log.held() | {"step": log.steps}))
     replaced, engine = parts(log), Engine(janus, batch)
     template = length(engine.protocol.draw("a"), janus.n_patches) - 1
-    text = "a" * max(1, plan.PROMPT - template)
     source, codes = (Image.new("RGB", (1, 1)), (0,) * janus.n_codes) if editing else (None, ())
-    prompts = [Prompt(text[:-3] + f"{i // 7 % 1000:03}", source, codes) for i in range(episodes)]
+    prompts = [
+        Prompt(f"a{i // group}" + " a" * (plan.PROMPT - template - 1), source, codes) for i in range(episodes)
+    ]
+
+    def watched(tasks):
+        """Counts those that have begun and not ended."""
+
+        def of(task):
+            log.under_way += 1
+            log.most = max(log.most, log.under_way)
+            returned = yield from task
+            log.under_way -= 1
+            return returned
+
+        return [of(task) for task in tasks]
+
+    serve = Engine.serve
     with (
+        patch.object(Engine, "serve", lambda engine, tasks, need: serve(engine, watched(tasks), need)),
         patch.object(decode, "Rows", replaced["decode.Rows"]),
         patch.object(decode, "Pictures", replaced["decode.Pictures"]),
         patch.object(rows, "Kept", replaced["rows.Kept"]),
@@ -190,11 +212,25 @@ def rollout(
     return log, counted
 
 
-if __name__ == "__main__":
-    import sys, time
-    size, batch, episodes, rounds = sys.argv[1], *map(int, sys.argv[2:5])
-    j = janus_of(size, torch.bfloat16)
-    for yes in map(float, sys.argv[5:]):
-        t = time.time()
-        log, b = rollout(j, batch, episodes, rounds, False, yes)
-        print(size, batch, episodes, "yes", yes, f"peak {b.peak / GIB:.1f} left {b.now/GIB:.2f}", {k: round(v, 1) for k, v in log.peak.items()}, "steps", log.steps, "mean rows", round(log.places / log.steps, 2), f"{time.time()-t:.0f}s", flush=True)
+def run(recipe: Path, config: RLConfig, ranks: int, memory: float, yes: Sequence[float] = (0.4,), **options) -> dict:
+    """The rollout of one of ``ranks`` GPUs of ``memory`` GiB, for each share of Yes, and where every verdict is No and every
+    reason cut off, so that all episodes are in step (an untrained judge). Peaks are GiB with the weights, the optimizer and the
+    reference as ``plan`` counts them."""
+    model, editing = plan.model_of(recipe, config), plan.edits(recipe)
+    planned = plan.account(plan.sizes(model), config, ranks, editing).rollout
+    besides = sum(size for name, size in planned.items() if name not in DRAWING) / GIB
+    janus = janus_of(model, torch.bfloat16 if config.dtype == "bfloat16" else torch.float32)
+    episodes = -(-config.prompts_per_step // ranks) * config.group
+    batch = config.at_once or episodes
+    peaks, lines = {}, []
+    for share, shortest in (*((share, SHORT) for share in yes), (0.0, plan.REASON)):
+        log, counted = rollout(janus, batch, episodes, config.rounds, config.group, editing, share, shortest)
+        peaks[f"{share:g} yes, reasons of {shortest} tokens and more"] = besides + counted.peak / GIB
+        at = ", ".join(f"{name} {size:.1f}" for name, size in log.peak.items() if name in DRAWING)
+        lines.append(
+            f"{share:.0%} Yes, reasons of {shortest} tokens and more: {besides + counted.peak / GIB:.1f} GiB at step {log.peak['step']} of {log.steps} ({at}, all else "
+            f"{besides:.1f}); {log.most} episodes under way, {log.places / log.steps:.1f} of {batch} places in use"
+        )
+    most, foretold = max(peaks.values()), sum(planned.values()) / GIB
+    lines.append(f"rollout: at most {most:.1f} GiB a rank; plan says {foretold:.1f} ({foretold / most - 1:+.0%})")
+    return {"name": "rollout", "peaks": peaks, "plan": foretold, "fits": most + plan.SPARE / GIB <= memory, "lines": lines}

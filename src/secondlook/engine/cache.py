@@ -6,6 +6,20 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
+COLUMNS = 64
+"""Columns come in so many. Where attention needs a mask, each width that it looks at is a graph of its own."""
+
+
+def in_columns(columns: int) -> int:
+    """The columns of the cache that hold so many."""
+    return -(-columns // COLUMNS) * COLUMNS
+
+
+def rounded(rows: int) -> int:
+    """Rows that a pass is made for, and slots of the cache: 1, 2, 4, 8 and multiples of 8, so that few graphs serve every
+    number."""
+    return next((n for n in (1, 2, 4, 8) if n >= rows), -(-rows // 8) * 8)
+
 
 class Slots(Cache):
     """Keys and values of all layers, one slot a sequence. A slot's sequence begins at column 0, so sequences of any length

@@ -18,11 +18,12 @@ from PIL.Image import Image
 from torch.nn.attention import sdpa_kernel
 
 from secondlook.engine.linear import fast_linear
+from secondlook.engine.memory import Need, fitting
 from secondlook.engine.pictures import Pictures, in_parts
 from secondlook.engine.rows import Kept, Rows, Run
 from secondlook.model.janus import Janus
 from secondlook.model.packed import KERNELS
-from secondlook.model.sequence import Protocol
+from secondlook.model.sequence import Protocol, length
 from secondlook.types import Encode, Job, Paint, Request, Rule, Turn
 
 Task = Generator[Job | Paint | Encode, Any, Any]
@@ -40,8 +41,8 @@ class _Served:
 
 
 class Engine:
-    """Runs one model. ``batch`` bounds the episodes that are under way together (twins not counted), and so what is held of them
-    in memory: their places in the cache, and what is kept of sequences that a later one begins like."""
+    """Runs one model. ``batch`` is the most episodes that are under way together (twins not counted). On a GPU they are fewer
+    where its free memory does not hold so many (``engine.memory``)."""
 
     def __init__(self, janus: Janus, batch: int = 64):
         self.janus, self.batch = janus, batch
@@ -65,7 +66,8 @@ class Engine:
         def one(request: Request) -> Task:
             return (yield Job(request, rule, steps))
 
-        return self.serve(one(r) for r in requests)
+        longest = max((length(r.segments, self.janus.n_patches) + steps for r in requests), default=0)
+        return self.serve((one(r) for r in requests), Need(longest, longest))
 
     @contextmanager
     def _running(self) -> Iterator[None]:
@@ -86,12 +88,13 @@ class Engine:
         with self._running():
             return [tuple(row) for part in in_parts(self.janus, images) for row in self.janus.to_codes(part).tolist()]
 
-    def serve(self, tasks: Iterable[Task]) -> list[Any]:
-        """Run tasks to their ends; returns what they return, in order."""
+    def serve(self, tasks: Iterable[Task], need: Need | None = None) -> list[Any]:
+        """Run tasks to their ends; returns what they return, in order. ``need`` is what each holds at the most; None: not known,
+        and as many are under way as the engine's ``batch`` allows."""
         with self._running(), fast_linear(self.janus.device), sdpa_kernel(KERNELS):
-            return self._serve(tasks)
+            return self._serve(tasks, fitting(self.janus, need, self.batch) if need else self.batch)
 
-    def _serve(self, tasks: Iterable[Task]) -> list[Any]:
+    def _serve(self, tasks: Iterable[Task], batch: int) -> list[Any]:
         new = deque(_Served(i, task) for i, task in enumerate(tasks))
         results: list[Any] = [None] * len(new)
         rows, places = Rows(self.janus, self.protocol), dict[Run, _Served]()
@@ -113,15 +116,15 @@ class Engine:
                 pictures.ask(served, asked)
 
         def answer() -> None:
-            while found := pictures.answers(step, idle=not (rows.runs or ready or (new and under_way < self.batch))):
+            while found := pictures.answers(step, idle=not (rows.runs or ready or (new and under_way < batch))):
                 for served, value in found:
                     send(served, value)
 
         while True:
             answer()
-            free = self.batch - len(rows.runs)
-            if free >= max(1, REFILL * self.batch) or not rows.runs:
-                while new and under_way < self.batch:
+            free = batch - len(rows.runs)
+            if free >= max(1, REFILL * batch) or not rows.runs:
+                while new and under_way < batch:
                     under_way += 1
                     send(new.popleft(), None)
                 answer()

@@ -18,8 +18,9 @@ STEPS = 2
 """Steps of all rows that one picture is given on a GPU before it is waited for. A number and not a look at the clock, so that
 the same sequences stand together in every run."""
 PIXELS = 2**20
-"""Of the pictures that are decoded or encoded together (seven of 384 x 384). Janus-Pro's decoder holds about 1 kB a pixel in
-half precision."""
+"""Of the pictures that are decoded or encoded together (seven of 384 x 384)."""
+HELD = 512
+"""Numbers that Janus-Pro's decoder holds for each pixel: four times the 128 channels of its last layers."""
 
 T = TypeVar("T")
 

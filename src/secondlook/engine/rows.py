@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from secondlook.engine.cache import Slots
-from secondlook.engine.step import COLUMNS, Step, rounded
+from secondlook.engine.cache import Slots, in_columns, rounded
+from secondlook.engine.step import Step
 from secondlook.model import policy
 from secondlook.model.janus import Janus
 from secondlook.model.sequence import Column, Protocol, assemble, columns_of, in_common, rest
@@ -171,7 +171,7 @@ class Rows:
 
     def _reserve(self, slots: int, columns: int, steps: int) -> None:
         slots = rounded(slots)
-        moved = self.cache.reserve(slots, -(-columns // COLUMNS) * COLUMNS)
+        moved = self.cache.reserve(slots, in_columns(columns))
         for name, old in self._state.items():
             shape = [max(slots, old.shape[0]), *old.shape[1:]]
             if name in ("uniform", "tokens", "logprobs"):

@@ -20,18 +20,9 @@ from transformers import LlamaModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, eager_attention_forward
 
-from secondlook.engine.cache import Slots
+from secondlook.engine.cache import Slots, in_columns, rounded
 from secondlook.model import packed
 from secondlook.model.janus import Janus
-
-COLUMNS = 64
-"""Columns come in so many. Where attention needs a mask, each width that it looks at is a graph of its own."""
-
-
-def rounded(rows: int) -> int:
-    """Rows that a pass is made for: 1, 2, 4, 8 and multiples of 8, so that few graphs serve every number."""
-    return next((n for n in (1, 2, 4, 8) if n >= rows), -(-rows // 8) * 8)
-
 
 def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """RMSNorm of (R, D) in float32."""
@@ -157,7 +148,7 @@ class Step:
 
     def _shape(self, rows: int, end: int) -> tuple[int, int]:
         """Rows and columns that the pass is made for."""
-        return rounded(rows), self.cache.columns if self.flash else -(-end // COLUMNS) * COLUMNS
+        return rounded(rows), self.cache.columns if self.flash else in_columns(end)
 
     def _run(self, state: dict[str, Tensor], rows: int, end: int) -> None:
         norm, add_norm, turn_and_store, gated = self.between
