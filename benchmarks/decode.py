@@ -42,6 +42,7 @@ class Words:
     def __init__(self):
         self.ids = {word: i for i, word in enumerate(WORDS)}
         self.bos_token_id, self.eos_token_id, self.pad_token_id = range(3)
+        self.added_tokens_decoder: dict[int, str] = {}
 
     def __call__(self, text: str, add_special_tokens: bool = False) -> dict[str, list[int]]:
         found = []

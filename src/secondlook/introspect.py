@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
+from secondlook.engine.memory import Need
+from secondlook.model.sequence import length
 from secondlook.types import Encode, Episode, InputError, Job, Paint, Prompt, Request, Round, Rule, Turn
 
 if TYPE_CHECKING:
@@ -57,7 +59,16 @@ def introspect(
     if len(prompts) != len(seeds):
         raise InputError(f"seeds: {len(seeds)} given for {len(prompts)} prompts; give one each")
     sampling = sampling or Sampling.of(engine.janus.net.generation_config)
-    return engine.serve(_episode(engine, p, s, rounds, sampling) for p, s in zip(prompts, seeds, strict=True))
+    tasks = (_episode(engine, p, s, rounds, sampling) for p, s in zip(prompts, seeds, strict=True))
+    return engine.serve(tasks, _need(engine, prompts, rounds, sampling))
+
+
+def _need(engine: Engine, prompts: list[Prompt], rounds: int, sampling: Sampling) -> Need:
+    """What an episode of these holds at the most."""
+    protocol, codes, patches = engine.protocol, engine.janus.n_codes, engine.janus.n_patches
+    asked = {p.text: protocol.edit((0,) * codes, p.text) if p.source else protocol.draw(p.text) for p in prompts}
+    longest = max((length(segments, patches) for segments in asked.values()), default=0)
+    return Need.of(longest, max(codes, patches), rounds, sampling.reason_tokens, protocol.history == "reencode")
 
 
 def _episode(engine: Engine, prompt: Prompt, seed: int, rounds: int, sampling: Sampling) -> Task:

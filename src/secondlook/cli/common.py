@@ -33,7 +33,7 @@ Out = Annotated[Path, typer.Option(help="Folder for the results.")]
 Seed = Annotated[int, typer.Option(help="Seed; equal seeds give equal results.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, …")]
 Dtype = Annotated[
-    str, typer.Option(help="float32, bfloat16, float16; auto: float32 on a CPU, else as stored; int8: small weights.")
+    str, typer.Option(help="float32, bfloat16, float16; auto: float32 on a CPU, half precision on a GPU; int8: small weights.")
 ]
 Attention = Annotated[str, typer.Option(help="sdpa or eager.")]
 Config = Annotated[Path, typer.Option("--config", help="TOML file of the job.")]
@@ -56,14 +56,11 @@ def load_engine(model: str, device: str = "cpu", batch: int = 64, dtype: str = "
     import torch
 
     from secondlook.engine.decode import Engine
-    from secondlook.model.checkpoint import at_hand
     from secondlook.model.janus import Janus
 
     if dtype not in DTYPES:
         raise InputError(f"dtype: {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
-    # half precision is many times slower than float32 on a CPU
-    auto = torch.float32 if at_hand(device).type == "cpu" else None
-    kind = auto if dtype in ("auto", "int8") else getattr(torch, dtype)
+    kind = "auto" if dtype in ("auto", "int8") else getattr(torch, dtype)
     janus = Janus.load(model, device, kind, attention)
     return Engine(janus.in_8_bits() if dtype == "int8" else janus, batch)
 

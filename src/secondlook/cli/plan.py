@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from secondlook.cli.common import Set, at_least, console
+from secondlook.cli.common import Set, at_least, console, say
 from secondlook.types import InputError
+
+if TYPE_CHECKING:
+    from secondlook.train.plan import Plan
+
 
 
 def plan(
-    model: Annotated[str, typer.Option(help="1b, 7b, a shipped model, a folder or a hub id.")] = "7b",
+    model: Annotated[
+        str, typer.Option(help="1b, 7b, a shipped model, a folder or a hub id; default: the one of --config, or 7b.")
+    ] = "",
     gpus: Annotated[int, typer.Option(help="Ranks, one a GPU.")] = 8,
     memory: Annotated[float, typer.Option(help="GiB of a GPU.")] = 80.0,
     config: Annotated[Path | None, typer.Option(help="A job's TOML file; default: recipes/grpo_7b.toml's settings.")] = None,
+    editing: Annotated[bool | None, typer.Option(help="The prompts are edits; default: as the file's name says.")] = None,
     set_: Set = [],  # noqa: B006
     json_: Annotated[Path | None, typer.Option("--json", help="Also write the account here.")] = None,
 ) -> None:
     """Say what a training job needs of each GPU's memory, whether it fits, and what to change."""
-    from rich.table import Table
-
     from secondlook import config as configs
     from secondlook.files import read_text, write_json
     from secondlook.train import plan as plans
@@ -32,33 +37,48 @@ def plan(
     at_least("gpus", gpus)
     if memory <= 0:
         raise InputError(f"memory: {memory} GiB is not a GPU's memory; give for example 80")
-    job: RLConfig | SFTConfig = RLConfig(model, **plans.DEFAULT)
+    job: RLConfig | SFTConfig = RLConfig(model or "7b", **plans.DEFAULT)
     if config is not None:
         supervised = config.is_file() and "\ndata =" in read_text(config)
         job = configs.load(SFTConfig, config, set_) if supervised else configs.load(RLConfig, config, set_)
+        model = model or plans.model_of(config, job)
+        editing = plans.edits(config) if editing is None else editing
     elif set_:
         raise InputError(f"set: {set_[0]!r} changes a file's settings; give the file with --config")
+    model, editing = model or "7b", bool(editing)
     sizes, available = plans.sizes(model), memory * plans.GIB
-    account = plans.account(sizes, job, gpus)
-    table = Table(title=f"GiB of each of {gpus} GPUs: {model}, {(sizes.trained + sizes.frozen) / 1e9:.2f} billion parameters")
-    table.add_column("")
-    phases = {name: part for name, part in vars(account).items() if part}
-    for name in phases:
-        table.add_column({"rollout": "drawing episodes", "update": "updating"}[name], justify="right")
-    rows = list(dict.fromkeys(row for part in phases.values() for row in part))
-    for row in rows:
-        table.add_row(row, *(f"{part[row] / plans.GIB:.1f}" if row in part else "" for part in phases.values()))
-    table.add_section()
-    table.add_row("together", *(f"{sum(part.values()) / plans.GIB:.1f}" for part in phases.values()))
-    console.print(table)
-    changes, enough = plans.advice(sizes, job, gpus, available)
-    need, spare = (account.peak + plans.SPARE) / plans.GIB, plans.SPARE / plans.GIB
+    account = plans.account(sizes, job, gpus, editing)
+    _print_table(
+        account, f"GiB of each of {gpus} GPUs: {model}, {(sizes.trained + sizes.frozen) / 1e9:.2f} billion parameters"
+    )
+    changes, enough = plans.advice(sizes, job, gpus, available, editing)
+    held, spare = account.peak / plans.GIB, plans.SPARE / plans.GIB
     fits = not changes and enough
-    console.print(f"{'fits' if fits else 'does not fit'}: {need:.0f} GiB with {spare:.0f} to spare, of {memory:.0f}")
+    say(
+        f"{'fits' if fits else 'does not fit'}: {held:.1f} GiB, and {spare:.0f} for fragments and the CUDA context, "
+        f"are {held + spare:.1f} of {memory:g}"
+    )
     if not fits:
-        console.print(f"it would {'fit' if enough else 'not even fit'} with {', '.join(changes)}")
-        ranks = plans.ranks_needed(sizes, job, available)
-        console.print(f"as it is, it fits on {ranks} such GPUs" if ranks else "as it is, it fits on no number of such GPUs")
+        say(f"it would {'fit' if enough else 'not even fit'} with {', '.join(changes)}")
+        ranks = plans.ranks_needed(sizes, job, available, editing)
+        say(f"as it is, it fits on {ranks} such GPUs" if ranks else "as it is, it fits on no number of such GPUs")
+    if isinstance(job, RLConfig) and any(judge.kind == "endpoint" for judge in job.judges):
+        say("the judge's server is not counted; it needs GPUs of its own")
     if json_:
         said = {"fits": fits, "changes": changes, "enough": enough, "bytes": vars(account), "spare": plans.SPARE}
         write_json(json_, json.loads(json.dumps(said)))
+
+
+def _print_table(account: Plan, title: str) -> None:
+    """What a rank holds, by what it is for, at both peaks."""
+    from rich.table import Table
+
+    phases = {name: part for name, part in vars(account).items() if part}
+    table = Table("", title=title)
+    for name in phases:
+        table.add_column({"rollout": "drawing episodes", "update": "updating"}[name], justify="right")
+    for row in dict.fromkeys(row for part in phases.values() for row in part):
+        table.add_row(row, *(f"{part[row] / 2**30:.1f}" if row in part else "" for part in phases.values()))
+    table.add_section()
+    table.add_row("together", *(f"{sum(part.values()) / 2**30:.1f}" for part in phases.values()))
+    console.print(table)

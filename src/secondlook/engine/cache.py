@@ -6,6 +6,20 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
+COLUMNS = 64
+"""Columns come in so many. Where attention needs a mask, each width that it looks at is a graph of its own."""
+
+
+def in_columns(columns: int) -> int:
+    """The columns of the cache that hold so many."""
+    return -(-columns // COLUMNS) * COLUMNS
+
+
+def rounded(rows: int) -> int:
+    """Rows that a pass is made for, and slots of the cache: 1, 2, 4, 8 and multiples of 8, so that few graphs serve every
+    number."""
+    return next((n for n in (1, 2, 4, 8) if n >= rows), -(-rows // 8) * 8)
+
 
 class Slots(Cache):
     """Keys and values of all layers, one slot a sequence. A slot's sequence begins at column 0, so sequences of any length
@@ -16,19 +30,31 @@ class Slots(Cache):
 
     def __init__(self, layers: int, heads: int, head_dim: int, like: Tensor):
         super().__init__(layers=[])
-        self.stored = like.new_empty(2, layers, 0, heads, 0, head_dim)
-        """(keys and values, layers, slots, heads, columns, head_dim)."""
+        self.heads, self.head_dim = heads, head_dim
+        self.stored = [like.new_empty(2, 0, heads, 0, head_dim) for _ in range(layers)]
+        """Of every layer (keys and values, slots, heads, columns, head_dim)."""
         self._rows, self._end = slice(0, 0), 0
         self._index: tuple[Tensor, Tensor] | None = None
 
-    def reserve(self, slots: int, columns: int) -> None:
-        """Make room for so many slots and columns; what is there stays."""
-        has = self.stored.shape[2], self.stored.shape[4]
-        if slots > has[0] or columns > has[1]:
-            both, layers, _, heads, _, dim = self.stored.shape
-            grown = self.stored.new_zeros(both, layers, max(slots, has[0]), heads, max(columns, has[1]), dim)
-            grown[:, :, : has[0], :, : has[1]] = self.stored
-            self.stored = grown
+    @property
+    def slots(self) -> int:
+        return self.stored[0].shape[1]
+
+    @property
+    def columns(self) -> int:
+        return self.stored[0].shape[3]
+
+    def reserve(self, slots: int, columns: int) -> bool:
+        """Make room for so many slots and columns; what is there stays. Returns whether the tensors are new ones."""
+        had = self.slots, self.columns
+        if slots <= had[0] and columns <= had[1]:
+            return False
+        shape = 2, max(slots, had[0]), self.heads, max(columns, had[1]), self.head_dim
+        for i in range(len(self.stored)):  # one layer at a time, so that the old cache and the new one are never both whole
+            grown = self.stored[i].new_zeros(shape)
+            grown[:, : had[0], :, : had[1]] = self.stored[i]
+            self.stored[i] = grown
+        return True
 
     def window(self, first: int, starts: Tensor, new: int, end: int) -> Tensor:
         """What the next forward pass writes: ``new`` columns of the slots from ``first`` on, each row's from its start (R,) on.
@@ -44,23 +70,27 @@ class Slots(Cache):
         """Write the window's columns of one layer; returns views of the window's slots up to its end."""
         assert self._index is not None
         rows, columns = self._index
-        keys, values = self.stored[0, layer_idx, self._rows], self.stored[1, layer_idx, self._rows]
+        keys, values = self.stored[layer_idx][:, self._rows]
         keys[rows, :, columns] = key_states.transpose(1, 2)
         values[rows, :, columns] = value_states.transpose(1, 2)
         return keys[:, :, : self._end], values[:, :, : self._end]
 
     def copy(self, sources: list[int], targets: list[int], columns: int) -> None:
         """Slots that begin like others."""
-        if sources:
-            self.stored[:, :, targets, :, :columns] = self.stored[:, :, sources, :, :columns]
+        if not sources:
+            return
+        read, written = (torch.tensor(slots, device=self.stored[0].device) for slots in (sources, targets))
+        for layer in self.stored:
+            layer[:, written, :, :columns] = layer[:, read, :, :columns]
 
-    def take(self, slots: list[int], columns: int) -> list[Tensor]:
-        """Copies (2, layers, heads, columns, head_dim) of slots, to be put back later."""
-        return list(self.stored[:, :, slots, :, :columns].unbind(2))
+    def take(self, slot: int, columns: int) -> Tensor:
+        """A copy (2, layers, heads, columns, head_dim) of a slot's first columns, to be put back later."""
+        return torch.stack([layer[:, slot, :, :columns] for layer in self.stored], 1)
 
     def put(self, slot: int, kept: Tensor, columns: int) -> None:
         """The first columns of what was taken."""
-        self.stored[:, :, slot, :, :columns] = kept[..., :columns, :]
+        for layer, its in zip(self.stored, kept.unbind(1), strict=True):
+            layer[:, slot, :, :columns] = its[:, :, :columns]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self._end

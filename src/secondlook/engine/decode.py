@@ -8,7 +8,8 @@ run beside drawing in one batch. ``Engine.draw`` and ``Engine.write`` do the sam
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,11 +18,12 @@ from PIL.Image import Image
 from torch.nn.attention import sdpa_kernel
 
 from secondlook.engine.linear import fast_linear
-from secondlook.engine.pictures import Pictures
+from secondlook.engine.memory import Need, fitting
+from secondlook.engine.pictures import Pictures, in_parts
 from secondlook.engine.rows import Kept, Rows, Run
 from secondlook.model.janus import Janus
 from secondlook.model.packed import KERNELS
-from secondlook.model.sequence import Protocol
+from secondlook.model.sequence import Protocol, length
 from secondlook.types import Encode, Job, Paint, Request, Rule, Turn
 
 Task = Generator[Job | Paint | Encode, Any, Any]
@@ -39,7 +41,8 @@ class _Served:
 
 
 class Engine:
-    """Runs one model. ``batch`` bounds the sequences (twins not counted) that are decoded together."""
+    """Runs one model. ``batch`` is the most episodes that are under way together (twins not counted). On a GPU they are fewer
+    where its free memory does not hold so many (``engine.memory``)."""
 
     def __init__(self, janus: Janus, batch: int = 64):
         self.janus, self.batch = janus, batch
@@ -63,38 +66,49 @@ class Engine:
         def one(request: Request) -> Task:
             return (yield Job(request, rule, steps))
 
-        return self.serve(one(r) for r in requests)
+        longest = max((length(r.segments, self.janus.n_patches) + steps for r in requests), default=0)
+        return self.serve((one(r) for r in requests), Need(longest, longest))
 
-    @torch.inference_mode()
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """Around everything that the model runs: on a GPU streams, events and graphs are made on the current device, which need
+        not be the model's."""
+        device = self.janus.device
+        with torch.inference_mode(), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            yield
+
     def pictures(self, codes: list[tuple[int, ...]]) -> list[Image]:
-        """Decode drawn codes, at most ``batch`` at a time."""
-        parts = [torch.tensor(codes[i : i + self.batch]) for i in range(0, len(codes), self.batch)]
-        return [image for part in parts for image in self.janus.to_images(part.to(self.janus.device))]
+        """Decode drawn codes, a part at a time."""
+        with self._running():
+            parts = (torch.tensor(part, device=self.janus.device) for part in in_parts(self.janus, codes))
+            return [image for part in parts for image in self.janus.to_images(part)]
 
-    @torch.inference_mode()
     def codes(self, images: list[Image]) -> list[tuple[int, ...]]:
-        """Encode pictures as the drawing path has them, at most ``batch`` at a time."""
-        parts = [images[i : i + self.batch] for i in range(0, len(images), self.batch)]
-        return [tuple(row) for part in parts for row in self.janus.to_codes(part).tolist()]
+        """Encode pictures as the drawing path has them, a part at a time."""
+        with self._running():
+            return [tuple(row) for part in in_parts(self.janus, images) for row in self.janus.to_codes(part).tolist()]
 
-    @torch.inference_mode()
-    def serve(self, tasks: Iterable[Task]) -> list[Any]:
-        """Run tasks to their ends; returns what they return, in order."""
-        with fast_linear(self.janus.device), sdpa_kernel(KERNELS):
-            return self._serve(tasks)
+    def serve(self, tasks: Iterable[Task], need: Need | None = None) -> list[Any]:
+        """Run tasks to their ends; returns what they return, in order. ``need`` is what each holds at the most; None: not known,
+        and as many are under way as the engine's ``batch`` allows."""
+        with self._running(), fast_linear(self.janus.device), sdpa_kernel(KERNELS):
+            return self._serve(tasks, fitting(self.janus, need, self.batch) if need else self.batch)
 
-    def _serve(self, tasks: Iterable[Task]) -> list[Any]:
+    def _serve(self, tasks: Iterable[Task], batch: int) -> list[Any]:
         new = deque(_Served(i, task) for i, task in enumerate(tasks))
         results: list[Any] = [None] * len(new)
         rows, places = Rows(self.janus, self.protocol), dict[Run, _Served]()
         ready: deque[tuple[_Served, Job]] = deque()
-        pictures, step = Pictures(self.janus, self.batch), 0
+        pictures, step, under_way = Pictures(self.janus), 0, 0
 
         def send(served: _Served, value: Any) -> None:
+            nonlocal under_way
             try:
                 asked = served.task.send(value)
             except StopIteration as stop:
                 results[served.index] = stop.value
+                served.kept.clear()
+                under_way -= 1
                 return
             if isinstance(asked, Job):
                 ready.append((served, asked))
@@ -102,17 +116,18 @@ class Engine:
                 pictures.ask(served, asked)
 
         def answer() -> None:
-            while found := pictures.answers(step, idle=not (rows.runs or ready or new)):
+            while found := pictures.answers(step, idle=not (rows.runs or ready or (new and under_way < batch))):
                 for served, value in found:
                     send(served, value)
 
         while True:
             answer()
-            free = self.batch - len(rows.runs)
-            if free >= max(1, REFILL * self.batch) or not rows.runs:
-                while new and len(ready) < free:
+            free = batch - len(rows.runs)
+            if free >= max(1, REFILL * batch) or not rows.runs:
+                while new and under_way < batch:
+                    under_way += 1
                     send(new.popleft(), None)
-                    answer()
+                answer()
                 entering: list[Run] = []
                 while ready and len(entering) < free:
                     served, job = ready.popleft()
@@ -121,7 +136,7 @@ class Engine:
                     entering.append(run)
                 if entering:
                     rows.enter(entering)
-            if not rows.runs and pictures:
+            if not rows.runs and (new or ready or pictures):
                 continue
             if not rows.runs:
                 del rows, pictures  # the functions here know each other, so that nothing they know is freed at once
@@ -130,7 +145,7 @@ class Engine:
             for run, turn in rows.leave():
                 served = places.pop(run)
                 if run.job.keep:
-                    served.kept[turn.rule.head] = run.kept
+                    served.kept[turn.rule.head], run.kept = run.kept, []
                 send(served, turn)
             rows.advance()
             step += 1

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from secondlook.engine.cache import Slots
-from secondlook.engine.step import COLUMNS, Step, rounded
+from secondlook.engine.cache import Slots, in_columns, rounded
+from secondlook.engine.step import Step
 from secondlook.model import policy
 from secondlook.model.janus import Janus
 from secondlook.model.sequence import Column, Protocol, assemble, columns_of, in_common, rest
@@ -127,6 +127,12 @@ class Rows:
                     slot += 1
         longest = max(len(e.columns) for e in ordered)
         self._reserve(slot, max(r.length + r.job.steps for r in runs), max(r.job.steps for r in runs))
+        for entry in entries.values():
+            if entry.kept is not None:
+                self.cache.put(entry.slot, entry.kept.cache, entry.begun)
+                entry.kept = None
+        for run in runs:
+            run.kept = []  # what was kept is in the cache now
         for group in groups:
             self._prefill(group)
         self.cache.copy(*forks, longest)
@@ -150,9 +156,6 @@ class Rows:
     def _prefill(self, entries: list[_Entry]) -> None:
         """Entries stand in neighbouring slots."""
         patches, first = self.janus.n_patches, entries[0].slot
-        for e in entries:
-            if e.kept is not None:
-                self.cache.put(e.slot, e.kept.cache, e.begun)
         parts = [rest(e.segments, e.begun, patches) for e in entries]
         batch = assemble(self.janus, [segments for segments, _ in parts])
         new = batch.embeds.shape[1]
@@ -167,9 +170,8 @@ class Rows:
         self._state["position"][here] = positions.gather(1, last)[:, 0] + 1
 
     def _reserve(self, slots: int, columns: int, steps: int) -> None:
-        before, slots = self.cache.stored, rounded(slots)
-        self.cache.reserve(slots, -(-columns // COLUMNS) * COLUMNS)
-        moved = self.cache.stored is not before
+        slots = rounded(slots)
+        moved = self.cache.reserve(slots, in_columns(columns))
         for name, old in self._state.items():
             shape = [max(slots, old.shape[0]), *old.shape[1:]]
             if name in ("uniform", "tokens", "logprobs"):
@@ -218,7 +220,7 @@ class Rows:
         if self._late:
             ended = torch.empty_like(ended, device="cpu", pin_memory=True).copy_(ended, non_blocking=True)
             event = torch.cuda.Event()
-            event.record()
+            event.record(torch.cuda.current_stream(self.device))
         self._flags.append((runs, ended, event))
 
     def leave(self) -> list[tuple[Run, Turn]]:
@@ -265,19 +267,14 @@ class Rows:
 
     def _keep(self, finished: list[tuple[Run, Turn]]) -> None:
         """Leave with a run what was computed for it, up to the last token that was fed."""
-        if not finished:
-            return
-        slots = [slot for run, _ in finished for slot in run.slots.values()]
-        copies = iter(self.cache.take(slots, max(run.length for run, _ in finished)))
         for run, turn in finished:
             kind = "code" if turn.rule.head == "code" else "text"
-            run.kept = []
-            for twin in run.slots:
+            for twin, slot in run.slots.items():
                 segments = self.protocol.unconditional(turn.segments) if twin else turn.segments
                 columns = columns_of(segments, self.janus.n_patches)
                 after = columns[-1][0] + 1
                 columns += [(p, kind, t) for p, t in enumerate(turn.tokens[:-1], after)]
-                run.kept.append(Kept(segments, columns, next(copies)))
+                run.kept.append(Kept(segments, columns, self.cache.take(slot, len(columns))))
 
     def _close(self, holes: set[int]) -> None:
         """Move the last sequences into the holes, so that those that stay are neighbours."""

@@ -20,18 +20,9 @@ from transformers import LlamaModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, eager_attention_forward
 
-from secondlook.engine.cache import Slots
+from secondlook.engine.cache import Slots, in_columns, rounded
 from secondlook.model import packed
 from secondlook.model.janus import Janus
-
-COLUMNS = 64
-"""Columns come in so many. Where attention needs a mask, each width that it looks at is a graph of its own."""
-
-
-def rounded(rows: int) -> int:
-    """Rows that a pass is made for: 1, 2, 4, 8 and multiples of 8, so that few graphs serve every number."""
-    return next((n for n in (1, 2, 4, 8) if n >= rows), -(-rows // 8) * 8)
-
 
 def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """RMSNorm of (R, D) in float32."""
@@ -111,7 +102,7 @@ class Step:
         self.model: LlamaModel = janus.net.model.language_model
         device = janus.device
         self.between = fused() if device.type == "cuda" else BETWEEN
-        self.flash = packed.flash_works(device, janus.dtype, cache.stored.shape[-1], packed.attention(janus.net))
+        self.flash = packed.flash_works(device, janus.dtype, cache.head_dim, packed.attention(janus.net))
         """Attention that takes each row's length from the device; elsewhere a mask says it."""
         # weights that FSDP gathered are its own: they lie where it put them, and only until the ranks share them out again
         join = side_by_side if isinstance(self.model.layers[0], FSDPModule) else joined
@@ -120,6 +111,8 @@ class Step:
         self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
         self._seen: set[tuple[int, int]] = set()
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+        # torch's own stream for captures lies on the device that was current when the process first captured anything
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def forget(self) -> None:
         """The buffers have moved: graphs that write to the old ones are of no use."""
@@ -138,7 +131,7 @@ class Step:
             self._graphs[key].replay()
         elif key in self._seen:
             graph = self._graphs[key] = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
                 self._run(state, *key)
             graph.replay()
         else:  # compiles what is new; a graph can only be taken of what has run
@@ -155,8 +148,7 @@ class Step:
 
     def _shape(self, rows: int, end: int) -> tuple[int, int]:
         """Rows and columns that the pass is made for."""
-        columns = self.cache.stored.shape[4]
-        return rounded(rows), columns if self.flash else -(-end // COLUMNS) * COLUMNS
+        return rounded(rows), self.cache.columns if self.flash else in_columns(end)
 
     def _run(self, state: dict[str, Tensor], rows: int, end: int) -> None:
         norm, add_norm, turn_and_store, gated = self.between
@@ -168,7 +160,7 @@ class Step:
         x = norm(residual, layers[0].input_layernorm.weight, layers[0].input_layernorm.variance_epsilon)
         for i, (layer, after) in enumerate(zip(layers, following, strict=True)):
             between = layer.post_attention_layernorm
-            keys, values = self.cache.stored[:, i]
+            keys, values = self.cache.stored[i]
             q = turn_and_store(self._qkv[i](x), cos, sin, keys, values, place)
             x = layer.self_attn.o_proj(attend(layer.self_attn, q, keys[:rows], values[:rows]).reshape(rows, -1))
             residual, x = add_norm(residual, x, between.weight, between.variance_epsilon)
@@ -190,7 +182,7 @@ class Step:
     def _flash(self, place: Tensor, columns: int) -> Callable:
         """PyTorch's flash attention for sequences of many lengths."""
         rows = torch.arange(len(place) + 1, device=place.device, dtype=torch.int32)
-        heads, dim = self.cache.stored.shape[3], self.cache.stored.shape[5]
+        heads, dim = self.cache.heads, self.cache.head_dim
         begin, used = rows * (heads * columns), (place + 1).int()
 
         def attend(module, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:

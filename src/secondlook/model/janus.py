@@ -8,6 +8,7 @@ to 8 bits; seeing resizes to ``int(side / longest * size)`` and pads with grey 1
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -39,15 +40,23 @@ class Janus(nn.Module):
 
     @classmethod
     def load(
-        cls, path: str | Path, device: str = "cpu", dtype: torch.dtype | None = torch.float32, attention: str = "sdpa"
+        cls,
+        path: str | Path,
+        device: str = "cpu",
+        dtype: torch.dtype | Literal["auto"] | None = torch.float32,
+        attention: str = "sdpa",
     ) -> Janus:
         """Load a shipped model, a folder or a hub id, in transformers' layout or the original one.
 
-        ``dtype`` None is the one that the checkpoint is stored in. Raises InputError with one sentence.
+        ``dtype`` None is the one that the checkpoint is stored in; "auto" the one to draw and judge in on this device
+        (``quick``). Raises InputError with one sentence.
         """
         if attention not in ATTENTION:
             raise InputError(f"attention: {attention!r} is unknown; choose one of {', '.join(ATTENTION)}")
-        return cls(*checkpoint.load(checkpoint.fetch(locate(str(path))), dtype, device, attention))
+        where, folder = checkpoint.at_hand(device), checkpoint.fetch(locate(str(path)))
+        if dtype == "auto":
+            dtype = quick(where, checkpoint.config_of(folder).dtype)
+        return cls(*checkpoint.load(folder, dtype, where, attention))
 
     def in_8_bits(self) -> Janus:
         """Keep the weights of the language model's linear layers in 8 bits, by torchao: for drawing and judging in little
@@ -168,6 +177,16 @@ class Janus(nn.Module):
     def text_logits(self, hidden: Tensor) -> Tensor:
         """(…, D) to (…, vocabulary)."""
         return self.net.lm_head(hidden)
+
+
+def quick(device: torch.device, stored: torch.dtype | None) -> torch.dtype | None:
+    """The type to draw and judge in, of a checkpoint stored in ``stored`` (None: it does not say): on a CPU float32, for half
+    precision is many times slower there; on a GPU the half precision that it is stored in, or bfloat16 for the float32 that
+    training writes. None is as stored."""
+    if device.type == "cpu":
+        return torch.float32
+    half = stored in (torch.bfloat16, torch.float16)
+    return torch.bfloat16 if device.type == "cuda" and not half else stored
 
 
 def encode(vq: JanusVQVAE, pixels: Tensor) -> Tensor:

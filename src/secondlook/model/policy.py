@@ -22,6 +22,12 @@ def precise(logits_V: Tensor) -> Tensor:
     return logits_V.to(torch.promote_types(logits_V.dtype, torch.float32))
 
 
+def exact(x: Tensor) -> Tensor:
+    """In float64; on the CPU where the device has none. A sum over a vocabulary in float32 may fall from one entry to the next,
+    and then a token of probability 0 is found."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
+
+
 def before_last(janus: Janus, rule: Rule, cond: Tensor, uncond: Tensor | None) -> tuple[Tensor, nn.Linear]:
     """Guided features (…, F) of final hidden states (…, D), and the layer that makes logits of them. The generation head's last
     layer is linear, so mixing before it is exact and pays for it once; lm_head is linear altogether."""
@@ -67,9 +73,9 @@ def choose(rule: Rule, log_probs_V: Tensor, uniform: Tensor) -> tuple[Tensor, Te
     if rule.temperature == 0:
         tokens = log_probs_V.argmax(-1)
     else:
-        cdf = log_probs_V.double().exp().cumsum(-1)
-        tokens = torch.searchsorted(cdf, uniform.double()[:, None] * cdf[:, -1:], right=True).squeeze(-1)
-        tokens = tokens.clamp(max=log_probs_V.shape[-1] - 1)
+        cdf = exact(log_probs_V).exp().cumsum(-1)
+        tokens = torch.searchsorted(cdf, exact(uniform)[:, None] * cdf[:, -1:], right=True).squeeze(-1)
+        tokens = tokens.clamp(max=log_probs_V.shape[-1] - 1).to(log_probs_V.device)
     return tokens, log_probs_V.gather(-1, tokens[:, None]).squeeze(-1)
 
 

@@ -1,29 +1,36 @@
 """What a recipe needs of a GPU's memory, and what to change where it does not fit.
 
-An account of the tensors that a rank holds at the two peaks: while episodes are drawn, and while the policy is updated. What is
-kept for the gradient is counted per token and layer from the layers' own operations; ``benchmarks/rl_step.py`` measures the
-peaks it foretells (docs/LOG.md says how near it comes). Fragments and the CUDA context (a few GB) come on top: ``SPARE``.
+An account of the tensors that a rank holds at the two peaks: while episodes are drawn, and while the policy is updated. Drawing
+is counted where every verdict is No, for a run may come to that. What is kept for the gradient is counted per token and layer
+from the layers' own operations. ``benchmarks/simulate.py`` runs the same at full size without weights, ``benchmarks/rl_step.py``
+measures it (docs/LOG.md says how near they come). Fragments and the CUDA context (a few GB) come on top: ``SPARE``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import JanusConfig, JanusForConditionalGeneration, JanusVisionConfig, JanusVQVAEConfig, LlamaConfig
 from transformers.initialization import no_init_weights
 
+from secondlook.engine.memory import Need
+from secondlook.engine.pictures import PIXELS
 from secondlook.model import checkpoint
-from secondlook.model.shipped import locate
+from secondlook.model.shipped import SHIPPED, locate
 from secondlook.train.rl_config import RLConfig
 from secondlook.train.sft import SFTConfig
+from secondlook.types import InputError
 
 GIB = 2**30
 SPARE = 4 * GIB
 PROMPT, REASON = 64, 48
 """Tokens of a prompt with its template, and of a reason."""
+SOURCE = 6
+"""Tokens around the source of an edit."""
 SIZES = {"1b": (24, 2048, 5632, 16), "7b": (30, 4096, 11008, 32)}
 
 
@@ -61,26 +68,34 @@ class Sizes:
     adapter: int = 0
     """Parameters of adapters of rank 1."""
 
+    def column(self, size: int) -> int:
+        """Bytes of the keys and values of one token, in a type of ``size`` bytes."""
+        return 2 * self.layers * self.keys * size
+
+
+def config_of(model: str) -> JanusConfig:
+    """Of "1b", "7b", a shipped model's name, a folder or a hub id (which is fetched). Raises InputError for anything else."""
+    if model not in SIZES:
+        return checkpoint.config_of(checkpoint.fetch(locate(model)))
+    layers, width, inner, heads = SIZES[model]
+    return JanusConfig(
+        text_config=LlamaConfig(
+            vocab_size=102400,
+            hidden_size=width,
+            intermediate_size=inner,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+        ),
+        vision_config=JanusVisionConfig(projection_dim=width),
+        vq_config=JanusVQVAEConfig(projection_dim=width, image_token_embed_dim=width),
+    )
+
 
 @cache
 def sizes(model: str) -> Sizes:
-    """Of "1b", "7b", a shipped model's name, a folder or a hub id (which is fetched). Raises InputError for anything else."""
-    if model in SIZES:
-        layers, width, inner, heads = SIZES[model]
-        config = JanusConfig(
-            text_config=LlamaConfig(
-                vocab_size=102400,
-                hidden_size=width,
-                intermediate_size=inner,
-                num_hidden_layers=layers,
-                num_attention_heads=heads,
-                num_key_value_heads=heads,
-            ),
-            vision_config=JanusVisionConfig(projection_dim=width),
-            vq_config=JanusVQVAEConfig(projection_dim=width, image_token_embed_dim=width),
-        )
-    else:
-        config = checkpoint.config_of(checkpoint.fetch(locate(model)))
+    """Of a model by any of ``config_of``'s names."""
+    config = config_of(model)
     with torch.device("meta"), no_init_weights():
         net: Any = JanusForConditionalGeneration._from_config(config)
 
@@ -144,8 +159,8 @@ class Plan:
         return max(sum(self.rollout.values()), sum(self.update.values()))
 
 
-def account(s: Sizes, config: RLConfig | SFTConfig, ranks: int) -> Plan:
-    """What a rank of ``ranks`` holds when it runs ``config`` on a model of sizes ``s``."""
+def account(s: Sizes, config: RLConfig | SFTConfig, ranks: int, editing: bool = False) -> Plan:
+    """What a rank of ``ranks`` holds when it runs ``config`` on a model of sizes ``s``; ``editing``: the prompts have sources."""
     sharded = ranks > 1 or config.dtype == "bfloat16"
     size = 2 if config.dtype == "bfloat16" else 4
     parts = (config.shard or ranks) if sharded else 1
@@ -165,36 +180,43 @@ def account(s: Sizes, config: RLConfig | SFTConfig, ranks: int) -> Plan:
     update = always | {"gradients": learned * 4 / parts, "gathered weights": in_root}
     if sharded and not config.lora:
         update["gathered gradients"] = s.root * (size + 4)
-    longest = PROMPT + (history + 1) * (max(s.codes, s.patches) + REASON)
+    image = max(s.codes, s.patches)
+    need = Need.of(PROMPT + editing * (image + SOURCE), image, history + 1, REASON)
     per_token = kept_per_token(s, config.checkpointing, size, bool(config.lora)) * s.layers
     if config.checkpointing == "full":  # one layer at a time is computed again
         per_token += kept_per_token(s, "none", size, bool(config.lora))
-    update["activations"] = config.micro * rows * longest * per_token
+    update["activations"] = config.micro * rows * need.drawn * per_token
     update["logits"] = 2**24 * (4 * 3 + size) + 4 * (s.vocabulary * s.width if not config.lora else 0) * (size == 4)
-    plan = Plan(update=update)
-    if isinstance(config, RLConfig):
-        episodes = config.at_once or -(-config.prompts_per_step // ranks) * config.group
-        column = 2 * s.layers * s.keys * size
-        kept = 2 * (longest - s.codes - REASON) + longest  # the last drawing, its twin, and the last verdict
-        plan.rollout = always | {
-            "gathered weights": whole,
-            "key-value cache": episodes * 2 * longest * column,
-            "kept sequences": episodes * kept * column if history else 0.0,
-            "pictures": episodes * s.side**2 * s.channels * 4.0 * size,
-        }
-    return plan
+    if not isinstance(config, RLConfig):
+        return Plan(update=update)
+    every = -(-config.prompts_per_step // ranks) * config.group
+    if config.algorithm == "ppo":
+        always["value head"] = 4 * 4 * s.width**2
+        # of every token, and of a drawn one's twin, until the step is over
+        states = every * config.rounds * (2 * s.codes + REASON) * s.width * size
+        update |= {"value head": always["value head"], "states for the value head": states}
+    episodes = min(config.at_once or every, every)
+    drawing = {
+        "gathered weights": whole,
+        "key-value cache": need.cache(episodes) * s.column(size),
+        "kept sequences": episodes * need.kept * s.column(size),
+        "pictures": min(episodes * s.side**2, PIXELS) * 4 * s.channels * size,
+    }
+    return Plan(always | drawing, update)
 
 
-def advice(s: Sizes, config: RLConfig | SFTConfig, ranks: int, memory: float) -> tuple[list[str], bool]:
+def advice(
+    s: Sizes, config: RLConfig | SFTConfig, ranks: int, memory: float, editing: bool = False
+) -> tuple[list[str], bool]:
     """Settings to change, the least costly first, until a rank fits into ``memory`` bytes (nothing where it does), and whether
     it then does."""
     said: dict[str, str] = {}
     while True:
-        plan = account(s, config, ranks)
+        plan = account(s, config, ranks, editing)
         high = {name: sum(part.values()) + SPARE > memory for name, part in vars(plan).items()}
         if not any(high.values()):
             return list(said.values()), True
-        change = _next(config, ranks, high)
+        change = _next(s, config, ranks, memory, editing, high)
         if change is None:
             return list(said.values()), False
         name, value = change
@@ -202,13 +224,14 @@ def advice(s: Sizes, config: RLConfig | SFTConfig, ranks: int, memory: float) ->
         said[name] = f"{name} = {value!r}".replace("'", '"')
 
 
-def _next(config: Any, ranks: int, high: dict[str, bool]) -> tuple[str, Any] | None:
+def _next(
+    s: Sizes, config: Any, ranks: int, memory: float, editing: bool, high: dict[str, bool]
+) -> tuple[str, Any] | None:
     """The least costly change for the peaks that are too high; None: there is none left."""
     rl = isinstance(config, RLConfig)
-    episodes = (config.at_once or -(-config.prompts_per_step // ranks) * config.group) if rl else 0
     milder = {"none": "selective", "selective": "full"}
-    if high["rollout"] and episodes > 1:
-        return "at_once", max(1, episodes // 2)
+    if high["rollout"] and config.at_once != 1:
+        return "at_once", at_once(s, config, ranks, memory, editing) or 1
     if high["update"] and config.checkpointing != "full":
         return "checkpointing", milder[config.checkpointing]
     if high["update"] and config.micro > 1:
@@ -222,11 +245,42 @@ def _next(config: Any, ranks: int, high: dict[str, bool]) -> tuple[str, Any] | N
     return None
 
 
-def ranks_needed(s: Sizes, config: RLConfig | SFTConfig, memory: float, most: int = 1024) -> int | None:
+def at_once(s: Sizes, config: RLConfig, ranks: int, memory: float, editing: bool = False) -> int:
+    """The most episodes that a rank draws together in ``memory`` bytes; 0 where there is no room for one."""
+    every = -(-config.prompts_per_step // ranks) * config.group
+
+    def fits(episodes: int) -> bool:
+        rollout = account(s, replace(config, at_once=episodes), ranks, editing).rollout
+        return sum(rollout.values()) + SPARE <= memory
+
+    return next((n for n in range(every, 0, -1) if fits(n)), 0)
+
+
+def ranks_needed(
+    s: Sizes, config: RLConfig | SFTConfig, memory: float, editing: bool = False, most: int = 1024
+) -> int | None:
     """The fewest ranks (1, 2, 4 …) on which ``config`` fits as it is; None: not on ``most``."""
     config, ranks = replace(config, shard=0), 1
     while ranks <= most:
-        if account(s, config, ranks).peak + SPARE <= memory:
+        if account(s, config, ranks, editing).peak + SPARE <= memory:
             return ranks
         ranks *= 2
     return None
+
+
+def model_of(recipe: Path, config: RLConfig | SFTConfig) -> str:
+    """The model that a recipe is for, by a name that ``sizes`` knows: its own where it is at hand, else the size that the
+    recipe's file is named for ("grpo_7b.toml"). Raises InputError where neither says it."""
+    own = Path(config.model)
+    if config.model in SHIPPED or (own / "config.json").is_file():
+        return config.model
+    for text in (own.name, recipe.stem):  # "Janus-Pro-7B" is known without being fetched
+        for size in SIZES:
+            if size in text.lower().replace("-", "_").split("_"):
+                return size
+    raise InputError(f"model: {config.model!r} of {str(recipe)!r} is not here; say with --model how large it is (1b, 7b, …)")
+
+
+def edits(recipe: Path) -> bool:
+    """Whether a recipe is for edits, by its name ("edit_grpo_7b.toml")."""
+    return "edit" in recipe.stem.split("_")

@@ -1,0 +1,90 @@
+"""Does a recipe run on its GPUs? One step of its own code at full size, without weights.
+
+    python benchmarks/simulate.py recipes/grpo_7b.toml --ranks 8 --memory 80
+    python benchmarks/simulate.py recipes/*.toml --json out/simulate.json
+
+A part is a module of its own: ``rollout`` (episodes, by the engine's own scheduler), ``update`` (a minibatch under FSDP), ``order``
+(collectives of ranks with unequal work) and ``host`` (stage 1's memory and reads on a CPU). Peaks are GiB a rank, beside those of
+``secondlook plan``. Exits with 1 where a recipe does not fit, or where the plan is more than a tenth away from a peak.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import re
+import sys
+import time
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from secondlook import config as configs
+from secondlook.files import versions, write_json
+from secondlook.train.rl_config import RLConfig
+from secondlook.train.sft import SFTConfig
+from secondlook.types import InputError
+
+PARTS = {"rollout": ("rl",), "update": ("rl", "sft"), "order": ("rl",), "host": ("sft",)}
+"""Parts, and the stages that have them."""
+NEAR = 0.1
+"""How far the plan may be from the peak, as a share of it."""
+
+
+def named(recipe: Path) -> tuple[int, float]:
+    """The GPUs that a recipe says it is for: how many, and the GB of each."""
+    found = re.search(r"For (\w+) GPUs? of (\d+) GB", recipe.read_text())
+    if not found:
+        raise InputError(f"{recipe}: it does not say for which GPUs it is; give --ranks and --memory")
+    return 1 if found[1] == "one" else int(found[1]), float(found[2])
+
+
+def load(recipe: Path) -> tuple[str, Any]:
+    """A recipe's stage ("rl" or "sft") and its settings."""
+    stage = "sft" if "data" in tomllib.loads(recipe.read_text()) else "rl"
+    return stage, configs.load(SFTConfig if stage == "sft" else RLConfig, recipe, [])
+
+
+def simulate(recipe: Path, args: argparse.Namespace) -> list[dict]:
+    """Every wanted part of one recipe."""
+    stage, config = load(recipe)
+    ranks, memory = (given or own for given, own in zip((args.ranks, args.memory), named(recipe), strict=True))
+    results = []
+    for part, stages in PARTS.items():
+        if stage not in stages or args.part not in (part, "all"):
+            continue
+        began = time.perf_counter()
+        module = importlib.import_module(f"simulate_{part}")
+        result = module.run(recipe, config, ranks, memory, yes=args.yes)
+        result |= {"part": part, "ranks": ranks, "memory": memory, "seconds": time.perf_counter() - began}
+        result["near"] = "plan" not in result or abs(result["plan"] / max(result["peaks"].values()) - 1) <= NEAR
+        said = "fits" if result["fits"] else "DOES NOT FIT"
+        print(f"{recipe.stem}, {part}, {ranks} x {memory:.0f}: {said}{'' if result['near'] else ', PLAN IS FAR OFF'}")
+        for line in result["lines"]:
+            print(f"  {line}", flush=True)
+        results.append(result)
+    return results
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipes", nargs="+", type=Path)
+    parser.add_argument("--ranks", type=int, default=0, help="default: as many GPUs as the recipe says it is for")
+    parser.add_argument("--memory", type=float, default=0.0, help="GiB of a GPU; default: as the recipe says")
+    parser.add_argument("--yes", type=float, nargs="+", default=[0.4], help="shares of the verdicts that are Yes")
+    parser.add_argument("--part", choices=[*PARTS, "all"], default="all")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    try:
+        results = [each for recipe in args.recipes for each in simulate(recipe, args)]
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        write_json(args.json, {"results": results, "versions": versions()})
+    return 0 if all(result["fits"] and result["near"] for result in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

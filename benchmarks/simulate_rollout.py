@@ -1,0 +1,236 @@
+"""A rank's rollout of a recipe at full size, without weights: the engine's own scheduler, slots and kept sequences, on the meta
+device, where a tensor has a size and no values. Passes of the language model are left out; what they would sample is made up."""
+
+from __future__ import annotations
+
+import random
+import re
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import JanusForConditionalGeneration
+from transformers.initialization import no_init_weights
+
+import decode as decode_benchmark
+from secondlook.engine import decode, pictures, rows, step
+from secondlook.engine.decode import Engine
+from secondlook.introspect import Sampling, introspect
+from secondlook.model.janus import Janus
+from secondlook.model.sequence import SPECIALS, Batch, length
+from secondlook.train import plan
+from secondlook.train.rl_config import RLConfig
+from secondlook.types import Prompt, Turn
+
+GIB = 2**30
+SHORT = 16
+"""Tokens of the shortest reason, where lengths vary."""
+DRAWING = ("key-value cache", "kept sequences", "pictures")
+"""Rows of the plan that are simulated; the others are weights, which do not change while episodes are drawn."""
+
+
+class Words(decode_benchmark.Words):
+    """Whole words, as Janus's tokenizer has most of them."""
+
+    def __call__(self, text: str, add_special_tokens: bool = False) -> dict[str, list[int]]:
+        found = re.findall("|".join(map(re.escape, SPECIALS)) + r"| ?\w+|\W", text)
+        return {"input_ids": [self.ids.get(word, len(self.ids)) for word in found]}
+
+
+class Bytes(TorchDispatchMode):
+    """Counts the bytes of the tensors on the meta device that were made inside and are alive."""
+
+    def __init__(self, at_peak: Callable[[], None]):
+        super().__init__()
+        self.now = self.peak = 0
+        self.at_peak, self.known = at_peak, set[int]()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        for x in tree_leaves(found):
+            if isinstance(x, torch.Tensor) and x.device.type == "meta":
+                self._count(x.untyped_storage())
+        return found
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self.known:
+            return
+        self.known.add(key)
+        weakref.finalize(storage, self._gone, key, size)
+        self.now += size
+        if self.now > self.peak:
+            self.peak = self.now
+            self.at_peak()
+
+    def _gone(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.now -= size
+
+
+class Log:
+    """What is under way, step by step."""
+
+    def __init__(self, yes: float, shortest: int):
+        self.yes, self.shortest = yes, shortest
+        self.steps = self.places = self.under_way = self.most = 0
+        self.kept: weakref.WeakSet = weakref.WeakSet()
+        self.cache: rows.Slots | None = None
+        self.peak: dict[str, float] = {}
+
+    def reason(self, run) -> int:
+        """Tokens of a run's verdict with its reason."""
+        return random.Random(run.job.request.seed).randint(min(self.shortest, run.job.steps), run.job.steps)
+
+    def says_yes(self, run) -> bool:
+        return random.Random(f"{run.job.request.seed} verdict").random() < self.yes
+
+    def held(self) -> dict[str, float]:
+        """GiB of the cache and of kept sequences now."""
+        storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for k in self.kept for t in tensors(k.cache)}
+        stored = 0 if self.cache is None else sum(t.nbytes for t in tensors(self.cache.stored))
+        return {"key-value cache": stored / GIB, "kept sequences": sum(storages.values()) / GIB}
+
+
+def tensors(x) -> list[torch.Tensor]:
+    return [t for t in tree_leaves(x) if isinstance(t, torch.Tensor)]
+
+
+def parts(log: Log) -> dict:
+    """The engine's classes with what needs values replaced."""
+
+    class SizedRows(rows.Rows):
+        def __init__(self, *args):
+            super().__init__(*args)
+            log.cache = self.cache
+
+        def sample(self) -> None:
+            for run in self.runs:
+                run.step += 1
+                run.ended = run.job.rule.head == "text" and run.step > log.reason(run)  # noticed a token late
+
+        def advance(self) -> None:
+            log.steps += 1
+            log.places += len(self.runs)
+            for run in self.runs:
+                run.length += 1
+
+        def _turns(self, done):
+            return [self._turn(run) for run in done]
+
+        def _turn(self, run) -> Turn:
+            request, rule = run.job.request, run.job.rule
+            if rule.head == "code":
+                tokens: tuple[int, ...] = (0,) * run.step
+            else:
+                verdict = self.protocol.yes if log.says_yes(run) else self.protocol.no
+                tokens = (verdict, *([len(self.protocol.tokenizer.ids)] * (log.reason(run) - 2)), self.protocol.eos)
+            return Turn(request.kind, request.segments, tokens, (), rule, request.seed, 0.5)
+
+    class SizedPictures(pictures.Pictures):
+        def __init__(self, janus: Janus):
+            super().__init__(janus)
+            self._late = pictures.STEPS  # as on a GPU
+
+        def _finish(self, painting):
+            return [(who, Image.new("RGB", (1, 1))) for who, _ in painting.asked]
+
+    class Counted(rows.Kept):
+        def __init__(self, *args):
+            super().__init__(*args)
+            log.kept.add(self)
+
+    def sized(janus: Janus, segments) -> Batch:
+        lengths = [length(s, janus.n_patches) for s in segments]
+        shape, width = (len(lengths), max(lengths)), janus.net.config.text_config.hidden_size
+        embeds = torch.empty(*shape, width, dtype=janus.dtype, device="meta")
+        at = torch.empty(shape, dtype=torch.long, device="meta")
+        return Batch(embeds, torch.tensor(lengths, device="meta"), at)
+
+    def hidden(self, embeds, positions=None, mask=None, cache=None):
+        return torch.empty_like(embeds)
+
+    return {
+        "decode.Rows": SizedRows,
+        "decode.Pictures": SizedPictures,
+        "rows.Kept": Counted,
+        "rows.assemble": sized,
+        "janus.hidden": hidden,
+    }
+
+
+def janus_of(size: str, dtype: torch.dtype) -> Janus:
+    with torch.device("meta"), no_init_weights():
+        net = JanusForConditionalGeneration._from_config(plan.config_of(size), dtype=dtype).eval()
+    net.generation_config.history = "codes"  # as stage 1 leaves it
+    return Janus(net, type("Processor", (), {"tokenizer": Words()})())
+
+
+def rollout(
+    janus: Janus, batch: int, episodes: int, rounds: int, group: int, editing: bool, yes: float, shortest: int
+) -> tuple[Log, Bytes]:
+    """Serve ``episodes`` of a rank, of which so many form a group; their verdicts are Yes with probability ``yes``, their reasons
+    have ``shortest`` to 48 tokens. Returns what was seen, and the bytes."""
+    log = Log(yes, shortest)
+    counted = Bytes(lambda: log.peak.update(log.held() | {"step": log.steps}))
+    replaced, engine = parts(log), Engine(janus, batch)
+    template = length(engine.protocol.draw("a"), janus.n_patches) - 1
+    source, codes = (Image.new("RGB", (1, 1)), (0,) * janus.n_codes) if editing else (None, ())
+    prompts = [
+        Prompt(f"a{i // group}" + " a" * (plan.PROMPT - template - 1), source, codes) for i in range(episodes)
+    ]
+
+    def watched(tasks):
+        """Counts those that have begun and not ended."""
+
+        def of(task):
+            log.under_way += 1
+            log.most = max(log.most, log.under_way)
+            returned = yield from task
+            log.under_way -= 1
+            return returned
+
+        return [of(task) for task in tasks]
+
+    serve = Engine.serve
+    with (
+        patch.object(Engine, "serve", lambda engine, tasks, need: serve(engine, watched(tasks), need)),
+        patch.object(decode, "Rows", replaced["decode.Rows"]),
+        patch.object(decode, "Pictures", replaced["decode.Pictures"]),
+        patch.object(rows, "Kept", replaced["rows.Kept"]),
+        patch.object(rows, "assemble", replaced["rows.assemble"]),
+        patch.object(Janus, "hidden", replaced["janus.hidden"]),
+        patch.object(step, "joined", step.side_by_side),  # as with weights that FSDP gathered
+        counted,
+    ):
+        introspect(engine, prompts, list(range(episodes)), rounds, Sampling(code_top_k=0, text_top_k=0))
+    return log, counted
+
+
+def run(recipe: Path, config: RLConfig, ranks: int, memory: float, yes: Sequence[float] = (0.4,), **options) -> dict:
+    """The rollout of one of ``ranks`` GPUs of ``memory`` GiB, for each share of Yes, and where every verdict is No and every
+    reason cut off, so that all episodes are in step (an untrained judge). Peaks are GiB with the weights, the optimizer and the
+    reference as ``plan`` counts them."""
+    model, editing = plan.model_of(recipe, config), plan.edits(recipe)
+    planned = plan.account(plan.sizes(model), config, ranks, editing).rollout
+    besides = sum(size for name, size in planned.items() if name not in DRAWING) / GIB
+    janus = janus_of(model, torch.bfloat16 if config.dtype == "bfloat16" else torch.float32)
+    episodes = -(-config.prompts_per_step // ranks) * config.group
+    batch = config.at_once or episodes
+    peaks, lines = {}, []
+    for share, shortest in (*((share, SHORT) for share in yes), (0.0, plan.REASON)):
+        log, counted = rollout(janus, batch, episodes, config.rounds, config.group, editing, share, shortest)
+        peaks[f"{share:g} yes, reasons of {shortest} tokens and more"] = besides + counted.peak / GIB
+        at = ", ".join(f"{name} {size:.1f}" for name, size in log.peak.items() if name in DRAWING)
+        lines.append(
+            f"{share:.0%} Yes, reasons of {shortest} tokens and more: {besides + counted.peak / GIB:.1f} GiB at step {log.peak['step']} of {log.steps} ({at}, all else "
+            f"{besides:.1f}); {log.most} episodes under way, {log.places / log.steps:.1f} of {batch} places in use"
+        )
+    most, foretold = max(peaks.values()), sum(planned.values()) / GIB
+    lines.append(f"rollout: at most {most:.1f} GiB a rank; plan says {foretold:.1f} ({foretold / most - 1:+.0%})")
+    return {"name": "rollout", "peaks": peaks, "plan": foretold, "fits": most + plan.SPARE / GIB <= memory, "lines": lines}
