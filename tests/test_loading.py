@@ -23,7 +23,6 @@ from secondlook.model import checkpoint, convert, packed, policy
 from secondlook.model.janus import Janus
 from secondlook.types import InputError, Request, Rule
 
-
 CODEBOOK = "model.vqmodel.quantize.embedding.weight"
 
 
