@@ -34,13 +34,8 @@ CONTENTS = {
     "pathlib._local": ("PosixPath", "WindowsPath"),
 }
 """What a table of contents is made of, beside torch's types of numbers."""
-NUMBERS: list[Any] = [
-    np.dtype,
-    type(np.dtype("float64")),
-    type(np.dtype("int64")),
-    type(np.dtype("bool")),
-    np.float64(0).__reduce__()[0],
-]
+FLOAT, INT, BOOL = (type(np.dtype(name)) for name in ("float64", "int64", "bool"))
+NUMBERS: list[Any] = [np.dtype, FLOAT, INT, BOOL, np.float64(0).__reduce__()[0]]
 """What numpy's numbers among the plain values are made of."""
 
 
