@@ -4,6 +4,7 @@ limit, so that a run folder from a stranger could run code."""
 from __future__ import annotations
 
 import io
+import logging
 import pickle
 from pathlib import Path
 from typing import Any
@@ -69,4 +70,12 @@ class _Planner(DefaultLoadPlanner):
 
 def load_state(parts: dict[str, Any], folder: Path, no_dist: bool) -> None:
     """``torch.distributed.checkpoint.load`` of ``parts`` from ``folder``, which runs no code that is in it."""
-    dcp.load(parts, storage_reader=_Reader(folder), planner=_Planner(), no_dist=no_dist)
+
+    def told_by_us(record: logging.LogRecord) -> bool:
+        return record.module != "state_dict_loader"  # tracebacks of errors that it raises as well
+
+    logging.getLogger().addFilter(told_by_us)
+    try:
+        dcp.load(parts, storage_reader=_Reader(folder), planner=_Planner(), no_dist=no_dist)
+    finally:
+        logging.getLogger().removeFilter(told_by_us)
