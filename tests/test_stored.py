@@ -60,4 +60,4 @@ def test_code_in_the_table_of_contents(folder, tmp_path, caplog):
     (folder / ".metadata").write_bytes(pickle.dumps(Hostile(tmp_path / "owned")))
     with pytest.raises((CheckpointException, pickle.UnpicklingError), match=r"builtins\.exec"):
         read(folder)
-    assert not (tmp_path / "owned").exists() and not caplog.records
+    assert not (tmp_path / "owned").exists() and not [r for r in caplog.records if r.name == "root"]
