@@ -18,7 +18,7 @@ from secondlook.engine.step import Step
 from secondlook.model import policy
 from secondlook.model.janus import Janus
 from secondlook.model.sequence import Column, Protocol, assemble, columns_of, in_common, rest
-from secondlook.types import Job, Rule, Segment, Turn
+from secondlook.types import Job, Rule, Segment, Stopped, Turn
 
 
 @dataclass(eq=False)
@@ -245,6 +245,8 @@ class Rows:
     def _turns(self, done: list[Run]) -> list[Turn]:
         at = torch.tensor([r.slots[False] for r in done], device=self.device)
         most = max(r.step for r in done)
+        if self._state["logprobs"][at, :most].isnan().any():
+            raise Stopped(f"model: what it says in {self.janus.dtype} is no number (NaN); use another dtype or other weights")
         tokens, logprobs = (self._state[name][at, :most].tolist() for name in ("tokens", "logprobs"))
         yes, turns = self._state["p_yes"][at].tolist(), []
         for run, drawn, lp, p_yes in zip(done, tokens, logprobs, yes, strict=True):

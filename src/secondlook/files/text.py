@@ -9,6 +9,7 @@ import io
 import json
 import math
 import os
+import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,12 @@ from secondlook.types import InputError
 if TYPE_CHECKING:
     import pyarrow
 
-POINTER = b"version https://git-lfs.github.com/spec/"
+POINTERS = {
+    rb"version https?://(git-lfs|hawser|git-media)\.": ("git-lfs", "git lfs pull"),
+    rb"[/\\]annex[/\\]objects[/\\]": ("git-annex", "git annex get"),
+    rb"# xet version": ("git-xet", "git xet checkout"),
+}
+"""How files begin that only name the file that they stand for: whose they are, and what brings the file itself."""
 MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark it begins with
@@ -36,9 +42,17 @@ def read_bytes(path: Path) -> bytes:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"file: {str(path)!r} cannot be read ({reason})") from error
-    if data.startswith(POINTER):
-        raise InputError(f"file: {str(path)!r} is a git-lfs pointer, not the file itself; run git lfs pull")
+    if stands_for := pointer(data):
+        raise InputError(f"file: {str(path)!r} is {stands_for}")
     return data
+
+
+def pointer(data: bytes) -> str | None:
+    """What a file that begins so is, and what to do, where it only stands for another one."""
+    for beginning, (tool, command) in POINTERS.items():
+        if re.match(beginning, data):
+            return f"a {tool} pointer, not the file itself; run {command}"
+    return None
 
 
 def read_text(path: Path) -> str:

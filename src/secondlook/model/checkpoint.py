@@ -1,26 +1,22 @@
 """Checkpoint folders, in transformers' layout or the original one: found out from the files, checked whole before a weight is
 read, loaded and converted a few tensors at a time.
 
-Both layouts hold safetensors or pickles (`pytorch_model*.bin`, read with ``weights_only``), in one file or in shards with an
-index. Every complaint is an InputError that names the file and the tensor.
+Every complaint is an InputError that names the file and the tensor (``weights`` reads the files).
 """
 
 from __future__ import annotations
 
-import json
-import pickle
-import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download, split_torch_state_dict_into_shards
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from huggingface_hub import snapshot_download
 from tokenizers import Tokenizer
-from torch import Tensor
 from transformers import (
     GenerationConfig,
     JanusConfig,
@@ -31,21 +27,19 @@ from transformers import (
 )
 from transformers.initialization import no_init_weights
 
-from secondlook.files import writable_folder
-from secondlook.model import convert
+from secondlook.files import read_text, whole_folder, writable_folder
+from secondlook.model import convert, weights
 from secondlook.model.shipped import locate
 from secondlook.types import InputError
 
-AT_ONCE = 8
-"""Tensors read before a file is opened anew: mapped pages count as memory until their file is closed."""
-WHOLE = ("model.safetensors", "pytorch_model.bin")
 IMAGE_TOKENS = {"image_token": "<image_placeholder>", "boi_token": "<begin_of_image>", "eoi_token": "<end_of_image>"}
 SENTENCE_TOKENS = {
     "bos_token": "<｜begin▁of▁sentence｜>",
     "eos_token": "<｜end▁of▁sentence｜>",
     "pad_token": "<｜▁pad▁｜>",
 }
-Named = Iterable[tuple[str, Tensor]]
+HISTORIES = ("codes", "reencode")
+"""What a redraw may have as an earlier drawn image (``Janus.history``)."""
 
 
 def fetch(model: str) -> Path:
@@ -57,7 +51,7 @@ def fetch(model: str) -> Path:
         if not list(folder.glob("*.safetensors")):
             snapshot_download(model, allow_patterns=["*.bin"])
     except Exception as error:
-        raise InputError(f"model: {model!r} could not be fetched from the hub: {_first_line(error)}") from error
+        raise InputError(f"model: {model!r} could not be fetched from the hub: {weights.one_line(error)}") from error
     return folder
 
 
@@ -75,28 +69,45 @@ def at_hand(device: str | torch.device) -> torch.device:
     return torch.device(device)
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """A checkpoint folder of which everything but the weights' values has been checked."""
+
+    folder: Path
+    tokenizer: PreTrainedTokenizerFast
+    config: JanusConfig
+    """In transformers' terms; its dtype is that of the weights."""
+    original: bool
+    """The folder has the original layout."""
+    stored: weights.Stored
+
+    def named(self) -> weights.Named:
+        """The tensors under transformers' names, a few at a time."""
+        return _renamed(weights.tensors(self.stored), self.original)
+
+
 def load(
     folder: Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu", attention: str = "sdpa"
 ) -> tuple[JanusForConditionalGeneration, JanusProcessor]:
     """Network and processor of a checkpoint folder. ``dtype`` None is the one it is stored in.
 
     Peak memory is the model and a few tensors. Raises InputError before any weight is read when files or tensors are
-    missing, cut off, foreign or of another shape.
+    missing, cut off, foreign, of another shape or of a type that does not stand for itself; and after it for weights that
+    are not finite in ``dtype``.
     """
-    tokenizer = _tokenizer(folder)
-    config, original = _config(folder, tokenizer)
+    found = _open(folder, attention)
+    generation = _generation(folder, found.tokenizer)
+    dtype = dtype or found.config.dtype
     with no_init_weights(), at_hand(device):
-        net = JanusForConditionalGeneration._from_config(
-            config, dtype=dtype or config.dtype or torch.float32, attn_implementation=attention
-        )
-    wanted = net.state_dict()
-    stored = _inventory(folder)
-    _check(folder, stored, {name: tensor.shape for name, tensor in wanted.items()}, original)
+        net = JanusForConditionalGeneration._from_config(found.config, dtype=dtype, attn_implementation=attention)
+    wanted, finite = net.state_dict(), {}
     with torch.no_grad():
-        for name, tensor in _renamed(_tensors(stored), original):
-            wanted[name].copy_(tensor)
-    net.generation_config = _generation(folder, tokenizer)
-    return net.eval(), _processor(tokenizer, config)
+        for name, tensor in found.named():
+            finite[name] = weights.finite(wanted[name].copy_(tensor))
+    if strange := [name for name, good in zip(finite, torch.stack(list(finite.values())).tolist(), strict=True) if not good]:
+        raise InputError(_not_finite(folder, strange[0], dtype))
+    net.generation_config = generation
+    return net.eval(), _processor(found.tokenizer, found.config)
 
 
 def convert_checkpoint(source: Path, target: Path, shard_size: str = "5GB") -> str:
@@ -104,48 +115,211 @@ def convert_checkpoint(source: Path, target: Path, shard_size: str = "5GB") -> s
 
     Raises InputError as ``load`` does, or when ``target`` exists. Nothing is left behind by a failure.
     """
-    if target.exists():
+    if weights.there(target):
         raise InputError(f"out: {str(target)!r} exists; name a new folder")
-    tokenizer = _tokenizer(source)
-    config, original = _config(source, tokenizer)
-    new_config = config if original else convert.original_config(config)
-    with torch.device("meta"), no_init_weights():
-        shapes = {k: v.shape for k, v in JanusForConditionalGeneration._from_config(config).state_dict().items()}
-    stored = _inventory(source)
-    _check(source, stored, shapes, original)
-    other: Callable[[Named], Named] = (lambda named: _renamed(named, True)) if original else convert.to_original
-    work = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(work, ignore_errors=True)
+    found = _open(source)
+    generation = _generation(source, found.tokenizer)
     writable_folder(target.parent, claimed=False)
-    try:
-        work.mkdir()
-        _write_shards(work, dict(other((k, t) for k, (_, t) in stored.items())), other(_tensors(stored)), shard_size)
-        if isinstance(new_config, JanusConfig):
-            new_config.architectures = ["JanusForConditionalGeneration"]
-            new_config.save_pretrained(work)
-            _processor(tokenizer, config).save_pretrained(work)
+    with whole_folder(target) as work:
+        _write(found, work, shard_size)
+        generation.save_pretrained(work)
+    return "transformers" if found.original else "original"
+
+
+def _write(found: _Opened, work: Path, shard_size: str) -> None:
+    """Everything but the generation config, in the layout that it is not in."""
+    other: Callable[[weights.Named], weights.Named] = (
+        (lambda named: _renamed(named, True)) if found.original else convert.to_original
+    )
+    # the config first: it refuses what the original layout has no words for
+    said = None if found.original else convert.original_config(found.config)
+    empty = dict(convert.unit_codebook(other((name, tensor) for name, (_, tensor) in found.stored.items())))
+    named = convert.unit_codebook(other(_all_finite(found)))
+    weights.write_shards(work, empty, named, shard_size)
+    if said is None:
+        found.config.architectures = ["JanusForConditionalGeneration"]
+        found.config.save_pretrained(work)
+        _processor(found.tokenizer, found.config).save_pretrained(work)
+    else:
+        weights.write_object(work / "config.json", said)
+        weights.write_object(work / "preprocessor_config.json", convert.original_image_processor(found.config))
+        weights.write_object(work / "processor_config.json", convert.original_processor(found.config))
+        found.tokenizer.save_pretrained(work)
+
+
+def _all_finite(found: _Opened) -> weights.Named:
+    for name, tensor in weights.tensors(found.stored):
+        if not weights.finite(tensor):
+            raise InputError(_not_finite(found.folder, name, tensor.dtype))
+        yield name, tensor
+
+
+def _not_finite(folder: Path, name: str, dtype: torch.dtype) -> str:
+    kind = str(dtype).removeprefix("torch.")
+    return (
+        f"model: {str(folder)!r}: {name} has values that are no finite {kind} numbers; give a whole checkpoint"
+        f"{', or a dtype that holds larger numbers' if dtype == torch.float16 else ''}"
+    )
+
+
+def config_of(folder: Path) -> JanusConfig:
+    """A checkpoint's config in transformers' terms, whatever its layout; no weight is read. Raises InputError."""
+    return _described(folder)[1]
+
+
+def _open(folder: Path, attention: str = "sdpa") -> _Opened:
+    tokenizer, config, original = _described(folder)
+    stored = weights.inventory(folder, convert.UNUSED)
+    said = weights.read_object(folder / "config.json")
+    for part in (said, *(v for v in said.values() if isinstance(v, dict))):
+        if part.get("quantization_config"):
+            raise InputError(
+                f"model: {str(folder / 'config.json')!r} has a quantization_config: its weights are not read as what they "
+                "stand for; give the checkpoint in float32, bfloat16 or float16 (or take the entry away, where they are)"
+            )
+    sizes: Counter[torch.dtype] = Counter()
+    for _, tensor in stored.values():
+        sizes[tensor.dtype] += tensor.numel()
+    config.dtype = config.dtype or max(sizes, key=sizes.__getitem__, default=torch.float32)
+    with torch.device("meta"), no_init_weights(), _understood(folder):
+        net = JanusForConditionalGeneration._from_config(config, attn_implementation=attention)
+    _check(folder, stored, {name: tensor.shape for name, tensor in net.state_dict().items()}, original)
+    return _Opened(folder, tokenizer, config, original, stored)
+
+
+def _described(folder: Path) -> tuple[PreTrainedTokenizerFast, JanusConfig, bool]:
+    """Tokenizer, config in transformers' terms, and whether the folder has the original layout."""
+    _no_adapter(folder)
+    tokenizer = _tokenizer(folder)
+    path = folder / "config.json"
+    said = weights.read_object(path)
+    dtype = _dtype(path, said)
+    kind = said.get("model_type")
+    if kind not in ("janus", convert.MODEL_TYPE):
+        raise InputError(f"model: {str(path)!r} says model_type {kind!r}; it must be 'janus' or {convert.MODEL_TYPE!r}")
+    with _understood(folder):
+        if kind == convert.MODEL_TYPE:
+            config = convert.config_of(said, tokenizer.convert_tokens_to_ids(IMAGE_TOKENS["image_token"]))
         else:
-            _write(work / "config.json", new_config)
-            _write(work / "preprocessor_config.json", convert.original_image_processor(config))
-            _write(work / "processor_config.json", convert.original_processor(config))
-            tokenizer.save_pretrained(work)
-        _generation(source, tokenizer).save_pretrained(work)
-        work.rename(target)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
+            config = JanusConfig.from_dict(said)
+            config.tie_word_embeddings = config.text_config.tie_word_embeddings = False
+        config.dtype = dtype
+        _fits_itself(config)
+    size, most = config.text_config.vocab_size, max(tokenizer.get_vocab().values())
+    if most >= size:
+        raise InputError(f"model: {str(folder / 'tokenizer.json')!r} has the id {most}; {path.name} says vocab_size {size}")
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if weights.there(folder / name):
+            _same_pictures(folder / name, config.vision_config.image_size)
+    return tokenizer, config, kind == convert.MODEL_TYPE
+
+
+@contextmanager
+def _understood(folder: Path) -> Iterator[None]:
+    """What transformers cannot make a network of, as one sentence."""
+    path = str(folder / "config.json")
+    try:
+        yield
+    except InputError:
         raise
-    return "transformers" if original else "original"
+    except Exception as error:
+        raise InputError(f"model: no Janus can be made of {path!r}: {weights.one_line(error)}") from error
+
+
+def _dtype(path: Path, said: dict[str, Any]) -> torch.dtype | None:
+    """The type of the weights, taken out of a config.json wherever it is stated; None where it is left open."""
+    found = []
+    for part in (said, *(v for v in said.values() if isinstance(v, dict))):
+        for value in [part.pop(name) for name in ("dtype", "torch_dtype") if name in part]:
+            kind = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else None
+            if kind in weights.PLAIN.values():
+                found.append(kind)
+            elif value not in (None, "auto"):
+                raise InputError(f"model: {str(path)!r} says dtype {value!r}; it must be float32, bfloat16, float16 or auto")
+    return found[0] if found else None
+
+
+MOST_LAYERS = 1000
+
+
+def _fits_itself(config: JanusConfig) -> None:
+    """Raises InputError where numbers of a config contradict each other or are beyond any network."""
+    text, seeing, vq = config.text_config, config.vision_config, config.vq_config
+    layers = {
+        "text_config.num_hidden_layers": text.num_hidden_layers,
+        "vision_config.num_hidden_layers": seeing.num_hidden_layers,
+        "vision_config.depth": seeing.depth,
+        "vq_config.num_hidden_layers": vq.num_hidden_layers,
+        "vq_config.num_res_blocks": vq.num_res_blocks,
+        "length of vq_config.channel_multiplier": len(vq.channel_multiplier),
+    }
+    for name, n in layers.items():
+        if not 0 < n <= MOST_LAYERS:
+            raise ValueError(f"the {name} is {n}; it must be from 1 to {MOST_LAYERS}")
+    side, patch = seeing.image_size, seeing.patch_size
+    drawn = vq.num_patches * 2 ** (len(vq.channel_multiplier) - 1)
+    if seeing.num_image_tokens != (side // patch) ** 2 or drawn != side:
+        raise ValueError(
+            f"pictures of {side} pixels in patches of {patch} do not make vision_config's {seeing.num_image_tokens} "
+            f"num_image_tokens, or are drawn with {drawn} pixels"
+        )
+
+
+def _no_adapter(folder: Path) -> None:
+    path = folder / "adapter_config.json"
+    if not weights.there(path):
+        return
+    said = weights.read_object(path)
+    kind, base = str(said.get("peft_type") or "peft").replace("LORA", "LoRA"), said.get("base_model_name_or_path")
+    base = f"{base!r}" if base else "a model that it does not name"
+    if weights.there(folder.absolute().parent / "config.json"):
+        how = f"the folder above it, {str(folder.parent)!r}, is the checkpoint with the adapter merged"
+    else:
+        how = (
+            "merge it first: PeftModel.from_pretrained(JanusForConditionalGeneration.from_pretrained(base), adapter)"
+            ".merge_and_unload().save_pretrained(new), by peft, and copy the base's tokenizer files to the new folder"
+        )
+    raise InputError(f"model: {str(folder)!r} is a {kind} adapter of {base}, not a checkpoint; {how}")
+
+
+def _same_pictures(path: Path, side: int) -> None:
+    """A processor's file asks for pictures as Janus has them, which are all that there are here."""
+    said = weights.read_object(path)
+    said = said.get("image_processor", said)
+    half, size = [0.5, 0.5, 0.5], {"height": side, "width": side}
+    wanted = {"image_mean": half, "image_std": half, "size": size, "image_size": side}
+    for name, value in wanted.items():
+        if isinstance(said, dict) and said.get(name, value) != value:
+            raise InputError(f"model: {str(path)!r} says {name} {said[name]!r}; Janus's is {value!r}")
+
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+TEMPLATES = ("chat_template.json", "chat_template.jinja")
 
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    if not (folder / "tokenizer.json").is_file():
+    if not weights.there(folder / "tokenizer.json"):
         raise InputError(f"model: {str(folder)!r} holds no tokenizer.json; a checkpoint folder has one")
+    texts = {}
+    for name in (*TOKENIZER_FILES, *TEMPLATES):
+        if weights.there(folder / name):
+            texts[name] = read_text(weights.whole(folder / name))
+            if name.endswith(".json"):
+                weights.read_object(folder / name)
     try:
-        words = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        # the class that tokenizer_config.json names may build another tokenizer than the one in tokenizer.json
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, extra_special_tokens=IMAGE_TOKENS)
-    except Exception as error:
-        raise InputError(f"model: the tokenizer in {str(folder)!r} cannot be read: {_first_line(error)}") from error
+        words = Tokenizer.from_str(texts["tokenizer.json"])
+        with TemporaryDirectory() as plain:  # transformers reads plain UTF-8 only, and whatever else a folder holds
+            for name, text in texts.items():
+                (Path(plain) / name).write_text(text, encoding="utf-8")
+            # the class that tokenizer_config.json names may build another tokenizer than the one in tokenizer.json
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(plain, extra_special_tokens=IMAGE_TOKENS)
+        tokenizer.name_or_path = str(folder)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # tokenizers' Rust panics are no Exception
+        raise InputError(
+            f"model: no tokenizer can be made of {', '.join(texts)} in {str(folder)!r}: {weights.one_line(error)}"
+        ) from error
     for word in (*SENTENCE_TOKENS.values(), *IMAGE_TOKENS.values()):
         if words.token_to_id(word) is None:
             raise InputError(f"model: the tokenizer in {str(folder)!r} has no {word}; it must be Janus's")
@@ -156,25 +330,6 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def _config(folder: Path, tokenizer: PreTrainedTokenizerFast) -> tuple[JanusConfig, bool]:
-    """The config in transformers' terms, and whether the folder has the original layout."""
-    path = folder / "config.json"
-    said = _read(path)
-    kind = said.get("model_type") if isinstance(said, dict) else None
-    if kind == convert.MODEL_TYPE:
-        return convert.config_of(said, tokenizer.convert_tokens_to_ids(IMAGE_TOKENS["image_token"])), True
-    if kind != "janus":
-        raise InputError(f"model: {str(path)!r} says model_type {kind!r}; it must be 'janus' or {convert.MODEL_TYPE!r}")
-    config = JanusConfig.from_pretrained(folder)
-    config.tie_word_embeddings = config.text_config.tie_word_embeddings = False
-    return config, False
-
-
-def config_of(folder: Path) -> JanusConfig:
-    """A checkpoint's config in transformers' terms, whatever its layout; no weight is read. Raises InputError."""
-    return _config(folder, _tokenizer(folder))[0]
-
-
 def _processor(tokenizer: PreTrainedTokenizerFast, config: JanusConfig) -> JanusProcessor:
     size, mean = config.vision_config.image_size, [0.5, 0.5, 0.5]
     images = JanusImageProcessorPil(size={"height": size, "width": size}, image_mean=mean, image_std=mean)
@@ -182,57 +337,33 @@ def _processor(tokenizer: PreTrainedTokenizerFast, config: JanusConfig) -> Janus
 
 
 def _generation(folder: Path, tokenizer: PreTrainedTokenizerFast) -> GenerationConfig:
-    if (folder / "generation_config.json").is_file():
-        return GenerationConfig.from_pretrained(folder)
-    return GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        generation_kwargs={"boi_token_id": tokenizer.convert_tokens_to_ids(IMAGE_TOKENS["boi_token"])},
-    )
+    path = folder / "generation_config.json"
+    if not weights.there(path):
+        return GenerationConfig(
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            generation_kwargs={"boi_token_id": tokenizer.convert_tokens_to_ids(IMAGE_TOKENS["boi_token"])},
+        )
+    said = weights.read_object(path)
+    for name in ("guidance_scale", "edit_guidance_scale"):
+        value = said.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value < 0):
+            raise InputError(f"model: {str(path)!r} says {name} {value!r}; it must be a number of at least 0")
+    if said.get("history") not in (None, *HISTORIES):
+        raise InputError(f"model: {str(path)!r} says history {said['history']!r}; it must be {' or '.join(HISTORIES)}")
+    try:
+        return GenerationConfig.from_dict(said)
+    except Exception as error:
+        raise InputError(f"model: {str(path)!r} is no generation config: {weights.one_line(error)}") from error
 
 
-def _inventory(folder: Path) -> dict[str, tuple[Path, Tensor]]:
-    """Where every tensor is stored, with an empty one of its shape and type."""
-    found: dict[str, tuple[Path, Tensor]] = {}
-    for path in _files(folder):
-        with _told(path):
-            if path.suffix == ".safetensors":
-                with safe_open(path, framework="pt") as stored:
-                    for name in stored.keys():  # noqa: SIM118 (not a dict)
-                        found[name] = (path, stored.get_tensor(name).to("meta"))  # mapped: no byte of it is read
-            else:
-                for name, tensor in _unpickled(path).items():
-                    found[name] = (path, tensor.to("meta"))
-    return found
-
-
-def _tensors(stored: dict[str, tuple[Path, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors themselves, a few mapped from the disk at a time."""
-    names = list(stored)
-    for start in range(0, len(names), AT_ONCE):
-        part = names[start : start + AT_ONCE]
-        for path in dict.fromkeys(stored[n][0] for n in part):
-            here = [n for n in part if stored[n][0] == path]
-            with _told(path):
-                if path.suffix == ".safetensors":
-                    with safe_open(path, framework="pt") as file:
-                        for name in here:
-                            yield name, file.get_tensor(name)
-                else:
-                    file = _unpickled(path)
-                    for name in here:
-                        yield name, file[name]
-
-
-def _renamed(named: Named, original: bool) -> Named:
+def _renamed(named: weights.Named, original: bool) -> weights.Named:
     for name, tensor in named:
-        if convert.UNUSED.fullmatch(name):
-            continue
         yield from convert.to_transformers(name, tensor).items() if original else [(name, tensor)]
 
 
-def _check(folder: Path, stored: dict[str, tuple[Path, Tensor]], shapes: dict[str, torch.Size], original: bool) -> None:
+def _check(folder: Path, stored: weights.Stored, shapes: dict[str, torch.Size], original: bool) -> None:
     """Every tensor has its place and every place its tensor."""
     found = set()
     for name, (path, empty) in stored.items():
@@ -252,85 +383,5 @@ def _check(folder: Path, stored: dict[str, tuple[Path, Tensor]], shapes: dict[st
     if missing := sorted(shapes.keys() - found):
         raise InputError(
             f"model: {str(folder)!r} lacks {len(missing)} tensors of a Janus checkpoint, the first is {missing[0]}; "
-            f"looked through: {', '.join(path.name for path in _files(folder))}"
+            f"looked through: {', '.join(dict.fromkeys(path.name for path, _ in stored.values()))}"
         )
-
-
-def _files(folder: Path) -> list[Path]:
-    """The weight files of a folder: those of an index, else a single one; safetensors before pickles."""
-    for whole in WHOLE:
-        index = folder / f"{whole}.index.json"
-        if index.is_file():
-            said = _read(index)
-            names = sorted(set(said.get("weight_map", {}).values())) if isinstance(said, dict) else []
-            lost = [n for n in names if not (folder / n).is_file()]
-            if lost or not names:
-                raise InputError(f"model: {str(index)!r} names {lost[0] if lost else 'no file'}, which is not there")
-            return [folder / n for n in names]
-        if (folder / whole).is_file():
-            return [folder / whole]
-    raise InputError(f"model: {str(folder)!r} holds neither {' nor '.join(WHOLE)}, whole or in shards")
-
-
-def _unpickled(path: Path) -> dict[str, Tensor]:
-    named = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    if not isinstance(named, dict) or not all(isinstance(t, Tensor) for t in named.values()):
-        raise InputError(f"model: {str(path)!r} does not hold named tensors")
-    return named
-
-
-@contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """What goes wrong while a weight file is read, as one sentence."""
-    try:
-        yield
-    except (SafetensorError, RuntimeError, OSError, pickle.UnpicklingError, EOFError) as error:
-        lost = _cut_off(path) if path.suffix == ".safetensors" else None
-        reason = f"{lost} is cut off" if lost else _first_line(error)
-        raise InputError(f"model: {str(path)!r} is not a whole weight file: {reason}") from error
-
-
-def _cut_off(path: Path) -> str | None:
-    """The first tensor of a safetensors file that the file is too short for (the format: a length, a JSON header, the data)."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > path.stat().st_size:
-            return "its header"
-        try:
-            header = json.loads(file.read(length))
-        except ValueError:
-            return None
-    ends = {name: 8 + length + said["data_offsets"][1] for name, said in header.items() if name != "__metadata__"}
-    return min((name for name in ends if ends[name] > path.stat().st_size), key=ends.__getitem__, default=None)
-
-
-def _write_shards(folder: Path, empty: dict[str, Tensor], named: Named, shard_size: str) -> None:
-    """safetensors files of at most ``shard_size`` with their index, each written as soon as its tensors have come."""
-    try:
-        split = split_torch_state_dict_into_shards(empty, max_shard_size=shard_size)
-    except ValueError as error:
-        raise InputError(f"shard_size: {shard_size!r} is no size; give one like 5GB or 500MB") from error
-    waiting: dict[str, dict[str, Tensor]] = {name: {} for name in split.filename_to_tensors}
-    for name, tensor in named:
-        file = split.tensor_to_filename[name]
-        waiting[file][name] = tensor.clone(memory_format=torch.contiguous_format)
-        if len(waiting[file]) == len(split.filename_to_tensors[file]):
-            save_file(waiting.pop(file), folder / file, metadata={"format": "pt"})
-    if split.is_sharded:
-        _write(folder / f"{WHOLE[0]}.index.json", {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"model: {str(path)!r} cannot be read as JSON ({_first_line(error)})") from error
-
-
-def _write(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -3,6 +3,10 @@
 Source: the published checkpoints' names (github.com/deepseek-ai/Janus) and transformers' Janus. Left out on the way to
 transformers, whose network does not have them: the seeing encoder's pooling head, which Janus does not use, and the
 codebook's usage counts. The way back cannot bring them back.
+
+The codebook is written with rows of unit length, in both directions. The original code normalises codebook and latents when it
+encodes, and the codebook when it decodes, so to it that is the same codebook. transformers decodes likewise but encodes by
+distance to the rows as they are stored: only between rows of equal length is the nearest one the original's.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import JanusConfig, JanusVisionConfig, JanusVQVAEConfig, LlamaConfig
 
@@ -54,6 +59,7 @@ UNUSED = re.compile(f"{re.escape(_TOWER)}attn_pool\\..*|{re.escape(_VQ)}quantize
 """What no network needs: see above, and tables that older versions of transformers stored."""
 _QKV = re.compile(re.escape(_TOWER) + r"blocks\.(\d+)\.attn\.qkv\.(weight|bias)")
 _SPLIT = re.compile(re.escape(_SEEING) + r"encoder\.layers\.(\d+)\.self_attn\.([qkv])_proj\.(weight|bias)")
+_CODEBOOK = ".quantize.embedding.weight"
 _PLACES = _SEEING + "embeddings.position_embedding.weight"
 
 
@@ -99,6 +105,15 @@ def to_original(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Te
         yield old, tensor[None] if name == _PLACES else tensor
 
 
+def unit_codebook(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """The same tensors of either layout with the codebook's rows of unit length, in float32 at least: rounded to bfloat16 their
+    lengths would differ by up to 0.4 %."""
+    for name, tensor in tensors:
+        if name.endswith(_CODEBOOK):
+            tensor = F.normalize(tensor.to(torch.promote_types(tensor.dtype, torch.float32)), dim=-1)
+        yield name, tensor
+
+
 _SEEING_NAME = "siglip_large_patch16_384"
 _SEEING_SIZE = {"hidden_size": 1024, "num_attention_heads": 16, "patch_size": 16, "mlp_ratio": 4.0}
 _SEEING_BLOCKS = 24
@@ -114,7 +129,7 @@ def config_of(original: dict[str, Any], image_token_id: int) -> JanusConfig:
         aligner, gen_aligner, gen_head, gen_vision = (
             original[f"{part}_config"]["params"] for part in ("aligner", "gen_aligner", "gen_head", "gen_vision")
         )
-        language = {k: v for k, v in original["language_config"].items() if k not in ("torch_dtype", "model_type")}
+        language = {k: v for k, v in original["language_config"].items() if k != "model_type"}
         if seeing["model_name"] != _SEEING_NAME:
             raise InputError(f"model: its seeing encoder is {seeing['model_name']!r}; known is {_SEEING_NAME!r}")
         last = seeing.get("select_layer", -1)  # counts blocks from the end (-1: all), or says how many there are
@@ -138,7 +153,6 @@ def config_of(original: dict[str, Any], image_token_id: int) -> JanusConfig:
                 image_token_embed_dim=gen_head["image_token_embed"],
             ),
             image_token_id=image_token_id,
-            dtype=original.get("torch_dtype") or original["language_config"].get("torch_dtype"),
             tie_word_embeddings=False,
         )
     except KeyError as error:

@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from secondlook.files import append_rows, read_json, same_config, stored_rows, versions, writable_folder, write_text
 from secondlook.train.ranks import Ranks
+from secondlook.train.stored import load_state
 from secondlook.types import InputError
 
 STATES, ORIGIN = "states", "origin.json"
@@ -108,7 +109,7 @@ class Run:
             problem = ""
             try:
                 with quiet():
-                    dcp.load(parts, checkpoint_id=folder_of(self.out, found), no_dist=self.ranks.size == 1)
+                    load_state(parts, folder_of(self.out, found), self.ranks.size == 1)
             except (Exception, CheckpointException) as error:  # the latter is none of the former
                 first = next(iter(getattr(error, "failures", {0: (error,)}).values()))[0]
                 problem = (str(first) or repr(first)).splitlines()[0]
