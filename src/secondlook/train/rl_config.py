@@ -101,9 +101,15 @@ class RLConfig:
     one_verdict: float = 0.99
     patience: int = 5
     """These three: when a run that has nothing to learn from stops (``train.guard.Guard``)."""
-    most_disagreement: float | None = None
-    """Largest difference between a sampled token's recorded log-probability and its score before the first update; default:
-    0.01 in float32, 1 in bfloat16 (a 1B of random weights has 0.3 with guidance 5)."""
+    most_mean_gap: float | None = None
+    most_high_gap: float | None = None
+    """These two: largest mean and 99 % quantile of |scored - recorded| log-probability before the first update, of the tokens
+    of each kind and over all ranks; above, the sampler is not the policy and the run is refused. Of tokens without guidance:
+    with guidance 5 rounding is 6.4 times larger, and so is what is allowed. Default: ``train.agreement.LIMITS``, which says
+    why."""
+    importance_cap: float = 2.0
+    """Tokens count min(exp(scored - recorded), this) times in the policy's loss, as the sampler rounds otherwise than the
+    policy that is trained (``train.loss.importance_weights``); 0: they all count once."""
     seed: int = 0
     threads: int = 2
     device: str = "cpu"
@@ -125,8 +131,9 @@ class RLConfig:
             least = 2 if name == "group" else int(name in positive)
             if getattr(self, name) < least:
                 raise InputError(f"config: {name} is {getattr(self, name)}; it must be at least {least}")
-        if self.judging_weight < 0:
-            raise InputError(f"config: judging_weight is {self.judging_weight}; it must not be negative")
+        for name in ("judging_weight", "importance_cap", "most_mean_gap", "most_high_gap"):
+            if (getattr(self, name) or 0) < 0:
+                raise InputError(f"config: {name} is {getattr(self, name)}; it must not be negative")
         if self.kl_in == "reward" and self.algorithm != "ppo":
             raise InputError("config: kl_in is 'reward'; only ppo has a reward for each token, use 'loss'")
         miniature.check_shares("kinds", self.kinds, miniature.WISHES)
