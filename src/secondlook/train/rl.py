@@ -148,7 +148,8 @@ class RLJob:
         """This rank's turns to learn from, numbered among all ranks', and how many all have. ``outcomes`` and ``values``
         (advantages of groups, episodes, turns) are of all groups, ``groups`` are this rank's."""
         c = self.config
-        factors = [[[1.0] * len(turns) for turns in group] for group in values]
+        of_verdicts = float(c.judging_weight > 0)  # in any form, also of whitened advantages and of a whole episode's
+        factors = [[[1.0, of_verdicts] * (len(turns) // 2) for turns in group] for group in values]
         if c.balanced:
             factors = balanced(factors, [o.values() for o in outcomes])
         longest = max(self.janus.n_codes, self.sampling.reason_tokens)

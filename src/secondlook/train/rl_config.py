@@ -47,7 +47,8 @@ class RLConfig:
     code's, but verdicts compared with what the policy expects to earn on the same image. PPO: whether a turn ends with the
     episode's reward, or (both others) with its own."""
     judging_weight: float = 1.0
-    """Of what verdicts earn, the comprehension reward; 0: verdicts are sampled and teach nothing."""
+    """Of what verdicts earn, the comprehension reward; 0: verdicts are sampled and teach nothing (the KL holds them where they
+    are), and ``guard`` does not look at them."""
     balanced: bool = False
     """Verdicts on right and on wrong images weigh the same in a step (``train.advantage.balanced``)."""
     scale: Scale = "std"
