@@ -39,6 +39,16 @@ def _store_of_this_start(size: int) -> dist.Store | None:
     )
 
 
+def _number_of_environment(name: str) -> int:
+    text = os.environ.get(name, "")
+    if not text.isdecimal():
+        said = f"is {text!r}" if text else "is missing although RANK is set"
+        raise InputError(
+            f"environment: {name} {said}; start the ranks with torchrun, which sets RANK, WORLD_SIZE and LOCAL_RANK"
+        )
+    return int(text)
+
+
 @dataclass(frozen=True)
 class Ranks:
     """``rank`` of ``size`` processes, on ``device``."""
@@ -51,11 +61,15 @@ class Ranks:
     def start(device: str) -> Ranks:
         """Join the processes that torchrun started; without it, a run of one. ``device`` "cuda" becomes the rank's own GPU.
 
-        Raises InputError where a node has fewer GPUs than ranks.
+        Raises InputError where a node has fewer GPUs than ranks, or the environment does not say all that a rank must know.
         """
         if "TORCHELASTIC_RUN_ID" not in os.environ and "RANK" not in os.environ:
             return Ranks(0, 1, device)
-        rank, size, local = (int(os.environ[n]) for n in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        rank, size, local = (_number_of_environment(n) for n in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        if size > 1 and not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+            raise InputError(
+                "environment: MASTER_ADDR or MASTER_PORT is missing; start the ranks with torchrun, which sets them"
+            )
         if device == "cuda":
             if local >= torch.cuda.device_count():
                 raise InputError(
