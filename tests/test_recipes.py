@@ -16,7 +16,7 @@ from secondlook.train.rollout import Group, Outcome
 from secondlook.types import Episode, Prompt, Rule, Text, Turn
 
 FOLDER = Path(__file__).parents[1] / "recipes"
-RECIPES = sorted(p.name for p in FOLDER.glob("*.toml") if "sft" not in p.name)
+RECIPES = sorted(p.name for p in FOLDER.glob("*.toml") if "grpo" in p.name or "ppo" in p.name)
 EDITS = [[(0.2, 0.9)], [(0.8, 0.4)], [(1.0, 1.0)], [(0.0, 1.0)]]
 """Following and preserving of the one image of four episodes."""
 SCORES = [[0.9], [0.2, 0.7], [0.3, 0.1, 0.6], [0.5, 0.4, 0.2]]

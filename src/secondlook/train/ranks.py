@@ -8,7 +8,8 @@ all.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from secondlook.types import InputError
+from secondlook.types import InputError, Stopped
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=1)
@@ -107,6 +108,19 @@ class Ranks:
         """The whole of which every rank has its ``share``."""
         parts = self.gather(shares)
         return [parts[i % self.size][i // self.size] for i in range(sum(map(len, parts)))]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What one rank raises inside (InputError, Stopped), all of them raise after it: none waits for one that is gone. All
+        must come here."""
+        problem: InputError | Stopped | None = None
+        try:
+            yield
+        except (InputError, Stopped) as error:
+            problem = error
+        for found in self.gather(problem):
+            if found is not None:
+                raise found
 
     def total(self, sums: dict[str, float]) -> dict[str, float]:
         """Each number summed over ranks."""

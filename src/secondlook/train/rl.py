@@ -28,8 +28,9 @@ from secondlook.engine.decode import Engine
 from secondlook.files import fingerprint, write_text
 from secondlook.introspect import Sampling
 from secondlook.model import policy
-from secondlook.model.checkpoint import fetch
+from secondlook.model.checkpoint import fetch, load_tokenizer
 from secondlook.model.janus import Janus
+from secondlook.model.sequence import Protocol
 from secondlook.model.shipped import locate
 from secondlook.report import filmstrip
 from secondlook.rewards.base import Reward
@@ -37,6 +38,7 @@ from secondlook.rewards.build import make
 from secondlook.train.advantage import Form, advantages, balanced, turn_rewards, varies
 from secondlook.train.agreement import LIMITS, Agreement
 from secondlook.train.batch import Packed, Row, idle_row, in_step, pack, rows_of, total_weight
+from secondlook.train.check import check_lines
 from secondlook.train.critic import Critic, ValueHead
 from secondlook.train.guard import Guard, check_reward
 from secondlook.train.loss import importance_weights, policy_loss
@@ -71,6 +73,7 @@ class RLJob:
         device = self.ranks.device
         self.prompts = Prompts(config.prompts, config.kinds)
         self.reward = reward or make(config.judges, device)
+        check_lines(Protocol(load_tokenizer(config.model)), self.reward, self.prompts.lines, self.ranks)
         self.janus = Janus.load(config.model, device)
         adapters = freeze(self.janus, config.lora, config.lora_alpha, config.seed)
         self.shards = Shards(self.janus, self.ranks, config.dtype, config.shard, adapters)
@@ -102,12 +105,14 @@ class RLJob:
             c.importance_cap or math.inf,
             self.ranks,
         )
-        self.guard = Guard(c.most_missing, c.one_verdict if c.judging_weight else math.inf, c.patience)
+        one_verdict = c.one_verdict if c.judging_weight else math.inf
+        self.guard = Guard(c.most_missing, one_verdict, c.patience, c.verdict_patience)
         self.nurse = Nurse(c.nurse)
         self.idle: dict[str, Row] = {}
         if c.canaries or not c.prompts:
             known = canaries.read(c.canaries) if c.canaries else canaries.of_the_world(c.seed, c.kinds)
-            check_reward(self.reward, *known, c.least_separation)
+            with self.ranks.together():  # each rank asks for itself, and may be the only one whose judge is dead
+                check_reward(self.reward, *known, c.least_separation)
         else:
             warnings.warn("config: canaries is empty: the judge is not checked before the run", stacklevel=2)
 
@@ -118,7 +123,7 @@ class RLJob:
         seed = (c.seed * 10**6 + step) * c.prompts_per_step * c.group
         mine = self.ranks.share(range(c.prompts_per_step))
         seeds = [seed + i * c.group for i in mine]
-        with self.shards.whole():
+        with self.ranks.together(), self.shards.whole():
             groups = collect(self.engine, [asked[i] for i in mine], c.group, c.rounds, seeds, self.sampling, self.reward)
         sampled = time.perf_counter() - began
         outcomes = self.ranks.merge([g.outcome for g in groups])
@@ -288,12 +293,12 @@ class RLJob:
         return advantages(*given, c.judging_weight)
 
     def picture(self, groups: list[Group], step: int) -> None:
-        """The best and worst episode of the groups that vary most, as a page."""
-        spread = [np.nanmax(v) - np.nanmin(v) for v in (self._last_scores(g) for g in groups)]
-        episodes = []
-        for i in np.argsort(spread)[::-1][:4]:
-            scores = self._last_scores(groups[i])
-            episodes += [groups[i].episodes[int(np.nanargmax(scores))], groups[i].episodes[int(np.nanargmin(scores))]]
+        """The best and worst episode of the groups that vary most, as a page; groups without any score are passed over."""
+        scored = [(group, scores) for group in groups if np.isfinite(scores := self._last_scores(group)).any()]
+        scored.sort(key=lambda each: np.nanmin(each[1]) - np.nanmax(each[1]))
+        episodes = [group.episodes[int(of(scores))] for group, scores in scored[:4] for of in (np.nanargmax, np.nanargmin)]
+        if not episodes:
+            return
         folder = self.out / "episodes"
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / f"step-{step}.html", filmstrip(episodes, f"step {step}: best and worst episodes of a group"))

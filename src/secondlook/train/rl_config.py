@@ -101,7 +101,8 @@ class RLConfig:
     """Acts on falling rewards; default: none."""
     one_verdict: float = 0.99
     patience: int = 5
-    """These three: when a run that has nothing to learn from stops (``train.guard.Guard``)."""
+    verdict_patience: int = 50
+    """These four: when a run that has nothing to learn from stops (``train.guard.Guard``)."""
     most_mean_gap: float | None = None
     most_high_gap: float | None = None
     """These two: largest mean and 99 % quantile of |scored - recorded| log-probability before the first update, of the tokens
@@ -127,7 +128,7 @@ class RLConfig:
 
     def __post_init__(self) -> None:
         positive: tuple[str, ...] = ("steps", "group", "prompts_per_step", "rounds", "minibatches", "epochs", "micro")
-        positive += ("value_epochs", "save_every", "log_every", "picture_every")
+        positive += ("value_epochs", "save_every", "log_every", "picture_every", "patience", "verdict_patience")
         for name in (*positive, "at_once", "lora", "lora_alpha", "shard", "value_warmup", "warmup"):
             least = 2 if name == "group" else int(name in positive)
             if getattr(self, name) < least:
