@@ -64,7 +64,6 @@ def measure(args, lora: int) -> dict:
         dtype=args.dtype,
         checkpointing=args.checkpointing,
         reference=args.reference,
-        most_disagreement=1e9,
         patience=1000,
         picture_every=10**9,
         value_warmup=0,
@@ -90,7 +89,8 @@ def measure(args, lora: int) -> dict:
         start = time.perf_counter()
         told = job.step(step)
         seen["seconds"] = time.perf_counter() - start
-    seen |= {"rollout_seconds": told["rollout_seconds"], "sampler_gap": told["sampler_gap"], "lora": lora}
+    compared = ("sampler_gap", "sampler_gap_mean", "sampler_gap_99", "sampler_outside", "importance")
+    seen |= {name: told[name] for name in ("rollout_seconds", *compared)} | {"lora": lora}
     seen["rollout_tokens_per_second"] = seen["tokens"] / told["rollout_seconds"]
     seen["update_tokens_per_second"] = seen["tokens"] / seen["update_seconds"]
     seen["tokens_per_second"] = seen["tokens"] / seen["seconds"]

@@ -97,3 +97,32 @@ def test_a_reference_in_the_cpus_memory_is_the_same(tmp_path):
 def test_settings_that_do_not_go_together_are_named():
     with pytest.raises(InputError, match="muon"):
         SFTConfig(model="mini", data="d", muon=3.0, lora=4)
+
+
+def test_small_changes_and_frozen_parts_survive_training_in_bfloat16(tmp_path):
+    """What was trained is written in float32: the sum of base and adapter is not rounded to bfloat16 again, and an encoder that
+    bfloat16 cannot hold is written as it was read."""
+    janus = Janus.load(locate("mini-base"))
+    with torch.no_grad():
+        for p in janus.net.model.vision_model.parameters():
+            p.mul_(1 + 2**-12)
+    read = {n: p.detach().clone() for n, p in janus.net.named_parameters() if n.startswith(("model.vision", "model.vq"))}
+    adapters = freeze(janus, lora=4, alpha=4, seed=1)
+    try:
+        shards = Shards(janus, Ranks(), "bfloat16", adapters=adapters)
+        base = {n: w.clone() for n, w in shards.weights().items()}
+        with torch.no_grad():
+            for p in trainable(janus).values():
+                p.to_local().normal_(std=2e-3)
+        shards.save(tmp_path / "final")
+    finally:
+        torch.distributed.destroy_process_group()
+    written = load_file(tmp_path / "final" / "model.safetensors")
+    assert {w.dtype for w in written.values() if w.is_floating_point()} == {torch.float32}
+    assert all(torch.equal(written[n], w) for n, w in read.items())
+    weights = shards.adapters.merged(base)
+    name = next(n for n in weights if n.endswith("layers.0.mlp.up_proj.weight"))
+    assert torch.equal(weights[name], base[name.replace("weight", "base_layer.weight")].float()), "adapters are 0 at first"
+    delta = written[name] - weights[name]
+    assert 0 < delta.abs().max() < 2**-9 * weights[name].abs().max()
+    assert not torch.equal(written[name], written[name].bfloat16().float())

@@ -186,7 +186,7 @@ def test_the_critic_learns_what_states_earn():
 
 def test_the_kl_may_be_taken_off_the_rewards():
     [row] = rows_of([turn(3)], [0.0], rewards=[1.0])
-    row = replace(row, reference=(-1.0, -2.0, -1.0))
+    row = replace(row, old=(-1.0, -1.0, -1.0), reference=(-1.0, -2.0, -1.0))
     [judged], _ = Critic(ValueHead(8), 1e-2, lam=1.0, kl_weight=0.5).judge([row], [torch.zeros(3, 8)])
     assert judged.targets == pytest.approx((0.5, 0.5, 1.0))  # the second token is e times likelier than to the reference
 

@@ -60,8 +60,10 @@ def train_rl(
 def _train(job: Any, kind: Any, config: Path, out: Path, settings: list[str]) -> None:
     from secondlook import config as configs
     from secondlook.files import writable_folder
+    from secondlook.train.ending import noted
 
     loaded = configs.load(kind, config, settings)
     writable_folder(out)
-    job(loaded, out)
+    with noted(out):
+        job(loaded, out)
     say(f"written to {out}")

@@ -139,8 +139,10 @@ class _TokenLogProbs(torch.autograd.Function):
         [of_logp] = gradients
         features, weight, bias, tokens, first = ctx.saved_tensors
         of_features = torch.empty_like(features)
-        of_weight = torch.zeros_like(weight) if weight.requires_grad else None
-        of_bias = torch.zeros_like(bias) if bias is not None and bias.requires_grad else None
+        # summed over parts in float32, also where the products are in half precision
+        sums = torch.promote_types(weight.dtype, torch.float32)
+        of_weight = torch.zeros_like(weight, dtype=sums) if weight.requires_grad else None
+        of_bias = torch.zeros_like(bias, dtype=sums) if bias is not None and bias.requires_grad else None
         temperature, size = ctx.rule.temperature or 1.0, max(1, AT_ONCE // len(weight))
         for start in range(0, len(tokens), size):
             here = slice(start, start + size)
@@ -152,9 +154,13 @@ class _TokenLogProbs(torch.autograd.Function):
             of_logits = of_logits.to(weight.dtype)
             torch.mm(of_logits, weight, out=of_features[here])
             if of_weight is not None:
-                of_weight.addmm_(of_logits.T, features[here])
+                if sums == weight.dtype:
+                    of_weight.addmm_(of_logits.T, features[here])
+                else:
+                    of_weight += of_logits.T @ features[here]
             if of_bias is not None:
-                of_bias += of_logits.sum(0)
+                of_bias += of_logits.sum(0, dtype=sums)
+        of_weight, of_bias = (x if x is None else x.to(weight.dtype) for x in (of_weight, of_bias))
         return None, of_features, of_weight, of_bias, None, None
 
 

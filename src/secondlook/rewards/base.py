@@ -40,7 +40,8 @@ class Reward(Protocol):
     """A judge of pictures. A call that failed gives None: missing, never 0."""
 
     def __call__(self, items: Sequence[tuple[str, Image]]) -> list[Score | None]:
-        """One score for each (prompt, picture)."""
+        """One score for each (prompt, picture). A judge of edits has a method ``edits`` too; one that knows of some prompts
+        that it scores no picture of says so by ``why_not`` (a prompt; "" where it may)."""
         ...
 
 

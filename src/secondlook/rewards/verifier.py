@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from PIL.Image import Image
 
 from secondlook.rewards.base import Edited, Score
-from secondlook.types import InputError
+from secondlook.types import InputError, Prompt
 from secondlook.world import edits
 from secondlook.world.edits import Edit
 from secondlook.world.language import parse
@@ -25,6 +25,17 @@ class Verifier:
         asked = {(instruction, id(source)): (instruction, source) for instruction, source, _ in items}
         known = {key: self._asked(*what) for key, what in asked.items()}  # a source is read once
         return [self._edit(known[instruction, id(source)], image) for instruction, source, image in items]
+
+    def why_not(self, prompt: Prompt) -> str:
+        """Why no picture of a prompt gets a score: words, or a source, of another world."""
+        try:
+            if prompt.source is None:
+                parse(prompt.text)
+            else:
+                edits.edit_of(prompt.text, prompt.source)
+        except InputError as error:
+            return str(error)
+        return ""
 
     def _asked(self, instruction: str, source: Image) -> Edit | None:
         try:

@@ -30,6 +30,8 @@ class Row:
     """At its last token (PPO)."""
     reference: tuple[float, ...] = ()
     """Log-probabilities under the KL reference, once they are known."""
+    old: tuple[float, ...] = ()
+    """Log-probabilities that the policy scored before the step's first update, once they are known."""
     values: tuple[float, ...] = ()
     """The value head's, before the update (PPO)."""
     targets: tuple[float, ...] = ()
@@ -46,6 +48,9 @@ class Packed:
 
     rows: list[Row]
     behaviour: Tensor
+    """Log-probabilities that the engine recorded."""
+    old: Tensor
+    """Those that the policy scored before the step's first update; empty (0,) where they are not known yet."""
     reference: Tensor
     advantage: Tensor
     weight: Tensor
@@ -53,6 +58,11 @@ class Packed:
     @property
     def turns(self) -> list[Turn]:
         return [r.turn for r in self.rows]
+
+    def split(self, values_N: Tensor) -> list[tuple[Row, Tensor]]:
+        """Each row, idle ones left out, with its tokens' part of ``values_N`` (N, …)."""
+        parts = values_N.split([len(t.tokens) for t in self.turns])
+        return [(row, part) for row, part in zip(self.rows, parts, strict=True) if row.index >= 0]
 
 
 def rows_of(
@@ -105,6 +115,7 @@ def pack(rows: list[Row], size: int, device: torch.device | str = "cpu") -> list
                 Packed(
                     part,
                     per_token([list(r.turn.logprobs) for r in part]),
+                    per_token([list(r.old) for r in part]),
                     per_token([list(r.reference) for r in part]),
                     per_token([list(r.advantages) for r in part]),
                     per_token([[r.weight] * len(r.turn.tokens) for r in part]),
@@ -129,4 +140,4 @@ def in_step(packed: list[Packed], idle: dict[str, Row], ranks: Ranks) -> list[Pa
 def idle_row(turn: Turn) -> Row:
     """A turn that counts nothing."""
     zeros = (0.0,) * len(turn.tokens)
-    return Row(turn, zeros, 0.0, 0.0, reference=turn.logprobs)
+    return Row(turn, zeros, 0.0, 0.0, reference=turn.logprobs, old=turn.logprobs)

@@ -48,7 +48,7 @@ class Critic:
     gamma: float = 1.0
     lam: float = 0.95
     kl_weight: float = 0.0
-    """Of log pi - log reference, taken off each token's reward; 0: the KL is in the loss."""
+    """Of log pi - log reference (both scored), taken off each token's reward; 0: the KL is in the loss."""
     ranks: Ranks = field(default_factory=Ranks)
 
     def __post_init__(self) -> None:
@@ -72,7 +72,7 @@ class Critic:
         rewards = np.zeros(len(values))
         rewards[-1] = row.reward
         if self.kl_weight:
-            rewards -= self.kl_weight * (np.array(row.turn.logprobs) - np.array(row.reference))
+            rewards -= self.kl_weight * (np.array(row.old) - np.array(row.reference))
         a = gae(rewards, values, self.gamma, self.lam)
         return replace(row, values=tuple(values.tolist()), targets=tuple((a + values).tolist()), advantages=tuple(a.tolist()))
 

@@ -32,17 +32,27 @@ def check_reward(reward: Reward, good: list[Pair], bad: list[Pair], least: float
         )
 
 
+WRONG = 0.05
+"""A single verdict that is wrong in a smaller share is not held against a judge: nearly all of its pictures are of that
+kind."""
+
+
 @dataclass
 class Guard:
-    """Watches a run's steps. ``dull`` counts the last steps in a row that taught nothing; it is part of a run's state."""
+    """Watches a run's steps. ``flat`` and ``same`` count the last steps in a row without variance and of a single verdict; they
+    are part of a run's state."""
 
     most_missing: float
     """A step with a larger share of missing scores stops the run."""
     one_verdict: float
-    """A step counts as one of a single verdict when so large a share of the verdicts is the same, and a smaller one is true."""
+    """A step counts as one of a single verdict when so large a share of the verdicts is the same, and ``WRONG`` or more are not
+    true."""
     patience: int
-    """So many steps in a row without variance in any group, or of a single verdict, stop the run."""
-    dull: int = 0
+    """So many steps in a row without variance in any group stop the run."""
+    verdict_patience: int
+    """So many steps in a row of a single verdict do: a judge that has drifted may come back while drawings are still taught."""
+    flat: int = 0
+    same: int = 0
 
     def check(self, metrics: dict[str, float], advantages: list[list[list[float]]]) -> dict[str, float]:
         """One step's metrics and its groups' advantages; returns the share of groups whose drawings' advantages vary.
@@ -50,17 +60,20 @@ class Guard:
         if metrics["missing"] > self.most_missing or "yes_rate" not in metrics:
             raise Stopped(f"reward: {metrics['missing']:.0%} of the scores are missing; at most {self.most_missing:.0%} may be")
         varied = float(np.mean([varies(g) for g in advantages]))
-        same = max(metrics["yes_rate"], 1 - metrics["yes_rate"]) >= self.one_verdict > metrics["agreement"]
-        self.dull = self.dull + 1 if not varied or same else 0
-        if self.dull >= self.patience:
+        self.flat = 0 if varied else self.flat + 1
+        if self.flat >= self.patience:
+            raise Stopped(f"reward: {self.flat} steps in a row had no variance in any group; there is nothing to learn from")
+        one = max(metrics["yes_rate"], 1 - metrics["yes_rate"]) >= self.one_verdict
+        self.same = self.same + 1 if one and metrics["agreement"] <= 1 - WRONG else 0
+        if self.same >= self.verdict_patience:
             raise Stopped(
-                f"reward: {self.patience} steps in a row had no variance in any group or one verdict only "
-                f"(yes rate {metrics['yes_rate']:.2f}); there is nothing to learn from"
+                f"reward: {self.same} steps in a row had one verdict only (yes rate {metrics['yes_rate']:.2f}) of which "
+                f"{1 - metrics['agreement']:.0%} are wrong; the judging has collapsed"
             )
         return {"groups_with_variance": varied}
 
     def state_dict(self) -> dict[str, int]:
-        return {"dull": self.dull}
+        return {"flat": self.flat, "same": self.same}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.dull = state["dull"]
+        self.flat, self.same = state["flat"], state["same"]

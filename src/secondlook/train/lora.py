@@ -57,7 +57,8 @@ class Adapters:
             yield
 
     def merged(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A whole state dict with the adapters added to the weights, under the plain model's names."""
+        """A whole state dict with the adapters added to the weights, under the plain model's names. Sums are in float32 at
+        least: in the bfloat16 of a frozen base a small change would be lost in part."""
         scale = self.config.lora_alpha / self.config.r
         found = {}
         for name, value in weights.items():
@@ -65,7 +66,8 @@ class Adapters:
                 continue
             if name.endswith(".base_layer.weight"):
                 a, b = (weights[name.replace("base_layer", f"lora_{x}.{NAME}")] for x in "AB")
-                value = value + (scale * (b.float() @ a.float())).to(value.dtype)
+                kind = torch.promote_types(value.dtype, torch.float32)
+                value = value.to(kind) + scale * (b.to(kind) @ a.to(kind))
             found[name.replace(".base_layer", "")] = value
         return found
 

@@ -21,8 +21,6 @@ class PolicyLoss:
     """Tokens on whose clipped branch the gradient is zero."""
     kl: Tensor
     """Sum of k3 over tokens."""
-    gap: Tensor
-    """Largest |log-probability - behaviour log-probability|."""
 
 
 def kl_k3(logp: Tensor, reference: Tensor) -> Tensor:
@@ -31,9 +29,19 @@ def kl_k3(logp: Tensor, reference: Tensor) -> Tensor:
     return difference.exp() - difference - 1
 
 
+def importance_weights(old: Tensor, behaviour: Tensor, cap: float) -> Tensor:
+    """min(exp(old - behaviour), cap) per token (N,): how much likelier a token was to the policy that is trained than to the
+    sampler, which computes the same weights in another order and rounds otherwise. ``cap`` 0: no correction, 1 everywhere.
+
+    Source: truncated importance sampling of Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL
+    Training" (verl and TRL have it with the cap 2); the truncation is IMPALA's (arXiv 1802.01561).
+    """
+    return (old - behaviour).exp().clamp(max=cap) if cap else torch.ones_like(old)
+
+
 def policy_loss(
     logp: Tensor,
-    behaviour: Tensor,
+    old: Tensor,
     reference: Tensor,
     advantage: Tensor,
     weight: Tensor,
@@ -41,23 +49,26 @@ def policy_loss(
     clip: float = 0.2,
     beta: float = 0.05,
     clip_high: float | None = None,
+    importance: Tensor | None = None,
 ) -> PolicyLoss:
     """Clipped surrogate with k3-KL (arXiv 2506.01480, equation of the RL stage), per token, all arguments (N,).
 
     The ratio is clipped to [1 - clip, 1 + clip_high]; without ``clip_high`` both sides are ``clip`` (DAPO, arXiv 2503.14476,
     leaves more room above, so that rare tokens can become likelier).
-    ``behaviour`` are the log-probabilities that the engine recorded when it sampled; ``weight`` is the token's weight
-    (0 masks it: padding, a missing reward), and the sum of weights over the whole update is ``denominator``.
+    ``old`` are the log-probabilities that the policy scored before its first update; ``importance`` (default: 1) weighs the
+    surrogate for what the sampler had in their stead, and has no gradient. ``weight`` is the token's weight (0 masks it:
+    padding, a missing reward), and the sum of weights over the whole update is ``denominator``.
     """
-    ratio = (logp - behaviour).exp()
+    ratio = (logp - old).exp()
     limited = ratio.clamp(1 - clip, 1 + (clip if clip_high is None else clip_high))
     surrogate = torch.minimum(ratio * advantage, limited * advantage)
+    if importance is not None:
+        surrogate = importance.detach() * surrogate
     kl = kl_k3(logp, reference)
     loss = (weight * (beta * kl - surrogate)).sum() / denominator
     with torch.no_grad():
         clipped = ((limited * advantage < ratio * advantage) & (weight > 0)).sum()
-        gap = (logp - behaviour).abs()[weight > 0].max() if bool((weight > 0).any()) else logp.new_zeros(())
-    return PolicyLoss(loss, clipped, (weight * kl).sum().detach(), gap)
+    return PolicyLoss(loss, clipped, (weight * kl).sum().detach())
 
 
 def value_loss(

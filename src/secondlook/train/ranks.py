@@ -8,7 +8,8 @@ all.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from secondlook.types import InputError
+from secondlook.types import InputError, Stopped
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=1)
@@ -39,6 +40,16 @@ def _store_of_this_start(size: int) -> dist.Store | None:
     )
 
 
+def _number_of_environment(name: str) -> int:
+    text = os.environ.get(name, "")
+    if not text.isdecimal():
+        said = f"is {text!r}" if text else "is missing although RANK is set"
+        raise InputError(
+            f"environment: {name} {said}; start the ranks with torchrun, which sets RANK, WORLD_SIZE and LOCAL_RANK"
+        )
+    return int(text)
+
+
 @dataclass(frozen=True)
 class Ranks:
     """``rank`` of ``size`` processes, on ``device``."""
@@ -51,11 +62,15 @@ class Ranks:
     def start(device: str) -> Ranks:
         """Join the processes that torchrun started; without it, a run of one. ``device`` "cuda" becomes the rank's own GPU.
 
-        Raises InputError where a node has fewer GPUs than ranks.
+        Raises InputError where a node has fewer GPUs than ranks, or the environment does not say all that a rank must know.
         """
         if "TORCHELASTIC_RUN_ID" not in os.environ and "RANK" not in os.environ:
             return Ranks(0, 1, device)
-        rank, size, local = (int(os.environ[n]) for n in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        rank, size, local = (_number_of_environment(n) for n in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        if size > 1 and not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+            raise InputError(
+                "environment: MASTER_ADDR or MASTER_PORT is missing; start the ranks with torchrun, which sets them"
+            )
         if device == "cuda":
             if local >= torch.cuda.device_count():
                 raise InputError(
@@ -93,6 +108,19 @@ class Ranks:
         """The whole of which every rank has its ``share``."""
         parts = self.gather(shares)
         return [parts[i % self.size][i // self.size] for i in range(sum(map(len, parts)))]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What one rank raises inside (InputError, Stopped), all of them raise after it: none waits for one that is gone. All
+        must come here."""
+        problem: InputError | Stopped | None = None
+        try:
+            yield
+        except (InputError, Stopped) as error:
+            problem = error
+        for found in self.gather(problem):
+            if found is not None:
+                raise found
 
     def total(self, sums: dict[str, float]) -> dict[str, float]:
         """Each number summed over ranks."""

@@ -1,10 +1,12 @@
 """Stage 2: GRPO or PPO on whole episodes of draw, judge, redraw.
 
 Source: arXiv 2506.01480, the RL stage and table 5. Departures from the public code: log-probabilities are those of the
-distribution that was sampled from (guidance, restriction of the verdict), recorded by the engine; the ratio is to the
-policy that sampled, so that clipping acts over several minibatches; a missing reward is masked and counted; T rounds, and only
-what was judged No is redrawn. Nothing is cut off by top-k while training (the paper samples with 50 and 4096): a token that
-falls out of the new policy's top-k would have probability 0 and an infinite KL.
+distribution that was sampled from (guidance, restriction of the verdict); the ratio is to the policy before the step's first
+update, so that clipping acts over several minibatches, and as both are scored by the same code in the same micro-batches it
+acts on what updates changed and not on rounding; what the engine recorded while sampling weighs the tokens (truncated
+importance sampling); a missing reward is masked and counted; T rounds, and only what was judged No is redrawn. Nothing is cut
+off by top-k while training (the paper samples with 50 and 4096): a token that falls out of the new policy's top-k would have
+probability 0 and an infinite KL.
 """
 
 from __future__ import annotations
@@ -26,17 +28,20 @@ from secondlook.engine.decode import Engine
 from secondlook.files import fingerprint, write_text
 from secondlook.introspect import Sampling
 from secondlook.model import policy
-from secondlook.model.checkpoint import fetch
+from secondlook.model.checkpoint import fetch, load_tokenizer
 from secondlook.model.janus import Janus
+from secondlook.model.sequence import Protocol
 from secondlook.model.shipped import locate
 from secondlook.report import filmstrip
 from secondlook.rewards.base import Reward
 from secondlook.rewards.build import make
 from secondlook.train.advantage import Form, advantages, balanced, turn_rewards, varies
-from secondlook.train.batch import Row, idle_row, in_step, pack, rows_of, total_weight
+from secondlook.train.agreement import LIMITS, Agreement
+from secondlook.train.batch import Packed, Row, idle_row, in_step, pack, rows_of, total_weight
+from secondlook.train.check import check_lines
 from secondlook.train.critic import Critic, ValueHead
 from secondlook.train.guard import Guard, check_reward
-from secondlook.train.loss import policy_loss
+from secondlook.train.loss import importance_weights, policy_loss
 from secondlook.train.memory import checkpointed
 from secondlook.train.nurse import Nurse
 from secondlook.train.ranks import Ranks
@@ -47,6 +52,11 @@ from secondlook.train.run import MAY_CHANGE, Run, Stateful
 from secondlook.train.shard import Shards
 from secondlook.train.update import Schedule, Update, freeze, trainable
 from secondlook.types import InputError, Stopped
+
+
+def minibatches(rng: np.random.Generator, n_rows: int, n: int) -> list[list[int]]:
+    """Rows' numbers in random order in ``n`` parts of nearly equal size; fewer where there are not as many rows."""
+    return [part.tolist() for part in np.array_split(rng.permutation(n_rows), n) if len(part)]
 
 
 class RLJob:
@@ -63,6 +73,7 @@ class RLJob:
         device = self.ranks.device
         self.prompts = Prompts(config.prompts, config.kinds)
         self.reward = reward or make(config.judges, device)
+        check_lines(Protocol(load_tokenizer(config.model)), self.reward, self.prompts.lines, self.ranks)
         self.janus = Janus.load(config.model, device)
         adapters = freeze(self.janus, config.lora, config.lora_alpha, config.seed)
         self.shards = Shards(self.janus, self.ranks, config.dtype, config.shard, adapters)
@@ -85,15 +96,23 @@ class RLJob:
             torch.manual_seed(c.seed)
             head = ValueHead(self.janus.net.config.text_config.hidden_size).to(device)
             self.critic = Critic(head, c.value_lr, c.gamma, c.lam, ranks=self.ranks)
-        self.most_disagreement = c.most_disagreement or (1e-2 if c.dtype == "float32" else 1.0)
-        self.guard = Guard(c.most_missing, c.one_verdict if c.judging_weight else math.inf, c.patience)
+        mean, high = LIMITS[c.dtype]
+        self.agreement = Agreement(
+            mean if c.most_mean_gap is None else c.most_mean_gap,
+            high if c.most_high_gap is None else c.most_high_gap,
+            c.clip_range,
+            c.clip_range if c.clip_high is None else c.clip_high,
+            c.importance_cap or math.inf,
+            self.ranks,
+        )
+        one_verdict = c.one_verdict if c.judging_weight else math.inf
+        self.guard = Guard(c.most_missing, one_verdict, c.patience, c.verdict_patience)
         self.nurse = Nurse(c.nurse)
         self.idle: dict[str, Row] = {}
-        self.agreed = False
-        """Sampler and scorer have been compared since the start (or resumption), before any update."""
         if c.canaries or not c.prompts:
             known = canaries.read(c.canaries) if c.canaries else canaries.of_the_world(c.seed, c.kinds)
-            check_reward(self.reward, *known, c.least_separation)
+            with self.ranks.together():  # each rank asks for itself, and may be the only one whose judge is dead
+                check_reward(self.reward, *known, c.least_separation)
         else:
             warnings.warn("config: canaries is empty: the judge is not checked before the run", stacklevel=2)
 
@@ -104,7 +123,7 @@ class RLJob:
         seed = (c.seed * 10**6 + step) * c.prompts_per_step * c.group
         mine = self.ranks.share(range(c.prompts_per_step))
         seeds = [seed + i * c.group for i in mine]
-        with self.shards.whole():
+        with self.ranks.together(), self.shards.whole():
             groups = collect(self.engine, [asked[i] for i in mine], c.group, c.rounds, seeds, self.sampling, self.reward)
         sampled = time.perf_counter() - began
         outcomes = self.ranks.merge([g.outcome for g in groups])
@@ -134,7 +153,8 @@ class RLJob:
         """This rank's turns to learn from, numbered among all ranks', and how many all have. ``outcomes`` and ``values``
         (advantages of groups, episodes, turns) are of all groups, ``groups`` are this rank's."""
         c = self.config
-        factors = [[[1.0] * len(turns) for turns in group] for group in values]
+        of_verdicts = float(c.judging_weight > 0)  # in any form, also of whitened advantages and of a whole episode's
+        factors = [[[1.0, of_verdicts] * (len(turns) // 2) for turns in group] for group in values]
         if c.balanced:
             factors = balanced(factors, [o.values() for o in outcomes])
         longest = max(self.janus.n_codes, self.sampling.reason_tokens)
@@ -161,50 +181,88 @@ class RLJob:
     def learn(self, rng: np.random.Generator, rows: list[Row], n_rows: int, lr: float, step: int) -> dict[str, float]:
         """Several epochs of minibatches over one step's turns: this rank's ``rows`` of all ranks' ``n_rows``."""
         c = self.config
-        rows = self.with_reference(rows)
+        known = {row.index: row for row in self.with_reference(rows)}
+        fits = [minibatches(rng, n_rows, c.minibatches) for _ in range(c.value_epochs if self.critic else 0)]
+        epochs = [minibatches(rng, n_rows, c.minibatches) for _ in range(c.epochs)]
         seen: dict[str, list[float]] = {}
         if self.critic is not None:
-            self.critic.kl_weight = c.beta * self.nurse.beta if c.kl_in == "reward" else 0.0
-            states = self.states(rows)
-            rows, told = self.critic.judge(rows, states)
+            states = self.score_before(known, epochs[0])
             warm = step < c.value_warmup
-            for _ in range(c.value_epochs):
-                parts = [p.tolist() for p in np.array_split(rng.permutation(n_rows), c.minibatches)]
-                told["value_loss"] = self.critic.fit(rows, states, parts, None if warm else c.value_clip)
             if warm:
-                return told
+                seen |= {name: [value] for name, value in self.agreement.check().items()}
+            judged, told = self.teach_values(known, states, fits, None if warm else c.value_clip)
+            known = {row.index: row for row in judged}
             seen |= {name: [value] for name, value in told.items()}
-        mine = {row.index: row for row in rows}
-        for epoch in range(c.epochs):
-            for k, picks in enumerate(np.array_split(rng.permutation(n_rows), c.minibatches)):
-                part = [mine[i] for i in picks.tolist() if i in mine]
-                told = self.minibatch(part, lr)
-                if epoch or k:
-                    del told["sampler_gap"]  # what the last updates moved is in it
+            if warm:
+                epochs = []
+        else:  # the first update scores what it is made of itself
+            self.score_before(known, epochs[0][1:])
+        for epoch, parts in enumerate(epochs):
+            for k, numbers in enumerate(parts):
+                told, part = self.minibatch([known[i] for i in numbers if i in known], lr, first=not epoch and not k)
+                known |= {row.index: row for row in part}
                 for name, number in told.items():
                     seen.setdefault(name, []).append(number)
         return {name: float(np.mean(v)) for name, v in seen.items()}
 
-    def compare(self, gap: float) -> None:
-        """Refuse to start where recorded and scored log-probabilities differ by ``gap``. Raises Stopped."""
-        if not self.agreed and gap > self.most_disagreement:
-            raise Stopped(
-                f"policy: sampled and scored log-probabilities differ by {gap:.3g} before any update; "
-                f"at most {self.most_disagreement} is rounding, so the sampler and the scorer disagree"
-            )
+    def batches(self, rows: list[Row]) -> list[Packed]:
+        """Micro-batches of this rank's rows, as many of each head as every other rank has."""
+        return in_step(pack(rows, self.config.micro, self.janus.device), self.idle, self.ranks)
 
-    def minibatch(self, part: list[Row], lr: float) -> dict[str, float]:
-        """One update from this rank's part of a minibatch."""
+    @torch.no_grad()
+    def with_reference(self, rows: list[Row]) -> list[Row]:
+        """The rows with their log-probabilities under the frozen reference, which all epochs share."""
+        found: list[Row] = []
+        for batch in self.batches(rows):
+            logp = self.reference.score(self.engine.protocol, batch.turns)
+            found += [replace(row, reference=tuple(part.tolist())) for row, part in batch.split(logp)]
+        return found
+
+    @torch.no_grad()
+    def score_before(self, known: dict[int, Row], parts: list[list[int]]) -> dict[int, Tensor]:
+        """The policy's log-probabilities of the minibatches ``parts``, as it is before the step's first update, are put into
+        the rows in ``known``. They are computed in the micro-batches of the update, so that they are rounded in the same way.
+        Returns, for PPO, the final hidden states (n, D) from which each row's tokens were predicted."""
+        states: dict[int, Tensor] = {}
+        for numbers in parts:
+            for batch in self.batches([known[i] for i in numbers if i in known]):
+                logp, hidden = self.shards.run(policy.evaluate, self.janus, self.engine.protocol, batch.turns)
+                self.agreement.add(batch, logp)
+                known |= {row.index: replace(row, old=tuple(part.tolist())) for row, part in batch.split(logp)}
+                if self.critic is not None:
+                    states |= {row.index: part for row, part in batch.split(hidden)}
+        return states
+
+    def teach_values(
+        self, known: dict[int, Row], states: dict[int, Tensor], fits: list[list[list[int]]], clip: float | None
+    ) -> tuple[list[Row], dict[str, float]]:
+        """The rows with what the value head says of them, and metrics; then it is taught in passes of the minibatches
+        ``fits``."""
+        assert self.critic is not None
+        self.critic.kl_weight = self.config.beta * self.nurse.beta if self.config.kl_in == "reward" else 0.0
+        rows, of_rows = list(known.values()), [states[i] for i in known]
+        judged, told = self.critic.judge(rows, of_rows)
+        for parts in fits:
+            told["value_loss"] = self.critic.fit(judged, of_rows, parts, clip)
+        return judged, told
+
+    def minibatch(self, part: list[Row], lr: float, first: bool) -> tuple[dict[str, float], list[Row]]:
+        """One update from this rank's part of a minibatch. Returns metrics, and the rows with their log-probabilities before
+        the step's ``first`` update, which are that update's own."""
         c = self.config
         denominator = self.ranks.total({"weight": total_weight(part)})["weight"]
+        beta = c.beta * self.nurse.beta if c.kl_in == "loss" else 0.0
         sums = {"kl": 0.0, "clipped": 0.0, "loss": 0.0, "entropy": 0.0, "tokens": 0.0}
-        gap = 0.0
-        for batch in in_step(pack(part, c.micro, self.janus.device), self.idle, self.ranks):
+        found: list[Row] = []
+        for batch in self.batches(part):
             logp = self.shards.run(policy.score, self.janus, self.engine.protocol, batch.turns)
-            beta = c.beta * self.nurse.beta if c.kl_in == "loss" else 0.0
+            old = batch.old
+            if not len(old):
+                old = logp.detach()
+                self.agreement.add(batch, old)
             out = policy_loss(
                 logp,
-                batch.behaviour,
+                old,
                 batch.reference,
                 batch.advantage,
                 batch.weight,
@@ -212,41 +270,20 @@ class RLJob:
                 c.clip_range,
                 beta,
                 c.clip_high,
+                importance_weights(old, batch.behaviour, c.importance_cap),
             )
-            gap = max(gap, float(out.gap))
-            self.compare(gap)
             out.loss.backward()
+            found += [replace(row, old=tuple(values.tolist())) for row, values in batch.split(old)]
             sums["loss"] += float(out.loss.detach())
             sums["kl"] += float(out.kl) / denominator
             sums["clipped"] += float(out.clipped)
             sums["entropy"] -= float((batch.weight * logp.detach()).sum()) / denominator
             sums["tokens"] += float((batch.weight > 0).sum())
-        self.agreed = True
         sums = self.ranks.total(sums)
         sums["clipped"] /= sums.pop("tokens")
-        return sums | {"sampler_gap": max(self.ranks.gather(gap))} | self.update.step(lr)
-
-    @torch.no_grad()
-    def with_reference(self, rows: list[Row]) -> list[Row]:
-        """The rows with their log-probabilities under the frozen reference, which all epochs share."""
-        known: list[Row] = []
-        for batch in in_step(pack(rows, self.config.micro, self.janus.device), self.idle, self.ranks):
-            logp = self.reference.score(self.engine.protocol, batch.turns).tolist()
-            ends = np.cumsum([len(t.tokens) for t in batch.turns])
-            for row, end in zip(batch.rows, ends, strict=True):
-                known.append(replace(row, reference=tuple(logp[end - len(row.turn.tokens) : end])))
-        return [row for row in known if row.index >= 0]
-
-    @torch.no_grad()
-    def states(self, rows: list[Row]) -> list[Tensor]:
-        """The policy's final hidden states (n, D) from which each row's tokens were predicted."""
-        found: dict[int, Tensor] = {}
-        for batch in in_step(pack(rows, self.config.micro, self.janus.device), self.idle, self.ranks):
-            logp, hidden = self.shards.run(policy.evaluate, self.janus, self.engine.protocol, batch.turns)
-            self.compare(float((logp - batch.behaviour).abs().max()))  # PPO's first steps make no update
-            parts = hidden.split([len(t.tokens) for t in batch.turns])
-            found |= {row.index: part for row, part in zip(batch.rows, parts, strict=True)}
-        return [found[row.index] for row in rows]
+        if first:
+            sums |= self.agreement.check() | {"clipped_first": sums["clipped"]}
+        return sums | self.update.step(lr), found
 
     def advantages(self, outcome: Outcome) -> list[list[float]]:
         """Of every turn of a group's episodes. PPO's own come from its value head; there these say which groups vary."""
@@ -256,12 +293,12 @@ class RLJob:
         return advantages(*given, c.judging_weight)
 
     def picture(self, groups: list[Group], step: int) -> None:
-        """The best and worst episode of the groups that vary most, as a page."""
-        spread = [np.nanmax(v) - np.nanmin(v) for v in (self._last_scores(g) for g in groups)]
-        episodes = []
-        for i in np.argsort(spread)[::-1][:4]:
-            scores = self._last_scores(groups[i])
-            episodes += [groups[i].episodes[int(np.nanargmax(scores))], groups[i].episodes[int(np.nanargmin(scores))]]
+        """The best and worst episode of the groups that vary most, as a page; groups without any score are passed over."""
+        scored = [(group, scores) for group in groups if np.isfinite(scores := self._last_scores(group)).any()]
+        scored.sort(key=lambda each: np.nanmin(each[1]) - np.nanmax(each[1]))
+        episodes = [group.episodes[int(of(scores))] for group, scores in scored[:4] for of in (np.nanargmax, np.nanargmin)]
+        if not episodes:
+            return
         folder = self.out / "episodes"
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / f"step-{step}.html", filmstrip(episodes, f"step {step}: best and worst episodes of a group"))

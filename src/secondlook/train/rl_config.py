@@ -47,7 +47,8 @@ class RLConfig:
     code's, but verdicts compared with what the policy expects to earn on the same image. PPO: whether a turn ends with the
     episode's reward, or (both others) with its own."""
     judging_weight: float = 1.0
-    """Of what verdicts earn, the comprehension reward; 0: verdicts are sampled and teach nothing."""
+    """Of what verdicts earn, the comprehension reward; 0: verdicts are sampled and teach nothing (the KL holds them where they
+    are), and ``guard`` does not look at them."""
     balanced: bool = False
     """Verdicts on right and on wrong images weigh the same in a step (``train.advantage.balanced``)."""
     scale: Scale = "std"
@@ -100,10 +101,17 @@ class RLConfig:
     """Acts on falling rewards; default: none."""
     one_verdict: float = 0.99
     patience: int = 5
-    """These three: when a run that has nothing to learn from stops (``train.guard.Guard``)."""
-    most_disagreement: float | None = None
-    """Largest difference between a sampled token's recorded log-probability and its score before the first update; default:
-    0.01 in float32, 1 in bfloat16 (a 1B of random weights has 0.3 with guidance 5)."""
+    verdict_patience: int = 50
+    """These four: when a run that has nothing to learn from stops (``train.guard.Guard``)."""
+    most_mean_gap: float | None = None
+    most_high_gap: float | None = None
+    """These two: largest mean and 99 % quantile of |scored - recorded| log-probability before the first update, of the tokens
+    of each kind and over all ranks; above, the sampler is not the policy and the run is refused. Of tokens without guidance:
+    with guidance 5 rounding is 6.4 times larger, and so is what is allowed. Default: ``train.agreement.LIMITS``, which says
+    why."""
+    importance_cap: float = 2.0
+    """Tokens count min(exp(scored - recorded), this) times in the policy's loss, as the sampler rounds otherwise than the
+    policy that is trained (``train.loss.importance_weights``); 0: they all count once."""
     seed: int = 0
     threads: int = 2
     device: str = "cpu"
@@ -120,13 +128,14 @@ class RLConfig:
 
     def __post_init__(self) -> None:
         positive: tuple[str, ...] = ("steps", "group", "prompts_per_step", "rounds", "minibatches", "epochs", "micro")
-        positive += ("value_epochs", "save_every", "log_every", "picture_every")
+        positive += ("value_epochs", "save_every", "log_every", "picture_every", "patience", "verdict_patience")
         for name in (*positive, "at_once", "lora", "lora_alpha", "shard", "value_warmup", "warmup"):
             least = 2 if name == "group" else int(name in positive)
             if getattr(self, name) < least:
                 raise InputError(f"config: {name} is {getattr(self, name)}; it must be at least {least}")
-        if self.judging_weight < 0:
-            raise InputError(f"config: judging_weight is {self.judging_weight}; it must not be negative")
+        for name in ("judging_weight", "importance_cap", "most_mean_gap", "most_high_gap"):
+            if (getattr(self, name) or 0) < 0:
+                raise InputError(f"config: {name} is {getattr(self, name)}; it must not be negative")
         if self.kl_in == "reward" and self.algorithm != "ppo":
             raise InputError("config: kl_in is 'reward'; only ppo has a reward for each token, use 'loss'")
         miniature.check_shares("kinds", self.kinds, miniature.WISHES)

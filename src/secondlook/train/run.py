@@ -24,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.distributed.checkpoint.api import CheckpointException
 
 from secondlook.files import append_rows, read_json, same_config, stored_rows, versions, writable_folder, write_text
+from secondlook.train.ending import EndRequest, Saved
 from secondlook.train.ranks import Ranks
 from secondlook.train.stored import load_state
 from secondlook.types import InputError
@@ -172,7 +173,7 @@ class Run:
     ) -> None:
         """Run ``step`` for steps self.step … steps-1, logging the mean of its metrics; ``every`` maps a period to a probe.
         ``watch`` is told each step's metrics and whether the state will be written, and may act and write it itself, at
-        whatever step: then it returns True."""
+        whatever step: then it returns True. Raises Saved after a step during which one of the ranks was asked to end."""
         from torch.utils.tensorboard import SummaryWriter
 
         board = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step) if self.ranks.first else None
@@ -186,7 +187,7 @@ class Run:
         sums: dict[str, float] = {}
         counts: dict[str, int] = {}
         began = time.perf_counter()
-        with Progress(*columns, disable=not self.ranks.first) as progress:
+        with Progress(*columns, disable=not self.ranks.first) as progress, EndRequest() as request:
             bar = progress.add_task(self.out.name, total=steps, completed=self.step)
             while self.step < steps:
                 found = step(self.step)
@@ -210,12 +211,15 @@ class Run:
                             board.add_scalar(name, value, self.step)
                     shown = " ".join(f"{k} {v:.3g}" for k, v in list(row.items())[:3])
                     progress.update(bar, description=f"{self.out.name} {shown}")
-                due = self.step % save_every == 0 or self.step == steps
+                asked = any(self.ranks.gather(request.came))
+                due = self.step % save_every == 0 or self.step == steps or asked
                 if watch and watch(found, due):
                     sums, counts = {}, {}
                 elif due:
                     self.save()
                 progress.update(bar, completed=self.step)
+                if asked and self.step < steps:
+                    raise Saved(f"asked to end; {self.out} has the state of step {self.step}, and the same command goes on")
         if board:
             board.close()
 

@@ -56,6 +56,9 @@ class Shards:
     ):
         self.janus, self.ranks, self.adapters = janus, ranks, adapters
         self.root: Any = None
+        self.encoders: dict[str, torch.Tensor] = {}
+        """Frozen encoders' weights as they were read, of which bfloat16 holds less (on the first rank's CPU): they are written
+        as they were."""
         self.offload = offload
         if ranks.size == 1 and dtype == "float32":
             return
@@ -73,9 +76,13 @@ class Shards:
         frozen = [*model.vqmodel.parameters(), *model.vision_model.parameters()]
         if dtype == "bfloat16":
             policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-            for p in janus.net.parameters():
-                if not p.requires_grad:  # nothing is added to it, so that float32 would tell no more
-                    p.data = p.data.to(torch.bfloat16)
+            whole = {id(p) for p in frozen}
+            for name, p in janus.net.named_parameters():
+                if not p.requires_grad:  # nothing is added to it while training
+                    half = p.data.to(torch.bfloat16)
+                    if id(p) in whole and ranks.first and not torch.equal(half.to(p.dtype), p.data):
+                        self.encoders[name] = p.data.cpu()
+                    p.data = half
         for part in (model.vqmodel, model.vision_model):
             part.to(ranks.device)
         where = CPUOffloadPolicy() if offload and kind != "cpu" else OffloadPolicy()
@@ -132,12 +139,14 @@ class Shards:
         return get_model_state_dict(self.janus.net, options=options)
 
     def save(self, folder: Path) -> None:
-        """Write the checkpoint, on the first rank; adapters are added to it, and lie in "adapter" by themselves too."""
+        """Write the checkpoint, on the first rank, no weight in fewer than 32 bits; adapters are added to it, and lie in
+        "adapter" by themselves too."""
         weights = self.weights()
         if self.ranks.first:
             with whole_folder(folder) as temporary:
                 if self.adapters is not None:
                     self.adapters.export(weights, temporary / "adapter")
                     weights = self.adapters.merged(weights)
-                self.janus.save(temporary, weights)
+                weights |= self.encoders
+                self.janus.save(temporary, {n: w.float() if w.dtype == torch.bfloat16 else w for n, w in weights.items()})
         self.ranks.wait()
