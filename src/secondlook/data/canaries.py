@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +14,10 @@ from PIL import Image
 
 from secondlook.data import miniature
 from secondlook.data.overlap import normal
+from secondlook.data.stored import Kept, Place, Shard
 from secondlook.files import (
     beside,
-    finite,
     read_image,
-    read_parquet,
     read_rows,
     text_field,
     writable_folder,
@@ -48,28 +50,29 @@ def choose(data: Path, out: Path, n: int = 16, sure: float = 0.95, seed: int = 0
     The judge chose the good ones, so a person has to look: a judge that is wrong on all of them would pass its own check.
     Raises InputError where the folder has fewer.
     """
-    rows, sources = sure_rows(data, sure)
+    rows = sure_rows(data, sure)
     rng = np.random.default_rng(seed)
     rows = [rows[i] for i in rng.permutation(len(rows))]
-    by_prompt = {(row["prompt"], row["source_id"]): row for row in rows}  # one of each
-    chosen = list(by_prompt.values())[:n]
+    chosen = list({(row.prompt, row.source_id): row for row in rows}.values())[:n]  # one picture of each
     if len(chosen) < n:
         raise InputError(f"canaries: {data} has {len(chosen)} prompts with a picture of score {sure} and more; {n} are needed")
-    prompts = list(dict.fromkeys(row["prompt"] for row in rows))
+    sources = source_files(data) if any(row.source_id for row in chosen) else {}
+    prompts = list(dict.fromkeys(row.prompt for row in rows))
     lines: list[dict[str, Any]] = []
     writable_folder(out)
     for i, row in enumerate(chosen):
-        good = {"prompt": row["prompt"], "image": f"{i:03d}.png", "good": True}
-        write_bytes(out / good["image"], row["image"]["bytes"])
-        if row["source_id"]:
+        image = f"{i:03d}.png"
+        good: dict[str, Any] = {"prompt": row.prompt, "image": image, "good": True}
+        write_bytes(out / image, row.file())
+        if row.source_id:
             source = f"{i:03d}-source.png"
-            write_bytes(out / source, sources[row["source_id"]])
+            write_bytes(out / source, sources[row.source_id]())
             good |= {"source": source}
             lines += [good, good | {"image": source, "good": False}]
         else:
-            other = next((p for p in prompts if not _words(p) & _words(row["prompt"])), None)
+            other = next((p for p in prompts if not _words(p) & _words(row.prompt)), None)
             if other is None:
-                raise InputError(f"canaries: every prompt of {data} shares a word with {row['prompt']!r}; give more prompts")
+                raise InputError(f"canaries: every prompt of {data} shares a word with {row.prompt!r}; give more prompts")
             lines += [good, good | {"prompt": other, "good": False}]
     write_text(out / "canaries.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     shown = [line | {"src": embed(read_image(out / line["image"]))} for line in lines]
@@ -81,18 +84,37 @@ def _words(prompt: str) -> set[str]:
     return set(normal(prompt).split()) - {"photo", "of", "and", "in", "on", "is", "to", "with"}
 
 
-def sure_rows(data: Path, sure: float) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
-    """Rows of pictures that scored ``sure`` and more, and the sources' files by name. Raises InputError."""
+@dataclass(frozen=True)
+class SurePicture:
+    """A picture of a build that its judge was sure of; ``file`` reads it."""
+
+    prompt: str
+    source_id: str | None
+    file: Callable[[], bytes]
+
+
+def sure_rows(data: Path, sure: float) -> list[SurePicture]:
+    """Pictures that scored ``sure`` and more; none is read. Raises InputError."""
     shards = sorted(data.glob("images-*.parquet"))
     if not shards:
         raise InputError(f"data: {str(data)!r} holds no images-*.parquet; run data build first")
-    rows = []
+    kept, found = Kept(), []
     for path in shards:
-        for row in read_parquet(path, ["prompt", "score", "source_id", "image"]).to_pylist():
-            if finite(row["score"], sure, 1):
-                rows.append(row)
-    stored = [row for path in sorted(data.glob("sources-*.parquet")) for row in read_parquet(path).to_pylist()]
-    return rows, {row["id"]: row["image"]["bytes"] for row in stored}
+        shard = Shard(path, kept)
+        for place, words in shard.scan():
+            if words.score is not None and words.score >= sure:
+                found.append(SurePicture(words.prompt, words.source, partial(shard.file_of, place)))
+    return found
+
+
+def source_files(data: Path) -> dict[str, Callable[[], bytes]]:
+    """Readers of the pictures that a build's edits are edits of, by their names."""
+    kept = Kept()
+    found: dict[str, Callable[[], bytes]] = {}
+    for path in sorted(data.glob("sources-*.parquet")):
+        shard = Shard(path, kept, ("id", "image"))
+        found |= {name: partial(shard.file_of, Place(at)) for at, name in enumerate(shard.ids())}
+    return found
 
 
 def read(path: str | Path) -> tuple[list[Pair], list[Pair]]:

@@ -29,8 +29,7 @@ def write_instructions(
 
     Answers are kept in ``out``, so a stopped call goes on. Raises InputError where there are no such pictures or answers.
     """
-    rows, _ = sure_rows(data, good)
-    by_prompt = {row["prompt"]: row for row in rows if not row["source_id"]}
+    by_prompt = {row.prompt: row for row in sure_rows(data, good) if not row.source_id}
     prompts = list(by_prompt)
     if not prompts:
         raise InputError(f"data: {data} has no picture with a score of {good} and more; build more")
@@ -45,7 +44,7 @@ def write_instructions(
         if not instructions:
             without.append(prompt)
             continue
-        write_bytes(out / f"{i:06d}.png", by_prompt[prompt]["image"]["bytes"])
+        write_bytes(out / f"{i:06d}.png", by_prompt[prompt].file())
         lines += [{"prompt": text.strip(), "source": f"{i:06d}.png"} for text in instructions[:each] if text.strip()]
     if not lines:
         raise InputError(f"instructions: {endpoint.model!r} at {endpoint.url} gave none for {len(chosen)} pictures")
