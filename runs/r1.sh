@@ -20,7 +20,7 @@ else
   source recipes/r1.sh
 fi
 
-data() { runs/ranks.sh data "$1" --config "recipes/$2_$size.toml" --out "$out/$3" "${@:4}"; }
+data() { runs/ranks.sh data build --config "recipes/$1.toml" --out "$out/$1" "${@:2}"; }
 train() { runs/ranks.sh train "$1" --config "recipes/$2_$size.toml" --out "$out/$3" "${@:4}" "${train_settings[@]}"; }
 measure() { # name, model, benchmarks: what has a result is not measured again
   for benchmark in $3; do
@@ -37,7 +37,7 @@ python benchmarks/simulate.py "recipes/${algorithm}_$size.toml" --ranks "$gpus" 
 
 echo "2. prompts and pictures"
 [ -f "$seeds" ] || secondlook data fetch --out "$files"
-data build data data "${data_settings[@]}"
+data data "${data_settings[@]}"
 
 echo "3. stage 1"
 train sft sft sft --set "model=$base" --set "data=$out/data" "${sft_settings[@]}"
@@ -53,7 +53,7 @@ compared=(base="$out/benchmarks/base" sft="$out/benchmarks/sft" "$algorithm=$out
 if [ "${EDITS:-1}" = 1 ]; then
   echo "6. editing"
   [ -f "$out/edits/edits.jsonl" ] || secondlook data edits "$out/data" --out "$out/edits" "${writer[@]}"
-  data build edit_data edit_data "${edit_data_settings[@]}"
+  data edit_data "${edit_data_settings[@]}"
   train sft edit_sft edit_sft --set "model=$out/$algorithm/final" --set "data=$out/edit_data" "${sft_settings[@]}"
   [ -f "$out/edit_canaries/canaries.jsonl" ] ||
     secondlook data canaries "$out/edit_data" --out "$out/edit_canaries" "${canary_settings[@]}"

@@ -16,7 +16,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from PIL import Image
 
-COLOURS, THINGS = ("red", "blue", "green", "white"), ("cat", "cup", "star", "key")
+COLOURS = ("red", "blue", "green", "white", "black", "pink", "brown", "grey")
+THINGS = ("cat", "cup", "star", "key", "moon", "house", "fish", "bird", "tree", "boat", "drum", "ring")
 
 
 def share(*parts: bytes) -> float:
@@ -40,14 +41,14 @@ def answer(body: dict) -> dict:
         content = [{**likely[0], "top_logprobs": likely}]
         return {"message": {"role": "assistant", "content": "Yes" if p > 0.5 else "No"}, "logprobs": {"content": content}}
     if "JSON list" in text and "instructions" in text:
-        made = [f"make it {COLOURS[int(4 * share(text.encode(), bytes([k])))]}" for k in range(3)]
+        made = [f"make it {COLOURS[int(len(COLOURS) * share(text.encode(), bytes([k])))]}" for k in range(3)]
         words = json.dumps(list(dict.fromkeys(made)))
     elif "JSON list" in text:
         seed = text.rpartition("\n")[2].encode()
         made = []
         for k in range(5):
-            colour, thing = (names[int(4 * share(seed, bytes([k, len(names[0])])))] for names in (COLOURS, THINGS))
-            made.append(f"a photo of a {colour} {thing} number {int(1000 * share(seed, bytes([k])))}")
+            colour, thing = (names[int(len(names) * share(seed, bytes([k, len(names)])))] for names in (COLOURS, THINGS))
+            made.append(f"a photo of a {colour} {thing}")
         words = json.dumps(made)
     else:
         words = "There is a star."
