@@ -3,9 +3,9 @@
     python benchmarks/simulate.py recipes/grpo_7b.toml --ranks 8 --memory 80
     python benchmarks/simulate.py recipes/*.toml --json out/simulate.json
 
-A part is a module of its own: ``rollout`` (episodes, by the engine's own scheduler), ``update`` (a minibatch under FSDP), ``order``
-(collectives of ranks with unequal work) and ``host`` (stage 1's memory and reads on a CPU). Peaks are GiB a rank, beside those of
-``secondlook plan``. Exits with 1 where a recipe does not fit, or where the plan is more than a tenth away from a peak.
+A part is a module of its own: ``rollout`` (episodes, by the engine's own scheduler), ``update`` (a minibatch under FSDP),
+``order`` (collectives of ranks with unequal work) and ``host`` (stage 1's memory and reads on a CPU). Peaks are GiB a rank,
+beside those of ``secondlook plan``. Exits with 1 where a recipe does not fit, or where the plan is more than a tenth away.
 """
 
 from __future__ import annotations
@@ -40,14 +40,19 @@ def named(recipe: Path) -> tuple[int, float]:
 
 
 def load(recipe: Path) -> tuple[str, Any]:
-    """A recipe's stage ("rl" or "sft") and its settings."""
-    stage = "sft" if "data" in tomllib.loads(recipe.read_text()) else "rl"
-    return stage, configs.load(SFTConfig if stage == "sft" else RLConfig, recipe, [])
+    """A recipe's stage ("rl" or "sft") and its settings; ("", None) for one that trains nothing."""
+    said = tomllib.loads(recipe.read_text())
+    if "algorithm" in said:
+        return "rl", configs.load(RLConfig, recipe, [])
+    return ("sft", configs.load(SFTConfig, recipe, [])) if "data" in said else ("", None)
 
 
 def simulate(recipe: Path, args: argparse.Namespace) -> list[dict]:
     """Every wanted part of one recipe."""
     stage, config = load(recipe)
+    if not stage:
+        print(f"{recipe.stem}: it trains nothing")
+        return []
     ranks, memory = (given or own for given, own in zip((args.ranks, args.memory), named(recipe), strict=True))
     results = []
     for part, stages in PARTS.items():

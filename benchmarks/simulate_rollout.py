@@ -1,5 +1,6 @@
-"""A rank's rollout of a recipe at full size, without weights: the engine's own scheduler, slots and kept sequences, on the meta
-device, where a tensor has a size and no values. Passes of the language model are left out; what they would sample is made up."""
+"""A rank's rollout of a recipe at full size, without weights: the engine's own scheduler, slots and kept sequences, on torch's
+meta device, where a tensor has a size and no values. Passes of the language model are left out; what they would sample is made
+up."""
 
 from __future__ import annotations
 
@@ -174,16 +175,14 @@ def janus_of(size: str, dtype: torch.dtype) -> Janus:
 def rollout(
     janus: Janus, batch: int, episodes: int, rounds: int, group: int, editing: bool, yes: float, shortest: int
 ) -> tuple[Log, Bytes]:
-    """Serve ``episodes`` of a rank, of which so many form a group; their verdicts are Yes with probability ``yes``, their reasons
-    have ``shortest`` to 48 tokens. Returns what was seen, and the bytes."""
+    """Serve ``episodes`` of a rank, of which so many form a group; their verdicts are Yes with probability ``yes``, their
+    reasons have ``shortest`` to 48 tokens. Returns what was seen, and the bytes."""
     log = Log(yes, shortest)
     counted = Bytes(lambda: log.peak.update(log.held() | {"step": log.steps}))
     replaced, engine = parts(log), Engine(janus, batch)
     template = length(engine.protocol.draw("a"), janus.n_patches) - 1
     source, codes = (Image.new("RGB", (1, 1)), (0,) * janus.n_codes) if editing else (None, ())
-    prompts = [
-        Prompt(f"a{i // group}" + " a" * (plan.PROMPT - template - 1), source, codes) for i in range(episodes)
-    ]
+    prompts = [Prompt(f"a{i // group}" + " a" * (plan.PROMPT - template - 1), source, codes) for i in range(episodes)]
 
     def watched(tasks):
         """Counts those that have begun and not ended."""
@@ -228,8 +227,9 @@ def run(recipe: Path, config: RLConfig, ranks: int, memory: float, yes: Sequence
         peaks[f"{share:g} yes, reasons of {shortest} tokens and more"] = besides + counted.peak / GIB
         at = ", ".join(f"{name} {size:.1f}" for name, size in log.peak.items() if name in DRAWING)
         lines.append(
-            f"{share:.0%} Yes, reasons of {shortest} tokens and more: {besides + counted.peak / GIB:.1f} GiB at step {log.peak['step']} of {log.steps} ({at}, all else "
-            f"{besides:.1f}); {log.most} episodes under way, {log.places / log.steps:.1f} of {batch} places in use"
+            f"{share:.0%} Yes, reasons of {shortest} tokens and more: {besides + counted.peak / GIB:.1f} GiB at step "
+            f"{log.peak['step']} of {log.steps} ({at}, all else {besides:.1f}); {log.most} episodes under way, "
+            f"{log.places / log.steps:.1f} of {batch} places in use"
         )
     most, foretold = max(peaks.values()), sum(planned.values()) / GIB
     lines.append(f"rollout: at most {most:.1f} GiB a rank; plan says {foretold:.1f} ({foretold / most - 1:+.0%})")

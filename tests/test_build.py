@@ -5,16 +5,18 @@ import shutil
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from misbehaving import Judge
 from secondlook.data import overlap
 from secondlook.data.build import BuildConfig, ExpandConfig, build
-from secondlook.data.generators import GeneratorConfig, Shard, make
+from secondlook.data.generators import Diffusers, GeneratorConfig, Shard, make
 from secondlook.data.pair import Pool
 from secondlook.rewards.base import Score
 from secondlook.types import InputError, Prompt, Share
@@ -220,6 +222,27 @@ def test_bad_settings_are_named(folder, tmp_path):
     (tmp_path / "copy" / "metadata.jsonl").write_text("{}\n")
     with pytest.raises(InputError, match=r"metadata\.jsonl"):
         build(config(tmp_path / "copy"), Named(), tmp_path / "out", nothing)
+
+
+def test_a_pipeline_draws_fewer_where_memory_is_short():
+    """A batch that does not fit is tried again in halves; seeds stay with their pictures."""
+    asked: list[int] = []
+
+    def pipeline(prompt, generator, **settings):
+        asked.append(len(prompt))
+        if len(prompt) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return SimpleNamespace(images=[Image.new("RGB", (1, 1), (g.initial_seed() % 256, 0, 0)) for g in generator])
+
+    drawn = {}
+    for batch in (1, 16):
+        generator = Diffusers.__new__(Diffusers)
+        generator.config, generator.pipeline = GeneratorConfig("diffusers", "pipeline", images=4), pipeline
+        generator.device, generator.seed, generator.batch = "cpu", 0, batch
+        drawn[batch] = generator(Shard(0, 0, (Prompt("a cat"), Prompt("a dog")), 2))
+    assert asked == [1] * 8 + [8, 4, 2, 2, 2, 2]
+    for one, other in zip(drawn[1], drawn[16], strict=True):
+        assert (one.prompt, one.seed, one.image.getpixel((0, 0))) == (other.prompt, other.seed, other.image.getpixel((0, 0)))
 
 
 def test_a_pipeline_of_diffusers_draws(tmp_path):

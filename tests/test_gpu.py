@@ -43,6 +43,16 @@ def test_the_same_as_on_a_cpu():
         assert [r.p_yes for r in a.rounds] == pytest.approx([r.p_yes for r in b.rounds], abs=1e-3)
 
 
+@pytest.mark.parametrize("device", ["cuda:0", "cuda:1"])
+def test_a_gpu_named_by_its_number(device):
+    """The first is current all the while, and has made graphs before."""
+    if torch.device(device).index >= torch.cuda.device_count():
+        pytest.skip(f"no {device}")
+    torch.cuda.set_device(0)
+    there, _, here = (episodes(Janus.load("mini", d, torch.float64), batch=5) for d in ("cpu", "cuda:0", device))
+    assert tokens(here) == tokens(there) and torch.cuda.current_device() == 0
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_graphs_change_nothing(dtype, monkeypatch):
     janus = Janus.load("mini", "cuda", dtype)

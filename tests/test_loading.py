@@ -20,7 +20,7 @@ from secondlook.cli import main
 from secondlook.engine.decode import Engine
 from secondlook.engine.linear import fast_linear
 from secondlook.model import checkpoint, convert, packed, policy
-from secondlook.model.janus import Janus
+from secondlook.model.janus import Janus, quick
 from secondlook.types import InputError, Request, Rule
 
 CODEBOOK = "model.vqmodel.quantize.embedding.weight"
@@ -261,3 +261,14 @@ def test_weights_in_8_bits():
         torchao.quantize_(quantized, torchao.Int8WeightOnlyConfig())
         x = torch.randn(3, 1024)
         assert (quantized(x) - large(x)).abs().max() < 0.05
+
+
+def test_auto_is_half_precision_on_a_gpu_alone(tmp_path):
+    """What training writes is float32, and a GPU draws in bfloat16; what is stored in half precision stays as it is."""
+    cpu, cuda, apple = map(torch.device, ("cpu", "cuda", "mps"))
+    single, brain, half = torch.float32, torch.bfloat16, torch.float16
+    assert [quick(cpu, t) for t in (single, brain, half, None)] == [single] * 4
+    assert [quick(cuda, t) for t in (single, brain, half, None)] == [brain, brain, half, brain]
+    assert [quick(apple, t) for t in (single, brain, None)] == [single, brain, None]
+    Janus.load("mini-base", dtype=brain).save(tmp_path / "m")
+    assert Janus.load(tmp_path / "m", dtype="auto").dtype == single and Janus.load(tmp_path / "m", dtype=None).dtype == brain

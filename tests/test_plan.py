@@ -24,7 +24,7 @@ from secondlook.train.sft import SFTConfig
 from secondlook.train.update import freeze, trainable
 from secondlook.types import Prompt
 
-RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*_*b*.toml"))
+RECIPES = sorted(p for p in (Path(__file__).parents[1] / "recipes").glob("*.toml") if "data" not in p.stem.split("_"))
 TABLE_5 = {
     "sft": {"steps": 50_000, "warmup": 1000, "min_lr": 2e-7, "batch": 128, "weight_decay": 0.05, "clip": 1.0},
     "rl": {

@@ -33,7 +33,7 @@ def test_what_the_data_recipes_name_is_fetched_or_made():
             assert name in made or name.endswith(".sqlite"), f"{recipe.name} names {name}"
     for name in ("canaries/canaries.jsonl", "edits/edits.jsonl", "data/prompts.jsonl", "seeds.txt", "vllm serve"):
         assert name in page
-    for command in (  # noqa: E501
+    for command in (
         "data fetch",
         "data canaries",
         "data edits",

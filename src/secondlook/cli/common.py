@@ -60,8 +60,8 @@ def load_engine(model: str, device: str = "cpu", batch: int = 64, dtype: str = "
 
     if dtype not in DTYPES:
         raise InputError(f"dtype: {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
-    kind = "auto" if dtype in ("auto", "int8") else getattr(torch, dtype)
-    janus = Janus.load(model, device, kind, attention)
+    auto = dtype in ("auto", "int8")
+    janus = Janus.load(model, device, "auto" if auto else getattr(torch, dtype), attention)
     return Engine(janus.in_8_bits() if dtype == "int8" else janus, batch)
 
 

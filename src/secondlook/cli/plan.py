@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from secondlook.train.plan import Plan
 
 
-
 def plan(
     model: Annotated[
         str, typer.Option(help="1b, 7b, a shipped model, a folder or a hub id; default: the one of --config, or 7b.")
@@ -48,9 +47,7 @@ def plan(
     model, editing = model or "7b", bool(editing)
     sizes, available = plans.sizes(model), memory * plans.GIB
     account = plans.account(sizes, job, gpus, editing)
-    _print_table(
-        account, f"GiB of each of {gpus} GPUs: {model}, {(sizes.trained + sizes.frozen) / 1e9:.2f} billion parameters"
-    )
+    _print_table(account, f"GiB of each of {gpus} GPUs: {model}, {(sizes.trained + sizes.frozen) / 1e9:.2f} billion parameters")
     changes, enough = plans.advice(sizes, job, gpus, available, editing)
     held, spare = account.peak / plans.GIB, plans.SPARE / plans.GIB
     fits = not changes and enough

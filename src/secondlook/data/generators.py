@@ -40,7 +40,7 @@ class GeneratorConfig:
     steps: int = 28
     """Diffusers: denoising steps."""
     batch: int = 96
-    """Pictures drawn together."""
+    """Pictures drawn together, fewer where a GPU's memory does not hold so many."""
     licence: str = ""
     """Of the pictures, for the manifest."""
 
@@ -145,7 +145,7 @@ class Diffusers:
             raise InputError("generators: diffusers is not installed; run pip install 'secondlook[diffusers]'") from error
         import torch
 
-        self.config, self.device, self.seed = config, device, seed
+        self.config, self.device, self.seed, self.batch = config, device, seed, config.batch
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
         try:
             self.pipeline: Any = diffusers.DiffusionPipeline.from_pretrained(config.model, torch_dtype=dtype).to(device)
@@ -161,15 +161,23 @@ class Diffusers:
         asked = [prompt for prompt in shard.prompts for _ in range(c.images)]
         seeds = [turn_seed(self.seed * 10**9 + shard.start * c.images + k, 0) % 2**63 for k in range(len(asked))]
         settings = {"num_inference_steps": c.steps} | ({} if c.guidance is None else {"guidance_scale": c.guidance})
-        found = []
-        for i in range(0, len(asked), c.batch):
-            part, own = asked[i : i + c.batch], seeds[i : i + c.batch]
+        found: list[Picture] = []
+        while len(found) < len(asked):
+            here = slice(len(found), len(found) + self.batch)
+            part, own = asked[here], seeds[here]
             chances = [torch.Generator("cpu").manual_seed(s) for s in own]
             sources = [p.source for p in part if p.source]
             if sources and len(sources) < len(part):
                 raise InputError("generators: diffusers is asked for pictures and for edits; give each a build of its own")
             given = {"image": sources} if sources else {}
-            images = self.pipeline(prompt=[p.text for p in part], generator=chances, **given, **settings).images
+            try:
+                images = self.pipeline(prompt=[p.text for p in part], generator=chances, **given, **settings).images
+            except torch.OutOfMemoryError:
+                if self.batch == 1:
+                    raise
+                self.batch = -(-min(self.batch, len(part)) // 2)  # what a pipeline needs is not known before it runs
+                torch.cuda.empty_cache()
+                continue
             found += [Picture(p, image, c.model, s) for p, image, s in zip(part, images, own, strict=True)]
         return found
 

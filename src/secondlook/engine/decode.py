@@ -89,8 +89,8 @@ class Engine:
             return [tuple(row) for part in in_parts(self.janus, images) for row in self.janus.to_codes(part).tolist()]
 
     def serve(self, tasks: Iterable[Task], need: Need | None = None) -> list[Any]:
-        """Run tasks to their ends; returns what they return, in order. ``need`` is what each holds at the most; None: not known,
-        and as many are under way as the engine's ``batch`` allows."""
+        """Run tasks to their ends; returns what they return, in order. ``need`` is what each holds at the most; None: not
+        known, and as many are under way as the engine's ``batch`` allows."""
         with self._running(), fast_linear(self.janus.device), sdpa_kernel(KERNELS):
             return self._serve(tasks, fitting(self.janus, need, self.batch) if need else self.batch)
 

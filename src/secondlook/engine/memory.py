@@ -35,10 +35,11 @@ class Need:
         def drawing(t: int) -> int:
             return prompt + t * image + (t - 1) * (ASKED + reason + AGAIN)
 
-        kept = 0
-        if rounds > 1:  # the most is held by one that waits for its last redraw: the drawing before it and its twin, the verdict
-            kept = drawing(rounds - 1) * (1 if reencoded else 3) + ASKED + reason
-        return Need(drawing(rounds), drawing(rounds) + ASKED + reason, kept)
+        longest = drawing(rounds) + ASKED + reason
+        if rounds == 1:
+            return Need(drawing(1), longest)
+        # one that waits for its last redraw holds most: the drawing before it, that one's twin, and the verdict on it
+        return Need(drawing(rounds), longest, drawing(rounds - 1) * (1 if reencoded else 3) + ASKED + reason)
 
     def cache(self, episodes: int) -> int:
         """Columns of the cache for so many under way together, each with its twin."""

@@ -71,9 +71,9 @@ class Pictures:
             begins = max([step, *(p.due for p in self._painting)])  # one part is painted after another
             self._painting.append(self._start(part, begins + self._late * len(part)))
         found: list[tuple[Any, Any]] = []
-        for part in in_parts(self.janus, encode):
-            codes = self.janus.to_codes([what.image for _, what in part]).tolist()
-            found += [(who, tuple(row)) for (who, _), row in zip(part, codes, strict=True)]
+        for given in in_parts(self.janus, encode):
+            codes = self.janus.to_codes([what.image for _, what in given]).tolist()
+            found += [(who, tuple(row)) for (who, _), row in zip(given, codes, strict=True)]
         while self._painting and (self._painting[0].due <= step or (idle and not found)):
             found += self._finish(self._painting.popleft())
         return found

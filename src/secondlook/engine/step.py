@@ -24,6 +24,7 @@ from secondlook.engine.cache import Slots, in_columns, rounded
 from secondlook.model import packed
 from secondlook.model.janus import Janus
 
+
 def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """RMSNorm of (R, D) in float32."""
     exact = x.float()

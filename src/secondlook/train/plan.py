@@ -1,9 +1,10 @@
 """What a recipe needs of a GPU's memory, and what to change where it does not fit.
 
 An account of the tensors that a rank holds at the two peaks: while episodes are drawn, and while the policy is updated. Drawing
-is counted where every verdict is No, for a run may come to that. What is kept for the gradient is counted per token and layer
-from the layers' own operations. ``benchmarks/simulate.py`` runs the same at full size without weights, ``benchmarks/rl_step.py``
-measures it (docs/LOG.md says how near they come). Fragments and the CUDA context (a few GB) come on top: ``SPARE``.
+is counted where every verdict is No and the episodes are in step, for a run may come to that. What is kept for the gradient is
+counted per token and layer from the layers' own operations. ``benchmarks/simulate.py`` runs the same at full size without
+weights, ``benchmarks/rl_step.py`` measures it (docs/LOG.md says how near they come). Fragments and the CUDA context (a few GB)
+come on top: ``SPARE``.
 """
 
 from __future__ import annotations
@@ -160,7 +161,7 @@ class Plan:
 
 
 def account(s: Sizes, config: RLConfig | SFTConfig, ranks: int, editing: bool = False) -> Plan:
-    """What a rank of ``ranks`` holds when it runs ``config`` on a model of sizes ``s``; ``editing``: the prompts have sources."""
+    """What a rank of ``ranks`` holds when it runs ``config`` on a model of sizes ``s``. ``editing``: prompts have sources."""
     sharded = ranks > 1 or config.dtype == "bfloat16"
     size = 2 if config.dtype == "bfloat16" else 4
     parts = (config.shard or ranks) if sharded else 1
@@ -205,9 +206,7 @@ def account(s: Sizes, config: RLConfig | SFTConfig, ranks: int, editing: bool = 
     return Plan(always | drawing, update)
 
 
-def advice(
-    s: Sizes, config: RLConfig | SFTConfig, ranks: int, memory: float, editing: bool = False
-) -> tuple[list[str], bool]:
+def advice(s: Sizes, config: RLConfig | SFTConfig, ranks: int, memory: float, editing: bool = False) -> tuple[list[str], bool]:
     """Settings to change, the least costly first, until a rank fits into ``memory`` bytes (nothing where it does), and whether
     it then does."""
     said: dict[str, str] = {}
@@ -224,9 +223,7 @@ def advice(
         said[name] = f"{name} = {value!r}".replace("'", '"')
 
 
-def _next(
-    s: Sizes, config: Any, ranks: int, memory: float, editing: bool, high: dict[str, bool]
-) -> tuple[str, Any] | None:
+def _next(s: Sizes, config: Any, ranks: int, memory: float, editing: bool, high: dict[str, bool]) -> tuple[str, Any] | None:
     """The least costly change for the peaks that are too high; None: there is none left."""
     rl = isinstance(config, RLConfig)
     milder = {"none": "selective", "selective": "full"}
@@ -256,9 +253,7 @@ def at_once(s: Sizes, config: RLConfig, ranks: int, memory: float, editing: bool
     return next((n for n in range(every, 0, -1) if fits(n)), 0)
 
 
-def ranks_needed(
-    s: Sizes, config: RLConfig | SFTConfig, memory: float, editing: bool = False, most: int = 1024
-) -> int | None:
+def ranks_needed(s: Sizes, config: RLConfig | SFTConfig, memory: float, editing: bool = False, most: int = 1024) -> int | None:
     """The fewest ranks (1, 2, 4 …) on which ``config`` fits as it is; None: not on ``most``."""
     config, ranks = replace(config, shard=0), 1
     while ranks <= most:
