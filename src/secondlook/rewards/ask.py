@@ -12,6 +12,7 @@ again. What stays unanswered is None: missing, never 0, and ``missing`` says why
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import sys
@@ -191,9 +192,9 @@ class Asker:
     async def _answer(self, http: httpx.AsyncClient, question: Question) -> Any:
         """Raises Refused when the question is given up."""
         e = self.endpoint
-        tried, put_off = 0, None
+        tried, put_off, excused = 0, None, False
         while True:
-            began, pause = time.monotonic(), 0.0
+            began, pause, was_away = time.monotonic(), 0.0, self._away is not None
             self.counts["attempts"] += 1
             try:
                 choice = await self._choice(http, question.body)
@@ -209,8 +210,12 @@ class Asker:
                 await asyncio.sleep(failure.seconds + random.uniform(0, min(e.backoff, failure.seconds)))
                 continue
             except Away as failure:
-                if self._seen < began and not (self._away is not None and await self._alive(http)):
+                is_back = was_away and await self._answers_again(http)
+                if not is_back and (was_away or self._seen < began):
                     await self._until_back(str(failure))
+                    continue
+                if is_back and not excused:
+                    excused = True  # it came back while this question was on its way
                     continue
                 last, pause = failure, self._pause(tried)
             except Unanswered as failure:
@@ -308,15 +313,13 @@ class Asker:
             404: " (there is no such address or model; url must be a base address, as http://localhost:8000/v1)",
         }.get(status, "")
 
-    async def _alive(self, http: httpx.AsyncClient) -> bool:
-        """Whether a server that has answered before answers anything at all: then it is one question that it cannot take."""
-        if not self._has_answered:
-            return False
-        try:
-            await self._choice(http, PROBE)
-        except (Unanswered, Refused):
-            return False
-        return True
+    async def _answers_again(self, http: httpx.AsyncClient) -> bool:
+        """Whether a server that was away is there: it has answered another question meanwhile, or answers any question at all.
+        If so and one question fails still, it is that question that it cannot take."""
+        if self._away is not None and self._has_answered:
+            with contextlib.suppress(Unanswered, Refused):
+                await self._choice(http, PROBE)
+        return self._away is None
 
     async def _until_back(self, why: str) -> None:
         """Wait a little for a server that is away. Raises Stopped, or InputError for one that never answered, when it is away

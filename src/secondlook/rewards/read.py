@@ -142,9 +142,11 @@ def json_in(text: str, kind: type) -> Iterator[Any]:
     while (at := text.find(opening, at)) >= 0:
         try:
             value, at = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError):
+        except ValueError:
             at += 1
             continue
+        except RecursionError:
+            return
         yield value
 
 
