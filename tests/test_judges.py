@@ -3,22 +3,38 @@
 import os
 import sqlite3
 import time
+from collections import Counter
+from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image
 
 from misbehaving import FAULTS, Judge, truth
 from secondlook.config import load
 from secondlook.rewards.ask import Answers, Asker, Endpoint, Unanswered
-from secondlook.rewards.base import Score, Weighted
+from secondlook.rewards.base import Score, Weighted, why_missing
 from secondlook.rewards.build import JudgeConfig, make
 from secondlook.rewards.endpoint import EndpointJudge, p_yes, questions_of, yes_or_no
+from secondlook.rewards.policy import PolicyJudge
 from secondlook.rewards.verifier import Verifier
 from secondlook.train.rl_config import RLConfig
 from secondlook.types import InputError, Request, Rule
 
 PATIENT = {"timeout": 3.0, "attempts": 6, "backoff": 0.01, "concurrency": 64}
 CALLS = int(os.environ.get("SECONDLOOK_JUDGE_CALLS", "400"))
+
+
+class Received(Answers):
+    """Counts how often each answer was received."""
+
+    def __init__(self, path):
+        super().__init__(path)
+        self.counts = Counter()
+
+    def put(self, key, value):
+        self.counts[key] += 1
+        super().put(key, value)
 
 
 def picture(i: int = 0) -> Image.Image:
@@ -29,7 +45,7 @@ def test_nothing_is_lost_nor_counted_as_0_nor_asked_twice(tmp_path):
     items = [(f"number {i}", picture(i)) for i in range(CALLS)]
     items[CALLS // 2] = ("number 7 hopeless", picture(0))
     with Judge(hang=4.0) as server:
-        asker = Asker(Endpoint(server.url, "m", **PATIENT), Answers(tmp_path / "answers.db"))
+        asker = Asker(Endpoint(server.url, "m", **PATIENT), Received(tmp_path / "answers.db"))
         judge = EndpointJudge(asker)
         half = judge(items[: CALLS // 2])
         scores = judge(items)
@@ -37,7 +53,10 @@ def test_nothing_is_lost_nor_counted_as_0_nor_asked_twice(tmp_path):
         assert [i for i, s in enumerate(scores) if s is None] == [CALLS // 2]
         for (prompt, _), score in zip(items, scores, strict=True):
             assert score is None or score.value == pytest.approx(truth(prompt), abs=1e-6)
-        assert set(server.answered.values()) == {1} and len(server.answered) == CALLS - 1
+        assert set(asker.answers.counts.values()) == {1} and len(asker.answers.counts) == len(server.answered) == CALLS - 1
+        # on a busy machine an answer may come after the attempt's time is over, and is rightly asked for again
+        too_late = asker.counts["too slow"] - server.met["hang"] - server.met["drip"]
+        assert sum(server.answered.values()) - len(server.answered) <= max(0, too_late)
         assert asker.counts["missing"] == 1 and asker.counts["from cache"] == CALLS // 2
         assert set(server.met) == {None, *FAULTS}
         again = EndpointJudge(Asker(asker.endpoint, Answers(tmp_path / "answers.db")))
@@ -79,8 +98,9 @@ def test_edits_are_asked_two_questions():
 
 def test_a_dead_or_foreign_server(monkeypatch):
     began = time.perf_counter()
-    dead = Asker(Endpoint("http://127.0.0.1:9/v1", "m", attempts=2, backoff=0.01))
-    assert EndpointJudge(dead)([("number 1", picture())]) == [None] and dead.counts["attempts"] == 2
+    dead = Asker(Endpoint("http://127.0.0.1:9/v1", "m", attempts=2, backoff=0.01, start_patience=0.01))
+    with pytest.raises(InputError, match=r"127.0.0.1:9/v1 does not answer: connection refused"):
+        EndpointJudge(dead)([("number 1", picture())])
     assert time.perf_counter() - began < 5
     with Judge(share=0) as server, pytest.raises(InputError, match="404 for model 'unknown'"):
         EndpointJudge(Asker(Endpoint(server.url, "unknown")))([(f"number {i}", picture()) for i in range(9)])
@@ -150,3 +170,28 @@ def test_what_is_sent():
     assert message["content"][0]["image_url"]["url"].startswith("data:image/png;base64,")
     assert message["content"][1] == {"type": "text", "text": "really?"}
     assert question.body["max_tokens"] == 1 and question.body["logprobs"] and question.body["top_logprobs"] == 20
+
+
+def test_a_checkpoint_judges_in_half_precision_on_a_gpu(monkeypatch):
+    from secondlook.model.janus import Janus
+
+    asked = []
+
+    def load(path, device, dtype):
+        asked.append((device, dtype))
+        raise InputError("not loaded")
+
+    monkeypatch.setattr(Janus, "load", load)
+    for device in ("cpu", "cuda", "cuda:1"):
+        with pytest.raises(InputError, match="not loaded"):
+            make([JudgeConfig("policy", model="m")], device)
+    assert asked == [("cpu", torch.float32), ("cuda", torch.bfloat16), ("cuda:1", torch.bfloat16)]
+
+
+def test_a_checkpoints_probability_that_is_none_is_missing(engine, monkeypatch):
+    judge = PolicyJudge(engine)
+    turns = [SimpleNamespace(p_yes=p, tokens=(engine.protocol.yes,)) for p in (float("nan"), 0.5)]
+    monkeypatch.setattr(engine, "write", lambda *_: turns)
+    image = engine.pictures([tuple(range(engine.janus.n_codes))])[0]
+    assert [s is None for s in judge([("a", image), ("b", image)])] == [True, False]
+    assert why_missing(judge).endswith("P(yes) is nan")

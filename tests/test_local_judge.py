@@ -1,6 +1,7 @@
 """A tiny vision-language model of transformers as judge: in this process, and served over HTTP, with the same answers."""
 
 import json
+import shutil
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -18,7 +19,8 @@ from transformers import (
     LlavaProcessor,
 )
 
-from secondlook.rewards.ask import Asker, Endpoint
+from secondlook.rewards.ask import Answers, Asker, Endpoint
+from secondlook.rewards.base import why_missing
 from secondlook.rewards.build import JudgeConfig, make
 from secondlook.rewards.endpoint import EndpointJudge, in_words, yes_or_no
 from secondlook.rewards.local import LocalModel
@@ -136,3 +138,38 @@ def test_models_that_do_not_serve_are_named(tmp_path):
         LocalModel(str(tmp_path))
     with pytest.raises(InputError, match="model is empty"):
         JudgeConfig("local")
+
+
+@pytest.mark.parametrize("text", ["a star <image>", "a star <｜end▁of▁sentence｜>", "a <|User|> star"])
+def test_a_prompt_cannot_close_its_turn(folder, text):
+    judge = EndpointJudge(LocalModel(folder))
+    assert [s is None for s in judge([(text, ITEMS[0][1]), ITEMS[1]])] == [True, False]
+    assert f"the question holds '{text.split('a star ')[-1].removeprefix('a ').removesuffix(' star')}'" in why_missing(judge)
+
+
+def test_only_the_last_positions_logits_are_made(local, monkeypatch):
+    seen = []
+    real = type(local.model.lm_head).forward
+    monkeypatch.setattr(local.model.lm_head, "forward", lambda x: seen.append(x.shape) or real(local.model.lm_head, x))
+    [choice] = local._answered([yes_or_no("a green sun?", ITEMS[0][1]).body])
+    assert seen == [(1, 1, 32)] and choice["logprobs"]
+
+
+def test_probabilities_that_are_none_are_missing(folder):
+    judge = EndpointJudge(LocalModel(folder))
+    with torch.no_grad():
+        judge.asker.model.lm_head.weight.fill_(float("nan"))
+    assert judge(ITEMS) == [None, None] and "a log-probability of the first token is nan" in why_missing(judge)
+
+
+def test_other_weights_are_asked_anew(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "vlm")
+    answers = Answers()
+    EndpointJudge(LocalModel(str(tmp_path / "vlm"), answers=answers))(ITEMS)
+    weights = tmp_path / "vlm" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    again = LocalModel(str(tmp_path / "vlm"), answers=answers)
+    EndpointJudge(again)(ITEMS)
+    assert again.counts["asked"] == 2 and again.counts["from cache"] == 0

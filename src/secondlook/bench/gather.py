@@ -20,6 +20,7 @@ from secondlook.bench.rows import Row
 from secondlook.engine.decode import Engine
 from secondlook.files import read_image, same_config, write_image, write_json
 from secondlook.introspect import Sampling, introspect
+from secondlook.rewards.base import tell_missing, why_missing
 from secondlook.types import Prompt, Share, Stopped
 
 Progress = Callable[[int, int], None]
@@ -166,7 +167,9 @@ def score(
         _append(out / f"scores-{share.rank:03d}.jsonl", known)
     progress(len(left), len(left))
     if missing > MOST_MISSING * len(left):
-        raise Stopped(f"scores: {missing} of {len(left)} pictures got none; at most {MOST_MISSING:.0%} may be missing")
+        why = why_missing(scorer)
+        raise Stopped(f"scores: {missing} of {len(left)} pictures got none; at most {MOST_MISSING:.0%} may be missing{why}")
+    tell_missing(scorer)
 
 
 def complete(rows: Sequence[Row], settings: Settings, out: Path) -> bool:

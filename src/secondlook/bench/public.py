@@ -26,6 +26,7 @@ from secondlook.engine.decode import Engine
 from secondlook.files import read_image, versions, write_json, write_text
 from secondlook.introspect import Sampling
 from secondlook.report import embed, page
+from secondlook.rewards.ask import Asker, Endpoint
 from secondlook.types import InputError, Share
 
 
@@ -126,6 +127,7 @@ def judge_of(benchmark: Benchmark, judges: Judges) -> str:
     for name in benchmark.needs:
         path = getattr(judges, name)
         if name == "vqa" and judges.url:
+            Asker(Endpoint(judges.url, path))  # refuses an address, key or proxy that cannot be used
             said.append(f"{path} at {judges.url}")
             continue
         try:

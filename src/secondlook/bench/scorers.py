@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,8 +17,10 @@ from secondlook.bench.gather import Scorer
 from secondlook.bench.rows import Row
 from secondlook.files import read_image
 from secondlook.rewards.ask import Answers, Asker, Endpoint, Question, Unanswered
-from secondlook.rewards.endpoint import in_words, text_of
+from secondlook.rewards.base import Missing, missing_of
+from secondlook.rewards.endpoint import in_words
 from secondlook.rewards.local import LocalModel
+from secondlook.rewards.read import json_in, text_of
 from secondlook.types import InputError
 
 DINO = "facebook/dino-vitb8"
@@ -66,6 +66,11 @@ class CompBench:
         self.chunks = judges.chunks or phrases.chunker()
         self.clip = detect.Colors(judges.clip, judges.device)
 
+    @property
+    def missing(self) -> list[Missing]:
+        """Why answers are missing."""
+        return missing_of(self.ask)
+
     def __call__(self, items: Sequence[tuple[Row, Image.Image]]) -> list[dict[str, Any] | None]:
         asked = [phrases.phrases(row.prompt, self.chunks) if row.task != "non_spatial" else [] for row, _ in items]
         questions = [(f"{p}?", image) for those, (_, image) in zip(asked, items, strict=True) for p in those]
@@ -87,6 +92,11 @@ class Dependent:
 
     def __init__(self, judges: Judges, rule: Callable[..., float]):
         self.ask, self.rule = vqa.answerer(judges.vqa, judges.url, judges.device), rule
+
+    @property
+    def missing(self) -> list[Missing]:
+        """Why answers are missing."""
+        return missing_of(self.ask)
 
     def __call__(self, items: Sequence[tuple[Row, Image.Image]]) -> list[dict[str, Any] | None]:
         questions = [(q, image) for row, image in items for q in row.facts["questions"].values()]
@@ -180,15 +190,14 @@ QUALITY = (
 
 
 def two_scores(choice: dict) -> tuple[float, float]:
-    """Two numbers from 0 to 10 of an answer. Raises Unanswered."""
-    try:
-        found = re.search(r"\{.*\}", text_of(choice), re.DOTALL)
-        one, other = map(float, json.loads(found[0] if found else "")["scores"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise Unanswered("no two scores") from error
-    if not (0 <= one <= 10 and 0 <= other <= 10):
-        raise Unanswered("scores beyond 0 to 10")
-    return one, other
+    """Two numbers from 0 to 10 of an answer: those of its last JSON object with scores. Raises Unanswered."""
+    listed = [found["scores"] for found in json_in(text_of(choice), dict) if isinstance(found.get("scores"), list)]
+    numbers = (
+        [n for n in listed[-1] if isinstance(n, int | float) and not isinstance(n, bool) and 0 <= n <= 10] if listed else []
+    )
+    if len(numbers) != 2 or len(listed[-1]) != 2:
+        raise Unanswered("its answer has no two scores from 0 to 10")
+    return float(numbers[0]), float(numbers[1])
 
 
 class GEdit:
@@ -200,6 +209,11 @@ class GEdit:
             self.ask: Callable[[Sequence[Question]], list[Any]] = Asker(Endpoint(judges.url, judges.vqa), Answers())
         else:
             self.ask = LocalModel(judges.vqa, judges.device)
+
+    @property
+    def missing(self) -> list[Missing]:
+        """Why answers are missing."""
+        return missing_of(self.ask)
 
     def __call__(self, items: Sequence[tuple[Row, Image.Image]]) -> list[dict[str, Any] | None]:
         asked = []

@@ -12,6 +12,7 @@ from PIL import Image
 
 from secondlook.bench.detect import first_line
 from secondlook.rewards.ask import Answers, Asker, Endpoint
+from secondlook.rewards.base import Missing, missing_of
 from secondlook.rewards.endpoint import ATOMIC, yes_or_no
 from secondlook.rewards.local import LocalModel
 from secondlook.types import InputError
@@ -62,6 +63,11 @@ class Questions:
 
     def __init__(self, asker: Callable[[Sequence[Any]], list[Any]]):
         self.asker = asker
+
+    @property
+    def missing(self) -> list[Missing]:
+        """Why answers are missing."""
+        return missing_of(self.asker)
 
     def __call__(self, items: Sequence[tuple[str, Image.Image]]) -> list[float | None]:
         return self.asker([yes_or_no(ATOMIC.format(q), image) for q, image in items])

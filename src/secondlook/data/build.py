@@ -44,9 +44,10 @@ from secondlook.model.checkpoint import load_tokenizer
 from secondlook.model.sequence import Protocol
 from secondlook.report import embed, page
 from secondlook.rewards.ask import Answers, Asker, Endpoint, Question
-from secondlook.rewards.base import Reward, score
+from secondlook.rewards.base import Reward, score, tell_missing, why_missing
 from secondlook.rewards.build import JudgeConfig
-from secondlook.rewards.endpoint import in_words, questions_of
+from secondlook.rewards.endpoint import in_words
+from secondlook.rewards.read import texts_of
 from secondlook.types import InputError, Prompt, Share, digest
 
 EXPAND = (
@@ -69,6 +70,8 @@ class ExpandConfig:
     long: int = 3
     """Captions a seed (the paper has 80,000 short and 120,000 long ones)."""
     key_variable: str = "OPENAI_API_KEY"
+    thinking: bool = False
+    """Whether it may think before it answers."""
 
 
 @dataclass
@@ -245,9 +248,12 @@ def _captions(expand: ExpandConfig, seeds: list[str], path: Path) -> list[tuple[
     otherwise when a stopped build goes on."""
     if not path.exists():
         total = expand.short + expand.long
-        asker = Asker(Endpoint(expand.url, expand.model, expand.key_variable), Answers())
+        asker = Asker(Endpoint(expand.url, expand.model, expand.key_variable, thinking=expand.thinking), Answers())
         texts = [EXPAND.format(short=expand.short, long=expand.long, total=total, seed=seed) for seed in seeds]
-        answers = asker([Question(in_words(text, tokens=1024).body, questions_of) for text in texts])
+        answers = asker([Question(in_words(text, tokens=1024).body, texts_of) for text in texts])
+        if not any(answers):
+            raise InputError(f"config: expand: not one of {len(seeds)} prompts was expanded{why_missing(asker)}")
+        tell_missing(asker)
         rows = [{"seed": seed, "captions": answer or []} for seed, answer in zip(seeds, answers, strict=True)]
         write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     kept = [(row["seed"], [c.strip() for c in row["captions"] if c.strip()]) for _, row in read_rows(path)]
@@ -297,7 +303,9 @@ def _judged(shard: Shard, rows: list[dict[str, Any]], reward: Reward, sources: d
             alone.append((row, image))
     scores = score(reward, [(Prompt(row["prompt"], sources.get(Pool.key(row))), image) for row, image in alone])
     if not any(scores):
-        raise InputError(f"reward: not one of {len(scores)} pictures got a score; check the judge and the prompts")
+        why = why_missing(reward)
+        raise InputError(f"reward: not one of {len(scores)} pictures got a score; check the judge and the prompts{why}")
+    tell_missing(reward)
     for i, ((row, _), said) in enumerate(zip(alone, scores, strict=True)):
         row["id"] = f"{shard.number:05d}-{i:05d}"
         if said:

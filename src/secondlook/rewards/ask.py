@@ -1,39 +1,45 @@
 """Asking an OpenAI-compatible endpoint (vLLM, SGLang, …): many questions at once, each until it is answered or given up.
 
-What goes wrong is tried again a bounded number of times: refused and broken connections, hangs, 408, 409, 429 and 5xx, answers
-that are cut off, are no JSON, or lack what was asked for. An answer is stored on disk under a hash of all it depends on and
-never asked for again. What stays unanswered is None: missing, never 0.
+What goes wrong with one question is tried again a bounded number of times: broken connections, hangs, 408, 409, 429 and 5xx,
+answers that are cut off, are no JSON, or lack what was asked for. A server that is away (nobody at its address, 502, 503, 504;
+404 of one that is loading again) is waited for, for all questions together: ``patience`` minutes once it has answered, some
+seconds before that, because an address that never answered is most often a wrong one. What no question can pass
+(an unknown host or key or model, no TLS, an empty account) ends the job with the server's words, and so does a first part of
+the questions that gets no answer at all. An answer is stored on disk under a hash of all it depends on and never asked for
+again. What stays unanswered is None: missing, never 0, and ``missing`` says why.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-import os
-import sqlite3
+import random
+import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import httpx
-from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from secondlook.types import InputError
+from secondlook.rewards import connect, reply
+from secondlook.rewards.answers import Answers
+from secondlook.rewards.base import Missing
+from secondlook.rewards.reply import Away, Closed, Later, Refused, Unanswered
+from secondlook.types import InputError, Stopped
 
-AGAIN = {408, 409, 429, *range(500, 600)}
-"""Statuses of a server that may answer later."""
-WRONG = {401: "the key is not accepted", 403: "the key is not accepted", 404: "there is no such address or model"}
+__all__ = ["Answers", "Asker", "Endpoint", "Question", "Refused", "Unanswered"]
 
-
-class Unanswered(Exception):
-    """This attempt gave no usable answer."""
-
-
-class Refused(Exception):
-    """This question will not be answered, however often it is asked."""
+READING = 2
+"""Version of how answers are read: stored ones of another version are not used. 2: yes and no must hold half of the first
+token, and thoughts are no part of an answer in words."""
+SCOUTS = 8
+"""Questions of a kind that are asked before all others, until one was answered."""
+MOST_HOPS = 5
 
 
 @dataclass(frozen=True)
@@ -50,15 +56,28 @@ class Endpoint:
     timeout: float = 60.0
     """Seconds of an attempt."""
     attempts: int = 6
+    """Of a question to a server that is there."""
     backoff: float = 0.5
     """Seconds before the second attempt at most; doubled each time, at most a minute, and drawn at random below that."""
+    patience: float = 20.0
+    """Minutes that a server is waited for which has answered before and is away, and that one question is put off as the server
+    asks by Retry-After."""
+    start_patience: float = 0.1
+    """Minutes that a server is waited for which has never answered: more where it is started together with this job and takes
+    minutes to load."""
+    thinking: bool = False
+    """Whether the model may think first. If not, chat templates that know the switch ``enable_thinking`` are told so; if it
+    may, answers in words get room for it. A first token that is a thought is no yes or no."""
 
     def __post_init__(self) -> None:
-        if not self.url.startswith(("http://", "https://")):
-            raise InputError(f"judge: url is {self.url!r}; it must begin with http:// or https://")
+        connect.address(self.url)
         for name in ("concurrency", "attempts"):
             if getattr(self, name) < 1:
                 raise InputError(f"judge: {name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("timeout", "backoff", "patience", "start_patience"):
+            value = getattr(self, name)
+            if not 0 <= value < float("inf") or (name == "timeout" and not value):
+                raise InputError(f"judge: {name} is {value}; it must be a finite number, and not negative")
 
 
 @dataclass(frozen=True)
@@ -68,109 +87,273 @@ class Question:
     body: dict[str, Any]
     """Of ``POST /chat/completions``, without the model."""
     read: Callable[[dict], Any]
-    """The first choice to a JSON value. Raises Unanswered."""
+    """The first choice to a JSON value. Raises Unanswered or Refused."""
 
 
-class Answers:
-    """Answers on disk: an SQLite file; without a path they are remembered as long as the object lives."""
+PROBE = {"messages": [{"role": "user", "content": "Say yes."}], "max_tokens": 1}
+"""A question that any served model answers."""
 
-    def __init__(self, path: Path | None = None):
-        if path:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(path or ":memory:", isolation_level=None)
-        self._db.execute("create table if not exists answers (key text primary key, value text not null)")
 
-    def get(self, key: str) -> Any:
-        """The stored value, or None."""
-        row = self._db.execute("select value from answers where key = ?", (key,)).fetchone()
-        return json.loads(row[0]) if row else None
-
-    def put(self, key: str, value: Any) -> None:
-        self._db.execute("insert or replace into answers values (?, ?)", (key, json.dumps(value)))
+def question_key(asked: Sequence[Any], question: Question) -> str:
+    """A hash of all that an answer depends on: of who is ``asked``, of the question, and of how it is read."""
+    reader = getattr(question.read, "__name__", "")
+    return sha256(json.dumps([READING, *asked, question.body, reader], sort_keys=True).encode()).hexdigest()
 
 
 @dataclass
 class Asker:
-    """Asks one endpoint. ``counts`` says what happened: asked, attempts, from cache, missing."""
+    """Asks one endpoint. ``counts`` says what happened: asked, attempts, too slow, from cache, missing; ``missing``: why."""
 
     endpoint: Endpoint
     answers: Answers = field(default_factory=Answers)
     counts: Counter = field(default_factory=Counter)
 
+    def __post_init__(self) -> None:
+        e = self.endpoint
+        self._address = connect.address(e.url)
+        self._client()  # what the environment says that does not serve is found now
+        self._shown = connect.shown(e.url)
+        self.missing = Missing(f"{self._shown} for model {e.model!r}")
+        self._dialect = reply.Dialect(e.thinking)
+        self._has_answered = self.answers.has_answered(f"{e.url} {e.model}")
+        """In this process or an earlier one with the same file of answers."""
+        self._answered_kinds: set[Callable] = set()
+        self._seen = float("-inf")
+        """When somebody was there last, on time.monotonic."""
+        self._away: float | None = None
+        """Since when nobody is."""
+        self._said: set[str] = set()
+
     def __call__(self, questions: Sequence[Question]) -> list[Any]:
-        """One answer a question, in order; None where there is none. Equal questions are asked once. Raises InputError when the
-        endpoint does not know the key, the address or the model."""
-        return asyncio.run(self._all(questions))
+        """One answer a question, in order; None where there is none. Equal questions are asked once.
+
+        Raises InputError where no question to this endpoint can be answered, Stopped where it was away for too long.
+        """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run(self._all(questions))
+        with ThreadPoolExecutor(1) as alone:  # a notebook's or a server's loop is running in this thread
+            return alone.submit(asyncio.run, self._all(questions)).result()
 
     async def _all(self, questions: Sequence[Question]) -> list[Any]:
         e = self.endpoint
-        key = os.environ.get(e.key_variable, "")
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        limits = httpx.Limits(max_connections=e.concurrency, max_keepalive_connections=e.concurrency)
-        keys = [self._key(q) for q in questions]
+        keys = [question_key([e.url, e.model, e.thinking], q) for q in questions]
         distinct = dict(zip(keys, questions, strict=True))
-        places = asyncio.Semaphore(e.concurrency)
-        async with httpx.AsyncClient(
-            base_url=e.url.rstrip("/") + "/", headers=headers, timeout=e.timeout, limits=limits
-        ) as http:
-
-            async def one(key: str, question: Question) -> Any:
-                known = self.answers.get(key)
-                if known is not None:
-                    self.counts["from cache"] += 1
-                    return known
-                async with places:
-                    self.counts["asked"] += 1
-                    try:
-                        found = await self._answer(http, question)
-                    except (RetryError, Refused):
-                        self.counts["missing"] += 1
-                        return None
-                self.answers.put(key, found)
-                return found
-
-            tasks = [asyncio.create_task(one(*each)) for each in distinct.items()]
-            try:
-                found = dict(zip(distinct, await asyncio.gather(*tasks), strict=True))
-            finally:
-                for task in tasks:
-                    task.cancel()
+        found = {key: self.answers.get(key) for key in distinct}
+        left = {key: q for key, q in distinct.items() if found[key] is None}
+        self.counts["from cache"] += len(found) - len(left)
+        if left:
+            async with self._client() as http:
+                scouts = self._scouts(left)
+                found |= await self._ask(http, {key: left[key] for key in scouts})
+                rest = {key: q for key, q in left.items() if key not in scouts}
+                for kind in {q.read for q in rest.values()} - self._answered_kinds:
+                    n = sum(left[key].read is kind for key in scouts)
+                    raise InputError(f"judge: the first {n} questions got no answer: {self.missing.commonest()}")
+                found |= await self._ask(http, rest)
         return [found[key] for key in keys]
 
-    async def _answer(self, http: httpx.AsyncClient, question: Question) -> Any:
+    def _client(self) -> httpx.AsyncClient:
         e = self.endpoint
-        retrying = AsyncRetrying(
-            stop=stop_after_attempt(e.attempts),
-            wait=wait_random_exponential(multiplier=e.backoff, max=60),
-            retry=retry_if_exception_type((Unanswered, httpx.RequestError)),
-        )
-        async for attempt in retrying:
-            with attempt:
-                self.counts["attempts"] += 1
+        return connect.client(self._address, e.key_variable, e.timeout, e.concurrency)
+
+    def _scouts(self, left: dict[str, Question]) -> set[str]:
+        """Some questions, from everywhere in the list, of each kind that was never answered."""
+        found: set[str] = set()
+        for kind in {q.read for q in left.values()} - self._answered_kinds:
+            those = [key for key, q in left.items() if q.read is kind]
+            found |= set(those[:: -(-len(those) // SCOUTS)])
+        return found
+
+    async def _ask(self, http: httpx.AsyncClient, questions: dict[str, Question]) -> dict[str, Any]:
+        places = asyncio.Semaphore(self.endpoint.concurrency)
+
+        async def one(key: str, question: Question) -> Any:
+            async with places:
+                self.counts["asked"] += 1
                 try:
-                    # httpx's own timeout is between two bytes; a server that drips would hold the place for ever
-                    async with asyncio.timeout(e.timeout):
-                        response = await http.post("chat/completions", json={"model": e.model, **question.body})
-                except TimeoutError as error:
-                    raise Unanswered("too slow") from error
-                return question.read(self._choice(response))
-        raise AssertionError("tenacity raises RetryError")
+                    found = await self._answer(http, question)
+                except Refused as reason:
+                    self.counts["missing"] += 1
+                    self.missing.add(str(reason))
+                    return None
+            self.answers.put(key, found)
+            self._answered_kinds.add(question.read)
+            return found
 
-    def _choice(self, response: httpx.Response) -> dict:
-        if response.status_code in AGAIN:
-            raise Unanswered(f"status {response.status_code}")
-        if response.status_code in WRONG:
-            e = self.endpoint
-            raise InputError(
-                f"judge: {e.url} answers {response.status_code} for model {e.model!r}: {WRONG[response.status_code]}"
-            )
-        if response.status_code != 200:
-            raise Refused(f"status {response.status_code}")
+        tasks = [asyncio.create_task(one(*each)) for each in questions.items()]
         try:
-            return response.json()["choices"][0]
-        except (ValueError, LookupError, TypeError) as error:
-            raise Unanswered("not a completion") from error
+            return dict(zip(questions, await asyncio.gather(*tasks), strict=True))
+        finally:
+            for task in tasks:
+                task.cancel()
 
-    def _key(self, question: Question) -> str:
-        said = json.dumps([self.endpoint.url, self.endpoint.model, question.body], sort_keys=True)
-        return sha256(said.encode()).hexdigest()
+    async def _answer(self, http: httpx.AsyncClient, question: Question) -> Any:
+        """Raises Refused when the question is given up."""
+        e = self.endpoint
+        tried, put_off, excused = 0, None, False
+        while True:
+            began, pause, was_away = time.monotonic(), 0.0, self._away is not None
+            self.counts["attempts"] += 1
+            try:
+                choice = await self._choice(http, question.body)
+                try:
+                    return question.read(choice)
+                except Unanswered as failure:
+                    last: Unanswered = failure
+            except Later as failure:
+                put_off = put_off or began
+                if time.monotonic() + failure.seconds > put_off + 60 * e.patience:
+                    raise Refused(f"{failure} (wait {failure.seconds:.0f} s; patience is {e.patience:g} minutes)") from failure
+                self._say("later", f"asks to wait ({failure}); each question waits up to {e.patience:g} minutes")
+                await asyncio.sleep(failure.seconds + random.uniform(0, min(e.backoff, failure.seconds)))
+                continue
+            except Away as failure:
+                is_back = was_away and await self._answers_again(http)
+                if not is_back and (was_away or self._seen < began):
+                    await self._until_back(str(failure))
+                    continue
+                if is_back and not excused:
+                    excused = True  # it came back while this question was on its way
+                    continue
+                last, pause = failure, self._pause(tried)
+            except Unanswered as failure:
+                last, pause = failure, self._pause(tried)
+            tried += 1
+            if tried >= e.attempts:
+                raise Refused(str(last)) from last
+            await asyncio.sleep(pause)
+
+    def _pause(self, tried: int) -> float:
+        return random.uniform(0, min(60.0, self.endpoint.backoff * 2**tried))
+
+    async def _choice(self, http: httpx.AsyncClient, asked: dict[str, Any]) -> dict:
+        """The first choice that the endpoint gives, in its own dialect. Raises Unanswered, Refused and InputError."""
+        e = self.endpoint
+        while True:
+            sent = self._dialect.body(asked)
+            try:
+                response = await self._post(http, {"model": e.model, **sent})
+                if response.status_code == 200:
+                    choice = reply.completion(response)
+                    self._is_back(answered=True)
+                    return choice
+                words = self._words(response)
+                failed = reply.failure(response, words, self._has_answered)
+            except Closed as closed:
+                raise InputError(f"judge: {self._shown} {closed}") from closed
+            if not isinstance(failed, Away):
+                self._is_back()
+            if isinstance(failed, Closed):
+                status = response.status_code
+                said = f"{words or response.reason_phrase}{self._hint(status)}"
+                raise InputError(f"judge: {self._shown} answers {status} for model {e.model!r}: {said}")
+            if not isinstance(failed, Refused):
+                raise failed
+            if self._dialect.body(asked) == sent:  # else another question has learnt meanwhile what to send
+                said = f"{words} {reply.codes_of(response)}"
+                change = self._dialect.learn(said, sent)
+                if not change:
+                    needed = "; P(yes) needs the log-probabilities" if "logprobs" in sent and "logprobs" in said else ""
+                    raise Refused(f"{failed}{needed}")
+                self._say(change, f"says: {words}; {change} from now on")
+
+    async def _post(self, http: httpx.AsyncClient, body: dict[str, Any]) -> httpx.Response:
+        """The answer to a request, wherever on the same server it was moved to. Raises Unanswered, Refused and Closed."""
+        url = self._address
+        try:
+            content = json.dumps(body, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise Refused("the question is no Unicode text") from error
+        for _ in range(MOST_HOPS):
+            try:
+                # httpx's own timeout is between two bytes; a server that drips would hold the place for ever
+                async with asyncio.timeout(self.endpoint.timeout):
+                    response = await http.post(url, content=content, headers={"Content-Type": "application/json"})
+                if response.status_code not in (301, 302, 307, 308):
+                    return response
+                there = response.url.join(response.headers.get("location", ""))
+            except (TimeoutError, httpx.ReadTimeout, httpx.WriteTimeout) as error:
+                self.counts["too slow"] += 1
+                raise Unanswered(f"no answer within {self.endpoint.timeout:g} seconds") from error
+            except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
+                raise self._not_reached(error) from error
+            except httpx.InvalidURL as error:
+                raise Closed("sends questions to another address, which is none") from error
+            except httpx.RequestError as error:
+                raise Unanswered(f"{type(error).__name__}: {reply.short(str(error))}") from error
+            if (there.scheme, there.host, there.port) != (url.scheme, url.host, url.port):
+                moved = f"has moved to {connect.shown(there).removesuffix('/chat/completions')}"
+                raise Away(moved) if self._has_answered else Closed(f"{moved}; if that is right, give it as url")
+            self._say("moved", f"has moved to {connect.shown(there).removesuffix('/chat/completions')}; give that as url")
+            url = there
+        raise Closed(f"sends questions from one address to the next, more than {MOST_HOPS} times")
+
+    def _not_reached(self, error: httpx.TransportError) -> Exception:
+        why, may_come = connect.cause(error)
+        if isinstance(error, httpx.ConnectTimeout):
+            why = "no connection in time"
+        proxy, variable = connect.proxy_of(self._address)
+        if proxy:
+            why += f" (by the proxy that {variable} names)"
+        return Away(why) if may_come or self._has_answered else Closed(f"cannot be asked: {why}")
+
+    def _words(self, response: httpx.Response) -> str:
+        key = connect.key_in(self.endpoint.key_variable)
+        words = reply.words_of(response)
+        return words.replace(key, "***") if key else words
+
+    def _hint(self, status: int) -> str:
+        variable = self.endpoint.key_variable
+        key = "" if connect.key_in(variable) else f", which is not set; the key is read from {variable}"
+        return {
+            401: f" (the key in {variable} is not accepted{key})",
+            403: f" (the key in {variable} is not accepted{key})",
+            404: " (there is no such address or model; url must be a base address, as http://localhost:8000/v1)",
+        }.get(status, "")
+
+    async def _answers_again(self, http: httpx.AsyncClient) -> bool:
+        """Whether a server that was away is there: it has answered another question meanwhile, or answers any question at all.
+        If so and one question fails still, it is that question that it cannot take."""
+        if self._away is not None and self._has_answered:
+            with contextlib.suppress(Unanswered, Refused):
+                await self._choice(http, PROBE)
+        return self._away is None
+
+    async def _until_back(self, why: str) -> None:
+        """Wait a little for a server that is away. Raises Stopped, or InputError for one that never answered, when it is away
+        for too long."""
+        e, now = self.endpoint, time.monotonic()
+        self._away = now if self._away is None else self._away
+        minutes = e.patience if self._has_answered else e.start_patience
+        how_long = f"{minutes:g} minutes" if minutes >= 1 else f"{60 * minutes:g} seconds"
+        left = self._away + 60 * minutes - now
+        if left <= 0:
+            if not self._has_answered:
+                raise InputError(
+                    f"judge: {self._shown} does not answer: {why}; start the server or correct url; "
+                    f"start_patience waits longer than {how_long}"
+                )
+            raise Stopped(
+                f"judge: {self._shown} has not answered for {how_long}: {why}; start it, and the same command goes on"
+            )
+        self._say("away", f"does not answer ({why}); waiting up to {how_long}")
+        await asyncio.sleep(min(left, 10.0, random.uniform(0.5, 1) * (e.backoff + 0.2 * (now - self._away))))
+
+    def _is_back(self, answered: bool = False) -> None:
+        """Somebody is there."""
+        self._seen = time.monotonic()
+        if self._away is not None and "away" in self._said:
+            print(f"secondlook: judge: {self._shown} answers again", file=sys.stderr, flush=True)
+            self._said.discard("away")
+        self._away = None
+        if answered and not self._has_answered:
+            self._has_answered = True
+            self.answers.note_answered(f"{self.endpoint.url} {self.endpoint.model}")
+
+    def _say(self, what: str, text: str) -> None:
+        """Print to stderr, each thing once."""
+        if what not in self._said:
+            self._said.add(what)
+            print(f"secondlook: judge: {self._shown} {text}", file=sys.stderr, flush=True)

@@ -31,6 +31,8 @@ class JudgeConfig:
     """Endpoint: the base address, as http://localhost:8000/v1."""
     decomposer_model: str = ""
     """Endpoint: the language model that splits long prompts into questions; empty: they are asked whole."""
+    decomposer_thinking: bool = False
+    """Whether it may think before it answers."""
     decomposer_url: str = ""
     """Default: the same as ``url``."""
     long: int = 20
@@ -41,12 +43,42 @@ class JudgeConfig:
     concurrency: int = 32
     timeout: float = 60.0
     attempts: int = 6
-    """These four: ``rewards.ask.Endpoint``. Local: ``concurrency`` questions are answered together."""
+    patience: float = 20.0
+    """Minutes that a server is waited for which has answered before."""
+    start_patience: float = 0.1
+    """Minutes that one is waited for which has never answered, as where it is started together with the job."""
+    thinking: bool = False
+    """These seven: ``rewards.ask.Endpoint``. Local: ``concurrency`` questions are answered together."""
 
     def __post_init__(self) -> None:
         for name in {"endpoint": ("url", "model"), "policy": ("model",), "local": ("model",)}.get(self.kind, ()):
             if not getattr(self, name):
                 raise InputError(f"config: judges: {name} is empty; a judge of kind {self.kind!r} needs it")
+        if self.kind == "endpoint":
+            try:
+                self.endpoint()
+                self.decomposer()
+            except InputError as error:
+                raise InputError(f"config: {error}".replace("judge: ", "judges: ", 1)) from error
+
+    def endpoint(self) -> Endpoint:
+        """Where the judge is served. Raises InputError for settings that cannot be used."""
+        how = self.key_variable, self.concurrency, self.timeout, self.attempts
+        return Endpoint(
+            self.url,
+            self.model,
+            *how,
+            patience=self.patience,
+            start_patience=self.start_patience,
+            thinking=self.thinking,
+        )
+
+    def decomposer(self) -> Endpoint | None:
+        """Where the model that splits long prompts is served."""
+        if not self.decomposer_model:
+            return None
+        url = self.decomposer_url or self.url
+        return replace(self.endpoint(), url=url, model=self.decomposer_model, thinking=self.decomposer_thinking)
 
 
 def make(configs: list[JudgeConfig], device: str = "cpu", reasons: bool = False) -> Reward:
@@ -66,19 +98,19 @@ def _one(config: JudgeConfig, device: str, reasons: bool) -> Reward:
     if config.kind == "verifier":
         return Verifier()
     if config.kind == "policy":
+        import torch
+
         from secondlook.engine.decode import Engine
         from secondlook.model.janus import Janus
         from secondlook.rewards.policy import PolicyJudge
 
-        return PolicyJudge(Engine(Janus.load(config.model, device)))
+        dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32  # half precision is slow on a CPU
+        return PolicyJudge(Engine(Janus.load(config.model, device, dtype)))
     c = config
     answers = Answers(of_this_rank(Path(c.answers)) if c.answers else None)
     if config.kind == "local":
         from secondlook.rewards.local import LocalModel
 
-        return EndpointJudge(LocalModel(c.model, device, c.concurrency, answers), None, c.long, reasons)
-    place = Endpoint(c.url, c.model, c.key_variable, c.concurrency, c.timeout, c.attempts)
-    decomposer = None
-    if c.decomposer_model:
-        decomposer = Asker(replace(place, url=c.decomposer_url or c.url, model=c.decomposer_model), answers)
-    return EndpointJudge(Asker(place, answers), decomposer, c.long, reasons)
+        return EndpointJudge(LocalModel(c.model, device, c.concurrency, answers, thinking=c.thinking), None, c.long, reasons)
+    splitter = c.decomposer()
+    return EndpointJudge(Asker(c.endpoint(), answers), Asker(splitter, answers) if splitter else None, c.long, reasons)

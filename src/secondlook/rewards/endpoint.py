@@ -7,9 +7,6 @@ whether the instruction is followed and whether the rest is unchanged.
 
 from __future__ import annotations
 
-import json
-import math
-import re
 from base64 import b64encode
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,8 +15,9 @@ from typing import Any
 from PIL.Image import Image
 
 from secondlook.files import png
-from secondlook.rewards.ask import Question, Unanswered
-from secondlook.rewards.base import Edited, Score
+from secondlook.rewards.ask import Question
+from secondlook.rewards.base import Edited, Missing, Score, missing_of
+from secondlook.rewards.read import p_yes, questions_of, text_of
 
 MATCHES = 'Does this image match the description "{}", please directly respond with yes or no.'
 ATOMIC = "{} Please directly respond with yes or no."
@@ -36,45 +34,9 @@ SPLIT = (
     "Split the description of an image into atomic questions, one for every object, attribute, number and relation in it, each "
     'answered with yes if the image shows it. Answer with a JSON list of strings and nothing else.\nDescription: "{}"'
 )
-YES, NO = {"yes", "Yes", "YES"}, {"no", "No", "NO"}
 TOP = 20
 """Likeliest first tokens asked for: as many as the protocol allows."""
-MOST_QUESTIONS = 40
-
-
-def p_yes(choice: dict) -> float:
-    """P(yes) / (P(yes) + P(no)) over the variants of both words among the likeliest first tokens. Raises Unanswered."""
-    try:
-        likeliest = choice["logprobs"]["content"][0]["top_logprobs"]
-        mass = [sum(math.exp(t["logprob"]) for t in likeliest if t["token"].strip() in words) for words in (YES, NO)]
-    except (LookupError, TypeError, AttributeError, OverflowError) as error:
-        raise Unanswered("no log-probabilities") from error
-    if not 0 < sum(mass) < 1.01:
-        raise Unanswered("neither yes nor no is likely")
-    return mass[0] / sum(mass)
-
-
-def text_of(choice: dict) -> str:
-    """The answer's words. Raises Unanswered."""
-    try:
-        text = choice["message"]["content"].strip()
-    except (LookupError, TypeError, AttributeError) as error:
-        raise Unanswered("no text") from error
-    if not text:
-        raise Unanswered("no text")
-    return text
-
-
-def questions_of(choice: dict) -> list[str]:
-    """A JSON list of questions, with or without words around it. Raises Unanswered."""
-    found = re.search(r"\[.*\]", text_of(choice), re.DOTALL)
-    try:
-        listed = json.loads(found[0]) if found else None
-    except ValueError as error:
-        raise Unanswered("not a list of questions") from error
-    if not isinstance(listed, list) or not 0 < len(listed) <= MOST_QUESTIONS or not all(isinstance(q, str) for q in listed):
-        raise Unanswered("not a list of questions")
-    return listed
+REASON_TOKENS = 256
 
 
 def _message(text: str, images: Sequence[Image]) -> list[dict[str, Any]]:
@@ -87,7 +49,7 @@ def yes_or_no(text: str, *images: Image) -> Question:
     return Question(body, p_yes)
 
 
-def in_words(text: str, *images: Image, tokens: int = 96) -> Question:
+def in_words(text: str, *images: Image, tokens: int = REASON_TOKENS) -> Question:
     return Question({"messages": _message(text, images), "max_tokens": tokens, "temperature": 0}, text_of)
 
 
@@ -102,8 +64,15 @@ class EndpointJudge:
     long: int = 20
     reasons: bool = False
 
+    @property
+    def missing(self) -> list[Missing]:
+        """Why answers are missing, of the judge and of the decomposer."""
+        return missing_of(self.asker) + missing_of(self.decomposer)
+
     def __call__(self, items: Sequence[tuple[str, Image]]) -> list[Score | None]:
         """One score for each (prompt, picture); None where an answer is missing."""
+        for missing in self.missing:
+            missing.begin()
         parts = self._parts([prompt for prompt, _ in items])
         asked = [
             yes_or_no(q, image)
@@ -134,6 +103,8 @@ class EndpointJudge:
 
     def edits(self, items: Sequence[Edited]) -> list[Score | None]:
         """One score for each (instruction, source, edited picture); None where an answer is missing."""
+        for missing in self.missing:
+            missing.begin()
         asked = [yes_or_no(q.format(i), source, edited) for i, source, edited in items for q in (FOLLOWED, PRESERVED)]
         words = [in_words(EDIT_REASON.format(i), source, edited) for i, source, edited in items] if self.reasons else []
         answers = self.asker([*asked, *words])

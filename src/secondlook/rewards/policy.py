@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from PIL.Image import Image
 
 from secondlook.engine.decode import Engine
-from secondlook.rewards.base import Edited, Score
+from secondlook.rewards.base import Edited, Missing, Score
 from secondlook.types import Request, Rule, Segment
 
 
@@ -16,6 +17,7 @@ class PolicyJudge:
 
     def __init__(self, engine: Engine, tokens: int = 48):
         self.engine, self.tokens = engine, tokens
+        self.missing = Missing("the checkpoint as judge")
 
     def __call__(self, items: Sequence[tuple[str, Image]]) -> list[Score | None]:
         protocol = self.engine.protocol
@@ -30,9 +32,14 @@ class PolicyJudge:
     def _asked(self, sequences: Sequence[tuple[Segment, ...]]) -> list[Score | None]:
         protocol = self.engine.protocol
         rule = Rule("text", temperature=0.0, first=(protocol.yes, protocol.no))
+        self.missing.begin()
         found: list[Score | None] = []
         for turn in self.engine.write([Request("judge", s, 0) for s in sequences], rule, self.tokens):
             assert turn.p_yes is not None
+            if not math.isfinite(turn.p_yes):
+                self.missing.add(f"P(yes) is {turn.p_yes}")
+                found.append(None)
+                continue
             reason = protocol.words(turn.tokens[1:]).lstrip(", ").removesuffix(".")
             found.append(Score(turn.p_yes, turn.p_yes >= 0.5, reason))
         return found

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from secondlook.data.canaries import Pair
-from secondlook.rewards.base import Reward, score
+from secondlook.rewards.base import Reward, score, why_missing
 from secondlook.train.advantage import varies
 from secondlook.types import Stopped
 
@@ -21,7 +21,8 @@ def check_reward(reward: Reward, good: list[Pair], bad: list[Pair], least: float
     scores = score(reward, [*good, *bad])
     missing = sum(s is None for s in scores)
     if missing:
-        raise Stopped(f"reward: {missing} of {len(scores)} canary pictures got no score; the judge is not working")
+        why = why_missing(reward)
+        raise Stopped(f"reward: {missing} of {len(scores)} canary pictures got no score; the judge is not working{why}")
     values = [s.value for s in scores if s]
     share = float(np.mean([g > b for g in values[: len(good)] for b in values[len(good) :]]))
     if share < least:
@@ -54,11 +55,14 @@ class Guard:
     flat: int = 0
     same: int = 0
 
-    def check(self, metrics: dict[str, float], advantages: list[list[list[float]]]) -> dict[str, float]:
+    def check(
+        self, metrics: dict[str, float], advantages: list[list[list[float]]], reward: Reward | None = None
+    ) -> dict[str, float]:
         """One step's metrics and its groups' advantages; returns the share of groups whose drawings' advantages vary.
-        Raises Stopped."""
+        Raises Stopped; ``reward`` may know why scores are missing."""
         if metrics["missing"] > self.most_missing or "yes_rate" not in metrics:
-            raise Stopped(f"reward: {metrics['missing']:.0%} of the scores are missing; at most {self.most_missing:.0%} may be")
+            least = f"{metrics['missing']:.0%} of the scores are missing; at most {self.most_missing:.0%} may be"
+            raise Stopped(f"reward: {least}{why_missing(reward)}")
         varied = float(np.mean([varies(g) for g in advantages]))
         self.flat = 0 if varied else self.flat + 1
         if self.flat >= self.patience:

@@ -33,7 +33,7 @@ from secondlook.model.janus import Janus
 from secondlook.model.sequence import Protocol
 from secondlook.model.shipped import locate
 from secondlook.report import filmstrip
-from secondlook.rewards.base import Reward
+from secondlook.rewards.base import Reward, tell_missing
 from secondlook.rewards.build import make
 from secondlook.train.advantage import Form, advantages, balanced, turn_rewards, varies
 from secondlook.train.agreement import LIMITS, Agreement
@@ -129,7 +129,8 @@ class RLJob:
         outcomes = self.ranks.merge([g.outcome for g in groups])
         values = [self.advantages(o) for o in outcomes]
         metrics = describe(outcomes)
-        metrics |= self.guard.check(metrics, values)
+        metrics |= self.guard.check(metrics, values, self.reward)
+        tell_missing(self.reward)
         turns = {t.rule.head: t for g in groups for e in g.episodes for t in e.turns}
         self.idle = {head: idle_row(t) for head, t in turns.items()}
         rows, n_rows = self.rows(groups, outcomes, values)
