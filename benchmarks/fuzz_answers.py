@@ -82,7 +82,7 @@ class Answer:
 def said_by(data: bytes) -> float | None:
     """P(yes) of an answer, read anew."""
     top = json.loads(data)["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-    mass = [sum(math.exp(t["logprob"]) for t in top if t["token"].strip().lower() == word) for word in ("yes", "no")]
+    mass = [sum(math.exp(t["logprob"]) for t in top if str(t["token"]).strip().lower() == word) for word in ("yes", "no")]
     return mass[0] / sum(mass)
 
 
