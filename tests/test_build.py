@@ -18,6 +18,7 @@ from secondlook.data import overlap
 from secondlook.data.build import BuildConfig, ExpandConfig, build
 from secondlook.data.generators import Diffusers, GeneratorConfig, Shard, make
 from secondlook.data.pair import Pool
+from secondlook.data.stored import check_built
 from secondlook.rewards.base import Score
 from secondlook.types import InputError, Prompt, Share
 
@@ -294,3 +295,26 @@ def test_a_pipeline_of_diffusers_draws(tmp_path):
     assert [p.prompt.text for p in found] == ["a red wall"] * 2 + ["a blue door"] * 2 and len({p.seed for p in found}) == 4
     assert all(np.array_equal(a.image, b.image) for a, b in zip(found, again, strict=True)), "seeded"
     assert not np.array_equal(found[0].image, found[1].image)
+
+
+def test_training_waits_for_a_build_to_end(folder, tmp_path):
+    out = build(config(folder), Named(), tmp_path, nothing)
+    check_built(out)
+    shard = next(out.glob("images-*.parquet"))
+    kept = shard.rename(shard.with_suffix(".away"))
+    with pytest.raises(InputError, match="is missing, which manifest"):
+        check_built(out)
+    kept.rename(shard)
+    (out / "manifest.json").unlink()
+    with pytest.raises(InputError, match="has not ended"):
+        check_built(out)
+
+
+def test_a_build_goes_on_with_its_own_prompts_only(folder, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red wall\na blue door\n")
+    stated = replace(config(folder), prompts=str(prompts), templates=[])
+    out = build(stated, Named(), tmp_path / "out", nothing)
+    prompts.write_text("a red wall\na green door\n")
+    with pytest.raises(InputError, match=r"not those of .*prompts\.jsonl"):
+        build(stated, Named(), out, nothing)

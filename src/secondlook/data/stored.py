@@ -15,7 +15,17 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from PIL import Image
 
-from secondlook.files import beside, check_unicode, decode_image, finite, parse_json, read_bytes, read_image, read_text
+from secondlook.files import (
+    beside,
+    check_unicode,
+    decode_image,
+    finite,
+    parse_json,
+    read_bytes,
+    read_image,
+    read_json,
+    read_text,
+)
 from secondlook.files.text import MARKS
 from secondlook.types import InputError
 
@@ -101,6 +111,18 @@ class Kept:
     def __init__(self) -> None:
         self.files = Lately(OPEN_FILES)
         self.groups = Lately(CACHED, _bytes_of)
+
+
+def check_built(folder: Path) -> None:
+    """Refuse a folder that ``data build`` is still writing, or that lacks a shard which it wrote. Raises InputError."""
+    manifest = folder / "manifest.json"
+    if not manifest.is_file():
+        if (folder / "config.json").is_file():
+            raise InputError(f"data: the build of {str(folder)!r} has not ended (no manifest.json); run data build to its end")
+        return  # made by others
+    for name in read_json(manifest, dict).get("shards", []):
+        if not (folder / name).is_file():
+            raise InputError(f"data: {str(folder / name)!r} is missing, which manifest.json names; run data build again")
 
 
 class Shard:

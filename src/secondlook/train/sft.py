@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from secondlook.data.index import BAD, FAULTY
 from secondlook.data.pair import GOOD_EDIT, GOOD_TO_DRAW, GOOD_TO_JUDGE, TASKS, Choice, Example, Pool, Scored
+from secondlook.data.stored import check_built
 from secondlook.files import fingerprint
 from secondlook.model.checkpoint import fetch
 from secondlook.model.janus import Janus
@@ -233,6 +234,9 @@ class SFTJob:
         self.janus = Janus.load(config.model, self.ranks.device).train()
         self.janus.history = "codes"
         self.protocol = Protocol(self.janus.tokenizer, self.janus.history)
+        for place in [config.data] if isinstance(config.data, str) else config.data:
+            if Path(place).is_dir():
+                check_built(Path(place))
         pool = Pool(
             config.data,
             config.good_to_draw,
