@@ -52,8 +52,8 @@ def written(tmp_path, rows, name="prompts.jsonl"):
 def test_prompts_that_cannot_be_read_are_found_with_their_line(tmp_path, protocol):
     fine = ["a photo of a red star"] * 3
     check_lines(protocol, Bright(), written(tmp_path, fine, "prompts.txt"))
-    lines = written(tmp_path, [*fine, "a red star and " * 60, *fine, "a cat and " * 80], "prompts.txt")
-    with pytest.raises(InputError, match=r"tokens; at most 200 are read, in line 4 of .*prompts.txt \(and 1 more"):
+    lines = written(tmp_path, [*fine, "a red star and " * 200, *fine, "a cat and " * 250], "prompts.txt")
+    with pytest.raises(InputError, match=r"tokens; at most 512 are read, in line 4 of .*prompts.txt \(and 1 more"):
         check_lines(protocol, Bright(), lines)
 
 
@@ -103,7 +103,7 @@ def test_what_one_rank_finds_all_raise():
 
 def test_a_job_refuses_such_a_file_before_it_loads_a_model(tmp_path, monkeypatch):
     monkeypatch.setattr("secondlook.train.rl.Janus.load", lambda *a: pytest.fail("a model was loaded"))
-    (tmp_path / "prompts.txt").write_text("a photo of a star\n" + "a red star and " * 60)
+    (tmp_path / "prompts.txt").write_text("a photo of a star\n" + "a red star and " * 200)
     with pytest.raises(InputError, match="line 2 of"):
         RLJob(RLConfig(model="mini-base", prompts=str(tmp_path / "prompts.txt")), tmp_path, Bright())
 
