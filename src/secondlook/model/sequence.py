@@ -34,7 +34,7 @@ SYSTEM = (
 )
 SPECIALS = ("<｜begin▁of▁sentence｜>", END, "<｜▁pad▁｜>", "<image_placeholder>", BOI, EOI, "<|User|>", "<|Assistant|>")
 MAX_PROMPT = 512
-"""Tokens of a prompt with its template. The authors' script cuts at 200, which DPG-Bench's longest prompt (160 words) may exceed."""
+"""Tokens of a prompt with its template. The authors' script cuts at 200; DPG-Bench's longest (160 words) may have more."""
 
 
 Answer = str | tuple[int, ...]
