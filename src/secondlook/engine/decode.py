@@ -18,7 +18,7 @@ from PIL.Image import Image
 from torch.nn.attention import sdpa_kernel
 
 from secondlook.engine.linear import fast_linear
-from secondlook.engine.memory import Need, fitting
+from secondlook.engine.memory import REFILL, Need, fitting
 from secondlook.engine.pictures import Pictures, in_parts
 from secondlook.engine.rows import Kept, Rows, Run
 from secondlook.model.janus import Janus
@@ -27,8 +27,6 @@ from secondlook.model.sequence import Protocol, length
 from secondlook.types import Encode, Job, Paint, Request, Rule, Turn
 
 Task = Generator[Job | Paint | Encode, Any, Any]
-REFILL = 0.125
-"""New sequences enter when so large a share of the places is free: a prefill for each would cost more than the waiting."""
 
 
 @dataclass(eq=False)

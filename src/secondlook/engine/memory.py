@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 
 from secondlook.engine.cache import in_columns, rounded
-from secondlook.engine.pictures import HELD, PIXELS
+from secondlook.engine.pictures import HELD, PIXELS, together
 from secondlook.model.janus import Janus
 
 ASKED, AGAIN = 14, 12
 """Tokens of the strings after an image that is judged, and before one that is drawn again."""
 SPARE = 0.05
 """Share of a GPU's memory that is left free: for passes, and for gaps between what is held."""
+
+
+REFILL = 0.125
+"""New sequences enter when so large a share of the places is free: a prefill for each would cost more than the waiting."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +29,12 @@ class Need:
     """Of its longest drawing."""
     longest: int
     """Of its longest sequence."""
-    kept: int = 0
-    """Of all sequences together that are kept because later ones begin like them."""
+    drawings: int = 0
+    """Kept of the drawing before its last redraw and of that one's twin, from its end until the redraw enters."""
+    verdict: int = 0
+    """Kept of the verdict on it, from its end on."""
+    earlier: int = 0
+    """Kept of the verdict before, until that one enters."""
 
     @staticmethod
     def of(prompt: int, image: int, rounds: int, reason: int, reencoded: bool = False) -> Need:
@@ -35,15 +44,20 @@ class Need:
         def drawing(t: int) -> int:
             return prompt + t * image + (t - 1) * (ASKED + reason + AGAIN)
 
-        longest = drawing(rounds) + ASKED + reason
-        if rounds == 1:
-            return Need(drawing(1), longest)
-        # one that waits for its last redraw holds most: the drawing before it, that one's twin, and the verdict on it
-        return Need(drawing(rounds), longest, drawing(rounds - 1) * (1 if reencoded else 3) + ASKED + reason)
+        verdicts = [drawing(t) + ASKED + reason if t > 0 else 0 for t in (rounds, rounds - 1, rounds - 2)]
+        drawings = 2 * drawing(rounds - 1) if rounds > 1 and not reencoded else 0
+        return Need(drawing(rounds), verdicts[0], drawings, *verdicts[1:])
 
     def cache(self, episodes: int) -> int:
         """Columns of the cache for so many under way together, each with its twin."""
         return rounded(2 * episodes) * in_columns(self.longest)
+
+    def kept(self, episodes: int, together: int) -> int:
+        """Columns kept beside the cache for so many under way, of which ``together`` get their pictures at one time: the
+        drawings of all, and beside them what verdicts they have (those that come together, and wait until a share of the places
+        is free, have the last one)."""
+        judged = min(episodes, together + math.ceil(REFILL * episodes))
+        return episodes * self.drawings + max(judged * self.verdict, episodes * self.earlier)
 
 
 def fitting(janus: Janus, need: Need, most: int) -> int:
@@ -59,6 +73,6 @@ def fitting(janus: Janus, need: Need, most: int) -> int:
     column = 2 * text.num_hidden_layers * text.num_key_value_heads * head_dim * size
     left = free - SPARE * total - PIXELS * HELD * size
     fits = most
-    while fits > 1 and (need.cache(fits) + fits * need.kept) * column > left:
+    while fits > 1 and (need.cache(fits) + need.kept(fits, together(janus))) * column > left:
         fits -= 1
     return fits

@@ -200,7 +200,7 @@ def account(s: Sizes, config: RLConfig | SFTConfig, ranks: int, editing: bool = 
     drawing = {
         "gathered weights": whole,
         "key-value cache": need.cache(episodes) * s.column(size),
-        "kept sequences": episodes * need.kept * s.column(size),
+        "kept sequences": need.kept(episodes, max(1, PIXELS // s.side**2)) * s.column(size),
         "pictures": min(episodes * s.side**2, PIXELS) * 4 * s.channels * size,
     }
     return Plan(always | drawing, update)
