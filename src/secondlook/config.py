@@ -21,9 +21,10 @@ def load(kind: type[T], path: Path, settings: list[str]) -> T:
     """
     if not path.is_file():
         raise InputError(f"config: {str(path)!r} is not a file; give a TOML file such as configs/mini/base.toml")
+    text = read_text(path)
     try:
-        values = tomllib.loads(read_text(path))
-    except tomllib.TOMLDecodeError as error:
+        values = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
         raise InputError(f"config: {str(path)!r} is not valid TOML ({error})") from error
     for setting in settings:
         key, found, text = setting.partition("=")

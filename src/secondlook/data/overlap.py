@@ -58,7 +58,10 @@ def read(path: Path) -> list[str]:
         rows = read_table(path)
     else:
         return [line.split("\t")[0].strip() for _, line in read_lines(path)]
-    prompts = [row[f] for row in rows if isinstance(row, dict) for f in FIELDS if isinstance(row.get(f), str)]
-    if not prompts:
-        raise InputError(f"config: against: {str(path)!r} has no field named {', '.join(FIELDS)}")
+    prompts = []
+    for number, row in enumerate(rows, 1):
+        found = [row[f] for f in FIELDS if isinstance(row.get(f), str)] if isinstance(row, dict) else []
+        if not found:
+            raise InputError(f"config: against: row {number} of {str(path)!r} has no text named {', '.join(FIELDS)}")
+        prompts += found
     return prompts

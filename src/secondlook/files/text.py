@@ -197,7 +197,7 @@ def stored_rows(path: Path) -> list[dict[str, Any]]:
     for line in Path(path).read_bytes().split(b"\n") if Path(path).exists() else []:
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict):
             rows.append(row)

@@ -23,7 +23,7 @@ import torch.distributed.checkpoint as dcp
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.distributed.checkpoint.api import CheckpointException
 
-from secondlook.files import append_rows, read_json, same_config, stored_rows, versions, writable_folder, write_text
+from secondlook.files import append_rows, finite, read_json, same_config, stored_rows, versions, writable_folder, write_text
 from secondlook.train.ending import EndRequest, Saved
 from secondlook.train.ranks import Ranks
 from secondlook.train.stored import load_state
@@ -91,6 +91,8 @@ class Run:
         """The weights that a run began with are still the same; other versions of what it runs on are only worth a word."""
         path = self.out / ORIGIN
         before: dict[str, Any] = read_json(path, dict) if path.exists() else {"start": start, "versions": versions()}
+        if not isinstance(before.get("start"), str) or not isinstance(before.get("versions"), dict):
+            raise InputError(f"config: {str(path)!r} is not what a run writes; begin in another folder")
         if before["start"] != start:
             raise InputError(
                 f"config: the weights of model {self.config.get('model')!r} are not those that {self.out} was begun with; "
@@ -127,7 +129,7 @@ class Run:
     def _trim_metrics(self) -> None:
         path = self.out / "metrics.jsonl"
         if path.exists():
-            rows = [row for row in stored_rows(path) if row.get("step", math.inf) <= self.step]
+            rows = [row for row in stored_rows(path) if finite(row.get("step"), 0, self.step)]
             write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def forget_later(self) -> None:
