@@ -185,6 +185,7 @@ def test_waits_as_told(url, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("header", "seconds"),
     [("7", 7), ("0.5", 0.5), (formatdate(time.time() + 90, usegmt=True), 90), ("soon", None), ("-3", None), ("nan", None)],
+    ids=["seconds", "fraction", "date", "word", "negative", "nan"],
 )
 def test_retry_after(header, seconds):
     found = reply.seconds_to_wait(httpx.Response(429, headers={"Retry-After": header}))
