@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import importlib.util
 import json
+import socket
 import sqlite3
 import threading
 import time
@@ -209,6 +210,20 @@ def test_addresses_that_do_not_serve(url, address, words):
     with pytest.raises(InputError, match=words):
         judge(address.format(url.split("/")[2]), "fine")(ITEMS)
     assert time.perf_counter() - began < 5
+
+
+def test_an_encrypted_server_at_a_plain_address():
+    with socket.create_server(("127.0.0.1", 0)) as plain:
+
+        def alert():
+            connection, _ = plain.accept()
+            with connection:
+                connection.recv(2**16)
+                connection.sendall(b"\x15\x03\x01\x00\x02\x02\x28")
+
+        threading.Thread(target=alert, daemon=True).start()
+        with pytest.raises(InputError, match="it speaks TLS; is its address https"):
+            judge(f"http://127.0.0.1:{plain.getsockname()[1]}/v1", "fine", reasons=False)(ITEMS[:1])
 
 
 def test_addresses_are_checked_with_the_config():
@@ -614,6 +629,7 @@ def test_answers_that_were_ended():
         ('First ["draft"], then ["a"]', ["a"]),
         ('["a", ""]', None),
         ('["a", 1]', None),
+        (r'["a \ud800"]', None),
         ("[" * 5000, None),
     ],
 )
