@@ -4,7 +4,6 @@ import asyncio
 import gzip
 import importlib.util
 import json
-import socket
 import sqlite3
 import threading
 import time
@@ -105,7 +104,7 @@ def test_missing_with_the_reason(url, model, words):
     with pytest.raises(Stopped, match=f"2 of 2 canary pictures.*{words}"):
         check_reward(asked, [(Prompt("a"), ITEMS[0][1])], [(Prompt("a"), ITEMS[1][1])])
     with pytest.raises(Stopped, match=f"100% of the scores are missing.*{words}"):
-        Guard(0.2, 1.0, 5).check({"missing": 1.0}, [], asked)
+        Guard(0.2, 1.0, 5, 5).check({"missing": 1.0}, [], asked)
 
 
 def test_edits_need_two_pictures(url):
@@ -210,20 +209,6 @@ def test_addresses_that_do_not_serve(url, address, words):
     with pytest.raises(InputError, match=words):
         judge(address.format(url.split("/")[2]), "fine")(ITEMS)
     assert time.perf_counter() - began < 5
-
-
-def test_an_encrypted_server_at_a_plain_address():
-    with socket.create_server(("127.0.0.1", 0)) as plain:
-
-        def alert():
-            connection, _ = plain.accept()
-            with connection:
-                connection.recv(2**16)
-                connection.sendall(b"\x15\x03\x01\x00\x02\x02\x28")
-
-        threading.Thread(target=alert, daemon=True).start()
-        with pytest.raises(InputError, match="it speaks TLS; is its address https"):
-            judge(f"http://127.0.0.1:{plain.getsockname()[1]}/v1", "fine", reasons=False)(ITEMS[:1])
 
 
 def test_addresses_are_checked_with_the_config():

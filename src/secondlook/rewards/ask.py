@@ -282,10 +282,7 @@ class Asker:
             except httpx.InvalidURL as error:
                 raise Closed("sends questions to another address, which is none") from error
             except httpx.RequestError as error:
-                said = f"{type(error).__name__}: {reply.short(str(error))}"
-                if r"\x15\x03" in said and not self._has_answered:  # a TLS alert in place of HTTP
-                    raise Closed("cannot be asked: it speaks TLS; is its address https:// in place of http://?") from error
-                raise Unanswered(said) from error
+                raise Unanswered(f"{type(error).__name__}: {reply.short(str(error))}") from error
             if (there.scheme, there.host, there.port) != (url.scheme, url.host, url.port):
                 moved = f"has moved to {connect.shown(there).removesuffix('/chat/completions')}"
                 raise Away(moved) if self._has_answered else Closed(f"{moved}; if that is right, give it as url")
