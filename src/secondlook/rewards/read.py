@@ -122,13 +122,18 @@ def _words(choice: dict) -> str:
         raise Unanswered("it thinks and comes to no answer; thinking = true gives more room")
     if not answer:
         raise Unanswered("it answers without words")
+    return _whole(answer)
+
+
+def _whole(text: str) -> str:
+    """Raises Unanswered for a text with characters that are none."""
     try:
-        answer.encode()
+        text.encode()
     except UnicodeEncodeError as error:
         raise Unanswered("its words are no Unicode text") from error
-    if "\ufffd" in answer:
+    if "\ufffd" in text:
         raise Unanswered("its words have characters that are lost")
-    return answer
+    return text
 
 
 def _thoughts(message: Any) -> bool:
@@ -155,7 +160,7 @@ def texts_of(choice: dict) -> list[str]:
     found = [v for v in json_in(_words(choice), list) if v and all(isinstance(t, str) and t.strip() for t in v)]
     if not found:
         raise Unanswered("its answer has no JSON list of texts")
-    return [t.strip() for t in found[-1]]
+    return [_whole(t.strip()) for t in found[-1]]
 
 
 def questions_of(choice: dict) -> list[str]:
