@@ -21,11 +21,14 @@ class Sample:
     value: float
 
 
-def check_counts(settings: Any, *names: str, least: int = 1) -> None:
-    """Refuse settings that count too little. Raises InputError."""
+def check_counts(settings: Any, *names: str, least: int = 1, most: int | None = None) -> None:
+    """Refuse settings that count too little or too much. Raises InputError."""
     for name in names:
-        if getattr(settings, name) < least:
-            raise InputError(f"{name}: {getattr(settings, name)} is too few; it must be at least {least}")
+        value = getattr(settings, name)
+        if value < least:
+            raise InputError(f"{name}: {value} is too few; it must be at least {least}")
+        if most is not None and value > most:
+            raise InputError(f"{name}: {value} is too many; it must be at most {most}")
 
 
 Interval = dict[str, float]

@@ -48,7 +48,8 @@ class Settings:
     guidance: float = 1.0
 
     def __post_init__(self) -> None:
-        check_counts(self, "samples", "rounds", "rows_per_kind")
+        check_counts(self, "rounds", "rows_per_kind")
+        check_counts(self, "samples", most=1000)  # two pictures never have one seed
         check_split(self.split)
 
 

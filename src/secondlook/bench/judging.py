@@ -24,7 +24,7 @@ from secondlook.bench.audit import read_codes
 from secondlook.bench.base import Interval, agreement, bootstrap
 from secondlook.data.pairs import read_pairs
 from secondlook.engine.decode import Engine
-from secondlook.files import read_json, versions, write_json
+from secondlook.files import read_json, versions, whole_file, write_json
 from secondlook.introspect import Sampling
 from secondlook.types import InputError, Request
 from secondlook.world.language import parse
@@ -273,7 +273,6 @@ def plot(path: Path, result: dict[str, Any]) -> None:
     for axis in (top, low):
         axis.grid(alpha=0.3)
     figure.tight_layout()
-    temporary = path.with_name(path.name + ".tmp")
-    figure.savefig(temporary, dpi=110, format="png")
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
     plt.close(figure)
-    temporary.replace(path)
