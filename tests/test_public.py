@@ -18,6 +18,7 @@ from secondlook.bench.gather import Settings
 from secondlook.bench.public import BENCHMARKS
 from secondlook.bench.vqa import Blip
 from secondlook.cli import app, main
+from secondlook.engine.decode import Engine
 from secondlook.introspect import Sampling
 from secondlook.model.shipped import locate
 from secondlook.types import InputError, Share
@@ -110,7 +111,14 @@ def models(tmp_path_factory):
     clip = CLIPModel(
         CLIPConfig(text_config=text | {"projection_dim": 8}, vision_config=seen | {"projection_dim": 8}, projection_dim=8)
     )
-    known = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"yes no a the red cup cat clock is there in picture side and ?".split()]
+    known = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *["yes", "no", "a", "the", "red", "cup", "cat", "clock", "is", "there", "in", "picture", "side", "and", "?"],
+    ]
     asked = {"vocab_size": len(known) + 2, "bos_token_id": len(known), "sep_token_id": 3, "pad_token_id": 0}  # [DEC], [ENC]
     blip = BlipForQuestionAnswering(
         BlipConfig(
@@ -242,7 +250,7 @@ def test_detector_and_colours(models):
 
 
 def test_blip_is_asked_as_released(models, tmp_path):
-    """BLIPvqa_eval of T2I-CompBench step by step: pictures of 480 x 480, [ENC] first, signs away, yes and no of the first token."""
+    """BLIPvqa_eval of T2I-CompBench step by step: 480 x 480 pixels, [ENC] first, signs away, the first token's yes and no."""
     from transformers import BlipConfig, BlipForQuestionAnswering
 
     noise = np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)
@@ -264,7 +272,7 @@ def test_blip_is_asked_as_released(models, tmp_path):
     dec, enc = len(words), len(words) + 1
     p = {}
     for opening in (enc, words.index("[CLS]")):
-        ids = [opening, *map(words.index, "a red cup ?".split()), words.index("[SEP]")]
+        ids = [opening, *map(words.index, ["a", "red", "cup", "?"]), words.index("[SEP]")]
         with torch.inference_mode():
             seen = blip.vision_model(torch.tensor(pixels, dtype=torch.float32).permute(2, 0, 1)[None]).last_hidden_state
             read = blip.text_encoder(torch.tensor([ids]), encoder_hidden_states=seen).last_hidden_state
@@ -285,7 +293,7 @@ def test_blip_is_asked_as_released(models, tmp_path):
         Blip(str(tmp_path / "blip"))
     said["vision_config"]["image_size"] = 64
     (tmp_path / "blip" / "config.json").write_text(json.dumps(said))
-    with pytest.raises(InputError, match="vqa: .* is no BLIP"):
+    with pytest.raises(InputError, match=r"vqa: .* is no BLIP"):
         Blip(str(tmp_path / "blip"))
 
 
@@ -314,7 +322,9 @@ def test_questions_of_compbench_dsg_and_dpg(judges, tmp_path):
     [question] = rows.dpg(tmp_path)
     [scored] = scorers.dpg(judges)([(question, image)])
     assert [a[0] for a in scored["answers"]] == ["entity - whole (cup)", "attribute - color (cup, red)"]
-    assert phrases.phrases("…", lambda text: ["The left", "top"]) == ["The left"] and not phrases.phrases("…", lambda _: ["top"])
+    assert phrases.phrases("…", lambda text: ["The left", "top"]) == ["The left"] and not phrases.phrases(
+        "…", lambda _: ["top"]
+    )
 
 
 def test_pie_and_gedit(judges, tmp_path, monkeypatch):
@@ -435,7 +445,27 @@ def test_pope_from_questions_to_the_page(tmp_path, monkeypatch):
     told = json.loads((tmp_path / "out" / "answers.json").read_text())
     assert result["questions"] == len(told) == 12 and all(a["answer"] in ("Yes", "No") for a in told)
     no = sum(a["answer"] == "No" for a in told) / 12
-    assert result["overall"]["accuracy"] == pytest.approx(no) and not result["left_out"] and (tmp_path / "out" / "pope.html").exists()
+    assert result["overall"]["accuracy"] == pytest.approx(no) and not result["left_out"]
+    assert "released evaluate.py" in (tmp_path / "out" / "pope.html").read_text()
+
+    # two processes: each its share, whoever ends last writes the result; what is answered is not asked again
+    shared = tmp_path / "shared"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        assert CliRunner().invoke(app, [*command, "--out", str(shared)]).exit_code == 0
+        lines = (shared / f"answers-00{rank}.jsonl").read_text().splitlines()
+        assert len(lines) == 6 and (shared / "result.json").exists() == (rank == "1")
+    assert json.loads((shared / "answers.json").read_text()) == told
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.delenv("RANK")
+    (shared / "answers-001.jsonl").write_text("\n".join(lines[:5]) + '\n{"id": "adv')
+    asked_again, write = [], Engine.write
+    monkeypatch.setattr(Engine, "write", lambda *a: asked_again.append(len(a[1])) or write(*a))
+    assert CliRunner().invoke(app, [*command, "--out", str(shared)]).exit_code == 0
+    assert asked_again == [1] and json.loads((shared / "answers.json").read_text()) == told
+    other = CliRunner().invoke(app, [*command, "--only", "1", "--out", str(shared)])
+    assert isinstance(other.exception, InputError) and "only is 1 but" in str(other.exception)
 
 
 @pytest.mark.slow

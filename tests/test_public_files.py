@@ -7,11 +7,11 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from cases.unfriendly_judge import Handler
 from PIL import Image
 from typer.testing import CliRunner
 
-from secondlook.bench import gather, public, rows, scorers
+from cases.unfriendly_judge import Handler
+from secondlook.bench import audit, compare, gather, judging, public, rows, scorers, seeds
 from secondlook.bench.gather import Range, Settings, fault_of
 from secondlook.bench.rows import Row
 from secondlook.cli import app
@@ -20,7 +20,7 @@ from secondlook.types import InputError
 
 CASES = Path(__file__).parent / "cases" / "dpg"
 HEAD = "item_id,text,keywords,proposition_id,dependency,category_broad,category_detailed,tuple,question_natural_language\n"
-RED = 'star_1,a photo of a red star,,1,0,entity,whole,entity - whole (star),Is there a star?\n'
+RED = "star_1,a photo of a red star,,1,0,entity,whole,entity - whole (star),Is there a star?\n"
 
 
 def test_tables_of_other_systems(tmp_path):
@@ -68,7 +68,7 @@ def test_a_malformed_mapping_names_its_edit(tmp_path):
         with pytest.raises(InputError, match=said):
             rows.pie(tmp_path)
     (folder / "mapping_file.json").write_text('{"000": ')
-    with pytest.raises(InputError, match="mapping_file.json"):
+    with pytest.raises(InputError, match=r"mapping_file\.json"):
         rows.pie(tmp_path)
 
 
@@ -93,7 +93,7 @@ def test_a_line_separator_in_a_prompt_and_damaged_files(server, tmp_path, monkey
     assert run.exit_code == 0, run.output
     first = json.loads((out / "result.json").read_text())
     assert first["images"] == 1 and first["missing"] == 0
-    assert "last of a prompt's four pictures" in (out / "benchmark.html").read_text()
+    assert "four pictures only and skips the table" in (out / "benchmark.html").read_text()
 
     draw = gather.introspect
     monkeypatch.setattr(gather, "introspect", lambda *_: pytest.fail("what is drawn is not drawn again"))
@@ -187,8 +187,8 @@ def test_no_score_is_outside_its_range():
     assert fault_of({"value": float("nan")}, gather.SHARE) == "value is nan, not a number from 0 to 1"
 
 
-def test_what_has_no_number_is_missing_and_named(tmp_path, janus):
-    """Scores that are no numbers of their range: each is missing with its reason, and a few of many do not stop a resumed run."""
+def test_what_has_no_number_is_missing_and_named(tmp_path):
+    """Scores that are no numbers of their range are missing, each with its reason; a few of many do not stop a resumed run."""
     every = [Row(f"{i:05d}", f"a photo of a cup {i}", "all") for i in range(20)]
     settings = Settings("geneval", "mini", 1, 1)
     gather.begin(tmp_path, settings, {})
@@ -241,3 +241,55 @@ def test_no_two_pictures_have_one_seed():
         with pytest.raises(InputError, match=next(iter(given))):
             Settings("geneval", "mini", **{"samples": 1} | given)
     Settings("geneval", "mini", 1000, fresh=100, seed=10**5 - 1)
+
+
+def test_damaged_results_of_the_miniature_are_refused(tmp_path):
+    """What compare, audit, judging and seeds read: a sentence that names the file."""
+    folder = tmp_path / "geneval"
+    folder.mkdir()
+    whole = {
+        "overall": {},
+        "tasks": {},
+        "settings": {"model": "mini"},
+        "judge": {},
+        "redraws": {},
+        "binding": {},
+        "position": {},
+    }
+    rounds = [{"yes": True, "p_yes": 0.9, "right": True, "reason": "…", "codes": [1, 2]}]
+    episode = {"tag": "colors", "prompt": "a photo of a red star", "seed": 1, "final": 0, "rounds": rounds}
+    for name, value in (("result.json", whole), ("episodes.json", [episode]), ("gallery.json", {})):
+        (folder / name).write_text(json.dumps(value))
+    assert compare.read("m", tmp_path).episodes and audit.read_codes(folder)[0] == "mini"
+    for name, text in (
+        ("result.json", "{"),
+        ("result.json", "[]"),
+        ("result.json", "{}"),
+        ("episodes.json", '{"a": 1}'),
+        ("episodes.json", json.dumps([episode | {"final": 3}])),
+        ("episodes.json", json.dumps([episode | {"rounds": []}])),
+        ("episodes.json", json.dumps([{}])),
+    ):
+        before = (folder / name).read_text()
+        (folder / name).write_text(text)
+        with pytest.raises(InputError, match=name):
+            compare.read("m", tmp_path)
+        (folder / name).write_text(before)
+    for codes, prompt in (
+        ([], episode["prompt"]),
+        ([-1], episode["prompt"]),
+        (["a"], episode["prompt"]),
+        ([1], "a photo of rain"),
+    ):
+        changed = episode | {"prompt": prompt, "rounds": [rounds[0] | {"codes": codes}]}
+        (folder / "episodes.json").write_text(json.dumps([changed]))
+        with pytest.raises(InputError):
+            audit.read_codes(folder)
+    said = {"prompt": "a", "right": True, "yes": True, "p_yes": 0.5}
+    for change in ({"p_yes": float("nan")}, {"p_yes": "0.5"}, {"yes": "Yes"}, {"other": 1}):
+        (tmp_path / "verdicts.json").write_text(json.dumps([said | change]))
+        with pytest.raises(InputError, match=r"verdicts\.json"):
+            judging.read(tmp_path)
+    (tmp_path / "result.json").write_text('{"models": ')
+    with pytest.raises(InputError, match=r"result\.json"):
+        seeds.read(tmp_path)

@@ -103,24 +103,28 @@ def stored(out: Path, kind: str) -> list[dict[str, Any]]:
     return [row for path in sorted(out.glob(f"{kind}-*.jsonl")) for row in stored_rows(path)]
 
 
-def episodes_of(out: Path, rows: Sequence[Row], settings: Settings) -> list[dict[str, Any]]:
-    """What was drawn, one record a job (the latest attempt), in the jobs' order.
-
-    Raises InputError for records of other rows than these: the folder is another benchmark's, or the data have changed.
-    """
+def records_of(out: Path) -> list[dict[str, Any]]:
+    """What was drawn, one record a job (the latest attempt), in the jobs' order. A damaged one is as if not drawn."""
     found: dict[tuple[int, int], dict[str, Any]] = {}
-    for record in stored(out, "episodes"):
-        if not _is_record(record):
-            continue  # damaged: as if not drawn
+    for record in filter(_is_record, stored(out, "episodes")):
+        job = record["row"], record["k"]
+        if job not in found or record.get("attempt", 0) > found[job].get("attempt", 0):
+            found[job] = record
+    return [found[job] for job in sorted(found)]
+
+
+def episodes_of(out: Path, rows: Sequence[Row], settings: Settings) -> list[dict[str, Any]]:
+    """`records_of` a benchmark with these rows. Raises InputError for records of other rows: the folder is another benchmark's,
+    or the data have changed."""
+    found = records_of(out)
+    for record in found:
         i, k = record["row"], record["k"]
         if i >= len(rows) or k >= settings.samples or rows[i].prompt != record["prompt"]:
             raise InputError(
                 f"out: {str(out)!r} holds a picture of {record['prompt']!r} as row {i}, sample {k}, which is no row of these "
                 "data; use another folder"
             )
-        if (i, k) not in found or record.get("attempt", 0) > found[i, k].get("attempt", 0):
-            found[i, k] = record
-    return [found[job] for job in sorted(found)]
+    return found
 
 
 def _is_record(record: dict[str, Any]) -> bool:
@@ -207,7 +211,7 @@ def _stem(picture: str) -> str:
 def damaged(
     out: Path, rows: Sequence[Row], settings: Settings, share: Share = Share(), metrics: Metrics = SHARE
 ) -> dict[tuple[int, int], str]:
-    """This process's jobs (row, sample) of which a picture is missing or, where it has no score yet, cannot be read; and why."""
+    """This process's jobs (row, sample) of which a picture is missing or, without a score yet, cannot be read; and why."""
     scores, found = scores_of(out, metrics), {}
     for record in _own(out, rows, settings, share):
         try:

@@ -1,7 +1,8 @@
 """POPE: whether a model says that objects are in a picture which are not. Its own plain question answering, greedy.
 
-Source: arXiv 2305.10355: three times 3,000 questions about 500 pictures of COCO (val2014); the score is the F1 of "yes", answers
-read as the released evaluate.py does. Any number of processes share the questions, and what is answered is not asked again.
+Source: arXiv 2305.10355: three times 3,000 questions about 500 pictures of COCO (val2014); the score is the F1 of "yes", with
+answers read as the released evaluate.py does. Any number of processes share the questions; what is
+answered is not asked again.
 """
 
 from __future__ import annotations

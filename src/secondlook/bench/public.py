@@ -57,7 +57,12 @@ class Benchmark:
 
     @property
     def main(self) -> str:
+        """The metric that is the benchmark's number."""
         return next(iter(self.metrics))
+
+    def counts(self, task: str) -> bool:
+        """Whether a task is in the overall number."""
+        return not self.counted or task in self.counted
 
 
 BENCHMARKS = {
@@ -117,7 +122,7 @@ BENCHMARKS = {
         {"psnr": Range(0, 60, True), "mse": Range(0, 1, True), "ssim": Range(-1, 1, True), "structure": Range(0, 4)}
         | dict.fromkeys(("clip_whole", "clip_edited"), Range(0, 100)),
         over="images",
-        note="Tables print structure x 1000, MSE x 10000, SSIM x 100. LPIPS is left out: its network comes with torchvision only.",
+        note="Tables print structure x 1000, MSE x 10000, SSIM x 100. LPIPS is left out: its network comes with torchvision.",
     ),
     "gedit": Benchmark(
         "GEdit-Bench, English",
@@ -166,8 +171,8 @@ def ready(
     images: Path | None = None,
     only: int = 0,
 ) -> list[Row]:
-    """The benchmark's rows, the first ``only`` of them where it is not 0. Whatever of them cannot be drawn is found here, before
-    anything is: raises InputError that names the file and the row."""
+    """The benchmark's rows, the first ``only`` of them where it is not 0. Raises InputError that names the file and the row for
+    whatever of them cannot be drawn, before anything is."""
     every = benchmark.rows(data, images)
     every = every[:only] if only else every
     lines = [row.line() for row in every]
@@ -257,12 +262,10 @@ def summarize(
         }
         return means | {"images": len(pairs)}
 
-    counted = [r for r in whole if r["task"] in benchmark.counted or not benchmark.counted]
+    counted = [r for r in whole if benchmark.counts(r["task"])]
     found: dict[str, Any] = {
         "overall": of(counted, main),
-        "tasks": {
-            t: of([r for r in whole if r["task"] == t], main) for t in dict.fromkeys(r["task"] for r in records)
-        },
+        "tasks": {t: of([r for r in whole if r["task"] == t], main) for t in dict.fromkeys(r["task"] for r in records)},
         "metrics": {metric: of(counted, metric) for metric in benchmark.metrics},
         "images": len(whole),
         "missing": len(records) - len(whole),

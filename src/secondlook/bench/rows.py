@@ -55,8 +55,8 @@ def compbench(data: Path | None = None) -> list[Row]:
 
 
 def _questions(path: Path, task: Callable[[str], str]) -> list[Row]:
-    """Rows of a table in DSG's columns, one a prompt. An item with a malformed dependency has none. Raises InputError that names
-    the row."""
+    """Rows of a table in DSG's columns, one a prompt. An item with a malformed dependency has none. Raises InputError that
+    names the row."""
     columns = ("item_id", "text", "proposition_id", "dependency", "tuple", "question_natural_language")
     by_item: dict[str, dict[int, dict[str, str]]] = {}
     places: dict[str, str] = {}
@@ -161,8 +161,8 @@ def pie(data: Path | None = None) -> list[Row]:
 
 
 def _runs(mask: Any, where: str, size: int = 512) -> list[int]:
-    """A mask as PIE-Bench stores it: [start, length, …] over the rows of a picture of ``size``²; what goes beyond its end is cut
-    off, as released. Raises InputError."""
+    """A mask as PIE-Bench stores it: [start, length, …] over the rows of a picture of ``size``²; what goes beyond its end is
+    cut off, as released. Raises InputError."""
     whole = isinstance(mask, list) and len(mask) % 2 == 0 and all(finite(n, 0, size**2) and n == int(n) for n in mask)
     if not whole:
         raise InputError(f"mask: it is not [start, length, …] within {size} x {size} pixels in {where}")

@@ -35,8 +35,8 @@ def as_blip_reads(question: str) -> str:
 
 
 class Blip:
-    """BLIP for visual question answering: P(yes) / (P(yes) + P(no)) at the first token, as T2I-CompBench's released code asks it
-    (BLIPvqa_eval: data/utils.py, data/__init__.py, models/blip_vqa.py).
+    """BLIP for visual question answering: P(yes) / (P(yes) + P(no)) at the first token, as T2I-CompBench's released code asks
+    it (BLIPvqa_eval: data/utils.py, data/__init__.py, models/blip_vqa.py).
 
     Three things there are not in transformers' own processor or ``generate``: pictures are 480 x 480; the question's first
     token, [CLS], is replaced by [ENC]; the question is stripped of signs. BERT's vocabulary (30,522) has two additions there,

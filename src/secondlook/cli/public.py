@@ -178,9 +178,7 @@ def _pope_ready(data: Path | None, images: Path | None, only: int, model: str) -
     return settings, *pope.chosen(settings, data)
 
 
-def _pope(
-    model: str, out: Path, settings: Any, asked: list[Row], left_out: list[str], how: dict[str, Any]
-) -> dict | None:
+def _pope(model: str, out: Path, settings: Any, asked: list[Row], left_out: list[str], how: dict[str, Any]) -> dict | None:
     from secondlook.bench import pope
     from secondlook.files import writable_folder
 
@@ -244,7 +242,9 @@ def bench_all(
     skipped: dict[str, str] = {}
     failed: dict[str, str] = {}
     if on == "mini" or (on == "auto" and model in SHIPPED):
-        _all_mini(out, rounds, only or 80, seed, batch, {"model": model, "device": device, "dtype": dtype, "attention": attention})
+        _all_mini(
+            out, rounds, only or 80, seed, batch, {"model": model, "device": device, "dtype": dtype, "attention": attention}
+        )
     else:
         judges = _judges(device, detector=detector, clip=clip, clip_score=clip_score, vqa=vqa, url=url, dino=dino)
         how: dict[str, Any] = {"device": own_device(device), "batch": batch, "dtype": dtype, "attention": attention}
@@ -299,9 +299,7 @@ def _all_public(
                 jobs[name] = partial(_pope, locate(model), out / name, *_pope_ready(data, images, only, model), how)
             else:
                 rows = _ready(name, model, data, images, only, judges)
-                jobs[name] = partial(
-                    _public, name, model, out / name, rows, 0, rounds, fresh, only, judges, seed, None, how
-                )
+                jobs[name] = partial(_public, name, model, out / name, rows, 0, rounds, fresh, only, judges, seed, None, how)
         except InputError as error:
             skipped[name] = str(error)
             say(f"{name}: skipped: {error}")
