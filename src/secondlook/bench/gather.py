@@ -129,8 +129,8 @@ def episodes_of(out: Path, rows: Sequence[Row], settings: Settings) -> list[dict
 
 def _is_record(record: dict[str, Any]) -> bool:
     """Whether a row is one that `draw` writes."""
-    rounds, fresh, final = (record.get(name) for name in ("rounds", "fresh", "final"))
-    numbers = [record.get("row"), record.get("k"), final, record.get("attempt", 0)]
+    rounds, fresh = record.get("rounds"), record.get("fresh")
+    numbers = [record.get("row"), record.get("k"), record.get("final"), record.get("attempt", 0)]
     if not (isinstance(rounds, list) and isinstance(fresh, list) and all(type(n) is int and n >= 0 for n in numbers)):
         return False
     shown = [
@@ -140,7 +140,11 @@ def _is_record(record: dict[str, Any]) -> bool:
         and finite(x.get("p_yes"), 0, 1)
         for x in (*rounds, *fresh)
     ]
-    return all(shown) and final < len(rounds) and all(isinstance(record.get(name), str) for name in ("prompt", "task", "id"))
+    return (
+        all(shown)
+        and record["final"] < len(rounds)
+        and all(isinstance(record.get(name), str) for name in ("prompt", "task", "id"))
+    )
 
 
 def scores_of(out: Path, metrics: Metrics) -> dict[str, dict[str, Any]]:
@@ -270,7 +274,8 @@ def score(
                 known.append({"picture": name} | score)
         reasons.update(m["why"] for m in missing)
         append_rows(out / f"scores-{share.rank:03d}.jsonl", known)
-        append_rows(out / f"missing-{share.rank:03d}.jsonl", missing)
+        if missing:
+            append_rows(out / f"missing-{share.rank:03d}.jsonl", missing)
     progress(len(left), len(left))
     pictures = sum(len(pictures_of(record)) for record in _own(out, rows, settings, share))
     if reasons.total() > MOST_MISSING * pictures:

@@ -82,7 +82,7 @@ class Blip:
     def _seen(self, images: Sequence[Image.Image]) -> dict[int, torch.Tensor]:
         """Each picture's id -> its states (patches + 1, D); a picture of several questions is seen once."""
         distinct = list({id(image): image for image in images}.values())
-        found = {}
+        found: dict[int, torch.Tensor] = {}
         for start in range(0, len(distinct), self.batch):
             part = distinct[start : start + self.batch]
             resized = [image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC) for image in part]

@@ -45,7 +45,7 @@ Dino = Annotated[str, typer.Option(help="PIE-Bench's structure distance: a DINO.
 Only = Annotated[int, typer.Option(help="The first rows alone; 0: all.")]
 
 
-def _judges(device: str, **given: str) -> Judges:
+def _judges(device: str, **given: Any) -> Judges:
     """Judges as ``given``; the default's, where a name is empty."""
     from secondlook.bench.scorers import Judges
 
