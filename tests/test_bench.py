@@ -143,7 +143,12 @@ def test_claims_hold_only_when_the_interval_excludes_zero():
         judge = {"every round": {"balanced_accuracy": interval(0.9)}}
         tasks = {"colors": {"final": interval(0.9)}, "position": {"final": interval(0.5)}}
         overall = {"final": interval(0.86), "gain": interval(gain)}
-        return {"overall": overall, "tasks": tasks, "judge": judge, "redraws": {"fixed": 0.5, "broken_of_all": 0.01}}
+        return {
+            "overall": overall,
+            "tasks": tasks,
+            "judge": judge,
+            "redraws": {"wrong": 9, "fixed": 0.5, "broken_of_all": 0.01},
+        }
 
     gains = {"base": 0.0, "sft": -0.02, "rl": 0.03}
     pairs = [("sft", "base"), ("rl", "base"), ("rl", "sft")]
@@ -197,3 +202,31 @@ def test_seeds_stand_side_by_side(tmp_path):
         seeds.write(tmp_path, reports[:1])
     with pytest.raises(InputError, match="bench compare"):
         seeds.read(tmp_path / "none")
+
+
+def test_the_page_shows_what_is_wrong_and_was_judged_yes(tmp_path):
+    """Every kind of episode has its place on the page; a kind without one has no heading, and 0 of 0 is no share."""
+    from PIL import Image
+
+    from secondlook.bench.geneval import Scored, Settings, gallery, write
+    from secondlook.types import Episode, Prompt, Round
+    from secondlook.world.language import parse
+    from secondlook.world.read import read
+
+    image = Image.new("RGB", (48, 48), (153,) * 3)
+
+    def scored(*rounds):
+        drawn = tuple(Round(image, (0,), yes, 0.9 if yes else 0.1, "…") for yes, _ in rounds)
+        episode = Episode(Prompt("a photo of a key"), 0, drawn, ())
+        return Scored(parse("a photo of a key"), episode, (read(image),) * len(rounds), tuple(right for _, right in rounds))
+
+    some = [scored((True, False)), scored((True, True)), scored((True, True))]
+    assert {name: len(strips) for name, strips in gallery(some).items()} == {
+        "Wrong, and judged Yes at once": 1,
+        "Right at once": 2,
+    }
+    write(tmp_path, some, Settings("mini"))
+    page = (tmp_path / "geneval.html").read_text()
+    assert "Wrong, and judged Yes at once" in page and "Still wrong" not in page and "nan" not in page
+    assert "a redraw fixed: (there were none)" in page
+    assert list(gallery([scored((False, False))])) == ["Still wrong"]

@@ -18,7 +18,7 @@ from secondlook.data.pairs import read_pairs
 from secondlook.engine.decode import Engine
 from secondlook.model.janus import Janus
 from secondlook.model.shipped import locate
-from secondlook.types import InputError
+from secondlook.types import InputError, Look
 from secondlook.world.language import parse
 from secondlook.world.read import judge, names_a_failure
 
@@ -173,3 +173,24 @@ def test_what_users_wrote_is_printed_as_they_wrote_it(tmp_path):
     run = CliRunner().invoke(app, ["draw", prompt, "--n", "1", "--rounds", "1", "--out", str(out)])
     shown = CliRunner().invoke(app, ["show", str(out)])
     assert shown.output.count(prompt) == 1, "episodes of the call before are gone"
+
+
+def test_pairs_without_a_label_are_named_and_edits_are_judged_beside_their_source(mini, folder, tmp_path):
+    rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()][:3]
+    del rows[1]["good"]
+    rows[2]["source"] = rows[0]["image"]
+    (folder / "some.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    items, unlabelled = judging.labelled(folder / "some.jsonl", mini.protocol)
+    assert [x.source is not None for x in items] == [False, True] and unlabelled == [rows[1]["image"]]
+    asked = []
+    turns = mini.write
+    mini.write = lambda requests, *a: asked.extend(requests) or turns(requests, *a)
+    try:
+        judging.run(mini, items, judging.Settings("mini", "some"))
+    finally:
+        del mini.write
+    assert [sum(isinstance(s, Look) for s in r.segments) for r in asked] == [1, 2]
+    rows[0]["prompt"] = "a photo of a red star " * 99
+    (folder / "some.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    with pytest.raises(InputError, match=r"line 1 of .*some\.jsonl"):
+        judging.labelled(folder / "some.jsonl", mini.protocol)

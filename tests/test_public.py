@@ -1,6 +1,7 @@
 """Public benchmarks: GenEval's rules by hand, every pipeline with tiny random models, resuming, refusing to mix, real files."""
 
 import json
+import shutil
 from dataclasses import replace
 from hashlib import sha256
 
@@ -17,6 +18,7 @@ from secondlook.bench.gather import Settings
 from secondlook.bench.public import BENCHMARKS
 from secondlook.bench.vqa import Blip
 from secondlook.cli import app, main
+from secondlook.engine.decode import Engine
 from secondlook.introspect import Sampling
 from secondlook.model.shipped import locate
 from secondlook.types import InputError, Share
@@ -77,6 +79,7 @@ def models(tmp_path_factory):
     """A tiny Mask2Former, CLIP, BLIP and DINO with random weights, as folders."""
     from transformers import (
         AutoTokenizer,
+        BertTokenizer,
         BlipConfig,
         BlipForQuestionAnswering,
         CLIPConfig,
@@ -87,6 +90,7 @@ def models(tmp_path_factory):
         ViTConfig,
         ViTModel,
     )
+    from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
     from transformers.models.mask2former.image_processing_pil_mask2former import Mask2FormerImageProcessorPil
 
@@ -107,28 +111,41 @@ def models(tmp_path_factory):
     clip = CLIPModel(
         CLIPConfig(text_config=text | {"projection_dim": 8}, vision_config=seen | {"projection_dim": 8}, projection_dim=8)
     )
+    known = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *["yes", "no", "a", "the", "red", "cup", "cat", "clock", "is", "there", "in", "picture", "side", "and", "?"],
+    ]
+    asked = {"vocab_size": len(known) + 2, "bos_token_id": len(known), "sep_token_id": 3, "pad_token_id": 0}  # [DEC], [ENC]
     blip = BlipForQuestionAnswering(
         BlipConfig(
-            text_config=text | {"sep_token_id": words.eos_token_id, "encoder_hidden_size": 16},
-            vision_config=seen,
+            text_config=text | asked | {"encoder_hidden_size": 16, "initializer_range": 1.0},
+            vision_config=seen | {"initializer_range": 1.0},
             image_text_hidden_size=16,
         )
     )
     for name, model in (("detector", detector), ("clip", clip), ("blip", blip), ("dino", ViTModel(ViTConfig(**seen)))):
         model.save_pretrained(folder / name)
     Mask2FormerImageProcessorPil(size={"height": 64, "width": 64}).save_pretrained(folder / "detector")
-    for name in ("clip", "blip"):
-        CLIPImageProcessorPil(size={"height": 32, "width": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(
-            folder / name
-        )
-        words.save_pretrained(folder / name)
+    CLIPImageProcessorPil(size={"height": 32, "width": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(
+        folder / "clip"
+    )
+    words.save_pretrained(folder / "clip")
+    BlipImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder / "blip")
+    (folder / "vocab.txt").write_text("\n".join(known))
+    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder / "blip")
     return folder
 
 
 @pytest.fixture
 def judges(models):
     paths = {n: str(models / n) for n in ("detector", "clip", "dino")}
-    return scorers.Judges(vqa=str(models / "blip"), chunks=lambda text: text.split(" and "), **paths)
+    return scorers.Judges(
+        vqa=str(models / "blip"), clip_score=str(models / "clip"), chunks=lambda text: text.split(" and "), **paths
+    )
 
 
 @pytest.fixture
@@ -199,22 +216,25 @@ def test_processes_share_the_jobs_and_resume(judges, data, tmp_path):
         gather.draw(engine, every, settings, sampling, shared, Share(rank, 3))
     assert gather.complete(every, settings, shared)
     key = lambda r: (r["row"], r["k"])  # noqa: E731
-    both = [sorted(gather.read_lines(out, "episodes"), key=key) for out in (alone, shared)]
+    both = [sorted(gather.stored(out, "episodes"), key=key) for out in (alone, shared)]
     assert both[0] == both[1] and len(both[0]) == 10, "each once, and the same whoever draws"
 
     class Failing:
         def __call__(self, items):
-            return [None if row.task == "colors" else {"value": 1.0} for row, _ in items]
+            return ["it failed" if row.task == "colors" else {"value": 1.0} for row, _ in items]
 
-    with pytest.raises(Exception, match="2 of 10 pictures got none"):
+    with pytest.raises(Exception, match=r"2 of 10 pictures got none \(2: it failed\)"):
         gather.score(Failing(), every, settings, alone)
     result = public.summarize(
         public.get("geneval"),
         settings,
-        gather.read_lines(alone, "episodes"),
-        {s["picture"]: s for s in gather.read_lines(alone, "scores")},
+        gather.stored(alone, "episodes"),
+        gather.scores_of(alone, gather.SHARE),
+        gather.reasons_of(alone),
     )
     assert result["missing"] == 2 and result["overall"]["first"]["mean"] == 1.0, "missing, not 0"
+    assert result["overall"]["images"] == result["images"] == 8
+    assert [(m["id"], m["sample"], m["why"]) for m in result["left_out"]] == [("00003", k, "it failed") for k in (0, 1)]
 
 
 def test_detector_and_colours(models):
@@ -229,6 +249,54 @@ def test_detector_and_colours(models):
         Detector(str(models / "nothing"))
 
 
+def test_blip_is_asked_as_released(models, tmp_path):
+    """BLIPvqa_eval of T2I-CompBench step by step: 480 x 480 pixels, [ENC] first, signs away, the first token's yes and no."""
+    from transformers import BlipConfig, BlipForQuestionAnswering
+
+    noise = np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
+    given = BlipForQuestionAnswering.from_pretrained(models / "blip").eval()
+    weights = given.state_dict()
+    name = "vision_model.embeddings.position_embedding"
+    first, rest = weights[name][:, :1], weights[name][:, 1:].reshape(1, 2, 2, -1).permute(0, 3, 1, 2)
+    rest = torch.nn.functional.interpolate(rest, (30, 30), mode="bicubic", align_corners=False)
+    weights[name] = torch.cat([first, rest.flatten(2).transpose(1, 2)], 1)
+    config = BlipConfig.from_pretrained(models / "blip")
+    config.vision_config.image_size = 480
+    blip = BlipForQuestionAnswering(config).eval()
+    blip.load_state_dict(weights)
+
+    pixels = np.asarray(image.resize((480, 480), Image.Resampling.BICUBIC), np.float32) / 255
+    pixels = (pixels - (0.48145466, 0.4578275, 0.40821073)) / (0.26862954, 0.26130258, 0.27577711)
+    words = (models / "vocab.txt").read_text().split("\n")
+    dec, enc = len(words), len(words) + 1
+    p = {}
+    for opening in (enc, words.index("[CLS]")):
+        ids = [opening, *map(words.index, ["a", "red", "cup", "?"]), words.index("[SEP]")]
+        with torch.inference_mode():
+            seen = blip.vision_model(torch.tensor(pixels, dtype=torch.float32).permute(2, 0, 1)[None]).last_hidden_state
+            read = blip.text_encoder(torch.tensor([ids]), encoder_hidden_states=seen).last_hidden_state
+            logits = blip.text_decoder(torch.tensor([[dec]]), encoder_hidden_states=read).logits[0, 0]
+        yes, no = logits.softmax(-1)[[words.index("yes"), words.index("no")]].tolist()
+        p[opening] = yes / (yes + no)
+    asked = Blip(str(models / "blip"))
+    assert asked([('A "red" cup.?', image)]) == [pytest.approx(p[enc], abs=1e-4)]
+    assert abs(p[enc] - p[words.index("[CLS]")]) > 1e-2, "or this would show nothing"
+
+    torch.nn.init.constant_(asked.model.text_decoder.cls.predictions.bias, float("nan"))
+    assert asked([("a cup?", image)]) == [None], "what is no number is missing"
+    shutil.copytree(models / "blip", tmp_path / "blip")
+    said = json.loads((tmp_path / "blip" / "config.json").read_text())
+    said["text_config"]["bos_token_id"] += 1
+    (tmp_path / "blip" / "config.json").write_text(json.dumps(said))
+    with pytest.raises(InputError, match=r"\[ENC\] is missing"):
+        Blip(str(tmp_path / "blip"))
+    said["vision_config"]["image_size"] = 64
+    (tmp_path / "blip" / "config.json").write_text(json.dumps(said))
+    with pytest.raises(InputError, match=r"vqa: .* is no BLIP"):
+        Blip(str(tmp_path / "blip"))
+
+
 def test_questions_of_compbench_dsg_and_dpg(judges, tmp_path):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 48, 3), dtype=np.uint8))
     blip = Blip(judges.vqa, batch=2)
@@ -237,9 +305,12 @@ def test_questions_of_compbench_dsg_and_dpg(judges, tmp_path):
     assert together == pytest.approx(alone, abs=1e-4) and all(0 < p < 1 for p in together), "padding is not seen"
     row = rows.Row("color-000", "a red cup and the side and a cat", "color")
     [color] = scorers.CompBench(judges)([(row, image)])
-    assert list(color["p_yes"]) == ["a red cup", "a cat"] and color["value"] == pytest.approx(
-        np.prod(list(color["p_yes"].values()))
-    )
+    assert [phrase for phrase, _ in color["p_yes"]] == ["a red cup", "a cat"]
+    assert color["value"] == pytest.approx(np.prod([p for _, p in color["p_yes"]]))
+    [twice] = scorers.CompBench(judges)([(replace(row, prompt="a cat and a cat"), image)])
+    assert twice["value"] == pytest.approx(color["p_yes"][1][1] ** 2), "a phrase that stands there twice counts twice"
+    [nothing] = scorers.CompBench(judges)([(replace(row, prompt="the side"), image)])
+    assert nothing["value"] == 1.0, "as released, where there is no noun phrase"
     [cosine] = scorers.CompBench(judges)([(replace(row, task="non_spatial"), image)])
     assert -1 <= cosine["value"] <= 1
     table = "item_id,text,proposition_id,dependency,tuple,question_natural_language\n"
@@ -251,7 +322,9 @@ def test_questions_of_compbench_dsg_and_dpg(judges, tmp_path):
     [question] = rows.dpg(tmp_path)
     [scored] = scorers.dpg(judges)([(question, image)])
     assert [a[0] for a in scored["answers"]] == ["entity - whole (cup)", "attribute - color (cup, red)"]
-    assert phrases.phrases("one " * 3, lambda text: ["The left", "top"]) == ["one " * 3]
+    assert phrases.phrases("…", lambda text: ["The left", "top"]) == ["The left"] and not phrases.phrases(
+        "…", lambda _: ["top"]
+    )
 
 
 def test_pie_and_gedit(judges, tmp_path, monkeypatch):
@@ -280,7 +353,7 @@ def test_pie_and_gedit(judges, tmp_path, monkeypatch):
     assert background(source, Image.fromarray(changed), mask)["psnr"] < same["psnr"]
     with Judge(share=0) as server:
         scored = scorers.GEdit(replace(judges, url=server.url, vqa="m"))([(row, source)])
-        assert scored == [None], "an answer without two scores is missing"
+        assert scored == ["no two scores of what was edited"], "an answer without two scores is missing"
         monkeypatch.setattr(scorers, "text_of", lambda _: 'so: {"scores": [9, 4]}')
         [scored] = scorers.GEdit(replace(judges, url=server.url, vqa="m"))([(row, source)])
         assert scored == {"overall": pytest.approx(4.0), "semantic_consistency": 4.0, "quality": 4.0}
@@ -328,7 +401,7 @@ def test_the_real_files(benchmarks, tmp_path):
     asked = rows.dsg(benchmarks)
     assert len(asked) == 1060 and sum(len(r.facts["questions"]) for r in asked) == 8182
     assert len(rows.pope(benchmarks)) == 9000
-    with pytest.raises(InputError, match="lacks COCO_val2014"):
+    with pytest.raises(InputError, match="lacks 500 pictures, first COCO_val2014"):
         pope.chosen(pope.Settings("mini", str(tmp_path)), benchmarks)
 
 
@@ -372,7 +445,27 @@ def test_pope_from_questions_to_the_page(tmp_path, monkeypatch):
     told = json.loads((tmp_path / "out" / "answers.json").read_text())
     assert result["questions"] == len(told) == 12 and all(a["answer"] in ("Yes", "No") for a in told)
     no = sum(a["answer"] == "No" for a in told) / 12
-    assert result["overall"]["accuracy"] == pytest.approx(no) and (tmp_path / "out" / "pope.html").exists()
+    assert result["overall"]["accuracy"] == pytest.approx(no) and not result["left_out"]
+    assert "released evaluate.py" in (tmp_path / "out" / "pope.html").read_text()
+
+    # two processes: each its share, whoever ends last writes the result; what is answered is not asked again
+    shared = tmp_path / "shared"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        assert CliRunner().invoke(app, [*command, "--out", str(shared)]).exit_code == 0
+        lines = (shared / f"answers-00{rank}.jsonl").read_text().splitlines()
+        assert len(lines) == 6 and (shared / "result.json").exists() == (rank == "1")
+    assert json.loads((shared / "answers.json").read_text()) == told
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.delenv("RANK")
+    (shared / "answers-001.jsonl").write_text("\n".join(lines[:5]) + '\n{"id": "adv')
+    asked_again, write = [], Engine.write
+    monkeypatch.setattr(Engine, "write", lambda *a: asked_again.append(len(a[1])) or write(*a))
+    assert CliRunner().invoke(app, [*command, "--out", str(shared)]).exit_code == 0
+    assert asked_again == [1] and json.loads((shared / "answers.json").read_text()) == told
+    other = CliRunner().invoke(app, [*command, "--only", "1", "--out", str(shared)])
+    assert isinstance(other.exception, InputError) and "only is 1 but" in str(other.exception)
 
 
 @pytest.mark.slow

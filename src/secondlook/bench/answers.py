@@ -3,13 +3,11 @@
 Sources: DSG (arXiv 2310.18235): a question whose parent is answered with no is not valid and counts as no; parents are looked
 up in the raw answers. DPG-Bench (arXiv 2403.05135, released code): the same in the table's order and in place, so that zeroes
 cascade; its categories are taken before that. TIFA (arXiv 2303.11897): of its own check, the correlations. POPE (arXiv
-2305.10355): F1 of "yes".
+2305.10355, released evaluate.py): F1 of "yes".
 """
 
 from __future__ import annotations
 
-import csv
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +17,7 @@ import numpy as np
 from scipy.stats import kendalltau, spearmanr
 from sklearn.metrics import f1_score
 
+from secondlook.files import read_json, read_table
 from secondlook.types import InputError
 
 STORED = ("dsg/tifa160-likert-anns.csv", "dsg/vqa_answers/mplug_dsg.csv", "tifa/human_annotations_with_scores.json")
@@ -60,20 +59,26 @@ def dpg_categories(rows: Sequence[tuple[str, float]]) -> dict[str, float]:
 
 
 def pope_answer(text: str) -> str:
-    """The answer "yes" if the words have yes and not no, "no" the other way round, else "unknown"."""
+    """ "no" where the first sentence has the word No, no or not, else "yes": as POPE's released evaluate.py reads answers."""
+    words = text.split(".")[0].replace(",", "").split(" ")
+    return "no" if {"No", "no", "not"} & set(words) else "yes"
+
+
+def is_clear(text: str) -> bool:
+    """Whether an answer has one of the words yes and no (or not), and not the other. What `pope_answer` makes of others is its
+    rule, not what was said; VLMEvalKit and lmms-eval count them as wrong."""
     words = set(re.findall(r"[a-z]+", text.lower()))
-    yes, no = "yes" in words, "no" in words or "not" in words
-    return "unknown" if yes == no else "yes" if yes else "no"
+    return ("yes" in words) != ("no" in words or "not" in words)
 
 
 def pope(labels: Sequence[str], texts: Sequence[str]) -> dict[str, float]:
-    """F1 of yes, accuracy, share of yes and of unknown answers."""
+    """F1 of yes, accuracy, share of yes, and share of answers that are not clear (and are read by the rule all the same)."""
     said = [pope_answer(t) for t in texts]
     return {
         "f1": float(f1_score([label == "yes" for label in labels], [s == "yes" for s in said], zero_division=0.0)),
         "accuracy": float(np.mean([s == label for s, label in zip(said, labels, strict=True)])),
         "yes_rate": said.count("yes") / len(said),
-        "unknown_rate": said.count("unknown") / len(said),
+        "unclear_rate": float(np.mean([not is_clear(t) for t in texts])),
     }
 
 
@@ -82,24 +87,26 @@ def correlations(scores: Sequence[float], people: Sequence[float]) -> dict[str, 
     return {"spearman": float(spearmanr(scores, people).statistic), "kendall": float(kendalltau(scores, people).statistic)}
 
 
-def table(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file. Raises InputError."""
-    try:
-        with open(path, newline="") as file:
-            return list(csv.DictReader(file))
-    except OSError as error:
-        raise InputError(f"data: {str(path)!r} cannot be read ({error.strerror})") from error
+def table(path: Path, columns: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
+    """The rows of a CSV file, each with where it stands. Raises InputError where it has no row or lacks one of the
+    ``columns``."""
+    rows = read_table(path)
+    lacking = [c for c in columns if not rows or c not in rows[0]]
+    if lacking:
+        raise InputError(f"data: {str(path)!r} has no row with a column {lacking[0]}; it must have {', '.join(columns)}")
+    return [(f"row {i} of {str(path)!r}", row) for i, row in enumerate(rows, 1)]
 
 
 def stored_dsg(ratings: Path, stored: Path) -> dict[str, dict[str, float]]:
     """DSG's own check: stored answers of a VQA model against people's ratings of TIFA-160's 800 images, with dependencies as
     DSG has them, as DPG-Bench has them, and without. Raises InputError."""
     people: dict[tuple[str, str], list[float]] = {}
-    for row in table(ratings):
+    for _, row in table(ratings, ("t2i_model", "item_id", "answer")):
         people.setdefault((row["t2i_model"], row["item_id"]), []).append(float(row["answer"]))
     answers: dict[tuple[str, str], dict[int, float]] = {}
     parents: dict[str, dict[int, tuple[int, ...] | None]] = {}
-    for row in table(stored):
+    asked = ("t2i_model", "item_id", "dsg_prompt_split", "question_id", "answer", "dependency_id")
+    for _, row in table(stored, asked):
         if row["dsg_prompt_split"] != "tifa160":
             continue
         q = int(row["question_id"])
@@ -118,9 +125,6 @@ def stored_dsg(ratings: Path, stored: Path) -> dict[str, dict[str, float]]:
 
 def stored_tifa(path: Path) -> dict[str, dict[str, float]]:
     """Stored scores of other metrics against people's ratings of TIFA's 800 images. Raises InputError."""
-    try:
-        rows: list[dict[str, Any]] = list(json.loads(path.read_text()).values())
-    except (OSError, ValueError) as error:
-        raise InputError(f"data: {str(path)!r} cannot be read ({error})") from error
+    rows: list[dict[str, Any]] = list(read_json(path, dict).values())
     names = [k for k in rows[0] if k not in ("text_id", "image_path", "text", "human_scores", "human_avg")]
     return {name: correlations([r[name] for r in rows], [r["human_avg"] for r in rows]) for name in names}

@@ -7,16 +7,15 @@ choice, ``disagreements.png`` those on which the detectors differ.
 
 from __future__ import annotations
 
-import json
 import textwrap
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from secondlook.bench.base import Sample, bootstrap, by_prompt
+from secondlook.bench.base import Sample, bootstrap, by_prompt, written_by
 from secondlook.engine.decode import Engine
-from secondlook.files import versions, write_image, write_json
+from secondlook.files import read_json, versions, write_image, write_json
 from secondlook.types import InputError
 from secondlook.world import match
 from secondlook.world.language import Spec, parse
@@ -28,18 +27,33 @@ Shown = tuple[Spec, Image.Image, Verdict, bool]
 
 def read_codes(folder: Path) -> tuple[str, list[tuple[str, tuple[int, ...]]]]:
     """The model and every image (prompt, codes) of a folder that ``bench geneval`` wrote. Raises InputError."""
-    try:
-        model = json.loads((folder / "result.json").read_text())["settings"]["model"]
-        episodes = json.loads((folder / "episodes.json").read_text())
-    except (OSError, KeyError, json.JSONDecodeError) as error:
-        raise InputError(f"folder: {str(folder)!r} is not what bench geneval writes ({error})") from error
-    return model, [(e["prompt"], tuple(r["codes"])) for e in episodes for r in e["rounds"]]
+    path = folder / "episodes.json"
+    with written_by("bench geneval", folder / "result.json"):
+        model = read_json(folder / "result.json", dict)["settings"]["model"]
+        if not isinstance(model, str):
+            raise TypeError("its model is no name")
+    with written_by("bench geneval", path):
+        drawn = [(e["prompt"], tuple(r["codes"])) for e in read_json(path, list) for r in e["rounds"]]
+        for prompt, codes in drawn:
+            parse(prompt)
+            if not codes or any(type(c) is not int or c < 0 for c in codes):
+                raise ValueError("an image's codes are not numbers from 0 on")
+    return model, drawn
+
+
+def painted(engine: Engine, drawn: list[tuple[str, tuple[int, ...]]]) -> list[Image.Image]:
+    """Images of their codes. Raises InputError where those are not the model's."""
+    n, words = engine.janus.n_codes, engine.janus.net.config.vq_config.num_embeddings
+    for prompt, codes in drawn:
+        if len(codes) != n or max(codes) >= words:
+            raise InputError(f"folder: the codes of {prompt!r} are not {n} numbers below {words}, as this model draws")
+    return engine.pictures([codes for _, codes in drawn])
 
 
 def run(engine: Engine, drawn: list[tuple[str, tuple[int, ...]]]) -> list[Shown]:
     """Decode every image and ask both detectors."""
     shown = []
-    for (prompt, _), image in zip(drawn, engine.pictures([codes for _, codes in drawn]), strict=True):
+    for (prompt, _), image in zip(drawn, painted(engine, drawn), strict=True):
         spec = parse(prompt)
         shown.append((spec, image, judge(spec, image), match.agrees(spec, image)))
     return shown
@@ -72,6 +86,8 @@ def sheet(items: list[Shown], columns: int = 10, scale: int = 2) -> Image.Image:
     rows = max(1, -(-len(items) // columns))
     canvas = Image.new("RGB", (columns * width, rows * height), "white")
     pen = ImageDraw.Draw(canvas)
+    if not items:
+        pen.text((width, height // 2), "There is none.", fill="black", font_size=16)
     for i, (spec, image, verdict, _) in enumerate(items):
         x, y = i % columns * width, i // columns * height
         pen.rectangle((x + 2, y + 2, x + side + 9, y + side + 9), outline="green" if verdict.correct else "red", width=3)

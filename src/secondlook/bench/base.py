@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,11 +23,25 @@ class Sample:
     value: float
 
 
-def check_counts(settings: Any, *names: str, least: int = 1) -> None:
-    """Refuse settings that count too little. Raises InputError."""
+def check_counts(settings: Any, *names: str, least: int = 1, most: int | None = None) -> None:
+    """Refuse settings that count too little or too much. Raises InputError."""
     for name in names:
-        if getattr(settings, name) < least:
-            raise InputError(f"{name}: {getattr(settings, name)} is too few; it must be at least {least}")
+        value = getattr(settings, name)
+        if value < least:
+            raise InputError(f"{name}: {value} is too few; it must be at least {least}")
+        if most is not None and value > most:
+            raise InputError(f"{name}: {value} is too many; it must be at most {most}")
+
+
+@contextmanager
+def written_by(command: str, path: Path) -> Iterator[None]:
+    """A file that does not hold what this ``command`` writes is refused. Raises InputError that names it."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{error}; give a folder that {command} wrote") from error
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise InputError(f"file: {str(path)!r} is not what {command} writes ({error!r}); give another folder") from error
 
 
 Interval = dict[str, float]

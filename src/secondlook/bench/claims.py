@@ -61,7 +61,8 @@ def goals(result: dict) -> list[dict[str, Any]]:
     judges = {"its own images": rl["judge"]["every round"]["balanced_accuracy"]["mean"]}
     if "rl" in result["judges"]:
         judges["the base's images"] = result["judges"]["rl"]["sampled"]["balanced_accuracy"]["mean"]
-    fixed, broken = rl["redraws"]["fixed"], rl["redraws"]["broken_of_all"]
+    fixed = rl["redraws"]["fixed"] if rl["redraws"]["wrong"] else None  # no wrong image was drawn again: no data
+    broken = rl["redraws"]["broken_of_all"]
     return [
         {"goal": f"final image at least {FINAL_LEAST}", "measured": final, "reached": final >= FINAL_LEAST},
         {"goal": f"no task's final image below {TASK_LEAST} ({task})", "measured": least, "reached": least >= TASK_LEAST},
@@ -69,6 +70,10 @@ def goals(result: dict) -> list[dict[str, Any]]:
             {"goal": f"judge's balanced accuracy on {on} at least {JUDGE_LEAST}", "measured": j, "reached": j >= JUDGE_LEAST}
             for on, j in judges.items()
         ),
-        {"goal": f"redraws fix at least {FIXED_LEAST} of wrong images", "measured": fixed, "reached": fixed >= FIXED_LEAST},
+        {
+            "goal": f"redraws fix at least {FIXED_LEAST} of wrong images",
+            "measured": fixed,
+            "reached": fixed is not None and fixed >= FIXED_LEAST,
+        },
         {"goal": f"and break at most {BROKEN_MOST} of right ones", "measured": broken, "reached": broken <= BROKEN_MOST},
     ]

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from secondlook.bench.base import Interval, Sample, bootstrap, mean_of_tasks
+from secondlook.bench import judging
+from secondlook.bench.base import Interval, Sample, bootstrap, mean_of_tasks, written_by
 from secondlook.bench.claims import claims, goals
 from secondlook.bench.curve import plot
-from secondlook.files import write_json, write_text
+from secondlook.files import read_image, read_json, write_json, write_text
 from secondlook.report import curves, embed, page
 from secondlook.types import InputError
 
@@ -39,15 +38,28 @@ def read(name: str, folder: Path) -> Measured:
     for file in ("result.json", "episodes.json", "gallery.json"):
         if not (geneval / file).is_file():
             raise InputError(f"results: {str(geneval / file)!r} is missing; run bench geneval --out {geneval} first")
-    episodes = json.loads((geneval / "episodes.json").read_text())
+    path = geneval / "episodes.json"
+    with written_by("bench geneval", path):
+        episodes = {(e["tag"], e["prompt"], e["seed"]): e for e in read_json(path, list)}
+        for e in episodes.values():
+            first(e), final(e)
+            if not all(type(r["right"]) is bool and type(r["yes"]) is bool for r in e["rounds"]):
+                raise ValueError("right and yes must be true or false")
+    result = read_json(geneval / "result.json", dict)
+    with written_by("bench geneval", geneval / "result.json"):
+        for key in ("overall", "tasks", "settings", "judge", "redraws", "binding", "position"):
+            result[key]
     curve, said = folder / "curve" / "result.json", folder / "judging" / "result.json"
+    verdicts = said.parent / "verdicts.json"
+    with written_by("bench judging", verdicts):
+        judge = (read_json(said, dict), [asdict(s) for s in judging.read(said.parent)]) if said.is_file() else None
     return Measured(
         name,
-        json.loads((geneval / "result.json").read_text()),
-        {(e["tag"], e["prompt"], e["seed"]): e for e in episodes},
-        json.loads((geneval / "gallery.json").read_text()),
-        json.loads(curve.read_text()) if curve.is_file() else None,
-        (json.loads(said.read_text()), json.loads((said.parent / "verdicts.json").read_text())) if said.is_file() else None,
+        result,
+        episodes,
+        read_json(geneval / "gallery.json", dict),
+        read_json(curve, dict) if curve.is_file() else None,
+        judge,
         folder if (folder / "metrics.jsonl").is_file() else None,
     )
 
@@ -144,9 +156,9 @@ def write(out: Path, models: list[Measured], notes: str = "") -> dict:
     result = compare(models)
     if result["curves"]:
         plot(result["curves"], out / "curves.png")
-    picture = embed(Image.open(out / "curves.png")) if result["curves"] else ""
+    picture = embed(read_image(out / "curves.png")) if result["curves"] else ""
     gallery = {m.name: m.gallery for m in models}
-    training = {m.name: embed(Image.open(curves(m.run, out / f"training-{m.name}.png"))) for m in models if m.run}
+    training = {m.name: embed(read_image(curves(m.run, out / f"training-{m.name}.png"))) for m in models if m.run}
     write_text(
         out / "report.html",
         page("compare.html", result=result, gallery=gallery, picture=picture, training=training, notes=notes),

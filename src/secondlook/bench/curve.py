@@ -17,7 +17,7 @@ import numpy as np
 from secondlook.bench.base import Interval, Sample, check_counts, mean_of_tasks
 from secondlook.bench.geneval import seeded_rows
 from secondlook.engine.decode import Engine
-from secondlook.files import versions, write_json
+from secondlook.files import versions, whole_file, write_json
 from secondlook.introspect import Sampling, introspect
 from secondlook.types import Episode, Prompt
 from secondlook.world.language import Spec, check_split
@@ -38,7 +38,8 @@ class Settings:
     guidance: float = 1.0
 
     def __post_init__(self) -> None:
-        check_counts(self, "most", "samples", "rows_per_task")
+        check_counts(self, "most", "rows_per_task")
+        check_counts(self, "samples", most=1000)
         check_split(self.split)
 
 
@@ -159,7 +160,8 @@ def plot(curves: dict[str, dict], path: Path) -> None:
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
     plt.close(figure)
 
 

@@ -6,7 +6,8 @@ both are transformers' own instead of mmdetection's and open_clip's, with the sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -28,6 +29,17 @@ CLASSES = tuple(files("secondlook.bench").joinpath("coco.txt").read_text().split
 """COCO's 80 in their order, in GenEval's words."""
 
 
+class NotANumber(Exception):
+    """A model's outputs for a picture are no numbers: nothing can be said of it."""
+
+
+def numbers(values: Tensor, what: str) -> Tensor:
+    """The values themselves. Raises NotANumber where one is none."""
+    if not bool(torch.isfinite(values).all()):
+        raise NotANumber(f"{what} gave values that are no numbers")
+    return values
+
+
 @dataclass(frozen=True)
 class Found:
     """One object: box (x1, y1, x2, y2), upper bounds exclusive, confidence in [0, 1] and mask (H, W)."""
@@ -38,17 +50,28 @@ class Found:
     mask: np.ndarray
 
 
+def first_line(error: Exception) -> str:
+    return str(error).split("\n")[0] or type(error).__name__
+
+
+@contextmanager
+def loading(option: str, path: str, kind: str) -> Iterator[None]:
+    """Whatever goes wrong while a judge's model is loaded: raises InputError that names the option and the model."""
+    try:
+        yield
+    except Exception as error:  # transformers and its parts raise what a foreign or damaged file leads them to
+        raise InputError(f"{option}: {path!r} is no {kind} that transformers loads ({first_line(error)})") from error
+
+
 class Detector:
     """An instance segmenter of transformers. Raises InputError for a model that is none, or not of COCO's 80 classes."""
 
     def __init__(self, path: str = DETECTOR, device: str = "cpu"):
         from transformers import AutoImageProcessor, Mask2FormerForUniversalSegmentation
 
-        try:
+        with loading("detector", path, "Mask2Former"):
             self.processor: Any = AutoImageProcessor.from_pretrained(path)
             self.model: Any = Mask2FormerForUniversalSegmentation.from_pretrained(path).to(device).eval()
-        except (OSError, ValueError) as error:
-            raise InputError(f"detector: {path!r} is no Mask2Former that transformers loads ({first_line(error)})") from error
         if self.model.config.num_labels != len(CLASSES):
             raise InputError(f"detector: {path!r} has {self.model.config.num_labels} classes; it must have COCO's 80")
         self.device = device
@@ -56,13 +79,13 @@ class Detector:
     @torch.inference_mode()
     def __call__(self, image: Image.Image) -> list[Found]:
         """The likeliest classes of all queries as objects, as mmdetection has them: class probability times mean mask
-        probability."""
+        probability. Raises NotANumber."""
         given = self.processor(images=[image], return_tensors="pt").to(self.device)
         out = self.model(**given)
-        probabilities = out.class_queries_logits[0].softmax(-1)[:, :-1]
+        probabilities = numbers(out.class_queries_logits[0], "the detector").softmax(-1)[:, :-1]
         best = probabilities.flatten().topk(min(100, probabilities.numel()))
         query, label = best.indices // len(CLASSES), best.indices % len(CLASSES)
-        masks = self._masks(out.masks_queries_logits[0], given, image.size)[query]
+        masks = self._masks(numbers(out.masks_queries_logits[0], "the detector"), given, image.size)[query]
         inside = masks > 0
         mean = (masks.sigmoid() * inside).sum((-1, -2)) / (inside.sum((-1, -2)) + 1e-6)
         found = []
@@ -87,22 +110,16 @@ def _bounds(mask: np.ndarray) -> tuple[float, float, float, float]:
     return float(xs.min()), float(ys.min()), float(xs.max() + 1), float(ys.max() + 1)
 
 
-def first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
 class Colors:
     """Colours by CLIP: argmax over ten words, each the mean of three sentences' embeddings."""
 
     def __init__(self, path: str = CLIP, device: str = "cpu"):
         from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
-        try:
+        with loading("clip", path, "CLIP model"):
             self.model: Any = CLIPModel.from_pretrained(path).to(device).eval()
             self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
             self.processor: Any = AutoImageProcessor.from_pretrained(path)
-        except (OSError, ValueError) as error:
-            raise InputError(f"clip: {path!r} is no CLIP model that transformers loads ({first_line(error)})") from error
         self.device = device
         self.words = cache(self._words)
 
@@ -110,13 +127,13 @@ class Colors:
     def texts(self, sentences: Sequence[str]) -> Tensor:
         """Unit embeddings (n, D)."""
         given = self.tokenizer(list(sentences), padding=True, truncation=True, return_tensors="pt").to(self.device)
-        return torch.nn.functional.normalize(tensor_of(self.model.get_text_features(**given)), dim=-1)
+        return torch.nn.functional.normalize(numbers(tensor_of(self.model.get_text_features(**given)), "CLIP"), dim=-1)
 
     @torch.inference_mode()
     def images(self, pictures: Sequence[Image.Image]) -> Tensor:
         """Unit embeddings (n, D)."""
         given = self.processor(images=list(pictures), return_tensors="pt").to(self.device)
-        return torch.nn.functional.normalize(tensor_of(self.model.get_image_features(**given)), dim=-1)
+        return torch.nn.functional.normalize(numbers(tensor_of(self.model.get_image_features(**given)), "CLIP"), dim=-1)
 
     def _words(self, name: str) -> Tensor:
         forms = ("a photo of a {c} {name}", "a photo of a {c}-colored {name}", "a photo of a {c} object")

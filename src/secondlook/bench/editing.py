@@ -48,7 +48,8 @@ class Settings:
     guidance: float = 1.0
 
     def __post_init__(self) -> None:
-        check_counts(self, "samples", "rounds", "rows_per_kind")
+        check_counts(self, "rounds", "rows_per_kind")
+        check_counts(self, "samples", most=1000)  # two pictures never have one seed
         check_split(self.split)
 
 
@@ -176,6 +177,7 @@ def gallery(scored: list[Scored], n: int = 6) -> dict[str, list[dict]]:
         "Still wrong": [s for s in scored if not exact(s, s.episode.final) and not exact(s, 0)],
         "Spoilt by editing again": [s for s in several if exact(s, 0) and not exact(s, s.episode.final)],
     }
+    groups = {name: items for name, items in groups.items() if items}
     step = {name: max(1, len(items) // n) for name, items in groups.items()}
     return {name: [_strip(s) for s in items[:: step[name]][:n]] for name, items in groups.items()}
 

@@ -1,27 +1,28 @@
 """A benchmark's pictures and their scores, as files: drawn first, scored then, part by part, by any number of processes.
 
 Job j (a row's k-th sample) belongs to process j mod the number of processes; what a file says is done is not done again,
-whoever did it. So a benchmark resumes on another number of processes, and whoever ends last writes the result.
+whoever did it. So a benchmark resumes on another number of processes, and whoever ends last writes the result. What a file
+says of pictures that are not whole, and scores that are no numbers of their range, are as if not there: drawn or scored again.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from PIL import Image
 
 from secondlook.bench.base import check_counts
 from secondlook.bench.rows import Row
 from secondlook.engine.decode import Engine
-from secondlook.files import read_image, same_config, write_image, write_json
+from secondlook.files import append_rows, finite, read_image, same_config, stored_rows, write_image, write_json
 from secondlook.introspect import Sampling, introspect
 from secondlook.rewards.base import tell_missing, why_missing
-from secondlook.types import Prompt, Share, Stopped
+from secondlook.types import InputError, Prompt, Share, Stopped
 
 Progress = Callable[[int, int], None]
 MOST_MISSING = 0.05
@@ -46,14 +47,47 @@ class Settings:
     """Who scored: detector and CLIP, or the model that answers questions."""
 
     def __post_init__(self) -> None:
-        check_counts(self, "samples", "rounds")
-        check_counts(self, "fresh", "only", least=0)
+        """The most are those up to which no two pictures have one seed (`jobs_of`, `draw`)."""
+        check_counts(self, "rounds")
+        check_counts(self, "samples", most=1000)
+        check_counts(self, "fresh", least=0, most=100)
+        check_counts(self, "seed", least=0, most=10**5 - 1)
+        check_counts(self, "only", least=0)
+
+
+Scored = dict[str, Any] | str
+"""A picture's score: the metrics' names with their values, and what else is worth keeping; or why it has none."""
 
 
 class Scorer(Protocol):
-    """Scores of pictures: the metrics' names with their values, and what else is worth keeping; None where it failed."""
+    """Scores of pictures."""
 
-    def __call__(self, items: Sequence[tuple[Row, Image.Image]]) -> Sequence[dict[str, Any] | None]: ...
+    def __call__(self, items: Sequence[tuple[Row, Image.Image]]) -> Sequence[Scored]: ...
+
+
+class Range(NamedTuple):
+    """The values that a metric can have; ``optional``: it may be undefined (None), which is no fault."""
+
+    low: float = 0.0
+    high: float = 1.0
+    optional: bool = False
+
+
+Metrics = Mapping[str, Range]
+SHARE: Metrics = {"value": Range()}
+ROUNDING = 1e-3
+"""A cosine of equal vectors may be a little more than 1."""
+
+
+def fault_of(score: Mapping[str, Any], metrics: Metrics) -> str:
+    """Which metric is missing, is no number or lies outside its range; empty where none does."""
+    for name, of in metrics.items():
+        value = score.get(name)
+        if value is None and of.optional and name in score:
+            continue
+        if not finite(value, of.low - ROUNDING, of.high + ROUNDING):
+            return f"{name} is {value}, not a number from {of.low:g} to {of.high:g}"
+    return ""
 
 
 def begin(out: Path, settings: Settings, extra: dict[str, Any]) -> None:
@@ -64,27 +98,63 @@ def begin(out: Path, settings: Settings, extra: dict[str, Any]) -> None:
     write_json(out / "config.json", now)
 
 
-def read_lines(out: Path, kind: str) -> list[dict[str, Any]]:
-    """All processes' lines of a kind; half a line at a file's end is left out."""
-    found = []
-    for path in sorted(out.glob(f"{kind}-*.jsonl")):
-        for line in path.read_text().splitlines():
-            try:
-                found.append(json.loads(line))
-            except ValueError:
-                continue
+def stored(out: Path, kind: str) -> list[dict[str, Any]]:
+    """All processes' rows of a kind; torn ones are left out."""
+    return [row for path in sorted(out.glob(f"{kind}-*.jsonl")) for row in stored_rows(path)]
+
+
+def records_of(out: Path) -> list[dict[str, Any]]:
+    """What was drawn, one record a job (the latest attempt), in the jobs' order. A damaged one is as if not drawn."""
+    found: dict[tuple[int, int], dict[str, Any]] = {}
+    for record in filter(_is_record, stored(out, "episodes")):
+        job = record["row"], record["k"]
+        if job not in found or record.get("attempt", 0) > found[job].get("attempt", 0):
+            found[job] = record
+    return [found[job] for job in sorted(found)]
+
+
+def episodes_of(out: Path, rows: Sequence[Row], settings: Settings) -> list[dict[str, Any]]:
+    """`records_of` a benchmark with these rows. Raises InputError for records of other rows: the folder is another benchmark's,
+    or the data have changed."""
+    found = records_of(out)
+    for record in found:
+        i, k = record["row"], record["k"]
+        if i >= len(rows) or k >= settings.samples or rows[i].prompt != record["prompt"]:
+            raise InputError(
+                f"out: {str(out)!r} holds a picture of {record['prompt']!r} as row {i}, sample {k}, which is no row of these "
+                "data; use another folder"
+            )
     return found
 
 
-def _append(path: Path, lines: Sequence[dict[str, Any]]) -> None:
-    """A half line that a killed process left is ended first."""
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    with open(path, "a+") as file:
-        file.seek(0, os.SEEK_END)
-        if file.tell():
-            file.seek(file.tell() - 1)
-            text = text if file.read(1) == "\n" else "\n" + text
-        file.write(text)
+def _is_record(record: dict[str, Any]) -> bool:
+    """Whether a row is one that `draw` writes."""
+    rounds, fresh = record.get("rounds"), record.get("fresh")
+    numbers = [record.get("row"), record.get("k"), record.get("final"), record.get("attempt", 0)]
+    if not (isinstance(rounds, list) and isinstance(fresh, list) and all(type(n) is int and n >= 0 for n in numbers)):
+        return False
+    shown = [
+        isinstance(x, dict)
+        and all(isinstance(x.get(name), str) for name in ("picture", "reason"))
+        and type(x.get("yes")) is bool
+        and finite(x.get("p_yes"), 0, 1)
+        for x in (*rounds, *fresh)
+    ]
+    return (
+        all(shown)
+        and record["final"] < len(rounds)
+        and all(isinstance(record.get(name), str) for name in ("prompt", "task", "id"))
+    )
+
+
+def scores_of(out: Path, metrics: Metrics) -> dict[str, dict[str, Any]]:
+    """The picture's name -> its score, of all pictures that have one."""
+    return {s["picture"]: s for s in stored(out, "scores") if isinstance(s.get("picture"), str) and not fault_of(s, metrics)}
+
+
+def pictures_of(record: dict[str, Any]) -> list[str]:
+    """Names of an episode's pictures: of its rounds, then the independent ones beside it."""
+    return [x["picture"] for x in (*record["rounds"], *record["fresh"])]
 
 
 def jobs_of(rows: Sequence[Row], settings: Settings) -> list[tuple[int, int, int]]:
@@ -100,11 +170,14 @@ def draw(
     out: Path,
     share: Share = Share(),
     progress: Progress = lambda *_: None,
+    again: Collection[tuple[int, int]] = (),
 ) -> None:
-    """Draw (or edit), judge and redraw this process's jobs: pictures/*.png and a line of episodes-RANK.jsonl each."""
-    done = {(r["row"], r["k"]) for r in read_lines(out, "episodes")}
+    """Draw (or edit), judge and redraw this process's jobs: pictures/*.png and a row of episodes-RANK.jsonl each. Jobs (row,
+    sample) to do ``again`` get pictures of other names, so that no older score counts for them."""
+    done = {(r["row"], r["k"]): r.get("attempt", 0) for r in episodes_of(out, rows, settings)}
+    seen = {_stem(s["picture"]) for s in stored(out, "scores") if isinstance(s.get("picture"), str)}
     jobs = [job for j, job in enumerate(jobs_of(rows, settings)) if j % share.size == share.rank]
-    left = [job for job in jobs if job[:2] not in done]
+    left = [job for job in jobs if job[:2] not in done or job[:2] in again]
     for start in range(0, len(left), engine.batch):
         progress(len(jobs) - len(left) + start, len(jobs))
         part = left[start : start + engine.batch]
@@ -115,9 +188,12 @@ def draw(
         fresh = introspect(engine, alike, seeds, 1, replace(sampling, reason_tokens=1)) if alike else []
         lines = []
         for n, ((i, k, seed), episode) in enumerate(zip(part, episodes, strict=True)):
+            attempt = done.get((i, k), -1) + 1
+            while (stem := f"{i:05d}-{k}" + (f".{attempt}" if attempt else "")) in seen:
+                attempt += 1
             alone = [e.rounds[0] for e in fresh[n * settings.fresh : (n + 1) * settings.fresh]]
-            named = {f"{i:05d}-{k}-{t}.png": r for t, r in enumerate(episode.rounds, 1)}
-            beside = {f"{i:05d}-{k}-fresh-{t}.png": r for t, r in enumerate(alone, 1)}
+            named = {f"{stem}-{t}.png": r for t, r in enumerate(episode.rounds, 1)}
+            beside = {f"{stem}-fresh-{t}.png": r for t, r in enumerate(alone, 1)}
             for name, r in (named | beside).items():
                 write_image(out / "pictures" / name, r.image)
             told = [
@@ -125,24 +201,49 @@ def draw(
                 for those in (named, beside)
             ]
             about = {"row": i, "k": k, "id": rows[i].id, "prompt": rows[i].prompt, "task": rows[i].task, "seed": seed}
+            about |= {"attempt": attempt} if attempt else {}
             lines.append(about | {"final": episode.final, "rounds": told[0], "fresh": told[1]})
-        _append(out / f"episodes-{share.rank:03d}.jsonl", lines)
+        append_rows(out / f"episodes-{share.rank:03d}.jsonl", lines)
     progress(len(jobs), len(jobs))
+
+
+def _stem(picture: str) -> str:
+    """The job's (and attempt's) part of a picture's name."""
+    return "-".join(picture.split("-")[:2])
+
+
+def damaged(
+    out: Path, rows: Sequence[Row], settings: Settings, share: Share = Share(), metrics: Metrics = SHARE
+) -> dict[tuple[int, int], str]:
+    """This process's jobs (row, sample) of which a picture is missing or, without a score yet, cannot be read; and why."""
+    scores, found = scores_of(out, metrics), {}
+    for record in _own(out, rows, settings, share):
+        try:
+            for path in (out / "pictures" / name for name in pictures_of(record)):
+                if path.name not in scores or not path.is_file():
+                    read_image(path)
+        except InputError as error:
+            found[record["row"], record["k"]] = str(error)
+    return found
+
+
+def _own(out: Path, rows: Sequence[Row], settings: Settings, share: Share) -> list[dict[str, Any]]:
+    """The records of this process's jobs, whoever drew them."""
+    every = episodes_of(out, rows, settings)
+    return [r for r in every if (r["row"] * settings.samples + r["k"]) % share.size == share.rank]
 
 
 def _prompt(row: Row) -> Prompt:
     return Prompt(row.prompt, read_image(row.source) if row.source else None)
 
 
-def unscored(out: Path, settings: Settings, share: Share = Share()) -> Iterator[tuple[int, str]]:
+def unscored(
+    out: Path, rows: Sequence[Row], settings: Settings, share: Share = Share(), metrics: Metrics = SHARE
+) -> Iterator[tuple[int, str]]:
     """Row and picture of this process's jobs that have no score yet."""
-    done = {s["picture"] for s in read_lines(out, "scores")}
-    for record in read_lines(out, "episodes"):
-        if (record["row"] * settings.samples + record["k"]) % share.size != share.rank:
-            continue
-        for r in (*record["rounds"], *record["fresh"]):
-            if r["picture"] not in done:
-                yield record["row"], r["picture"]
+    done = scores_of(out, metrics)
+    for record in _own(out, rows, settings, share):
+        yield from ((record["row"], name) for name in pictures_of(record) if name not in done)
 
 
 def score(
@@ -152,26 +253,45 @@ def score(
     out: Path,
     share: Share = Share(),
     progress: Progress = lambda *_: None,
+    metrics: Metrics = SHARE,
     batch: int = 16,
 ) -> None:
-    """Score this process's pictures: a line of scores-RANK.jsonl each. A failed score is missing, and asked for again the next
-    time. Raises Stopped where more than a twentieth are missing."""
-    left = list(unscored(out, settings, share))
-    missing = 0
+    """Score this process's pictures: a row of scores-RANK.jsonl each, or of missing-RANK.jsonl, which says why. A score is
+    missing where the scorer gives none, or one that is not within its metric's range; it is asked for again the next time.
+    Raises Stopped where more than a twentieth of this process's pictures have none."""
+    left = list(unscored(out, rows, settings, share, metrics))
+    reasons: Counter[str] = Counter()
     for start in range(0, len(left), batch):
         progress(start, len(left))
         part = left[start : start + batch]
         found = scorer([(rows[i], read_image(out / "pictures" / name)) for i, name in part])
-        known = [{"picture": name} | f for (_, name), f in zip(part, found, strict=True) if f is not None]
-        missing += len(part) - len(known)
-        _append(out / f"scores-{share.rank:03d}.jsonl", known)
+        known, missing = [], []
+        for (_, name), score in zip(part, found, strict=True):
+            why = score if isinstance(score, str) else fault_of(score, metrics)
+            if why:
+                missing.append({"picture": name, "why": why})
+            elif isinstance(score, dict):
+                known.append({"picture": name} | score)
+        reasons.update(m["why"] for m in missing)
+        append_rows(out / f"scores-{share.rank:03d}.jsonl", known)
+        if missing:
+            append_rows(out / f"missing-{share.rank:03d}.jsonl", missing)
     progress(len(left), len(left))
-    if missing > MOST_MISSING * len(left):
-        why = why_missing(scorer)
-        raise Stopped(f"scores: {missing} of {len(left)} pictures got none; at most {MOST_MISSING:.0%} may be missing{why}")
+    pictures = sum(len(pictures_of(record)) for record in _own(out, rows, settings, share))
+    if reasons.total() > MOST_MISSING * pictures:
+        why, n = reasons.most_common(1)[0]
+        raise Stopped(
+            f"scores: {reasons.total()} of {pictures} pictures got none ({n}: {why}); at most {MOST_MISSING:.0%} may be missing"
+            f"{why_missing(scorer)}"
+        )
     tell_missing(scorer)
+
+
+def reasons_of(out: Path) -> dict[str, str]:
+    """The picture's name -> why it has no score, as it was said last."""
+    return {str(m.get("picture")): str(m.get("why")) for m in stored(out, "missing")}
 
 
 def complete(rows: Sequence[Row], settings: Settings, out: Path) -> bool:
     """Whether every job of every process is drawn."""
-    return len({(r["row"], r["k"]) for r in read_lines(out, "episodes")}) == len(rows) * settings.samples
+    return len(episodes_of(out, rows, settings)) == len(rows) * settings.samples

@@ -36,7 +36,8 @@ class Settings:
     guidance: float = 1.0
 
     def __post_init__(self) -> None:
-        check_counts(self, "samples", "rounds", "rows_per_task")
+        check_counts(self, "rounds", "rows_per_task")
+        check_counts(self, "samples", most=1000)  # two pictures never have one seed
         check_split(self.split)
 
 
@@ -186,14 +187,18 @@ def chance_of_relation(draws: int = 4000) -> float:
 
 
 def gallery(scored: list[Scored], n: int = 6) -> dict[str, list[dict]]:
-    """Episodes to look at: where a redraw fixed the image, where it did not help, where a right image was doubted."""
+    """Episodes to look at: where a redraw fixed the image, where it did not help, where a right image was
+    doubted, where a wrong one was not. Groups without an episode are left out."""
     several = [s for s in scored if len(s.right) > 1]
+    doubted = [s for s in scored if not s.episode.rounds[0].yes]
     groups = {
         "Fixed by looking again": [s for s in several if not s.right[0] and s.right[s.episode.final]],
-        "Still wrong": [s for s in several if not s.right[0] and not s.right[s.episode.final]],
+        "Still wrong": [s for s in doubted if not s.right[0] and not s.right[s.episode.final]],
         "Broken by redrawing": [s for s in several if s.right[0] and not s.right[s.episode.final]],
+        "Wrong, and judged Yes at once": [s for s in scored if not s.right[0] and s.episode.rounds[0].yes],
         "Right at once": [s for s in scored if len(s.right) == 1 and s.right[0]],
     }
+    groups = {name: items for name, items in groups.items() if items}
     step = {name: max(1, len(items) // n) for name, items in groups.items()}
     return {name: [_strip(s) for s in items[:: step[name]][:n]] for name, items in groups.items()}
 

@@ -20,12 +20,14 @@ import numpy as np
 from PIL.Image import Image
 from sklearn.metrics import balanced_accuracy_score, precision_score, recall_score, roc_auc_score
 
-from secondlook.bench.audit import read_codes
-from secondlook.bench.base import Interval, agreement, bootstrap
-from secondlook.data.pairs import read_pairs
+from secondlook.bench.audit import painted, read_codes
+from secondlook.bench.base import Interval, agreement, bootstrap, written_by
+from secondlook.data.pairs import lines_of, read_pairs
+from secondlook.data.prompts import check_prompts
 from secondlook.engine.decode import Engine
-from secondlook.files import read_json, versions, write_json
+from secondlook.files import finite, read_json, versions, whole_file, write_json
 from secondlook.introspect import Sampling
+from secondlook.model.sequence import Protocol
 from secondlook.types import InputError, Request
 from secondlook.world.language import parse
 from secondlook.world.read import judge, names_a_failure
@@ -52,6 +54,8 @@ class Labelled:
     right: bool
     known: bool
     """The prompt is of the miniature's world, so that reasons can be checked."""
+    source: Image | None = None
+    """What was edited, where ``prompt`` is an instruction."""
 
 
 @dataclass(frozen=True)
@@ -70,16 +74,23 @@ class Said:
 def drawn(folder: Path, painter: Engine) -> list[Labelled]:
     """Every image of a folder that ``bench geneval`` wrote; ``painter`` decodes the codes, as the model that drew them does."""
     _, codes = read_codes(folder)
-    images = painter.pictures([c for _, c in codes])
+    images = painted(painter, codes)
     return [Labelled(p, i, judge(parse(p), i).correct, True) for (p, _), i in zip(codes, images, strict=True)]
 
 
-def labelled(path: Path) -> list[Labelled]:
-    """The pairs of a file or folder that have a label. Raises InputError where there is none."""
-    found = [Labelled(p.prompt, p.open(), p.good, False) for p in read_pairs(path) if p.good is not None]
+def labelled(path: Path, protocol: Protocol) -> tuple[list[Labelled], list[str]]:
+    """The pairs of a file or folder that have a label, and the others' names. Raises InputError where none has one, and for a
+    prompt that the model cannot read."""
+    pairs = read_pairs(path)
+    check_prompts(protocol, lines_of(pairs))
+    found = []
+    for p in pairs:
+        if p.good is not None:
+            asked = p.asked()
+            found.append(Labelled(p.prompt, p.open(), p.good, False, asked.source))
     if not found:
         raise InputError(f"images: no pair of {str(path)!r} says whether it is good; give each a field good = true or false")
-    return found
+    return found, [p.name for p in pairs if p.good is None]
 
 
 def run(engine: Engine, items: Sequence[Labelled], settings: Settings) -> tuple[list[Said], float]:
@@ -88,7 +99,8 @@ def run(engine: Engine, items: Sequence[Labelled], settings: Settings) -> tuple[
     sampling = Sampling.of(engine.janus.net.generation_config)
     rule = sampling.judge_rule(protocol.yes, protocol.no)
     requests = [
-        Request("judge", protocol.judge(x.prompt, [x.image], []), settings.seed * 10**6 + i) for i, x in enumerate(items)
+        Request("judge", protocol.judge(x.prompt, [x.image], [], x.source), settings.seed * 10**6 + i)
+        for i, x in enumerate(items)
     ]
     began = time.perf_counter()
     turns = engine.write(requests, rule, sampling.reason_tokens)
@@ -193,10 +205,13 @@ def overall(said: Sequence[Said]) -> dict[str, Any]:
 
 def read(folder: Path) -> list[Said]:
     """What a folder of ``bench judging`` says. Raises InputError."""
-    try:
-        return [Said(**row) for row in read_json(folder / "verdicts.json")]
-    except TypeError as error:
-        raise InputError(f"over: {str(folder)!r} holds no verdicts of bench judging ({error})") from error
+    path = folder / "verdicts.json"
+    with written_by("bench judging", path):
+        said = [Said(**row) for row in read_json(path, list)]
+        for s in said:
+            if not (finite(s.p_yes, 0, 1) and isinstance(s.prompt, str) and type(s.right) is type(s.yes) is bool):
+                raise ValueError(f"a verdict on {s.prompt!r} has p_yes {s.p_yes!r}, yes {s.yes!r}, right {s.right!r}")
+    return said
 
 
 def over(said: Sequence[Said], other: Sequence[Said], name: str) -> dict[str, Any]:
@@ -273,7 +288,6 @@ def plot(path: Path, result: dict[str, Any]) -> None:
     for axis in (top, low):
         axis.grid(alpha=0.3)
     figure.tight_layout()
-    temporary = path.with_name(path.name + ".tmp")
-    figure.savefig(temporary, dpi=110, format="png")
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
     plt.close(figure)
-    temporary.replace(path)

@@ -30,10 +30,16 @@ def _headline(result: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def check(out: Path) -> None:
+    """Raises InputError where a folder of ``out`` holds a result that cannot be read."""
+    for path in sorted(out.glob("*/result.json")):
+        read_json(path, dict)
+
+
 def write(out: Path, settings: dict[str, Any], skipped: dict[str, str]) -> dict[str, Any]:
     """all.html and, last, result.json over the folders of ``out`` that hold a result; returns the result."""
     folders = sorted(p.parent for p in out.glob("*/result.json"))
-    benchmarks = {f.name: _headline(read_json(f / "result.json")) for f in folders}
+    benchmarks = {f.name: _headline(read_json(f / "result.json", dict)) for f in folders}
     pages = {f.name: next((p.name for p in (*f.glob("*.html"), *f.glob("curve.png"))), "") for f in folders}
     result = {"settings": settings, "benchmarks": benchmarks, "skipped": skipped, "versions": versions()}
     write_text(out / "all.html", page("all.html", result=result, pages=pages))

@@ -31,6 +31,5 @@ def chunker() -> Callable[[str], list[str]]:
 
 
 def phrases(prompt: str, chunks: Callable[[str], list[str]] | None = None) -> list[str]:
-    """What a prompt's picture is asked for; the whole prompt where there is no noun phrase."""
-    found = [c for c in (chunks or chunker())(prompt) if c.lower() not in NOT_ASKED][:MOST]
-    return found or [prompt]
+    """What a prompt's picture is asked for; none where the prompt has no noun phrase."""
+    return [c for c in (chunks or chunker())(prompt) if c not in NOT_ASKED][:MOST]

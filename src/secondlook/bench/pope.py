@@ -1,6 +1,8 @@
 """POPE: whether a model says that objects are in a picture which are not. Its own plain question answering, greedy.
 
-Source: arXiv 2305.10355: three times 3,000 questions about 500 pictures of COCO (val2014); the score is the F1 of "yes".
+Source: arXiv 2305.10355: three times 3,000 questions about 500 pictures of COCO (val2014); the score is the F1 of "yes", with
+answers read as the released evaluate.py does. Any number of processes share the questions; what is
+answered is not asked again.
 """
 
 from __future__ import annotations
@@ -15,12 +17,12 @@ import numpy as np
 from secondlook.bench import fetch, rows
 from secondlook.bench.answers import pope, pope_answer
 from secondlook.bench.base import Interval, bootstrap
-from secondlook.bench.gather import MOST_MISSING
+from secondlook.bench.gather import MOST_MISSING, stored
 from secondlook.bench.rows import Row
 from secondlook.engine.decode import Engine
-from secondlook.files import read_image, versions, write_json, write_text
+from secondlook.files import append_rows, read_image, same_config, versions, write_json, write_text
 from secondlook.report import page
-from secondlook.types import InputError, Request, Rule
+from secondlook.types import InputError, Request, Rule, Share
 
 
 @dataclass(frozen=True)
@@ -35,32 +37,59 @@ class Settings:
     max_tokens: int = 16
 
 
-def chosen(settings: Settings, data: Path | None) -> list[Row]:
-    """The questions whose pictures are there. Raises InputError where more than a twentieth have none."""
+def chosen(settings: Settings, data: Path | None) -> tuple[list[Row], list[str]]:
+    """The questions whose pictures can be read, and why others' cannot. Raises InputError where more than a twentieth of the
+    questions have none."""
     every = rows.pope(data)
     if settings.only:
         every = [r for split in rows.POPE for r in [r for r in every if r.task == split][: settings.only]]
-    there = [r for r in every if (Path(settings.images) / r.facts["image"]).is_file()]
+    broken: dict[str, str] = {}
+    for name in dict.fromkeys(r.facts["image"] for r in every):
+        try:
+            read_image(Path(settings.images) / name)
+        except InputError as error:
+            broken[name] = str(error)
+    there = [r for r in every if r.facts["image"] not in broken]
     if len(every) - len(there) > MOST_MISSING * len(every):
-        name = next(r for r in every if r not in there).facts["image"]
-        raise InputError(f"images: {settings.images!r} lacks {name} and others; give the folder of COCO's val2014 pictures")
-    return there
+        raise InputError(
+            f"images: {settings.images!r} lacks {len(broken)} pictures, first {next(iter(broken))}; give the folder of COCO's "
+            "val2014 pictures"
+        )
+    return there, list(broken.values())
+
+
+def answers_of(out: Path) -> dict[str, str]:
+    """A question's id -> the model's answer, of all questions that are answered."""
+    return {a["id"]: a["answer"] for a in stored(out, "answers") if all(isinstance(a.get(k), str) for k in ("id", "answer"))}
 
 
 def run(
-    engine: Engine, settings: Settings, asked: Sequence[Row], progress: Callable[[int, int], None] = lambda *_: None
-) -> list[str]:
-    """The model's answer to each question."""
-    texts: list[str] = []
-    for start in range(0, len(asked), engine.batch):
-        part = asked[start : start + engine.batch]
-        pictures = {r.facts["image"]: None for r in part}
-        opened = {name: read_image(Path(settings.images) / name) for name in pictures}
+    load: Callable[[], Engine],
+    settings: Settings,
+    asked: Sequence[Row],
+    out: Path,
+    progress: Callable[[int, int], None] = lambda *_: None,
+) -> list[str] | None:
+    """Ask this process's questions that have no answer yet: a row of answers-RANK.jsonl each. Returns the answers to all
+    questions, or None where others' are not there yet. Raises InputError for a folder of other settings."""
+    share = Share.of_environment()
+    same_config(out, asdict(settings))
+    write_json(out / "config.json", asdict(settings))
+    done = answers_of(out)
+    own = asked[share.rank :: share.size]
+    left = [r for r in own if r.id not in done]
+    engine = load() if left else None
+    while engine and left:
+        progress(len(own) - len(left), len(own))
+        part, left = left[: engine.batch], left[engine.batch :]
+        opened = {name: read_image(Path(settings.images) / name) for name in {r.facts["image"] for r in part}}
         requests = [Request("ask", engine.protocol.ask(opened[r.facts["image"]], r.prompt), 0) for r in part]
         turns = engine.write(requests, Rule("text", temperature=0.0), settings.max_tokens)
-        texts += [engine.protocol.words(t.tokens) for t in turns]
-        progress(len(texts), len(asked))
-    return texts
+        told = [{"id": r.id, "answer": engine.protocol.words(t.tokens)} for r, t in zip(part, turns, strict=True)]
+        append_rows(out / f"answers-{share.rank:03d}.jsonl", told)
+    progress(len(own), len(own))
+    done = answers_of(out)
+    return [done[r.id] for r in asked] if all(r.id in done for r in asked) else None
 
 
 def _f1(asked: Sequence[Row], texts: Sequence[str]) -> Interval:
@@ -77,8 +106,11 @@ def _f1(asked: Sequence[Row], texts: Sequence[str]) -> Interval:
     return bootstrap({"all": [np.array(v) for v in by_picture.values()]}, f1)
 
 
-def write(out: Path, asked: Sequence[Row], texts: Sequence[str], settings: Settings) -> dict[str, Any]:
-    """answers.json, pope.html and, last, result.json; returns the result."""
+def write(
+    out: Path, asked: Sequence[Row], texts: Sequence[str], settings: Settings, left_out: Sequence[str] = ()
+) -> dict[str, Any]:
+    """answers.json, pope.html and, last, result.json; returns the result. ``left_out`` says which pictures' questions were not
+    asked, and why."""
     splits: dict[str, dict[str, Any]] = {}
     for split in rows.POPE:
         those = [(r, t) for r, t in zip(asked, texts, strict=True) if r.task == split]
@@ -90,6 +122,7 @@ def write(out: Path, asked: Sequence[Row], texts: Sequence[str], settings: Setti
         "overall": {"f1": float(np.mean(f1s)), "accuracy": float(np.mean([s["accuracy"] for s in splits.values()]))},
         "splits": splits,
         "questions": len(asked),
+        "left_out": list(left_out),
         "settings": asdict(settings),
         "sources": fetch.stated(f"pope/coco_pope_{split}.json" for split in rows.POPE),
         "versions": versions(),

@@ -6,25 +6,28 @@ GEdit-Bench (2504.17761).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
 
-from secondlook.bench import fetch, gather, rows, scorers
+from secondlook.bench import fetch, gather, phrases, rows, scorers
 from secondlook.bench.answers import dpg_categories
 from secondlook.bench.base import Interval, Sample, agreement, mean_of_tasks
 from secondlook.bench.curve import Tried, plot, points
-from secondlook.bench.detect import first_line
-from secondlook.bench.gather import Scorer, Settings
+from secondlook.bench.detect import loading
+from secondlook.bench.gather import Metrics, Range, Scorer, Settings, fault_of, pictures_of
 from secondlook.bench.rows import Row
 from secondlook.bench.scorers import Judges
+from secondlook.data.prompts import check_prompts
 from secondlook.engine.decode import Engine
 from secondlook.files import read_image, versions, write_json, write_text
 from secondlook.introspect import Sampling
+from secondlook.model.sequence import Protocol
 from secondlook.report import embed, page
 from secondlook.rewards.ask import Asker, Endpoint
 from secondlook.types import InputError, Share
@@ -40,14 +43,26 @@ class Benchmark:
     """Of a folder of data and one of pictures."""
     scorer: Callable[[Judges], Scorer]
     needs: tuple[str, ...]
-    """Judges' models that score it."""
+    """Judges' models that score it; "chunks": spaCy's noun phrases."""
     files: tuple[str, ...]
     """That are fetched."""
-    metrics: tuple[str, ...] = ("value",)
-    """The first is the benchmark's number."""
+    metrics: Metrics = field(default_factory=lambda: gather.SHARE)
+    """With their ranges; the first is the benchmark's number."""
+    counted: tuple[str, ...] = ()
+    """Tasks of the overall number; (): all."""
     over: Literal["tasks", "images"] = "tasks"
     """The overall number is the unweighted mean of the tasks', or the mean over images."""
     note: str = ""
+    """What differs from the published protocol, or must be known to compare."""
+
+    @property
+    def main(self) -> str:
+        """The metric that is the benchmark's number."""
+        return next(iter(self.metrics))
+
+    def counts(self, task: str) -> bool:
+        """Whether a task is in the overall number."""
+        return not self.counted or task in self.counted
 
 
 BENCHMARKS = {
@@ -73,9 +88,16 @@ BENCHMARKS = {
         10,
         lambda d, _: rows.compbench(d),
         scorers.CompBench,
-        ("vqa", "clip"),
+        ("vqa", "chunks", "clip_score"),
         tuple(f"t2i_compbench/{c}_val.txt" for c in rows.COMPBENCH),
-        note="Spatial relations and numeracy need UniDet, which transformers lacks; they are left out.",
+        {"value": Range(-1)},
+        rows.BLIP_VQA,
+        note="Color, shape and texture are BLIP-VQA (a product of P(yes)), non_spatial is the cosine of CLIP ViT-B/32, as "
+        "released. No number over categories is published: overall is the mean of color, shape and texture, and the cosine is "
+        "not in it. The BLIP that was converted for transformers has its positions interpolated from 480 x 480 pictures to "
+        "384 x 384; they are interpolated back, so that P(yes) is close to the released code's and not equal to it. Published "
+        "numbers are BLIP's, not another model's. Spatial relations and numeracy need UniDet, which transformers lacks; they "
+        "are left out.",
     ),
     "dsg": Benchmark("DSG-1k", 1, lambda d, _: rows.dsg(d), scorers.dsg, ("vqa",), ("dsg/dsg-1k-anns.csv",), over="images"),
     "dpg": Benchmark(
@@ -86,7 +108,9 @@ BENCHMARKS = {
         ("vqa",),
         (),
         over="images",
-        note="Published scores are these times 100, with mPLUG-large as the answering model.",
+        note="Published scores are these times 100, with mPLUG-large as the answering model. Categories differ from the "
+        "released code's, which counts the last of a prompt's four pictures only and skips the table's first question: here "
+        "all pictures and all questions count.",
     ),
     "pie": Benchmark(
         "PIE-Bench",
@@ -95,9 +119,10 @@ BENCHMARKS = {
         scorers.Pie,
         ("clip", "dino"),
         (),
-        ("psnr", "mse", "ssim", "structure", "clip_whole", "clip_edited"),
-        "images",
-        "Tables print structure x 1000, MSE x 10000, SSIM x 100. LPIPS is left out: its network comes with torchvision only.",
+        {"psnr": Range(0, 60, True), "mse": Range(0, 1, True), "ssim": Range(-1, 1, True), "structure": Range(0, 4)}
+        | dict.fromkeys(("clip_whole", "clip_edited"), Range(0, 100)),
+        over="images",
+        note="Tables print structure x 1000, MSE x 10000, SSIM x 100. LPIPS is left out: its network comes with torchvision.",
     ),
     "gedit": Benchmark(
         "GEdit-Bench, English",
@@ -106,7 +131,7 @@ BENCHMARKS = {
         scorers.GEdit,
         ("vqa",),
         ("gedit/gedit_edit.json",),
-        ("overall", "semantic_consistency", "quality"),
+        dict.fromkeys(("overall", "semantic_consistency", "quality"), Range(0, 10)),
         note="VIEScore's form with questions of our own: scores compare among themselves only.",
     ),
 }
@@ -125,17 +150,37 @@ def judge_of(benchmark: Benchmark, judges: Judges) -> str:
 
     said = []
     for name in benchmark.needs:
+        if name == "chunks":
+            judges.chunks or phrases.chunker()
+            continue
         path = getattr(judges, name)
         if name == "vqa" and judges.url:
             Asker(Endpoint(judges.url, path))  # refuses an address, key or proxy that cannot be used
             said.append(f"{path} at {judges.url}")
             continue
-        try:
+        with loading(name, path, "model"):
             AutoConfig.from_pretrained(path)
-        except (OSError, ValueError) as error:
-            raise InputError(f"{name}: {path!r} is no model that transformers knows ({first_line(error)})") from error
         said.append(path)
     return " and ".join(said)
+
+
+def ready(
+    benchmark: Benchmark,
+    protocol: Protocol,
+    data: Path | None = None,
+    images: Path | None = None,
+    only: int = 0,
+) -> list[Row]:
+    """The benchmark's rows, the first ``only`` of them where it is not 0. Raises InputError that names the file and the row for
+    whatever of them cannot be drawn, before anything is."""
+    every = benchmark.rows(data, images)
+    every = every[:only] if only else every
+    lines = [row.line() for row in every]
+    check_prompts(protocol, lines)
+    for line in lines:
+        if line.source:
+            line.prompt()
+    return every
 
 
 def run(
@@ -144,23 +189,28 @@ def run(
     sampling: Sampling,
     judges: Judges,
     out: Path,
-    data: Path | None = None,
-    images: Path | None = None,
+    every: Sequence[Row],
     progress: Callable[[str, int, int], None] = lambda *_: None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> dict | None:
     """Draw what is not drawn, score what has no score, and write the result once all processes' shares are there, else
-    None."""
+    None. ``every`` are the rows, as `ready` gives them; ``say`` is told what must be done again."""
     benchmark, share = get(settings.benchmark), Share.of_environment()
-    every = benchmark.rows(data, images)
-    every = every[: settings.only] if settings.only else every
+    metrics = benchmark.metrics
     gather.begin(out, settings, {"sampling": asdict(sampling)})
-    if not gather.complete(every, settings, out):
-        gather.draw(load(), every, settings, sampling, out, share, partial(progress, "drawing"))
-    if any(gather.unscored(out, settings, share)):  # else its models need not be loaded
-        gather.score(benchmark.scorer(judges), every, settings, out, share, partial(progress, "scoring"))
-    scores = {s["picture"]: s for s in gather.read_lines(out, "scores")}
-    records = gather.read_lines(out, "episodes")
-    drawn = [r["picture"] for record in records for r in (*record["rounds"], *record["fresh"])]
+    again = gather.damaged(out, every, settings, share, metrics)
+    for why in again.values():
+        say(f"drawn again: {why}")
+    for row in gather.stored(out, "scores"):
+        if why := fault_of(row, metrics):
+            say(f"scored again: {row.get('picture')}: {why}")
+    if again or not gather.complete(every, settings, out):
+        gather.draw(load(), every, settings, sampling, out, share, partial(progress, "drawing"), again)
+    if any(gather.unscored(out, every, settings, share, metrics)):  # else its models need not be loaded
+        gather.score(benchmark.scorer(judges), every, settings, out, share, partial(progress, "scoring"), metrics)
+    scores = gather.scores_of(out, metrics)
+    records = gather.episodes_of(out, every, settings)
+    drawn = [name for record in records for name in pictures_of(record)]
     if not gather.complete(every, settings, out) or sum(p not in scores for p in drawn) > gather.MOST_MISSING * len(drawn):
         return None
     return write(out, benchmark, settings, records, scores, len(every))
@@ -170,8 +220,7 @@ def write(
     out: Path, benchmark: Benchmark, settings: Settings, records: list[dict], scores: dict[str, dict], n_rows: int
 ) -> dict:
     """curve.png where there are fresh images, benchmark.html and, last, result.json; returns the result."""
-    records = sorted(records, key=lambda r: (r["row"], r["k"]))
-    result = summarize(benchmark, settings, records, scores) | {
+    result = summarize(benchmark, settings, records, scores, gather.reasons_of(out)) | {
         "rows": n_rows,
         "title": benchmark.title,
         "note": benchmark.note,
@@ -189,48 +238,62 @@ def write(
     return result
 
 
-def summarize(benchmark: Benchmark, settings: Settings, records: Sequence[dict], scores: dict[str, dict]) -> dict[str, Any]:
-    """First image, final image and gain: overall, by task, and of every metric; verdicts where the score is right or wrong;
-    the curve over rounds beside best-of-N where there are fresh images. Records with a missing score are counted and left
-    out."""
-    main = benchmark.metrics[0]
-    whole = [r for r in records if all(x["picture"] in scores for x in (*r["rounds"], *r["fresh"]))]
+def summarize(
+    benchmark: Benchmark,
+    settings: Settings,
+    records: Sequence[dict],
+    scores: dict[str, dict],
+    reasons: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """First image, final image and gain: overall, by task, and of every metric, with the number of samples that each is of;
+    verdicts where the score is right or wrong; the curve over rounds beside best-of-N where there are fresh images. Records
+    with a missing score are left out, counted and named, with the ``reasons`` of their pictures."""
+    main = benchmark.main
+    whole = [r for r in records if all(name in scores for name in pictures_of(r))]
 
-    def of(those: Sequence[dict], metric: str) -> dict[str, Interval]:
+    def of(those: Sequence[dict], metric: str) -> dict[str, Any]:
         pairs = [(r, *(scores[r["rounds"][i]["picture"]][metric] for i in (0, r["final"]))) for r in those]
         pairs = [p for p in pairs if None not in p[1:]]
         values = {"first": [a for _, a, _ in pairs], "final": [b for *_, b in pairs], "gain": [b - a for _, a, b in pairs]}
         task = (lambda r: r["task"]) if benchmark.over == "tasks" else (lambda r: "all")
-        return {
+        means: dict[str, Interval] = {
             name: mean_of_tasks([Sample(task(r), r["id"], v) for (r, *_), v in zip(pairs, each, strict=True)])
             for name, each in values.items()
         }
+        return means | {"images": len(pairs)}
 
+    counted = [r for r in whole if benchmark.counts(r["task"])]
     found: dict[str, Any] = {
-        "overall": of(whole, main),
-        "tasks": {
-            t: of([r for r in whole if r["task"] == t], main) | {"images": sum(r["task"] == t for r in whole)}
-            for t in dict.fromkeys(r["task"] for r in records)
-        },
-        "metrics": {metric: of(whole, metric) for metric in benchmark.metrics},
+        "overall": of(counted, main),
+        "tasks": {t: of([r for r in whole if r["task"] == t], main) for t in dict.fromkeys(r["task"] for r in records)},
+        "metrics": {metric: of(counted, metric) for metric in benchmark.metrics},
         "images": len(whole),
         "missing": len(records) - len(whole),
+        "left_out": [
+            {"id": r["id"], "sample": r["k"], "picture": name, "why": reasons.get(name, "it was not scored")}
+            for r in records
+            for name in pictures_of(r)
+            if name not in scores
+        ],
         "mean_rounds": float(np.mean([len(r["rounds"]) for r in records])),
     }
-    every = [(r["id"], x, scores[x["picture"]][main]) for r in whole for x in r["rounds"]]
-    if {v for *_, v in every} <= {0.0, 1.0}:
+    every = [(r["id"], x, scores[x["picture"]][main]) for r in counted for x in r["rounds"]]
+    if every and {v for *_, v in every} <= {0.0, 1.0}:
         found["judge"] = agreement([v == 1.0 for *_, v in every], [x["yes"] for _, x, _ in every], [i for i, *_ in every])
-        firsts = [scores[r["rounds"][0]["picture"]][main] for r in whole]
+        firsts = [scores[r["rounds"][0]["picture"]][main] for r in counted]
         by_id: dict[str, list[float]] = {}
-        for r, value in zip(whole, firsts, strict=True):
+        for r, value in zip(counted, firsts, strict=True):
             by_id.setdefault(r["id"], []).append(value)
         found["images_right"] = float(np.mean(firsts))
         found["prompts_with_any_right"] = float(np.mean([max(v) for v in by_id.values()]))
-    if settings.fresh and settings.fresh >= settings.rounds - 1:
-        found |= points([_tried(r, scores, main) for r in whole], settings.rounds, settings.fresh + 1)
+    if settings.fresh and settings.fresh >= settings.rounds - 1 and counted:
+        found |= points([_tried(r, scores, main) for r in counted], settings.rounds, settings.fresh + 1)
     if settings.benchmark == "dpg":
-        final = [scores[r["rounds"][r["final"]]["picture"]]["answers"] for r in whole]
-        found["categories"] = dpg_categories([(t, a) for answers in final for t, a in answers])
+        final = [scores[r["rounds"][r["final"]]["picture"]] for r in whole]
+        try:
+            found["categories"] = dpg_categories([(text, answer) for score in final for text, answer in score["answers"]])
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"scores: some hold no answers ({error!r}); remove scores-*.jsonl to score again") from error
     return found
 
 
@@ -244,7 +307,7 @@ def _tried(record: dict, scores: dict[str, dict], metric: str) -> Tried:
 
 def gallery(out: Path, benchmark: Benchmark, records: Sequence[dict], scores: dict[str, dict], n: int = 8) -> list[dict]:
     """Some episodes to look at, spread over the rows."""
-    main = benchmark.metrics[0]
+    main = benchmark.main
     strips, firsts = [], [r for r in records if r["k"] == 0]
     for r in firsts[:: max(1, len(firsts) // n)][:n]:
         rounds = [

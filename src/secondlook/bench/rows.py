@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 
 from secondlook.bench import fetch
 from secondlook.bench.answers import parents_of, table
+from secondlook.data.prompts import Line
+from secondlook.files import finite, read_json, read_lines, read_rows, text_field
 from secondlook.types import InputError
 
 
@@ -24,22 +25,23 @@ class Row:
     """What the scorer needs: GenEval's metadata, questions with their parents, masks …"""
     source: Path | None = None
     """The picture that is to be edited."""
+    where: str = field(default="", compare=False)
+    """ "line 3 of evaluation_metadata.jsonl" """
 
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise InputError(f"data: {str(path)!r} cannot be read ({error})") from error
+    def line(self) -> Line:
+        """As `prompts.check_prompts` wants it."""
+        return Line(self.prompt, self.source, self.where or f"row {self.id}")
 
 
 def geneval(data: Path | None = None, long: bool = False) -> list[Row]:
     """GenEval's 553 prompts; ``long``: those of the same specifications that a language model rewrote."""
     path = fetch.file(f"geneval/evaluation_metadata{'_long' if long else ''}.jsonl", data)
-    return [Row(f"{i:05d}", row["prompt"], row["tag"], row) for i, row in enumerate(_lines(path))]
+    listed = enumerate(read_rows(path))
+    return [Row(f"{i:05d}", row["prompt"], row["tag"], row, where=f"line {n} of {path}") for i, (n, row) in listed]
 
 
-COMPBENCH = ("color", "shape", "texture", "non_spatial")
+BLIP_VQA = ("color", "shape", "texture")
+COMPBENCH = (*BLIP_VQA, "non_spatial")
 
 
 def compbench(data: Path | None = None) -> list[Row]:
@@ -47,29 +49,38 @@ def compbench(data: Path | None = None) -> list[Row]:
     found = []
     for category in COMPBENCH:
         path = fetch.file(f"t2i_compbench/{category}_val.txt", data)
-        prompts = [line.strip() for line in path.read_text().splitlines() if line.strip()]
-        found += [Row(f"{category}-{i:03d}", p, category) for i, p in enumerate(prompts)]
+        listed = enumerate(read_lines(path))
+        found += [Row(f"{category}-{i:03d}", p, category, where=f"line {n} of {path}") for i, (n, p) in listed]
     return found
 
 
 def _questions(path: Path, task: Callable[[str], str]) -> list[Row]:
-    """Rows of a table in DSG's columns, one a prompt. An item with a malformed dependency has none."""
-    listed = table(path)
-    wanted = {"item_id", "text", "proposition_id", "dependency", "tuple", "question_natural_language"}
-    if not listed or not wanted <= set(listed[0]):
-        raise InputError(f"data: {str(path)!r} lacks one of the columns {', '.join(sorted(wanted))}")
-    by_item: dict[str, list[dict[str, str]]] = {}
-    for row in listed:
-        by_item.setdefault(row["item_id"], []).append(row)
+    """Rows of a table in DSG's columns, one a prompt. An item with a malformed dependency has none. Raises InputError that
+    names the row."""
+    columns = ("item_id", "text", "proposition_id", "dependency", "tuple", "question_natural_language")
+    by_item: dict[str, dict[int, dict[str, str]]] = {}
+    places: dict[str, str] = {}
+    for where, row in table(path, columns):
+        for name in ("item_id", "text", "question_natural_language"):
+            text_field(row, name, where)
+        number = row["proposition_id"].strip()
+        if not number.isdecimal():
+            raise InputError(f"proposition_id: it is {number!r} in {where}; it must be a number from 1 on")
+        questions = by_item.setdefault(row["item_id"], {})
+        if int(number) in questions:
+            raise InputError(f"proposition_id: {number} is in {where} for item {row['item_id']!r} a second time")
+        questions[int(number)] = row
+        places.setdefault(row["item_id"], where)
     found = []
-    for item, rows in by_item.items():
-        parents = {int(r["proposition_id"]): parents_of(r["dependency"]) for r in rows}
+    for item, questions in by_item.items():
+        parents = {q: parents_of(r["dependency"]) for q, r in questions.items()}
         facts = {
-            "questions": {int(r["proposition_id"]): r["question_natural_language"] for r in rows},
-            "tuples": {int(r["proposition_id"]): r["tuple"] for r in rows},
+            "questions": {q: r["question_natural_language"] for q, r in questions.items()},
+            "tuples": {q: r["tuple"] for q, r in questions.items()},
             "parents": {} if None in parents.values() else parents,
         }
-        found.append(Row(item, rows[0]["text"], task(item), facts))
+        text = next(iter(questions.values()))["text"].strip()
+        found.append(Row(item, text, task(item), facts, where=places[item]))
     return found
 
 
@@ -95,20 +106,21 @@ def pope(data: Path | None = None) -> list[Row]:
     """POPE's questions about 500 pictures of COCO: three times 3,000; ``facts`` has picture and label."""
     found = []
     for split in POPE:
-        for row in _lines(fetch.file(f"pope/coco_pope_{split}.json", data)):
-            found.append(
-                Row(f"{split}-{row['question_id']}", row["text"], split, {"image": row["image"], "label": row["label"]})
-            )
+        path = fetch.file(f"pope/coco_pope_{split}.json", data)
+        for n, row in read_rows(path):
+            facts = {"image": row["image"], "label": row["label"]}
+            found.append(Row(f"{split}-{row['question_id']}", row["text"], split, facts, where=f"line {n} of {path}"))
     return found
 
 
 def gedit(data: Path | None = None, images: Path | None = None) -> list[Row]:
     """GEdit-Bench's 604 English instructions of 11 types; the sources lie in ``images`` under their ids."""
-    try:
-        rows = json.loads(fetch.file("gedit/gedit_edit.json", data).read_text())
-    except ValueError as error:
-        raise InputError(f"data: gedit_edit.json cannot be read ({error})") from error
-    return [Row(k, r["prompt"], r["edit_type"], source=_picture(images, r["id"], "GEdit-Bench")) for k, r in rows.items()]
+    path = fetch.file("gedit/gedit_edit.json", data)
+    found = []
+    for key, row in read_json(path, dict).items():
+        source = _picture(images, row["id"], "GEdit-Bench")
+        found.append(Row(key, row["prompt"], row["edit_type"], source=source, where=f"{key!r} of {path}"))
+    return found
 
 
 PIE_TYPES = (
@@ -131,17 +143,30 @@ def pie(data: Path | None = None) -> list[Row]:
     if data is None:
         raise InputError("data: PIE-Bench is handed out through a form; give a folder that has pie_bench/mapping_file.json")
     folder = data / "pie_bench"
-    try:
-        mapping = json.loads((folder / "mapping_file.json").read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"data: {str(folder / 'mapping_file.json')!r} cannot be read ({error})") from error
+    path = folder / "mapping_file.json"
     found = []
-    for key, row in mapping.items():
-        target = row["editing_prompt"].replace("[", "").replace("]", "")
-        facts = {"mask": row["mask"], "target": target}
-        source = _picture(folder / "annotation_images", row["image_path"], "PIE-Bench")
-        found.append(Row(key, row["editing_instruction"], PIE_TYPES[int(row["editing_type_id"])], facts, source))
+    for key, row in read_json(path, dict).items():
+        where = f"{key!r} of {path}"
+        if not isinstance(row, dict):
+            raise InputError(f"data: {where} is not an object")
+        names = ("image_path", "editing_prompt", "editing_instruction")
+        picture, target, instruction = (text_field(row, name, where) for name in names)
+        kind = str(row.get("editing_type_id"))
+        if kind not in map(str, range(len(PIE_TYPES))):
+            raise InputError(f"editing_type_id: it is {kind!r} in {where}; it must be from 0 to {len(PIE_TYPES) - 1}")
+        facts = {"mask": _runs(row.get("mask"), where), "target": target.replace("[", "").replace("]", "")}
+        source = _picture(folder / "annotation_images", picture, "PIE-Bench")
+        found.append(Row(key, instruction, PIE_TYPES[int(kind)], facts, source, where))
     return found
+
+
+def _runs(mask: Any, where: str, size: int = 512) -> list[int]:
+    """A mask as PIE-Bench stores it: [start, length, …] over the rows of a picture of ``size``²; what goes beyond its end is
+    cut off, as released. Raises InputError."""
+    whole = isinstance(mask, list) and len(mask) % 2 == 0 and all(finite(n, 0, size**2) and n == int(n) for n in mask)
+    if not whole:
+        raise InputError(f"mask: it is not [start, length, …] within {size} x {size} pixels in {where}")
+    return [int(n) for n in mask]
 
 
 def _picture(folder: Path | None, name: str, benchmark: str) -> Path:

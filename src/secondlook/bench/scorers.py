@@ -13,7 +13,7 @@ from PIL import Image
 
 from secondlook.bench import answers, detect, phrases, vqa
 from secondlook.bench.background import background, to_unit
-from secondlook.bench.gather import Scorer
+from secondlook.bench.gather import Scored, Scorer
 from secondlook.bench.rows import Row
 from secondlook.files import read_image
 from secondlook.rewards.ask import Answers, Asker, Endpoint, Question, Unanswered
@@ -21,9 +21,10 @@ from secondlook.rewards.base import Missing, missing_of
 from secondlook.rewards.endpoint import in_words
 from secondlook.rewards.local import LocalModel
 from secondlook.rewards.read import json_in, text_of
-from secondlook.types import InputError
 
 DINO = "facebook/dino-vitb8"
+CLIP_SCORE = "openai/clip-vit-base-patch32"
+"""The one of T2I-CompBench's released code (CLIPScore_eval); cosines of other CLIPs are not comparable with published ones."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,9 @@ class Judges:
 
     detector: str = detect.DETECTOR
     clip: str = detect.CLIP
+    """Names colours for GenEval, and compares pictures with sentences for PIE-Bench."""
+    clip_score: str = CLIP_SCORE
+    """Of T2I-CompBench's non-spatial prompts."""
     vqa: str = vqa.BLIP
     """A BLIP, or a vision-language model: of transformers, or served under ``url``."""
     url: str = ""
@@ -48,43 +52,54 @@ class GenEval:
         self.detector = detect.Detector(judges.detector, judges.device)
         self.colors = detect.Colors(judges.clip, judges.device)
 
-    def __call__(self, items: Sequence[tuple[Row, Image.Image]]) -> list[dict[str, Any] | None]:
-        found: list[dict[str, Any] | None] = []
+    def __call__(self, items: Sequence[tuple[Row, Image.Image]]) -> list[Scored]:
+        found: list[Scored] = []
         for row, image in items:
-            objects = self.detector(image)
-            right, why = detect.evaluate(row.facts, objects, partial(self.colors, image))
+            try:
+                objects = self.detector(image)
+                right, why = detect.evaluate(row.facts, objects, partial(self.colors, image))
+            except detect.NotANumber as error:
+                found.append(str(error))
+                continue
             listed = [{"class": f.name, "box": f.box, "confidence": round(f.confidence, 4)} for f in objects]
             found.append({"value": float(right), "why": why, "objects": listed})
         return found
 
 
 class CompBench:
-    """Colour, shape, texture: the product over noun phrases of BLIP's P(yes); non-spatial: CLIP's cosine."""
+    """Colour, shape, texture: the product over noun phrases of BLIP's P(yes), 1 where there is none, as released; non-spatial:
+    CLIP's cosine."""
 
     def __init__(self, judges: Judges):
         self.ask = vqa.answerer(judges.vqa, judges.url, judges.device)
         self.chunks = judges.chunks or phrases.chunker()
-        self.clip = detect.Colors(judges.clip, judges.device)
+        self.clip = detect.Colors(judges.clip_score, judges.device)
 
     @property
     def missing(self) -> list[Missing]:
         """Why answers are missing."""
         return missing_of(self.ask)
 
-    def __call__(self, items: Sequence[tuple[Row, Image.Image]]) -> list[dict[str, Any] | None]:
-        asked = [phrases.phrases(row.prompt, self.chunks) if row.task != "non_spatial" else [] for row, _ in items]
+    def __call__(self, items: Sequence[tuple[Row, Image.Image]]) -> list[Scored]:
+        asked = [[] if row.task == "non_spatial" else phrases.phrases(row.prompt, self.chunks) for row, _ in items]
         questions = [(f"{p}?", image) for those, (_, image) in zip(asked, items, strict=True) for p in those]
         told = iter(self.ask(questions) if questions else [])
-        found: list[dict[str, Any] | None] = []
+        found: list[Scored] = []
         for those, (row, image) in zip(asked, items, strict=True):
-            if not those:
-                cosine = float(self.clip.images([image])[0] @ self.clip.texts([row.prompt])[0])
-                found.append({"value": cosine})
+            if row.task == "non_spatial":
+                found.append(self._cosine(image, row.prompt))
                 continue
-            p = {phrase: next(told) for phrase in those}
-            known = [v for v in p.values() if v is not None]
-            found.append({"value": float(np.prod(known)), "p_yes": p} if len(known) == len(p) else None)
+            p = [(phrase, next(told)) for phrase in those]
+            known = [v for _, v in p if v is not None]
+            lacking = [phrase for phrase, v in p if v is None]
+            found.append(f"no answer to {lacking[0]!r}" if lacking else {"value": float(np.prod(known)), "p_yes": p})
         return found
+
+    def _cosine(self, image: Image.Image, prompt: str) -> Scored:
+        try:
+            return {"value": float(self.clip.images([image])[0] @ self.clip.texts([prompt])[0])}
+        except detect.NotANumber as error:
+            return str(error)
 
 
 class Dependent:
@@ -98,14 +113,15 @@ class Dependent:
         """Why answers are missing."""
         return missing_of(self.ask)
 
-    def __call__(self, items: Sequence[tuple[Row, Image.Image]]) -> list[dict[str, Any] | None]:
+    def __call__(self, items: Sequence[tuple[Row, Image.Image]]) -> list[Scored]:
         questions = [(q, image) for row, image in items for q in row.facts["questions"].values()]
         told = iter(self.ask(questions))
-        found: list[dict[str, Any] | None] = []
+        found: list[Scored] = []
         for row, _ in items:
             p = {q: next(told) for q in row.facts["questions"]}
-            if any(v is None for v in p.values()):
-                found.append(None)
+            lacking = [q for q, v in p.items() if v is None]
+            if lacking:
+                found.append(f"no answer to {row.facts['questions'][lacking[0]]!r}")
                 continue
             said = {q: float(v > 0.5) for q, v in p.items() if v is not None}
             value = self.rule(said, row.facts["parents"])
@@ -130,10 +146,8 @@ class Structure:
     def __init__(self, path: str = DINO, device: str = "cpu"):
         from transformers import ViTModel
 
-        try:
+        with detect.loading("dino", path, "ViT"):
             self.model: Any = ViTModel.from_pretrained(path, add_pooling_layer=False).to(device).eval()
-        except (OSError, ValueError) as error:
-            raise InputError(f"dino: {path!r} is no ViT that transformers loads ({detect.first_line(error)})") from error
         self.device, self.keys = device, torch.empty(0)
         last = [m for name, m in self.model.named_modules() if name.endswith(("attention.key", "k_proj"))][-1]
         last.register_forward_hook(self._keep)
@@ -162,8 +176,14 @@ class Pie:
         self.clip = detect.Colors(judges.clip, judges.device)
         self.structure = Structure(judges.dino, judges.device)
 
-    def __call__(self, items: Sequence[tuple[Row, Image.Image]]) -> list[dict[str, Any] | None]:
-        return [self._one(row, image) for row, image in items]
+    def __call__(self, items: Sequence[tuple[Row, Image.Image]]) -> list[Scored]:
+        found: list[Scored] = []
+        for row, image in items:
+            try:
+                found.append(self._one(row, image))
+            except detect.NotANumber as error:
+                found.append(str(error))
+        return found
 
     def _one(self, row: Row, image: Image.Image) -> dict[str, Any]:
         assert row.source is not None
@@ -192,12 +212,22 @@ QUALITY = (
 def two_scores(choice: dict) -> tuple[float, float]:
     """Two numbers from 0 to 10 of an answer: those of its last JSON object with scores. Raises Unanswered."""
     listed = [found["scores"] for found in json_in(text_of(choice), dict) if isinstance(found.get("scores"), list)]
-    numbers = (
-        [n for n in listed[-1] if isinstance(n, int | float) and not isinstance(n, bool) and 0 <= n <= 10] if listed else []
-    )
-    if len(numbers) != 2 or len(listed[-1]) != 2:
-        raise Unanswered("its answer has no two scores from 0 to 10")
-    return float(numbers[0]), float(numbers[1])
+    if not listed or len(listed[-1]) != 2:
+        raise Unanswered("its answer has no two scores")
+    one, other = map(_number, listed[-1])
+    if not (0 <= one <= 10 and 0 <= other <= 10):
+        raise Unanswered("its answer has scores beyond 0 to 10")
+    return one, other
+
+
+def _number(value: Any) -> float:
+    """A number, or a text that is one. Raises Unanswered for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise Unanswered("its answer has a score that is no number")
+    try:
+        return float(value)
+    except (ValueError, OverflowError) as error:
+        raise Unanswered("its answer has a score that is no number") from error
 
 
 class GEdit:
@@ -215,17 +245,17 @@ class GEdit:
         """Why answers are missing."""
         return missing_of(self.ask)
 
-    def __call__(self, items: Sequence[tuple[Row, Image.Image]]) -> list[dict[str, Any] | None]:
+    def __call__(self, items: Sequence[tuple[Row, Image.Image]]) -> list[Scored]:
         asked = []
         for row, image in items:
             assert row.source is not None
             asked.append(Question(in_words(SCORED.format(row.prompt), read_image(row.source), image).body, two_scores))
             asked.append(Question(in_words(QUALITY.format(), image).body, two_scores))
         told = self.ask(asked)
-        found: list[dict[str, Any] | None] = []
+        found: list[Scored] = []
         for semantic, quality in zip(told[::2], told[1::2], strict=True):
             if semantic is None or quality is None:
-                found.append(None)
+                found.append(f"no two scores of {'what was edited' if semantic is None else 'quality'}")
                 continue
             sc, pq = min(semantic), min(quality)
             found.append({"overall": float(np.sqrt(sc * pq)), "semantic_consistency": sc, "quality": pq})

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from secondlook.files import versions, write_json, write_text
+from secondlook.bench.base import written_by
+from secondlook.files import read_json, versions, write_json, write_text
 from secondlook.report import page
 from secondlook.types import InputError
 
@@ -18,11 +18,9 @@ Row = dict[str, Any]
 def read(folder: Path) -> dict:
     """The result of a folder that ``bench compare`` wrote. Raises InputError."""
     path = folder / "result.json"
-    try:
-        result = json.loads(path.read_text())
+    with written_by("bench compare", path):
+        result = read_json(path, dict)
         return {key: result[key] for key in ("models", "differences", "curves", "judges", "settings")}
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise InputError(f"reports: {str(path)!r} is not what bench compare writes ({error})") from error
 
 
 def together(results: list[dict]) -> list[Row]:

@@ -8,10 +8,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from secondlook.bench import public
+from secondlook.bench import gather, public
 from secondlook.bench.base import Interval, Sample, mean_of_tasks
 from secondlook.bench.claims import holds
-from secondlook.files import read_json, stored_rows, versions, write_json, write_text
+from secondlook.files import read_json, versions, write_json, write_text
 from secondlook.report import page
 from secondlook.types import InputError
 
@@ -37,7 +37,7 @@ class Measured:
     benchmark: str
     result: dict[str, Any]
     scored: dict[tuple[int, int], Scored]
-    """By row and sample."""
+    """By row and sample, of the tasks that the overall number counts."""
 
 
 def read(model: str, folder: Path) -> list[Measured]:
@@ -48,19 +48,13 @@ def read(model: str, folder: Path) -> list[Measured]:
         name = result.get("settings", {}).get("benchmark")
         if name not in public.BENCHMARKS:
             continue
-        main = public.get(name).main
-        scores = {
-            row["picture"]: row[main]
-            for lines in sorted(path.parent.glob("scores-*.jsonl"))
-            for row in stored_rows(lines)
-            if row.get(main) is not None and "picture" in row
-        }
+        benchmark = public.get(name)
+        scores = gather.scores_of(path.parent, benchmark.metrics)
         scored = {}
-        for lines in sorted(path.parent.glob("episodes-*.jsonl")):
-            for row in stored_rows(lines):
-                first, final = (scores.get(row["rounds"][i]["picture"]) for i in (0, row["final"]))
-                if first is not None and final is not None:
-                    scored[row["row"], row["k"]] = Scored(row["task"], row["id"], first, final)
+        for row in gather.records_of(path.parent):
+            first, final = (scores.get(row["rounds"][i]["picture"], {}).get(benchmark.main) for i in (0, row["final"]))
+            if first is not None and final is not None and benchmark.counts(row["task"]):
+                scored[row["row"], row["k"]] = Scored(row["task"], row["id"], first, final)
         found.append(Measured(model, name, result, scored))
     if not found:
         raise InputError(f"results: {str(folder)!r} has no folder with a result.json of bench public; run that first")

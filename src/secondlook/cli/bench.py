@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from secondlook.cli.common import Attention, Device, Dtype, Model, Out, Seed, at_least, console, load_engine
+from secondlook.cli.common import Attention, Device, Dtype, Model, Out, Seed, at_least, console, load_engine, name_left_out
 from secondlook.cli.show import show
 from secondlook.model.shipped import locate
 from secondlook.types import InputError
@@ -148,12 +148,15 @@ def bench_judging(
     """The judge alone, on images that another model drew: agreement, AUROC, calibration, reasons."""
     from secondlook.bench import audit, judging
     from secondlook.files import writable_folder
+    from secondlook.model.checkpoint import load_tokenizer
+    from secondlook.model.sequence import Protocol
 
     at_least("batch", batch)
     settings = judging.Settings(model, str(images), seed)
     drew = images.is_dir() and (images / "episodes.json").exists()
     painter = locate(audit.read_codes(images)[0]) if drew else None
-    pairs = [] if painter else judging.labelled(images)
+    pairs, unlabelled = ([], []) if painter else judging.labelled(images, Protocol(load_tokenizer(model)))
+    name_left_out("pairs say not whether they are good and are left out", unlabelled)
     others = {str(folder): judging.read(folder) for folder in over}
     where = locate(model)
     writable_folder(out)
