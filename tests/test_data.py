@@ -95,9 +95,7 @@ def test_cases_of_reasons():
         Pool(CASES / "contradiction.jsonl")
 
 
-@pytest.mark.parametrize(
-    ("name", "said"), [("missing_picture", "nowhere.png"), ("broken_picture", "broken.png"), ("long", "")]
-)
+@pytest.mark.parametrize(("name", "said"), [("missing_picture", "nowhere.png"), ("broken_picture", "broken.png"), ("long", "")])
 def test_what_cannot_be_read_is_named_before_training(name, said, tmp_path, capfd):
     data = CASES / f"{name}.jsonl"
     if name == "long":
