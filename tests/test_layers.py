@@ -14,13 +14,13 @@ MAY_IMPORT = {
     "model": set(),
     "engine": {"model"},
     "rewards": {"world", "engine", "model"},  # a checkpoint as judge
-    "introspect": {"engine"},  # for type checking only: the engine is passed in
+    "introspect": {"engine", "model"},  # for type checking only: the engine is passed in; lengths of sequences
     "report": set(),
     "config": set(),
     "evaluate": {"rewards", "data", "engine"},  # the last two for type checking only
     "data": {"engine", "introspect", "rewards", "model", "world", "report"},
     "train": {"model", "engine", "introspect", "rewards", "data", "report"},
-    "bench": {"engine", "introspect", "rewards", "world", "data", "report"},
+    "bench": {"engine", "introspect", "rewards", "model", "world", "data", "report"},
     "cli": {
         "types",
         "files",

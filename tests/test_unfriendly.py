@@ -184,10 +184,11 @@ def test_waits_as_told(url, monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     ("header", "seconds"),
-    [("7", 7), ("0.5", 0.5), (formatdate(time.time() + 90, usegmt=True), 90), ("soon", None), ("-3", None), ("nan", None)],
-    ids=["seconds", "fraction", "date", "word", "negative", "nan"],
+    [("7", 7), ("0.5", 0.5), ("date", 90), ("soon", None), ("-3", None), ("nan", None)],
 )
 def test_retry_after(header, seconds):
+    if header == "date":
+        header = formatdate(time.time() + 90, usegmt=True)
     found = reply.seconds_to_wait(httpx.Response(429, headers={"Retry-After": header}))
     assert found == (seconds and pytest.approx(seconds, abs=30 if seconds > 60 else 0))
 
