@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,8 +38,8 @@ class _Pass(nn.Module):
         super().__init__()
         self.net = net
 
-    def forward(self, function: Callable, *args: Any) -> Any:
-        return function(*args)
+    def forward(self, function: Callable) -> Any:
+        return function()
 
 
 class Shards:
@@ -101,7 +102,9 @@ class Shards:
         if self.root is None:
             with self.on_device():
                 return function(*args)
-        found = self.root(function, *args)
+        # one argument that FSDP does not look into: it would make every dataclass in it anew, turns code by code, and pictures
+        # that were read ahead would be read again
+        found = self.root(partial(function, *args))
         if not torch.is_grad_enabled():  # else its weights wait for the backward pass
             self.root.reshard()
         return found
