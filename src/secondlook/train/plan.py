@@ -1,9 +1,10 @@
 """What a recipe needs of a GPU's memory, and what to change where it does not fit.
 
 An account of the tensors that a rank holds at the two peaks: while episodes are drawn, and while the policy is updated. Drawing
-is counted where every verdict is No and the episodes are in step, for a run may come to that. What is kept for the gradient is
-counted per token and layer from the layers' own operations. ``benchmarks/simulate.py`` runs the same at full size without
-weights, ``benchmarks/rl_step.py`` measures it (docs/LOG.md says how near they come). Fragments and the CUDA context (a few GB)
+is counted where every verdict is No and the episodes are in step, for a run may come to that. An
+update is counted at the highest of its moments; what is kept for the gradient, per token and layer from the layers' own
+operations. ``benchmarks/simulate.py`` runs the same at full size without weights, ``benchmarks/rl_step.py`` measures it
+(docs/LOG.md says how near they come). Fragments and the CUDA context (a few GB)
 come on top: ``SPARE``.
 """
 
@@ -140,7 +141,7 @@ def kept_per_token(s: Sizes, checkpointing: str, size: int, lora: bool) -> float
         return layer_input * size
     multiplied = 3 * s.width + 2 * s.keys + 2 * s.inner + s.width  # q, o, attention; k, v; gate, up; down
     kept = layer_input + multiplied
-    if lora:
+    if lora and checkpointing == "selective":
         kept += 3 * s.width + 2 * s.keys + 2 * s.inner  # the adapters' own results
     if checkpointing == "none":
         kept += 2 * s.width + s.width + s.keys + 2 * s.inner  # normed inputs; rotated q and k; activation, product
@@ -168,34 +169,15 @@ def account(s: Sizes, config: RLConfig | SFTConfig, ranks: int, editing: bool = 
     learned = config.lora * s.adapter if config.lora else s.trained
     base = s.trained * (size if config.lora else 4) / parts + (learned * 4 / parts if config.lora else 0)
     whole = s.trained * size if sharded else 0
-    in_root = (s.root + (s.trained - s.root) / s.layers * 2) * size if sharded else 0
     frozen = s.frozen * (2 if config.dtype == "bfloat16" else 4)
     always = {"weights": base, "optimizer": learned * 8 / parts, "frozen encoders": frozen}
-    if isinstance(config, RLConfig):
-        history, rows = config.rounds - 1, 2
-        if not config.lora and config.reference == "copy":
-            always["reference"] = s.trained * size / parts + frozen
-    else:
-        history, rows = config.redraw_context, 1
-        always["average"] = learned * 4 / parts
-    update = always | {"gradients": learned * 4 / parts, "gathered weights": in_root}
-    if sharded and not config.lora:
-        update["gathered gradients"] = s.root * (size + 4)
-    image = max(s.codes, s.patches)
-    need = Need.of(PROMPT + editing * (image + SOURCE), image, history + 1, REASON)
-    per_token = kept_per_token(s, config.checkpointing, size, bool(config.lora)) * s.layers
-    if config.checkpointing == "full":  # one layer at a time is computed again
-        per_token += kept_per_token(s, "none", size, bool(config.lora))
-    update["activations"] = config.micro * rows * need.drawn * per_token
-    update["logits"] = 2**24 * (4 * 3 + size) + 4 * (s.vocabulary * s.width if not config.lora else 0) * (size == 4)
     if not isinstance(config, RLConfig):
-        return Plan(update=update)
-    every = -(-config.prompts_per_step // ranks) * config.group
+        return Plan(update=always | {"average": learned * 4 / parts} | highest(s, config, ranks, editing))
+    if not config.lora and config.reference == "copy":
+        always["reference"] = s.trained * size / parts + frozen
     if config.algorithm == "ppo":
         always["value head"] = 4 * 4 * s.width**2
-        # of every token, and of a drawn one's twin, until the step is over
-        states = every * config.rounds * (2 * s.codes + REASON) * s.width * size
-        update |= {"value head": always["value head"], "states for the value head": states}
+    need, every = sequences(s, config.rounds, editing), -(-config.prompts_per_step // ranks) * config.group
     episodes = min(config.at_once or every, every)
     drawing = {
         "gathered weights": whole,
@@ -203,7 +185,63 @@ def account(s: Sizes, config: RLConfig | SFTConfig, ranks: int, editing: bool = 
         "kept sequences": need.kept(episodes, max(1, PIXELS // s.side**2)) * s.column(size),
         "pictures": min(episodes * s.side**2, PIXELS) * 4 * s.channels * size,
     }
-    return Plan(always | drawing, update)
+    return Plan(always | drawing, always | highest(s, config, ranks, editing))
+
+
+def sequences(s: Sizes, rounds: int, editing: bool) -> Need:
+    """Of an episode of so many images."""
+    image = max(s.codes, s.patches)
+    return Need.of(PROMPT + editing * (image + SOURCE), image, rounds, REASON)
+
+
+def micro_batches(s: Sizes, config: RLConfig | SFTConfig, editing: bool) -> list[tuple[int, bool]]:
+    """Tokens of the longest micro-batches, and whether they are written ones: guidance scores a drawn turn's twin too."""
+    if isinstance(config, RLConfig):
+        need = sequences(s, config.rounds, editing)
+        return [(2 * config.micro * need.drawn, False), (config.micro * need.longest, True)]
+    draw, judge, redraw = config.mix
+    found = []
+    if draw or redraw:
+        found.append((sequences(s, config.redraw_context + 1 if redraw else 1, editing).drawn, False))
+    if judge:
+        found.append((sequences(s, config.judge_context, editing).longest, True))
+    return [(config.micro * tokens, written) for tokens, written in found]
+
+
+def highest(s: Sizes, config: RLConfig | SFTConfig, ranks: int, editing: bool) -> dict[str, float]:
+    """What an update holds besides what is always there, at its highest moment: amid the layers, where the layers outside of
+    them are gathered or get their gradients, in the optimizer's step, or where PPO's value head learns."""
+    size, lora = (2 if config.dtype == "bfloat16" else 4), bool(config.lora)
+    sharded = ranks > 1 or config.dtype == "bfloat16"
+    parts = (config.shard or ranks) if sharded else 1
+    learned, layer = (config.lora * s.adapter if lora else s.trained), (s.trained - s.root) / s.layers
+    base = {"gradients": learned * 4 / parts}
+    moments = [base | {"optimizer's step": base["gradients"]}]  # by lists of tensors: a root of all of them
+    if isinstance(config, RLConfig) and config.algorithm == "ppo":
+        turns = -(-config.prompts_per_step // ranks) * config.group * config.rounds
+        # of every token, and of a drawn one's twin, until the step is over
+        states = {"states for the value head": turns * (2 * s.codes + REASON) * s.width * size}
+        tokens = turns * (s.codes + REASON) / config.minibatches
+        moments = [moments[0] | states, states | {"activations": tokens * s.width * (size + 4 * 4)}]
+        base |= states
+    # replicas add up their gradients when all layers have theirs
+    of_replicas = learned * (s.trained - s.root) / s.trained * 4 / parts if parts < ranks and sharded else 0.0
+    whole = kept_per_token(s, "none", size, lora)
+    again = {"none": 0.0, "selective": whole - kept_per_token(s, "selective", size, False), "full": whole}[config.checkpointing]
+    for tokens, written in micro_batches(s, config, editing):
+        kept = tokens * kept_per_token(s, config.checkpointing, size, lora) * s.layers
+        amid = base | {"activations": max(kept, of_replicas) + tokens * (again + 2 * s.inner * size)}
+        last = 0 if lora else s.vocabulary * s.width if written else 0
+        amid["logits"] = 2**24 * (4 * 3 + size) + last * size
+        if sharded:
+            amid["gathered weights"] = (s.root + 2 * layer) * size  # the next layer's, too
+            if not lora:  # of one layer in part, of the one before in float32 on their way to other ranks
+                amid["gathered gradients"] = layer * (size / 2 + 4)
+                outside = 2 * s.vocabulary * s.width if written else s.root - s.vocabulary * s.width
+                moments.append(base | {"gathered gradients": outside * (size + 4 + 4 / parts) + of_replicas})
+            moments.append(base | {"gathered weights": 2 * (s.root + layer) * size, "activations": 2 * tokens * s.width * size})
+        moments.append(amid)
+    return max(moments, key=lambda moment: sum(moment.values()))
 
 
 def advice(s: Sizes, config: RLConfig | SFTConfig, ranks: int, memory: float, editing: bool = False) -> tuple[list[str], bool]:
