@@ -167,7 +167,7 @@ def test_prompts_of_benchmarks_are_left_out(folder, tmp_path):
     assert "a photo of a red bench and a blue bird on the left of an old wooden house!" in near
     assert "a photo of a red bench" not in near and "a blue bird on a green bench beside the old house" not in near
     bench.write_text('{"a": 1}')
-    with pytest.raises(InputError, match="row 1 .* has no text named"):
+    with pytest.raises(InputError, match=r"row 1 .* has no text named"):
         overlap.read(bench)
 
 

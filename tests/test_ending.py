@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from secondlook.cli import main
 from secondlook.train.ending import NOTE, SAVED, EndRequest, Saved, noted
 from secondlook.train.ranks import Ranks
 from secondlook.train.run import Run, saved_steps
@@ -80,8 +81,7 @@ def test_ranks_that_are_started_again_end_at_once_with_the_same_sentence(tmp_pat
             raise error
         return begun
 
-    monkeypatch.setenv("SECONDLOOK_CODE", str(tmp_path / "code"))
-    assert attempt("a", 0) == 1 and int((tmp_path / "code").read_text()) == code
+    assert attempt("a", 0) == 1 and json.loads((tmp_path / NOTE).read_text())["code"] == code
     assert [attempt("a", n) for n in (1, 2, 3)] == [0, 0, 0]
     assert attempt("b", 1) == 1, "another launcher's note is not about these ranks"
     capsys.readouterr()
@@ -89,6 +89,47 @@ def test_ranks_that_are_started_again_end_at_once_with_the_same_sentence(tmp_pat
     with noted(tmp_path):
         pass
     assert not (tmp_path / NOTE).exists() and "removed" in capsys.readouterr().err
+
+
+def test_what_ended_by_itself_is_not_started_again(tmp_path, monkeypatch, capsys):
+    """Whatever the command: a config that is wrong too, which is read before there is a folder."""
+    monkeypatch.setenv("SECONDLOOK_CODE", str(tmp_path / "code"))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a")
+    monkeypatch.setattr(sys, "argv", ["secondlook", "train", "rl", "--config", str(tmp_path / "none.toml")])
+    for count in (0, 1):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(count))
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 2 and ("is not a file" in capsys.readouterr().err) == (count == 0)
+
+
+def test_a_note_of_another_machines_restart_counts_too(tmp_path, monkeypatch):
+    """Of several machines each counts its own restarts: a note younger than the launcher's start is of this start."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    monkeypatch.setenv("SECONDLOOK_CODE", str(tmp_path / "code"))
+    (tmp_path / "code").touch()
+    note = {"sentence": "the judge is dead", "code": 1, "run": "a"}
+    (tmp_path / NOTE).write_text(json.dumps(note | {"time": time.time() + 5}))
+    with pytest.raises(Stopped, match="the judge is dead"), noted(tmp_path):
+        raise AssertionError("it is not begun")
+    (tmp_path / NOTE).write_text(json.dumps(note | {"time": time.time() - 3600}))
+    with noted(tmp_path):
+        pass
+    assert not (tmp_path / NOTE).exists()
+
+
+def test_a_signal_while_loading_is_known_to_the_run(tmp_path):
+    with pytest.raises(SystemExit) as ended, noted(tmp_path):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        toy(tmp_path)
+    assert ended.value.code == SAVED and saved_steps(tmp_path) == [1]
+
+
+def test_a_state_that_was_being_written_is_gone_with_the_next_start(tmp_path):
+    (tmp_path / "states" / "step-00000037.tmp").mkdir(parents=True)
+    toy(tmp_path)
+    assert not list((tmp_path / "states").glob("*.tmp"))
 
 
 def test_without_a_launcher_nothing_is_noted(tmp_path):

@@ -104,7 +104,7 @@ def test_missing_with_the_reason(url, model, words):
     with pytest.raises(Stopped, match=f"2 of 2 canary pictures.*{words}"):
         check_reward(asked, [(Prompt("a"), ITEMS[0][1])], [(Prompt("a"), ITEMS[1][1])])
     with pytest.raises(Stopped, match=f"100% of the scores are missing.*{words}"):
-        Guard(0.2, 1.0, 5, 5).check({"missing": 1.0}, [], asked)
+        Guard(0.2, 1.0, 5, 5).check({"missing": 1.0}, [], why_missing(asked))
 
 
 def test_edits_need_two_pictures(url):

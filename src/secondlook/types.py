@@ -29,8 +29,11 @@ class Share:
 
     @staticmethod
     def of_environment() -> Share:
-        """As torchrun says."""
-        return Share(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+        """As torchrun says. Raises InputError where RANK or WORLD_SIZE is no number."""
+        numbers = [os.environ.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"))]
+        if not all(n.isdecimal() for n in numbers):
+            raise InputError(f"environment: RANK is {numbers[0]!r} and WORLD_SIZE {numbers[1]!r}; they must be numbers")
+        return Share(int(numbers[0]), int(numbers[1]))
 
 
 def digest(image: Image) -> str:

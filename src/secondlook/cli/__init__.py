@@ -33,6 +33,7 @@ from secondlook.cli.table import bench_table
 from secondlook.cli.train import train_app
 from secondlook.files import check_unicode, disk_failure
 from secondlook.model.shipped import locate
+from secondlook.train.ending import tell, told
 from secondlook.types import Episode, InputError, Prompt, Stopped
 
 app = typer.Typer(
@@ -259,6 +260,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # characters that the terminal's encoding lacks are escaped
             stream.reconfigure(errors="backslashreplace")
+    if "TORCHELASTIC_RUN_ID" in os.environ and _restarted() and (code := told()) is not None:
+        sys.exit(code)  # it has said why
     try:
         app()
     except InputError as error:
@@ -276,6 +279,12 @@ def main() -> None:
         _end(1, f"disk: {reason}; the same command goes on when that is mended")
 
 
+def _restarted() -> bool:
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+
+
 def _end(code: int, sentence: str) -> None:
+    if code in (1, 2):
+        tell(code)
     print(f"secondlook: {' '.join(sentence.split())}", file=sys.stderr)
     sys.exit(code)

@@ -23,10 +23,13 @@ def plan(
     memory: Annotated[float, typer.Option(help="GiB of a GPU.")] = 80.0,
     config: Annotated[Path | None, typer.Option(help="A job's TOML file; default: recipes/grpo_7b.toml's settings.")] = None,
     editing: Annotated[bool | None, typer.Option(help="The prompts are edits; default: as the file's name says.")] = None,
+    prompt: Annotated[int, typer.Option(help="Tokens of the longest prompt with its template.")] = 64,
     set_: Set = [],  # noqa: B006
     json_: Annotated[Path | None, typer.Option("--json", help="Also write the account here.")] = None,
 ) -> None:
     """Say what a training job needs of each GPU's memory, whether it fits, and what to change."""
+    from dataclasses import replace
+
     from secondlook import config as configs
     from secondlook.files import read_text, write_json
     from secondlook.train import plan as plans
@@ -34,6 +37,7 @@ def plan(
     from secondlook.train.sft import SFTConfig
 
     at_least("gpus", gpus)
+    at_least("prompt", prompt)
     if memory <= 0:
         raise InputError(f"memory: {memory} GiB is not a GPU's memory; give for example 80")
     job: RLConfig | SFTConfig = RLConfig(model or "7b", **plans.DEFAULT)
@@ -45,7 +49,7 @@ def plan(
     elif set_:
         raise InputError(f"set: {set_[0]!r} changes a file's settings; give the file with --config")
     model, editing = model or "7b", bool(editing)
-    sizes, available = plans.sizes(model), memory * plans.GIB
+    sizes, available = replace(plans.sizes(model), prompt=prompt), memory * plans.GIB
     account = plans.account(sizes, job, gpus, editing)
     _print_table(account, f"GiB of each of {gpus} GPUs: {model}, {(sizes.trained + sizes.frozen) / 1e9:.2f} billion parameters")
     changes, enough = plans.advice(sizes, job, gpus, available, editing)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,11 +47,14 @@ class Prompts:
         """A file's prompt."""
         return self.lines[index].prompt()
 
-    def draw(self, rng: np.random.Generator, n: int) -> list[Prompt]:
-        """``n`` prompts."""
+    def draw(self, rng: np.random.Generator, n: int, mine: Sequence[int] | None = None) -> list[Prompt]:
+        """``n`` prompts, or those of them that stand at the places ``mine``: the others' sources are not opened."""
+        places = range(n) if mine is None else mine
         if self.lines:
-            return [self.get(i) for i in rng.integers(len(self.lines), size=n).tolist()]
-        return [p.prompt for p in miniature.wishes(rng, n, self.kinds)]
+            drawn = rng.integers(len(self.lines), size=n).tolist()
+            return [self.get(drawn[i]) for i in places]
+        wishes = miniature.wishes(rng, n, self.kinds)
+        return [wishes[i].prompt for i in places]
 
 
 def read_prompts(path: Path) -> list[Line]:

@@ -39,11 +39,12 @@ class _Served:
 
 
 class Engine:
-    """Runs one model. ``batch`` is the most episodes that are under way together (twins not counted). On a GPU they are fewer
-    where its free memory does not hold so many (``engine.memory``)."""
+    """Runs one model. ``batch`` is the most episodes that are under way together (twins not counted). Where it is ``bounded``
+    they are fewer on a GPU whose free memory does not hold so many (``engine.memory``); a training does not leave that to the
+    moment, for in half precision other batches round otherwise, and it must resume exactly."""
 
-    def __init__(self, janus: Janus, batch: int = 64):
-        self.janus, self.batch = janus, batch
+    def __init__(self, janus: Janus, batch: int = 64, bounded: bool = True):
+        self.janus, self.batch, self.bounded = janus, batch, bounded
         self.protocol = Protocol(janus.tokenizer, janus.history)
 
     def draw(self, requests: list[Request], rule: Rule) -> list[Turn]:
@@ -90,7 +91,7 @@ class Engine:
         """Run tasks to their ends; returns what they return, in order. ``need`` is what each holds at the most; None: not
         known, and as many are under way as the engine's ``batch`` allows."""
         with self._running(), fast_linear(self.janus.device), sdpa_kernel(KERNELS):
-            return self._serve(tasks, fitting(self.janus, need, self.batch) if need else self.batch)
+            return self._serve(tasks, fitting(self.janus, need, self.batch) if need and self.bounded else self.batch)
 
     def _serve(self, tasks: Iterable[Task], batch: int) -> list[Any]:
         new = deque(_Served(i, task) for i, task in enumerate(tasks))

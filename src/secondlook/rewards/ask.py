@@ -40,6 +40,8 @@ token, and thoughts are no part of an answer in words."""
 SCOUTS = 8
 """Questions of a kind that are asked before all others, until one was answered."""
 MOST_HOPS = 5
+LONGEST_PATIENCE = 90
+"""Minutes. Ranks wait for one whose judge is away for longer than that (``train.ranks.PATIENCE``)."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,8 @@ class Endpoint:
     backoff: float = 0.5
     """Seconds before the second attempt at most; doubled each time, at most a minute, and drawn at random below that."""
     patience: float = 20.0
-    """Minutes that a server is waited for which has answered before and is away, and that one question is put off as the server
-    asks by Retry-After."""
+    """Minutes that a server is waited for which has answered before and is away, or answers nothing and asks by Retry-After to
+    wait; at most an hour and a half, for other ranks wait for this one."""
     start_patience: float = 0.1
     """Minutes that a server is waited for which has never answered: more where it is started together with this job and takes
     minutes to load."""
@@ -78,6 +80,8 @@ class Endpoint:
             value = getattr(self, name)
             if not 0 <= value < float("inf") or (name == "timeout" and not value):
                 raise InputError(f"judge: {name} is {value}; it must be a finite number, and not negative")
+        if self.patience > LONGEST_PATIENCE:
+            raise InputError(f"judge: patience is {self.patience:g} minutes; at most {LONGEST_PATIENCE} are waited")
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,8 @@ class Asker:
         """When somebody was there last, on time.monotonic."""
         self._away: float | None = None
         """Since when nobody is."""
+        self._put_off: float | None = None
+        """Since when it answers nothing and asks to wait."""
         self._said: set[str] = set()
 
     def __call__(self, questions: Sequence[Question]) -> list[Any]:
@@ -192,7 +198,7 @@ class Asker:
     async def _answer(self, http: httpx.AsyncClient, question: Question) -> Any:
         """Raises Refused when the question is given up."""
         e = self.endpoint
-        tried, put_off, excused = 0, None, False
+        tried, excused = 0, False
         while True:
             began, pause, was_away = time.monotonic(), 0.0, self._away is not None
             self.counts["attempts"] += 1
@@ -203,10 +209,10 @@ class Asker:
                 except Unanswered as failure:
                     last: Unanswered = failure
             except Later as failure:
-                put_off = put_off or began
-                if time.monotonic() + failure.seconds > put_off + 60 * e.patience:
+                self._put_off = began if self._put_off is None else self._put_off
+                if time.monotonic() + failure.seconds > self._put_off + 60 * e.patience:
                     raise Refused(f"{failure} (wait {failure.seconds:.0f} s; patience is {e.patience:g} minutes)") from failure
-                self._say("later", f"asks to wait ({failure}); each question waits up to {e.patience:g} minutes")
+                self._say("later", f"asks to wait ({failure}); it is waited for up to {e.patience:g} minutes")
                 await asyncio.sleep(failure.seconds + random.uniform(0, min(e.backoff, failure.seconds)))
                 continue
             except Away as failure:
@@ -348,6 +354,8 @@ class Asker:
             print(f"secondlook: judge: {self._shown} answers again", file=sys.stderr, flush=True)
             self._said.discard("away")
         self._away = None
+        if answered:
+            self._put_off = None
         if answered and not self._has_answered:
             self._has_answered = True
             self.answers.note_answered(f"{self.endpoint.url} {self.endpoint.model}")

@@ -14,6 +14,8 @@ from secondlook.rewards.reply import Refused, Unanswered, short
 
 LEAST = 0.5
 """Probability that yes and no must hold together at the first token."""
+MOST_MASS = 1.01
+"""What rounded probabilities of all tokens may add up to."""
 LARGEST_DOUBT = 0.1
 """By how much what a server does not list may change P(yes) at most."""
 MOST_QUESTIONS = 40
@@ -41,7 +43,7 @@ def p_yes(choice: dict) -> float:
             mass[word] = mass.get(word, 0.0) + p
     total, held = sum(p for *_, p in listed), sum(mass.values())
     likeliest = ", ".join(f"{short(t or b)!r} {p:.2g}" for t, b, p in sorted(listed, key=lambda each: -each[2])[:2])
-    if total > 1.01:
+    if total > MOST_MASS:
         raise Unanswered(f"the first token's probabilities are no probabilities: they add up to {total:.3g}")
     if held < LEAST:
         raise Unanswered(
@@ -65,7 +67,7 @@ def _first_tokens(choice: dict) -> list[tuple[str, str, float]]:
         rows = [(t.get("token"), t.get("bytes"), t["logprob"]) for t in tokens]
     except (LookupError, TypeError, AttributeError) as error:
         raise Unanswered("it gives no log-probabilities of the first token, and P(yes) is read from them") from error
-    found = {}
+    found: list[tuple[str, str, float]] = []
     for token, raw, value in rows:
         if isinstance(value, bool) or not isinstance(value, int | float) or not value <= 1e-3:
             raise Unanswered(f"a log-probability of the first token is {short(repr(value))}, which is none")
@@ -74,12 +76,10 @@ def _first_tokens(choice: dict) -> list[tuple[str, str, float]]:
             of_bytes = bytes(raw).decode(errors="replace") if isinstance(raw, list) else ""
         except (ValueError, TypeError):
             of_bytes = ""
-        found[text, of_bytes, value] = (
-            text,
-            of_bytes,
-            math.exp(max(min(value, 0), -1000)),
-        )  # some servers list the chosen token twice
-    return list(found.values())
+        found.append((text, of_bytes, math.exp(max(min(value, 0), -1000))))
+    if sum(p for *_, p in found) > MOST_MASS:  # some servers list the chosen token twice; two tokens may have one text, too
+        found = list(dict.fromkeys(found))
+    return found
 
 
 def _word(token: str) -> str:

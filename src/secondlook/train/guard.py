@@ -55,14 +55,12 @@ class Guard:
     flat: int = 0
     same: int = 0
 
-    def check(
-        self, metrics: dict[str, float], advantages: list[list[list[float]]], reward: Reward | None = None
-    ) -> dict[str, float]:
+    def check(self, metrics: dict[str, float], advantages: list[list[list[float]]], why: str = "") -> dict[str, float]:
         """One step's metrics and its groups' advantages; returns the share of groups whose drawings' advantages vary.
-        Raises Stopped; ``reward`` may know why scores are missing."""
+        Raises Stopped; ``why`` says why scores are missing (``why_missing``)."""
         if metrics["missing"] > self.most_missing or "yes_rate" not in metrics:
             least = f"{metrics['missing']:.0%} of the scores are missing; at most {self.most_missing:.0%} may be"
-            raise Stopped(f"reward: {least}{why_missing(reward)}")
+            raise Stopped(f"reward: {least}{why}")
         varied = float(np.mean([varies(g) for g in advantages]))
         self.flat = 0 if varied else self.flat + 1
         if self.flat >= self.patience:

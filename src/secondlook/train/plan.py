@@ -69,6 +69,8 @@ class Sizes:
     """Of the image tokenizer's decoder at full size."""
     adapter: int = 0
     """Parameters of adapters of rank 1."""
+    prompt: int = PROMPT
+    """Tokens of the longest prompt with its template."""
 
     def column(self, size: int) -> int:
         """Bytes of the keys and values of one token, in a type of ``size`` bytes."""
@@ -191,7 +193,7 @@ def account(s: Sizes, config: RLConfig | SFTConfig, ranks: int, editing: bool = 
 def sequences(s: Sizes, rounds: int, editing: bool) -> Need:
     """Of an episode of so many images."""
     image = max(s.codes, s.patches)
-    return Need.of(PROMPT + editing * (image + SOURCE), image, rounds, REASON)
+    return Need.of(s.prompt + editing * (image + SOURCE), image, rounds, REASON)
 
 
 def micro_batches(s: Sizes, config: RLConfig | SFTConfig, editing: bool) -> list[tuple[int, bool]]:

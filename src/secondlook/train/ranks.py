@@ -20,7 +20,7 @@ import torch.distributed as dist
 from secondlook.types import InputError, Stopped
 
 T = TypeVar("T")
-PATIENCE = timedelta(hours=1)
+PATIENCE = timedelta(hours=2)
 """How long ranks wait for one whose judge is slow."""
 
 

@@ -33,7 +33,7 @@ from secondlook.model.janus import Janus
 from secondlook.model.sequence import Protocol
 from secondlook.model.shipped import locate
 from secondlook.report import filmstrip
-from secondlook.rewards.base import Reward, tell_missing
+from secondlook.rewards.base import Reward, tell_missing, why_missing
 from secondlook.rewards.build import make
 from secondlook.train.advantage import Form, advantages, balanced, turn_rewards, varies
 from secondlook.train.agreement import LIMITS, Agreement
@@ -82,7 +82,7 @@ class RLJob:
         self.trainable = trainable(self.janus)
         c = config
         self.schedule = Schedule(c.steps, c.lr, c.min_lr, c.warmup, c.convert_lr, c.convert_step)
-        self.engine = Engine(self.janus, batch=c.at_once or c.prompts_per_step * c.group // self.ranks.size)
+        self.engine = Engine(self.janus, c.at_once or c.prompts_per_step * c.group // self.ranks.size, bounded=False)
         own = Sampling.of(self.janus.net.generation_config)
         self.sampling = Sampling(
             own.guidance if c.guidance is None else c.guidance,
@@ -119,17 +119,18 @@ class RLJob:
     def step(self, step: int) -> dict[str, float]:
         c, rng = self.config, np.random.default_rng([self.config.seed, step])
         began = time.perf_counter()
-        asked = self.prompts.draw(rng, c.prompts_per_step)
         seed = (c.seed * 10**6 + step) * c.prompts_per_step * c.group
         mine = self.ranks.share(range(c.prompts_per_step))
         seeds = [seed + i * c.group for i in mine]
         with self.ranks.together(), self.shards.whole():
-            groups = collect(self.engine, [asked[i] for i in mine], c.group, c.rounds, seeds, self.sampling, self.reward)
+            asked = self.prompts.draw(rng, c.prompts_per_step, mine)
+            groups = collect(self.engine, asked, c.group, c.rounds, seeds, self.sampling, self.reward)
         sampled = time.perf_counter() - began
         outcomes = self.ranks.merge([g.outcome for g in groups])
         values = [self.advantages(o) for o in outcomes]
         metrics = describe(outcomes)
-        metrics |= self.guard.check(metrics, values, self.reward)
+        why = next(filter(None, self.ranks.gather(why_missing(self.reward))), "")  # of whichever rank knows
+        metrics |= self.guard.check(metrics, values, why)
         tell_missing(self.reward)
         turns = {t.rule.head: t for g in groups for e in g.episodes for t in e.turns}
         self.idle = {head: idle_row(t) for head, t in turns.items()}

@@ -14,7 +14,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -77,6 +77,9 @@ class Run:
         self.step = 0
         self.keep: Callable[[], tuple[int, ...]] = tuple
         writable_folder(self.out)
+        if ranks.first:
+            for torn in (self.out / STATES).glob("*.tmp"):  # of a process that was killed while it wrote
+                shutil.rmtree(torn, ignore_errors=True)
         if saved_steps(self.out):
             same_config(self.out, self.config, may_change)
             self._same_origin(start)
@@ -189,7 +192,8 @@ class Run:
         sums: dict[str, float] = {}
         counts: dict[str, int] = {}
         began = time.perf_counter()
-        with Progress(*columns, disable=not self.ranks.first) as progress, EndRequest() as request:
+        written = closing(board) if board else nullcontext()
+        with written, Progress(*columns, disable=not self.ranks.first) as progress, EndRequest() as request:
             bar = progress.add_task(self.out.name, total=steps, completed=self.step)
             while self.step < steps:
                 found = step(self.step)
@@ -214,16 +218,14 @@ class Run:
                     shown = " ".join(f"{k} {v:.3g}" for k, v in list(row.items())[:3])
                     progress.update(bar, description=f"{self.out.name} {shown}")
                 asked = any(self.ranks.gather(request.came))
-                due = self.step % save_every == 0 or self.step == steps or asked
+                due = self.step % save_every == 0 or self.step == steps
                 if watch and watch(found, due):
                     sums, counts = {}, {}
-                elif due:
+                elif due or asked:
                     self.save()
                 progress.update(bar, completed=self.step)
                 if asked and self.step < steps:
                     raise Saved(f"asked to end; {self.out} has the state of step {self.step}, and the same command goes on")
-        if board:
-            board.close()
 
 
 def schedule(step: int, steps: int, warmup: int, floor: float = 0.0) -> float:
