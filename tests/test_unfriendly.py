@@ -378,10 +378,10 @@ def test_benchmarks_stop_with_the_reason(url, tmp_path, monkeypatch):
         def __call__(self, items):
             return [None if p is None else {"value": p} for p in self.ask([("a star?", image) for _, image in items])]
 
-    ITEMS[0][1].save(tmp_path / "0.png")
     (tmp_path / "pictures").mkdir()
     ITEMS[0][1].save(tmp_path / "pictures" / "0.png")
     monkeypatch.setattr(gather, "unscored", lambda *_: [(0, "0.png")])
+    monkeypatch.setattr(gather, "_own", lambda *_: [{"rounds": [{"picture": "0.png"}], "fresh": []}])
     with pytest.raises(Stopped, match=r"1 of 1 pictures got none.*yes and no hold 0.05"):
         gather.score(Scorer(), [None], None, tmp_path)
 
