@@ -8,6 +8,8 @@ import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from secondlook.rewards.ask import PROBE
+
 FAULTS = ("500", "503", "429", "hang", "half", "html", "wrong json", "no logprobs", "no verdict", "drip", "close")
 
 
@@ -75,6 +77,8 @@ class Handler(BaseHTTPRequestHandler):
         text = content if isinstance(content, str) else content[-1]["text"]
         if asked["model"] == "unknown":
             return self.reply(b"{}", 404)
+        if text == PROBE["messages"][0]["content"]:  # is anybody there?
+            return self.reply(json.dumps({"choices": [{"message": {"content": "Yes."}}]}).encode())
         key = hashlib.sha256(raw).hexdigest()
         fault = self.server.fault(key, text)
         good = json.dumps({"choices": [self.choice(asked, text)]}).encode()

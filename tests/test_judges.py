@@ -45,7 +45,8 @@ def test_nothing_is_lost_nor_counted_as_0_nor_asked_twice(tmp_path):
     items = [(f"number {i}", picture(i)) for i in range(CALLS)]
     items[CALLS // 2] = ("number 7 hopeless", picture(0))
     with Judge(hang=4.0) as server:
-        asker = Asker(Endpoint(server.url, "m", **PATIENT), Received(tmp_path / "answers.db"))
+        # more attempts than faults: on a busy machine an answer may also come too late
+        asker = Asker(Endpoint(server.url, "m", **(PATIENT | {"attempts": 9})), Received(tmp_path / "answers.db"))
         judge = EndpointJudge(asker)
         half = judge(items[: CALLS // 2])
         scores = judge(items)
@@ -54,7 +55,7 @@ def test_nothing_is_lost_nor_counted_as_0_nor_asked_twice(tmp_path):
         for (prompt, _), score in zip(items, scores, strict=True):
             assert score is None or score.value == pytest.approx(truth(prompt), abs=1e-6)
         assert set(asker.answers.counts.values()) == {1} and len(asker.answers.counts) == len(server.answered) == CALLS - 1
-        # on a busy machine an answer may come after the attempt's time is over, and is rightly asked for again
+        # what came too late is rightly asked for again
         too_late = asker.counts["too slow"] - server.met["hang"] - server.met["drip"]
         assert sum(server.answered.values()) - len(server.answered) <= max(0, too_late)
         assert asker.counts["missing"] == 1 and asker.counts["from cache"] == CALLS // 2
