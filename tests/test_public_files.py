@@ -15,6 +15,7 @@ from secondlook.bench import audit, compare, gather, judging, public, rows, scor
 from secondlook.bench.gather import Range, Settings, fault_of
 from secondlook.bench.rows import Row
 from secondlook.cli import app
+from secondlook.model.sequence import MAX_PROMPT
 from secondlook.rewards.ask import Unanswered
 from secondlook.types import InputError
 
@@ -127,9 +128,9 @@ def test_too_long_a_prompt_is_found_before_anything_is_drawn(tmp_path, monkeypat
     monkeypatch.setattr("secondlook.cli.public.load_engine", lambda *_, **__: pytest.fail("too late"))
     (tmp_path / "dpg_bench").mkdir()
     path = tmp_path / "dpg_bench" / "dpg_bench.csv"
-    path.write_text(HEAD + RED + RED.replace("a red star", "a red star " * 150).replace("star_1", "star_2"))
+    path.write_text(HEAD + RED + RED.replace("a red star", "a red star " * MAX_PROMPT).replace("star_1", "star_2"))
     run = dpg(tmp_path / "out", tmp_path)
-    assert isinstance(run.exception, InputError) and "at most 200" in str(run.exception)
+    assert isinstance(run.exception, InputError) and f"at most {MAX_PROMPT}" in str(run.exception)
     assert f"row 2 of {str(path)!r}" in str(run.exception) and not (tmp_path / "out").exists()
     # of all benchmarks the ones that cannot be are named first, then the others begin
     begun = []
@@ -137,7 +138,7 @@ def test_too_long_a_prompt_is_found_before_anything_is_drawn(tmp_path, monkeypat
     command = ["bench", "all", "--model", "mini", "--on", "public", "--data", str(tmp_path), "--out", str(tmp_path / "all")]
     run = CliRunner().invoke(app, command)
     skipped = json.loads((tmp_path / "all" / "result.json").read_text())["skipped"]
-    assert run.exit_code == 0 and not begun and "at most 200" in skipped["dpg"] and "dpg: skipped: " in run.output
+    assert run.exit_code == 0 and not begun and f"at most {MAX_PROMPT}" in skipped["dpg"] and "dpg: skipped: " in run.output
 
 
 def test_what_begins_and_does_not_end_is_a_failure(tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ from secondlook.bench.rows import Row
 from secondlook.engine.decode import Engine
 from secondlook.files import append_rows, finite, read_image, same_config, stored_rows, write_image, write_json
 from secondlook.introspect import Sampling, introspect
-from secondlook.rewards.base import tell_missing, why_missing
+from secondlook.rewards.base import missing_of, tell_missing
 from secondlook.types import InputError, Prompt, Share, Stopped
 
 Progress = Callable[[int, int], None]
@@ -264,6 +264,8 @@ def score(
     for start in range(0, len(left), batch):
         progress(start, len(left))
         part = left[start : start + batch]
+        for answers in missing_of(scorer):
+            answers.begin()
         found = scorer([(rows[i], read_image(out / "pictures" / name)) for i, name in part])
         known, missing = [], []
         for (_, name), score in zip(part, found, strict=True):
@@ -282,7 +284,6 @@ def score(
         why, n = reasons.most_common(1)[0]
         raise Stopped(
             f"scores: {reasons.total()} of {pictures} pictures got none ({n}: {why}); at most {MOST_MISSING:.0%} may be missing"
-            f"{why_missing(scorer)}"
         )
     tell_missing(scorer)
 

@@ -17,7 +17,7 @@ from secondlook.bench.gather import Scored, Scorer
 from secondlook.bench.rows import Row
 from secondlook.files import read_image
 from secondlook.rewards.ask import Answers, Asker, Endpoint, Question, Unanswered
-from secondlook.rewards.base import Missing, missing_of
+from secondlook.rewards.base import Missing, missing_of, why_missing
 from secondlook.rewards.endpoint import in_words
 from secondlook.rewards.local import LocalModel
 from secondlook.rewards.read import json_in, text_of
@@ -92,7 +92,10 @@ class CompBench:
             p = [(phrase, next(told)) for phrase in those]
             known = [v for _, v in p if v is not None]
             lacking = [phrase for phrase, v in p if v is None]
-            found.append(f"no answer to {lacking[0]!r}" if lacking else {"value": float(np.prod(known)), "p_yes": p})
+            if lacking:
+                found.append(f"no answer to {lacking[0]!r}{why_missing(self.ask)}")
+            else:
+                found.append({"value": float(np.prod(known)), "p_yes": p})
         return found
 
     def _cosine(self, image: Image.Image, prompt: str) -> Scored:
@@ -121,7 +124,7 @@ class Dependent:
             p = {q: next(told) for q in row.facts["questions"]}
             lacking = [q for q, v in p.items() if v is None]
             if lacking:
-                found.append(f"no answer to {row.facts['questions'][lacking[0]]!r}")
+                found.append(f"no answer to {row.facts['questions'][lacking[0]]!r}{why_missing(self.ask)}")
                 continue
             said = {q: float(v > 0.5) for q, v in p.items() if v is not None}
             value = self.rule(said, row.facts["parents"])
@@ -255,7 +258,8 @@ class GEdit:
         found: list[Scored] = []
         for semantic, quality in zip(told[::2], told[1::2], strict=True):
             if semantic is None or quality is None:
-                found.append(f"no two scores of {'what was edited' if semantic is None else 'quality'}")
+                of = "what was edited" if semantic is None else "quality"
+                found.append(f"no two scores of {of}{why_missing(self.ask)}")
                 continue
             sc, pq = min(semantic), min(quality)
             found.append({"overall": float(np.sqrt(sc * pq)), "semantic_consistency": sc, "quality": pq})
