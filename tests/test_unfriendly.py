@@ -376,7 +376,8 @@ def test_benchmarks_stop_with_the_reason(url, tmp_path, monkeypatch):
         missing = property(lambda self: self.ask.missing)
 
         def __call__(self, items):
-            return ["no answer" if p is None else {"value": p} for p in self.ask([("a star?", image) for _, image in items])]
+            answers = self.ask([("a star?", image) for _, image in items])
+            return [f"no answer{why_missing(self.ask)}" if p is None else {"value": p} for p in answers]
 
     (tmp_path / "pictures").mkdir()
     ITEMS[0][1].save(tmp_path / "pictures" / "0.png")
