@@ -10,7 +10,7 @@ edit_benchmarks=${EDIT_BENCHMARKS:-}   # pie and gedit want their authors' pictu
 judge_url=${JUDGE_URL:-http://localhost:8000/v1} judge_model=${JUDGE_MODEL:-OpenGVLab/InternVL2_5-26B}
 writer_url=${WRITER_URL:-http://localhost:8001/v1} writer_model=${WRITER_MODEL:-Qwen/Qwen2.5-32B-Instruct}
 
-judges="[{kind = \"endpoint\", url = \"$judge_url\", model = \"$judge_model\", answers = \"$out/answers.sqlite\""
+judges="[{kind = \"endpoint\", url = \"$judge_url\", model = \"$judge_model\", answers = \"$out/answers.sqlite\", start_patience = 20.0"
 judges+=", decomposer_url = \"$writer_url\", decomposer_model = \"$writer_model\"}]"
 data_settings=(--set "judges=$judges" --set "prompts=$seeds" --set "expand={url = \"$writer_url\", model = \"$writer_model\", short = 20, long = 30}")
 train_settings=()
