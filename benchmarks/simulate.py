@@ -16,6 +16,7 @@ import re
 import sys
 import time
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,17 +40,17 @@ def named(recipe: Path) -> tuple[int, float]:
     return 1 if found[1] == "one" else int(found[1]), float(found[2])
 
 
-def load(recipe: Path) -> tuple[str, Any]:
+def load(recipe: Path, settings: Sequence[str] = ()) -> tuple[str, Any]:
     """A recipe's stage ("rl" or "sft") and its settings; ("", None) for one that trains nothing."""
     said = tomllib.loads(recipe.read_text())
     if "algorithm" in said:
-        return "rl", configs.load(RLConfig, recipe, [])
-    return ("sft", configs.load(SFTConfig, recipe, [])) if "data" in said else ("", None)
+        return "rl", configs.load(RLConfig, recipe, list(settings))
+    return ("sft", configs.load(SFTConfig, recipe, list(settings))) if "data" in said else ("", None)
 
 
 def simulate(recipe: Path, args: argparse.Namespace) -> list[dict]:
     """Every wanted part of one recipe."""
-    stage, config = load(recipe)
+    stage, config = load(recipe, args.set)
     if not stage:
         print(f"{recipe.stem}: it trains nothing")
         return []
@@ -78,6 +79,7 @@ def main() -> int:
     parser.add_argument("--memory", type=float, default=0.0, help="GiB of a GPU; default: as the recipe says")
     parser.add_argument("--yes", type=float, nargs="+", default=[0.4], help="shares of the verdicts that are Yes")
     parser.add_argument("--part", choices=[*PARTS, "all"], default="all")
+    parser.add_argument("--set", nargs="+", default=[], help="key=value in place of the recipe's, as shard=8")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     try:
