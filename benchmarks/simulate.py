@@ -16,9 +16,14 @@ import re
 import sys
 import time
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from secondlook import config as configs
 from secondlook.files import versions, write_json
@@ -28,6 +33,8 @@ from secondlook.types import InputError
 
 PARTS = {"rollout": ("rl",), "update": ("rl", "sft"), "order": ("rl",), "host": ("sft",)}
 """Parts, and the stages that have them."""
+OF_SIZE = {"model", "data", "at_once", "micro", "checkpointing", "lora", "lr", "steps", "good_edit", "dtype", "device"}
+"""Settings that differ between the recipes of two sizes and do not matter to ``order`` and ``host``."""
 NEAR = 0.1
 """How far the plan may be from the peak, as a share of it."""
 
@@ -48,28 +55,55 @@ def load(recipe: Path, settings: Sequence[str] = ()) -> tuple[str, Any]:
     return ("sft", configs.load(SFTConfig, recipe, list(settings))) if "data" in said else ("", None)
 
 
-def simulate(recipe: Path, args: argparse.Namespace) -> list[dict]:
-    """Every wanted part of one recipe."""
+@dataclass(frozen=True)
+class Task:
+    """A part of a recipe."""
+
+    recipe: Path
+    part: str
+    config: Any
+    ranks: int
+    memory: float
+    yes: tuple[float, ...]
+
+    @property
+    def key(self) -> str:
+        """Equal for tasks whose results are: ``order`` runs on a small model and ``host`` without one, whatever the size."""
+        if self.part not in ("order", "host"):
+            return f"{self.recipe} {self.part}"
+        settings = {name: value for name, value in vars(self.config).items() if name not in OF_SIZE}
+        adapters = self.part == "order" and bool(self.config.lora)
+        return f"{self.part} {self.ranks} {'edit' in self.recipe.stem} {adapters} {settings!r}"
+
+
+def tasks_of(recipe: Path, args: argparse.Namespace) -> list[Task]:
+    """The wanted parts of one recipe."""
     stage, config = load(recipe, args.set)
     if not stage:
         print(f"{recipe.stem}: it trains nothing")
         return []
     ranks, memory = (given or own for given, own in zip((args.ranks, args.memory), named(recipe), strict=True))
-    results = []
-    for part, stages in PARTS.items():
-        if stage not in stages or args.part not in (part, "all"):
-            continue
-        began = time.perf_counter()
-        module = importlib.import_module(f"simulate_{part}")
-        result = module.run(recipe, config, ranks, memory, yes=args.yes)
-        result |= {"part": part, "ranks": ranks, "memory": memory, "seconds": time.perf_counter() - began}
-        result["near"] = "plan" not in result or abs(result["plan"] / max(result["peaks"].values()) - 1) <= NEAR
-        said = "fits" if result["fits"] else "DOES NOT FIT"
-        print(f"{recipe.stem}, {part}, {ranks} x {memory:.0f}: {said}{'' if result['near'] else ', PLAN IS FAR OFF'}")
-        for line in result["lines"]:
-            print(f"  {line}", flush=True)
-        results.append(result)
-    return results
+    wanted = [part for part, stages in PARTS.items() if stage in stages and args.part in (part, "all")]
+    return [Task(recipe, part, config, ranks, memory, tuple(args.yes)) for part in wanted]
+
+
+def run(task: Task) -> dict[str, Any]:
+    """Simulate one part, in this process."""
+    torch.set_num_threads(1)
+    began = time.perf_counter()
+    module = importlib.import_module(f"simulate_{task.part}")
+    result = module.run(task.recipe, task.config, task.ranks, task.memory, yes=task.yes)
+    result |= {"part": task.part, "ranks": task.ranks, "memory": task.memory, "seconds": time.perf_counter() - began}
+    result["near"] = "plan" not in result or abs(result["plan"] / max(result["peaks"].values()) - 1) <= NEAR
+    return result
+
+
+def simulate(tasks: Sequence[Task], jobs: int) -> Iterator[tuple[Task, dict[str, Any]]]:
+    """Results in the order of ``tasks``, ``jobs`` of them at a time; those with one key are run once."""
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        running = {task.key: pool.submit(run, task) for task in {t.key: t for t in reversed(tasks)}.values()}
+        for task in tasks:
+            yield task, running[task.key].result()
 
 
 def main() -> int:
@@ -80,10 +114,20 @@ def main() -> int:
     parser.add_argument("--yes", type=float, nargs="+", default=[0.4], help="shares of the verdicts that are Yes")
     parser.add_argument("--part", choices=[*PARTS, "all"], default="all")
     parser.add_argument("--set", nargs="+", default=[], help="key=value in place of the recipe's, as shard=8")
+    parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    results = []
     try:
-        results = [each for recipe in args.recipes for each in simulate(recipe, args)]
+        tasks = [task for recipe in args.recipes for task in tasks_of(recipe, args)]
+        for task, result in simulate(tasks, args.jobs):
+            said = "fits" if result["fits"] else "DOES NOT FIT"
+            far = "" if result["near"] else ", PLAN IS FAR OFF"
+            as_of = "" if result["name"].startswith(task.recipe.stem) else f" (as of {result['name']})"
+            print(f"{task.recipe.stem}, {task.part}, {task.ranks} x {task.memory:.0f}: {said}{far}{as_of}")
+            for line in result["lines"] if not as_of else ():
+                print(f"  {line}", flush=True)
+            results.append(result | {"recipe": task.recipe.stem})
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
