@@ -97,7 +97,14 @@ def write(out: Path, measured: list[Measured]) -> dict[str, Any]:
             | {"missing": m.result["missing"], "mean_rounds": m.result["mean_rounds"]}
             for m in of_models
         ]
-        tables.append({"title": of_models[0].result["title"], "note": of_models[0].result["note"], "benchmark": name})
+        tables.append(
+            {
+                "title": of_models[0].result["title"],
+                "note": of_models[0].result["note"],
+                "benchmark": name,
+                "metric": public.get(name).main,
+            }
+        )
         tables[-1] |= {"settings": of_models[0].result["settings"], "models": models, "differences": differences}
     result = {"benchmarks": tables, "versions": versions()}
     write_text(out / "table.md", page("table.md", result=result))
