@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
-from secondlook.files import read_text
+from secondlook.files import finite, is_file, read_text
 from secondlook.types import InputError
 
 T = TypeVar("T")
@@ -19,7 +20,7 @@ def load(kind: type[T], path: Path, settings: list[str]) -> T:
 
     Raises InputError that names the file or field, the value and what would be right.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(f"config: {str(path)!r} is not a file; give a TOML file such as configs/mini/base.toml")
     text = read_text(path)
     try:
@@ -32,12 +33,13 @@ def load(kind: type[T], path: Path, settings: list[str]) -> T:
             raise InputError(f"set: {setting!r} is not key=value; write for example --set steps=100")
         try:
             values[key] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError as error:
+        except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
             if text.lstrip().startswith(("[", "{")):
                 raise InputError(
                     f"set: {setting!r} is not TOML ({error}); write lists as [1, 2], tables as {{a = 1}}"
                 ) from error
             values[key] = text
+    _check_kinds(kind, values)
     checked = with_config(ConfigDict(extra="forbid", allow_inf_nan=False))(kind)
     try:
         return TypeAdapter(checked).validate_python(values)
@@ -54,3 +56,15 @@ def load(kind: type[T], path: Path, settings: list[str]) -> T:
         if said.startswith("config: "):  # a part of the config has said it itself
             raise InputError(said) from error
         raise InputError(f"config: {key} = {first['input']!r} is wrong: {said}") from error
+
+
+def _check_kinds(kind: type, values: dict[str, Any]) -> None:
+    """Refuse truth values and texts where a number is meant, which would become one. Raises InputError."""
+    for name, field in kind.__dataclass_fields__.items():  # type: ignore[attr-defined]
+        value, meant = values.get(name), str(field.type)
+        number = re.fullmatch(r"(int|float)( \| None)?", meant)
+        if number and isinstance(value, bool | str):
+            raise InputError(f"config: {name} = {value!r} is wrong: it must be a number")
+        least = {"seed": 0, "threads": 1}.get(name)
+        if least is not None and value is not None and not finite(value, least):
+            raise InputError(f"config: {name} = {value!r} is wrong: it must be at least {least}")

@@ -10,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secondlook.files import append_rows, stored_rows, versions, write_json, write_text
+from secondlook.files import append_rows, finite, stored_rows, versions, write_json, write_text
 from secondlook.rewards.base import score
 from secondlook.rewards.policy import PolicyJudge
 from secondlook.types import InputError, Prompt
@@ -61,20 +61,34 @@ def evaluate(engine: Engine, pairs: list[Pair], threshold: float = 0.5) -> list[
     return rows
 
 
+def _kept(rows: list[dict[str, Any]], pairs: list[Pair]) -> list[dict[str, Any]]:
+    """The first rows of an interrupted call that are whole and of the first pairs; from one that is not on all is judged anew,
+    and so are pictures that could not be read."""
+    kept = []
+    for row, pair in zip(rows, pairs, strict=False):
+        whole = finite(row.get("p_yes"), 0, 1) and isinstance(row.get("yes"), bool) and isinstance(row.get("reason"), str)
+        if not whole or (row.get("image"), row.get("prompt")) != (pair.name, pair.prompt):
+            break
+        kept.append(row)
+    return kept
+
+
 def write(engine: Engine, pairs: list[Pair], settings: Settings, out: Path) -> Iterator[int]:
     """verdicts.jsonl and, last, result.json in ``out``; yields how many pairs are done. What an interrupted call has judged
     with the same settings is not judged again. Raises InputError where ``out`` holds verdicts of other settings."""
     path, part = out / "verdicts.jsonl", out / "verdicts.jsonl.part"
-    listed = sha256(repr([(p.name, p.prompt, p.good) for p in pairs]).encode("utf-8", "backslashreplace")).hexdigest()
+    listed = sha256(
+        repr([(p.name, p.prompt, p.good, p.source_name) for p in pairs]).encode("utf-8", "backslashreplace")
+    ).hexdigest()
     head = vars(settings) | {"pairs": len(pairs), "list": listed}
     before, *rows = stored_rows(part) or [head]
     if before != head:
         raise InputError(f"out: {str(out)!r} holds verdicts of other settings that were interrupted; use another folder")
+    rows = _kept(rows, pairs)
     yield len(rows)
     seconds, known = 0.0, len(rows)
-    if not rows:
-        write_text(part, "")
-        append_rows(part, [head])
+    write_text(part, "")
+    append_rows(part, [head, *rows])
     while len(rows) < len(pairs):
         began = time.perf_counter()
         new = evaluate(engine, pairs[len(rows) : len(rows) + PART], settings.threshold)
@@ -84,6 +98,7 @@ def write(engine: Engine, pairs: list[Pair], settings: Settings, out: Path) -> I
         yield len(rows)
     judged = [r for r in rows if r["p_yes"] is not None]
     if not judged:
+        part.unlink()  # they may be mended
         raise InputError(f"images: none of {len(rows)} pictures can be read ({rows[0]['error']})")
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     result = {

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, select_autoescape
 from PIL import Image
 
-from secondlook.files import png, stored_rows, versions, write_image, write_json, write_text
+from secondlook.files import claim, png, stored_rows, versions, writable_folder, write_image, write_json, write_text
 from secondlook.types import Episode
 
 _PAGES = Environment(loader=PackageLoader("secondlook"), autoescape=select_autoescape())
@@ -65,17 +65,16 @@ def forget_episodes(folder: Path) -> None:
     one's. Other files stay."""
     for place in (folder, *(p for p in folder.glob("*") if p.name.isdigit())):
         if (place / "episode.json").is_file():
+            claim(place)
             for pattern in EPISODE_FILES:
                 for stale in place.glob(pattern):
                     stale.unlink()
-            if place != folder and not any(place.iterdir()):
-                place.rmdir()
 
 
 def write_episode(folder: Path, episode: Episode, settings: dict[str, Any]) -> None:
     """round-N.png, final.png, of an edit source.png, episode.html and, last, episode.json. An earlier episode's pictures are
     removed."""
-    folder.mkdir(parents=True, exist_ok=True)
+    writable_folder(folder)
     for stale in (*folder.glob("round-*.png"), folder / "source.png"):
         stale.unlink(missing_ok=True)
     if episode.prompt.source:

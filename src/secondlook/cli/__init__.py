@@ -31,7 +31,7 @@ from secondlook.cli.public import public_app
 from secondlook.cli.show import show
 from secondlook.cli.table import bench_table
 from secondlook.cli.train import train_app
-from secondlook.files import check_unicode, disk_failure
+from secondlook.files import check_unicode, disk_failure, finite, interrupted
 from secondlook.model.shipped import locate
 from secondlook.train.ending import tell, told
 from secondlook.types import Episode, InputError, Prompt, Stopped
@@ -73,7 +73,9 @@ def draw(
     at_least("n", n)
     at_least("rounds", rounds)
     check_temperature(temperature)
-    if not check_unicode(prompt, "prompt").strip():
+    check_guidance(guidance)
+    prompt = check_unicode(prompt, "prompt")
+    if not prompt.strip():
         raise InputError("prompt: it is empty; say what to draw")
     where = locate(model)
     writable_folder(out)
@@ -116,6 +118,7 @@ def edit(
 
     at_least("rounds", rounds)
     check_temperature(temperature)
+    check_guidance(guidance)
     for instruction in instructions:
         if not check_unicode(instruction, "instruction").strip():
             raise InputError("instruction: it is empty; say what to change")
@@ -144,8 +147,13 @@ def edit(
 
 
 def check_temperature(temperature: float) -> None:
-    if temperature < 0:
-        raise InputError(f"temperature: {temperature} is negative; use 0 for greedy or a positive number")
+    if temperature != 0 and not finite(temperature, 0.001, 1000):
+        raise InputError(f"temperature: {temperature} is no temperature; use 0 for greedy, or a number from 0.001 to 1000")
+
+
+def check_guidance(guidance: float | None) -> None:
+    if guidance is not None and not finite(guidance, 0, 1000):
+        raise InputError(f"guidance: {guidance} is no scale of guidance; give a number from 0 to 1000, 1 for none")
 
 
 def _print_episode(episode: Episode, which: str) -> None:
@@ -176,12 +184,13 @@ def judge(
     from secondlook import evaluate
     from secondlook.data.pairs import is_list, lines_of, read_pairs
     from secondlook.data.prompts import check_prompts
-    from secondlook.files import finite, read_json, writable_folder
+    from secondlook.files import read_json, writable_folder
 
     at_least("batch", batch)
     if calibration is not None:
-        found = read_json(calibration / "result.json", dict).get("overall", {}).get("calibrated")
-        if not found or not finite(found.get("threshold"), 0, 1):
+        overall = read_json(calibration / "result.json", dict).get("overall")
+        found = overall.get("calibrated") if isinstance(overall, dict) else None
+        if not isinstance(found, dict) or not finite(found.get("threshold"), 0, 1):
             raise InputError(f"calibration: {str(calibration)!r} has no threshold; give a folder that bench judging wrote")
         threshold = found["threshold"]
     if not finite(threshold, 0, 1):
@@ -252,6 +261,9 @@ app.command()(show)
 app.command()(plan)
 
 
+INTERRUPTED = "interrupted; a training run resumes with the same command"
+
+
 def main() -> None:
     """Entry point of the ``secondlook`` command: 0; 2 for input that cannot be used; 1 for a run that stopped itself or a disk
     that failed; 130 when interrupted."""
@@ -269,10 +281,12 @@ def main() -> None:
     except Stopped as stopped:
         _end(1, f"stopped: {stopped}")
     except KeyboardInterrupt:
-        _end(130, "interrupted; a training run resumes with the same command")
+        _end(130, INTERRUPTED)
     except SystemExit:
         raise
     except BaseException as error:  # torch's CheckpointException is no Exception
+        if interrupted(error):
+            _end(130, INTERRUPTED)
         reason = disk_failure(error)
         if reason is None:
             raise
@@ -286,5 +300,5 @@ def _restarted() -> bool:
 def _end(code: int, sentence: str) -> None:
     if code in (1, 2):
         tell(code)
-    print(f"secondlook: {' '.join(sentence.split())}", file=sys.stderr)
+    print(f"secondlook: {' '.join(sentence.splitlines())}", file=sys.stderr)
     sys.exit(code)

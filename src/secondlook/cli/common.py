@@ -30,7 +30,7 @@ def progress_bar() -> Progress:
 
 Model = Annotated[str, typer.Option(help="A shipped model's name, a checkpoint folder, or a hub id.")]
 Out = Annotated[Path, typer.Option(help="Folder for the results.")]
-Seed = Annotated[int, typer.Option(help="Seed; equal seeds give equal results.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed; equal seeds give equal results.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, …")]
 Dtype = Annotated[
     str, typer.Option(help="float32, bfloat16, float16; auto: float32 on a CPU, half precision on a GPU; int8: small weights.")

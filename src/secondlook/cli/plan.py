@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,18 +32,18 @@ def plan(
     from dataclasses import replace
 
     from secondlook import config as configs
-    from secondlook.files import read_text, write_json
+    from secondlook.files import finite, read_text, write_json
     from secondlook.train import plan as plans
     from secondlook.train.rl_config import RLConfig
     from secondlook.train.sft import SFTConfig
 
     at_least("gpus", gpus)
     at_least("prompt", prompt)
-    if memory <= 0:
+    if not finite(memory) or memory <= 0:
         raise InputError(f"memory: {memory} GiB is not a GPU's memory; give for example 80")
     job: RLConfig | SFTConfig = RLConfig(model or "7b", **plans.DEFAULT)
     if config is not None:
-        supervised = config.is_file() and "\ndata =" in read_text(config)
+        supervised = config.is_file() and re.search(r"^data\s*=", read_text(config), re.MULTILINE)
         job = configs.load(SFTConfig, config, set_) if supervised else configs.load(RLConfig, config, set_)
         model = model or plans.model_of(config, job)
         editing = plans.edits(config) if editing is None else editing

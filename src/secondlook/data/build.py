@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
+from rich.markup import escape
 from rich.progress import track
 
 from secondlook.data import miniature, overlap
@@ -34,6 +35,7 @@ from secondlook.files import (
     read_parquet,
     read_rows,
     same_config,
+    text_field,
     versions,
     whole_file,
     writable_folder,
@@ -61,7 +63,7 @@ EXPAND = (
 class ExpandConfig:
     """A language model that makes captions of seed prompts."""
 
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+    __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}  # noqa: RUF012
 
     url: str
     """The base address of an OpenAI-compatible endpoint."""
@@ -144,7 +146,7 @@ def build(config: BuildConfig, reward: Reward, out: Path, load: Load, share: Sha
         if not missing:
             continue
         run = make(generator, load, config.seed, config.kinds, config.device)
-        for shard in track(missing, f"drawing: {generator.kind} {generator.model}"):
+        for shard in track(missing, escape(f"drawing: {generator.kind} {generator.model}")):
             _write(part[shard.number], [_row(p, generator) for p in run(shard)])
         del run
     for shard in track([s for s in mine if not _scored(out, s).exists()], "judging"):
@@ -172,7 +174,8 @@ def build(config: BuildConfig, reward: Reward, out: Path, load: Load, share: Sha
 def _shards(config: BuildConfig, out: Path) -> tuple[list[Shard], dict[str, list[str]]]:
     """The prompts in shards, and those that were left out, by the reason."""
     benchmarks = overlap.Benchmarks([p for f in config.against for p in overlap.read(Path(f))], config.share)
-    left_out: dict[str, list[str]] = {"overlap with a benchmark": [], "twice": [], "not expanded": []}
+    reasons = ("overlap with a benchmark", "twice", "not expanded", "beyond n_prompts")
+    left_out: dict[str, list[str]] = {reason: [] for reason in reasons}
 
     def kept(prompts: list[Prompt], seen: set[str]) -> tuple[Prompt, ...]:
         found = []
@@ -227,13 +230,14 @@ def _given(config: BuildConfig, left_out: dict[str, list[str]], out: Path) -> li
     if any(line.source for line in stated.lines):
         if config.expand:
             raise InputError("config: expand makes captions; leave it out where prompts has instructions with sources")
+        left_out["beyond n_prompts"] = [line.text for line in stated.lines[config.n_prompts :]]
         return [stated.get(i) for i in range(min(config.n_prompts, len(stated.lines)))]
     lines = [line.text for line in stated.lines]
     if config.templates:
         lines = list(dict.fromkeys(p for t in config.templates for p in _filled(t, config.words)))
         order = np.random.default_rng(config.seed).permutation(len(lines))
         lines = [lines[i] for i in order]
-    lines = lines[: config.n_prompts]
+    lines, left_out["beyond n_prompts"] = lines[: config.n_prompts], lines[config.n_prompts :]
     if config.expand is None:
         return [Prompt(line) for line in lines]
     if not lines:
@@ -256,7 +260,12 @@ def _captions(expand: ExpandConfig, seeds: list[str], path: Path) -> list[tuple[
         tell_missing(asker)
         rows = [{"seed": seed, "captions": answer or []} for seed, answer in zip(seeds, answers, strict=True)]
         write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    kept = [(row["seed"], [c.strip() for c in row["captions"] if c.strip()]) for _, row in read_rows(path)]
+    kept: list[tuple[str, list[str]]] = []
+    for number, row in read_rows(path):
+        captions = row.get("captions")
+        if not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):
+            raise InputError(f"captions: they are {captions!r} in line {number} of {path}; they must be a list of texts")
+        kept.append((text_field(row, "seed", f"line {number} of {path}"), [c.strip() for c in captions if c.strip()]))
     if [seed for seed, _ in kept] != seeds:
         raise InputError(f"prompts: they are not those that {str(path)!r} has captions of; use another folder")
     return kept
@@ -334,7 +343,9 @@ def _write(path: Path, rows: list[dict[str, Any]], kinds: dict[str, str] = KINDS
     path.parent.mkdir(exist_ok=True)
     with whole_file(path) as temporary:
         size = sum(len(row["image"]["bytes"]) for row in rows) // max(1, len(rows)) + 1
-        Dataset.from_list(rows, features=features).to_parquet(str(temporary), batch_size=max(1, ROW_GROUP // size))
+        table = Dataset.from_list(rows, features=features) if rows else Dataset.from_dict({n: [] for n in features}, features)
+        with open(temporary, "wb") as file:  # a name of its own may be no UTF-8, or look like an address
+            table.to_parquet(file, batch_size=max(1, ROW_GROUP // size))
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from secondlook.types import InputError, Prompt, Request
 class GeneratorConfig:
     """One generator. Which fields it needs depends on ``kind``."""
 
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+    __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}  # noqa: RUF012
 
     kind: Literal["model", "diffusers", "folder", "render"] = "model"
     """A model of this package, a text-to-image pipeline of diffusers, pictures that are there, or right pictures and near
@@ -188,22 +188,25 @@ class Folder:
     def __init__(self, config: GeneratorConfig):
         self.config = config
         path = Path(config.model) / "metadata.jsonl"
-        self.files: dict[str, list[Path]] = {}
+        self.files: dict[str, list[tuple[Path, str]]] = {}
         for number, row in read_rows(path):
             where = f"line {number} of {path}"
             text, file = text_field(row, "prompt", where), beside(path, text_field(row, "file_name", where))
             if not file.is_file():
                 raise InputError(f"generators: {where}: {str(file)!r} is not a file; give a path beside the list")
             source = read_image(beside(path, text_field(row, "source", where))) if row.get("source") is not None else None
-            self.files.setdefault(Prompt(text, source).key, []).append(file)
+            self.files.setdefault(Prompt(text, source).key, []).append((file, where))
 
     def __call__(self, shard: Shard) -> list[Picture]:
         return list(self._found(shard.prompts))
 
     def _found(self, prompts: tuple[Prompt, ...]) -> Iterator[Picture]:
         for prompt in prompts:
-            for file in self.files.get(prompt.key, [])[: self.config.images]:
-                yield Picture(prompt, read_image(file), self.config.model)
+            for file, where in self.files.get(prompt.key, [])[: self.config.images]:
+                try:
+                    yield Picture(prompt, read_image(file), self.config.model)
+                except InputError as error:
+                    raise InputError(f"generators: {where}: {error}") from error
 
 
 def make(config: GeneratorConfig, load: Load, seed: int, kinds: dict[str, float], device: str) -> Generator:

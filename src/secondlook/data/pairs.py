@@ -11,7 +11,17 @@ from typing import Any
 from PIL import Image
 
 from secondlook.data.prompts import Line
-from secondlook.files import EXTENSIONS, beside, check_unicode, decode_image, read_image, read_parquet, read_rows, text_field
+from secondlook.files import (
+    EXTENSIONS,
+    beside,
+    check_unicode,
+    decode_image,
+    is_file,
+    parquet_rows,
+    read_image,
+    read_rows,
+    text_field,
+)
 from secondlook.types import InputError, Prompt
 
 LISTS = (".jsonl", ".parquet")
@@ -27,6 +37,8 @@ class Pair:
     open: Callable[[], Image.Image]
     good: bool | None = None
     source: Callable[[], Image.Image] | None = None
+    source_name: str = ""
+    """What the source is called, by which verdicts of another one are known."""
     where: str = ""
     """ "line 3 of pairs.jsonl"; empty outside of a list."""
 
@@ -51,16 +63,23 @@ def read_pairs(
     the value.
     """
     found = _found(path, prompt, left_out)
-    return [replace(p, source=partial(read_image, source)) if source and not p.source else p for p in found]
+    return [
+        replace(p, source=partial(read_image, source), source_name=str(source)) if source and not p.source else p for p in found
+    ]
 
 
 def _found(path: Path, prompt: str, left_out: Callable[[str], None]) -> list[Pair]:
     if path.is_dir():
         listed = path / "metadata.jsonl"
         if listed.is_file():
-            return _lines(listed, "file_name", prompt)
-        files = sorted(p for p in path.iterdir() if p.is_file())
-        pictures = [p for p in files if p.suffix.lower() in EXTENSIONS]
+            pairs = _lines(listed, "file_name", prompt)
+            named = {p.name for p in pairs} | {listed.name}
+            for other in sorted(path.iterdir()):
+                if other.name not in named and not other.name.startswith(".") and other.suffix.lower() in EXTENSIONS:
+                    left_out(other.name)
+            return pairs
+        files = sorted(path.iterdir())
+        pictures = [p for p in files if is_file(p) and p.suffix.lower() in EXTENSIONS]
         if not pictures:
             raise InputError(f"images: {str(path)!r} holds no picture ({', '.join(EXTENSIONS)}) and no metadata.jsonl")
         for other in files:
@@ -72,10 +91,12 @@ def _found(path: Path, prompt: str, left_out: Callable[[str], None]) -> list[Pai
         return _lines(path, "image", prompt)
     if path.suffix.lower() == ".parquet":
         return _parquet(path, prompt)
-    if path.is_file() and path.suffix.lower() not in EXTENSIONS:
+    if is_file(path) and path.suffix.lower() not in EXTENSIONS:
         try:
             read_image(path)
         except InputError as error:
+            if "cannot identify" not in str(error):
+                raise
             raise InputError(
                 f"images: {str(path)!r} is neither a picture nor a list of pictures; lists end in {' or '.join(LISTS)}"
             ) from error
@@ -95,7 +116,7 @@ def _label(value: Any, where: str) -> bool | None:
 
 
 def _lines(path: Path, field: str, prompt: str) -> list[Pair]:
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(f"images: {str(path)!r} is not a file; give a picture, a folder, a .jsonl or a .parquet")
     pairs = []
     for number, row in read_rows(path):
@@ -113,6 +134,7 @@ def _lines(path: Path, field: str, prompt: str) -> list[Pair]:
                 partial(read_image, image),
                 _label(row.get("good"), where),
                 partial(read_image, source) if source else None,
+                str(source or ""),
                 where,
             )
         )
@@ -127,17 +149,15 @@ def _is_path(value: Any) -> bool:
 
 
 def _there(path: Path, where: str) -> Path:
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(f"image: {where}: {str(path)!r} is not a file; give a path beside the list")
     return path
 
 
 def _parquet(path: Path, prompt: str) -> list[Pair]:
-    table = read_parquet(path)
-    if "image" not in table.column_names:
-        raise InputError(f"images: {str(path)!r} has no column image; it has {', '.join(table.column_names)}")
     pairs = []
-    for number, row in enumerate(table.to_pylist(), 1):
+    rows = parquet_rows(path, ["image"], ["prompt", "good", "correct", "source_image", "id"])
+    for number, row in enumerate(rows, 1):
         where = f"row {number} of {path}"
         data, source = (
             value.get("bytes") if isinstance(value, dict) else value for value in (row["image"], row.get("source_image"))
@@ -155,7 +175,15 @@ def _parquet(path: Path, prompt: str) -> list[Pair]:
         name = str(number - 1 if row.get("id") is None else row["id"])
         edited = partial(decode_image, source, where) if source else None
         pairs.append(
-            Pair(name, check_unicode(asked.strip(), "prompt", where), partial(decode_image, data, where), label, edited, where)
+            Pair(
+                name,
+                check_unicode(asked.strip(), "prompt", where),
+                partial(decode_image, data, where),
+                label,
+                edited,
+                name if source else "",
+                where,
+            )
         )
     if not pairs:
         raise InputError(f"images: {str(path)!r} is empty; give at least one row")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from secondlook.data import miniature
-from secondlook.files import beside, check_unicode, read_image, read_lines, read_rows, text_field
+from secondlook.files import beside, check_unicode, is_file, read_image, read_lines, read_rows, text_field
 from secondlook.model.sequence import Protocol
 from secondlook.types import InputError, Prompt
 
@@ -59,17 +59,19 @@ class Prompts:
 
 def read_prompts(path: Path) -> list[Line]:
     """A file's prompts; sources are only looked for. Raises InputError that names the line."""
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(
             f"config: prompts is {str(path)!r}, which is not a file; give a text file, one prompt a line, or a .jsonl"
         )
+    if path.suffix.lower() not in ("", ".txt", ".jsonl"):
+        raise InputError(f"config: prompts is {str(path)!r}; give a .txt with one prompt a line, or a .jsonl")
     lines: list[Line] = []
     if path.suffix.lower() == ".jsonl":
         for number, row in read_rows(path):
             where = f"line {number} of {path}"
             text = text_field(row, "prompt", where)
             source = beside(path, text_field(row, "source", where)) if row.get("source") is not None else None
-            if source and not source.is_file():
+            if source and not is_file(source):
                 raise InputError(f"source: {where}: {str(source)!r} is not a file; give a path beside the list")
             lines.append(Line(text, source, where))
     else:

@@ -12,6 +12,8 @@ from secondlook.files.text import (
     check_unicode,
     decode_text,
     finite,
+    is_file,
+    parquet_rows,
     parse_json,
     pointer,
     read_bytes,
@@ -24,7 +26,16 @@ from secondlook.files.text import (
     stored_rows,
     text_field,
 )
-from secondlook.files.writing import disk_failure, whole_file, whole_folder, write_bytes, write_image, write_json, write_text
+from secondlook.files.writing import (
+    disk_failure,
+    interrupted,
+    whole_file,
+    whole_folder,
+    write_bytes,
+    write_image,
+    write_json,
+    write_text,
+)
 
 __all__ = [
     "EXTENSIONS",
@@ -40,6 +51,9 @@ __all__ = [
     "disk_failure",
     "fingerprint",
     "finite",
+    "interrupted",
+    "is_file",
+    "parquet_rows",
     "parse_json",
     "png",
     "pointer",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
@@ -45,39 +46,74 @@ def decode_image(data: bytes, name: str) -> Image.Image:
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """RGB as a viewer shows it: upright by EXIF's orientation, 16 bits scaled to 8, colours by their profile, transparent
-    places white. Raises ValueError for values whose range no one states."""
+    """RGB as a viewer shows it: upright by EXIF's orientation, more bits scaled to 8, colours by their profile or gamma,
+    transparent places white. Raises ValueError for values whose range no one states."""
     if image.mode == "RGB" and not image.info and not image.getexif():
         return image.copy()  # the file it comes from may be closed
+    tags = getattr(image, "tag_v2", {})
+    profile, gamma = image.info.get("icc_profile"), image.info.get("gamma")
+    if "srgb" in image.info:  # a PNG that says so
+        gamma = None
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
-        wide = np.asarray(image)  # (H, W) uint16
-        transparent = image.info.get("transparency")
-        image = Image.fromarray(((wide.astype(np.uint32) + 128) // 257).astype(np.uint8))
-        if isinstance(transparent, int):  # one value stands for nothing
-            image.putalpha(Image.fromarray(np.where(wide == transparent, 0, 255).astype(np.uint8)))
+        image = _in_8_bits(image, tags)
     if image.mode in ("I", "F"):
         raise ValueError(f"its values are of mode {image.mode}, whose range is not stated; save it with 8 or 16 bits")
-    image = _in_srgb(image)
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+        image = image.convert("LA" if image.mode in ("1", "L", "LA") else "RGBA")
+    elif image.mode == "P":
+        image = image.convert("RGB")
+    alpha = image.getchannel("A") if image.mode in ("LA", "RGBA") else None
+    colours = image.convert({"LA": "L", "RGBA": "RGB"}.get(image.mode, image.mode))
+    if profile:
+        colours = _in_srgb(colours, profile)
+    elif isinstance(gamma, int | float) and gamma > 0 and abs(2.2 * gamma - 1) > 0.05:
+        colours = colours.convert("RGB").point([round(255 * (v / 255) ** (1 / (2.2 * gamma))) for v in range(256)] * 3)
+    shown = colours.convert("RGB")
+    if alpha is not None:
+        white = Image.new("RGB", shown.size, "white")
+        white.paste(shown, mask=alpha)
+        shown = white
+    return shown
 
 
-def _in_srgb(image: Image.Image) -> Image.Image:
-    """Colours of another profile as sRGB, which is what a picture without one is taken for."""
-    profile = image.info.get("icc_profile")
-    if not profile or image.mode not in ("L", "RGB", "RGBA", "CMYK", "LAB"):
-        return image
+def _in_8_bits(image: Image.Image, tags: Any) -> Image.Image:
+    """A grey picture of more bits: 16, or as many as a TIFF's ``tags`` say, whose white may be 0."""
+    wide = np.asarray(image).astype(np.uint32)  # (H, W)
+    bits = tags.get(258, (16,))
+    most = 2 ** int(bits[0] if isinstance(bits, tuple) else bits) - 1
+    narrow = (np.minimum(wide, most) * 255 + most // 2) // most
+    if tags.get(262) == 0:
+        narrow = 255 - narrow
+    grey = Image.fromarray(narrow.astype(np.uint8))
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):  # one value stands for nothing
+        grey.putalpha(Image.fromarray(np.where(wide == transparent, 0, 255).astype(np.uint8)))
+    return grey
+
+
+MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}
+"""Colour spaces of profiles, and the modes of their pictures."""
+SAME = 2
+"""Levels of 255 by which a profile may differ from sRGB and be taken for it."""
+
+
+def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """Colours of a profile as sRGB, which is what a picture without one is taken for."""
     try:
         own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if "srgb" in ImageCms.getProfileDescription(own).lower():
+        mode = MODES.get(own.profile.xcolor_space.strip())
+        if mode is None or (image.mode != mode and {image.mode, mode} - {"1", "L", "RGB", "YCbCr"}):
             return image
-        mode = "RGBA" if image.mode == "RGBA" else "RGB"
-        shown = ImageCms.profileToProfile(image, own, ImageCms.createProfile("sRGB"), outputMode=mode)
-        return shown or image
+        image = image.convert(mode)
+        transform = ImageCms.buildTransform(own, ImageCms.createProfile("sRGB"), mode, "RGB")
+        if mode == "RGB":
+            levels = np.stack(np.meshgrid(*[np.arange(0, 256, 51, dtype=np.uint8)] * 3), -1).reshape(6, 36, 3)
+            swatch = Image.fromarray(levels)
+            moved = np.asarray(ImageCms.applyTransform(swatch, transform)).astype(int) - levels
+            if np.abs(moved).max() <= SAME:
+                return image
+        return ImageCms.applyTransform(image, transform) or image
     except (ImageCms.PyCMSError, OSError, ValueError):  # viewers show a picture with a broken profile without it
         return image
 

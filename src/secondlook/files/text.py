@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import stat
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,10 +36,30 @@ MARKS = {
 }
 
 
+def is_file(path: Path) -> bool:
+    """Whether a file is there; no, for a name that no file can have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def regular(path: Path) -> Path:
+    """``path``, which is no pipe or device that reading would wait for. Raises InputError."""
+    path = Path(path)
+    try:
+        kind = path.stat().st_mode
+    except (OSError, ValueError):
+        return path  # opening it says what is wrong
+    if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+        raise InputError(f"file: {str(path)!r} is a pipe or a device; give a file")
+    return path
+
+
 def read_bytes(path: Path) -> bytes:
     """A file's bytes. Raises InputError for one that is missing, cannot be opened, or stands for another (git-lfs)."""
     try:
-        data = Path(path).read_bytes()
+        data = regular(path).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"file: {str(path)!r} cannot be read ({reason})") from error
@@ -85,7 +106,7 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     """
     lines = []
     for number, line in enumerate(read_text(path).split("\n"), 1):
-        line = line.strip(" \t\r\f\v")
+        line = line.strip(" \t\r\f\v\ufeff")  # a mark may stand where files were joined
         if "\r" in line:
             raise InputError(f"file: line {number} of {str(path)!r} holds a bare carriage return; end lines with a newline")
         if line:
@@ -119,8 +140,15 @@ def parse_json(text: str | bytes) -> Any:
             raise ValueError(f"{digits} is not a finite number")
         return value
 
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            raise ValueError(f"{next(n for n in names if names.count(n) > 1)!r} stands twice in one object")
+        return found
+
     try:
-        return json.loads(text, parse_constant=number, parse_float=number)
+        return json.loads(text, parse_constant=number, parse_float=number, object_pairs_hook=once)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
@@ -154,10 +182,10 @@ def beside(path: Path, name: str) -> Path:
     """The file that a list at ``path`` calls ``name``. Lists are made on other systems too: where there is no such file, one
     whose name has other separators (Windows) or another form of the same letters (macOS) is meant."""
     found = path.parent / name
-    if not found.is_file():
+    if not is_file(found):
         for form in ("NFC", "NFD"):
             other = path.parent / unicodedata.normalize(form, name.replace("\\", "/"))
-            if other.is_file():
+            if is_file(other):
                 return other
     return found
 
@@ -169,12 +197,20 @@ def check_unicode(text: str, name: str, where: str = "") -> str:
     except UnicodeEncodeError as error:
         place = f" in {where}" if where else ""
         raise InputError(f"{name}: {text!r}{place} is not Unicode text ({text[error.start]!r}); give it in UTF-8") from error
-    return text
+    if "\0" in text or (text.strip() and not any(c.isprintable() and not c.isspace() for c in text)):
+        place = f" in {where}" if where else ""
+        raise InputError(f"{name}: {text!r}{place} has no visible character, or one that is none; write words")
+    return text.strip("\ufeff")
 
 
 def finite(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
     """Whether a value is a number, and one within these bounds: no truth value, no text, not NaN."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and low <= value <= high
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value) and low <= value <= high
+    except OverflowError:  # an integer that no float holds
+        return False
 
 
 def read_json(path: Path, kind: type | tuple[type, ...] = (dict, list)) -> Any:
@@ -215,18 +251,23 @@ def append_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         file.write(data)
 
 
-def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pyarrow.Table:
-    """A Parquet file's table, or these columns of it. Raises InputError that names the file."""
+def read_parquet(path: Path, columns: Sequence[str] | None = None, optional: Sequence[str] = ()) -> pyarrow.Table:
+    """A Parquet file's table, or these columns of it and what it has of the ``optional`` ones. Raises InputError that names the
+    file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
+        with open(regular(path), "rb") as opened, pq.ParquetFile(opened) as file:
             there = file.schema_arrow.names
             lacking = [name for name in columns or () if name not in there]
             if lacking:
                 raise InputError(f"file: {str(path)!r} has no column {lacking[0]}; it has {', '.join(there)}")
-            return file.read(None if columns is None else list(columns))
+            twice = [name for name in there if there.count(name) > 1]
+            if twice:
+                raise InputError(f"file: {str(path)!r} has two columns {twice[0]}; give one")
+            wanted = None if columns is None else [*columns, *(name for name in optional if name in there)]
+            return file.read(wanted)
     except (OSError, ValueError, pa.ArrowException) as error:
         if isinstance(error, InputError):
             raise
@@ -234,3 +275,14 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pyarrow.Ta
             read_bytes(path)  # has better words for a pointer or a file that may not be opened
         reason = str(error).split("\n")[0]
         raise InputError(f"file: {str(path)!r} cannot be read as Parquet ({reason}); give a whole file") from error
+
+
+def parquet_rows(path: Path, columns: Sequence[str] | None = None, optional: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """``read_parquet`` as rows. Raises InputError, also for values that Python has no form of."""
+    table = read_parquet(path, columns, optional)
+    for name in table.column_names:
+        try:
+            table[name].to_pylist()
+        except (ValueError, OverflowError) as error:
+            raise InputError(f"file: column {name} of {str(path)!r} has a value that cannot be read ({error})") from error
+    return table.to_pylist()

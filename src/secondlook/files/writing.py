@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 
 from secondlook.files.images import png
+from secondlook.types import InputError
 
 
 @contextmanager
@@ -28,13 +29,16 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """A new folder to fill, which takes the place of ``path`` once it is full, and is gone otherwise."""
+def whole_folder(path: Path, new: bool = False) -> Iterator[Path]:
+    """A new folder to fill, which takes the place of ``path`` once it is full, and is gone otherwise. Raises InputError where it
+    must be ``new`` and somebody has made one meanwhile."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         yield temporary
+        if new and path.exists():
+            raise InputError(f"out: {str(path)!r} exists now, made by somebody else; name another folder")
         shutil.rmtree(path, ignore_errors=True)
         os.replace(temporary, path)
     finally:
@@ -61,6 +65,18 @@ def write_json(path: Path, value: Any) -> None:
 def write_image(path: Path, image: Image.Image) -> None:
     """Write a PNG whole or not at all."""
     write_bytes(path, png(image))
+
+
+def interrupted(error: BaseException | None) -> bool:
+    """Whether an interruption (Ctrl-C) is what ``error`` comes from."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        failures = getattr(error, "failures", None)  # torch's checkpoint, of each rank
+        if failures and any(interrupted(each[0]) for each in failures.values()):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def disk_failure(error: BaseException | None) -> str | None:

@@ -120,7 +120,7 @@ def convert_checkpoint(source: Path, target: Path, shard_size: str = "5GB") -> s
     found = _open(source)
     generation = _generation(source, found.tokenizer)
     writable_folder(target.parent, claimed=False)
-    with whole_folder(target) as work:
+    with whole_folder(target, new=True) as work:
         _write(found, work, shard_size)
         generation.save_pretrained(work)
     return "transformers" if found.original else "original"

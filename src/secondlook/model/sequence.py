@@ -147,7 +147,10 @@ class Protocol:
         if not question.strip():
             raise InputError("question: it is empty; ask something about the image")
         opened = (self.bos, *self._ids(f"{SYSTEM}\n\n{USER}{BOI}"))
-        return (Text(opened), Look(image), Text(self._user_ids(f"{EOI}\n", question.strip(), ASSISTANT)))
+        asked = self._user_ids(f"{EOI}\n", question.strip(), ASSISTANT)
+        if len(asked) > MAX_PROMPT:
+            raise InputError(f"question: it has {len(asked)} tokens; at most {MAX_PROMPT} are read")
+        return (Text(opened), Look(image), Text(asked))
 
     def answer(self, text: str) -> tuple[int, ...]:
         """A completion's ids with the end of sentence."""

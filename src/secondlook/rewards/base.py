@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from PIL.Image import Image
 
+from secondlook.files import finite
 from secondlook.types import InputError, Prompt
 
 
@@ -134,7 +135,7 @@ class Weighted:
     """A weighted mean of several judges. What one of them misses is missing; the reason is the heaviest judge's."""
 
     def __init__(self, parts: Sequence[tuple[float, Reward]]):
-        if not parts or any(weight <= 0 for weight, _ in parts):
+        if not parts or any(not finite(weight) or weight <= 0 for weight, _ in parts):
             raise InputError(f"judge: a weight is {min((w for w, _ in parts), default=0)}; each must be above 0")
         self.parts = sorted(parts, key=lambda part: -part[0])
 

@@ -18,7 +18,7 @@ from secondlook.types import InputError
 class JudgeConfig:
     """One judge. Which fields it needs depends on ``kind``."""
 
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+    __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}  # noqa: RUF012
 
     kind: Literal["verifier", "endpoint", "local", "policy"] = "verifier"
     """The miniature's reader, a vision-language model behind an OpenAI-compatible endpoint, one that transformers loads here,

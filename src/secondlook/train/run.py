@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import time
 import warnings
@@ -40,7 +41,8 @@ def folder_of(out: Path, step: int) -> Path:
 
 def saved_steps(out: Path) -> list[int]:
     """Steps of which a folder holds a whole state, in order."""
-    return sorted(int(p.name.removeprefix("step-")) for p in (out / STATES).glob("step-*") if p.suffix != ".tmp")
+    named = (re.fullmatch(r"step-(\d{8,})", p.name) for p in (out / STATES).glob("step-*"))
+    return sorted(int(found[1]) for found in named if found)
 
 
 @contextmanager
