@@ -16,14 +16,18 @@ from secondlook.data.pairs import read_pairs
 from secondlook.data.prompts import read_prompts
 from secondlook.files import (
     append_rows,
+    as_rgb,
     beside,
+    check_unicode,
     decode_image,
     disk_failure,
     finite,
+    is_file,
     parse_json,
     read_image,
     read_json,
     read_lines,
+    read_parquet,
     read_rows,
     read_table,
     read_text,
@@ -313,3 +317,63 @@ def test_other_lists_name_the_place_too(tmp_path):
     table = tmp_path / "benchmark.csv"
     table.write_bytes("\ufeffprompt,tag\na cat,x\n".encode())
     assert overlap.read(table) == ["a cat"]
+
+
+# --------------------------------------------------------------------------------------------- what others of each kind showed
+
+
+def test_a_number_that_no_float_holds_is_none():
+    assert not finite(10**400, 0, 1) and not finite(10**400)
+
+
+def test_what_stands_twice_is_refused(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "a", "prompt": "b"}\n')
+    with pytest.raises(InputError, match="'prompt' stands twice"):
+        read_rows(path)
+
+
+def test_marks_inside_joined_files_are_no_part_of_a_prompt(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(b"\xef\xbb\xbfa cat\n\xef\xbb\xbfa dog\n")
+    assert read_lines(path) == [(1, "a cat"), (2, "a dog")]
+    for text in ("\u200b", "a\0b", "\u2060\u200b"):
+        with pytest.raises(InputError, match="visible"):
+            check_unicode(text, "prompt")
+
+
+def test_pipes_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    for read in (read_json, read_text, read_parquet):
+        with pytest.raises(InputError, match="pipe"):
+            read(tmp_path / "pipe.json")
+    assert not is_file(tmp_path / ("x" * 300))
+
+
+def test_lists_of_other_kinds_are_no_prompts(tmp_path):
+    for name in ("p.csv", "p.json", "p.ndjson"):
+        (tmp_path / name).write_text("prompt\na cat\n")
+        with pytest.raises(InputError, match=r"\.txt .* or a \.jsonl"):
+            read_prompts(tmp_path / name)
+
+
+def test_more_bits_and_gamma_are_shown_as_in_a_viewer():
+    twelve = Image.fromarray(np.full((4, 4), 4095, dtype=np.uint16))
+    data = encoded(twelve, "TIFF", tiffinfo={258: 12})
+    bits = Image.open(io.BytesIO(data)).tag_v2.get(258)
+    if bits in (12, (12,)):  # where Pillow wrote what it was told
+        assert decode_image(data, "x").getpixel((0, 0)) == (255, 255, 255)
+    linear = Image.new("RGB", (4, 4), (50, 50, 50))
+    linear.info["gamma"] = 1.0
+    assert abs(as_rgb(linear).getpixel((0, 0))[0] - 122) <= 1
+    linear.info["gamma"] = 0.45455
+    assert as_rgb(linear).getpixel((0, 0)) == (50, 50, 50)
+
+
+def test_what_is_transparent_is_white_with_a_profile_too():
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    image = Image.new("RGB", (4, 4), (10, 20, 30))
+    assert decode_image(encoded(image, transparency=(10, 20, 30), icc_profile=srgb), "x").getpixel((0, 0)) == (255, 255, 255)
+    palette = Image.new("P", (4, 4), 0)
+    palette.putpalette([200, 100, 50])
+    assert decode_image(encoded(palette, icc_profile=srgb), "x").getpixel((0, 0)) == (200, 100, 50)

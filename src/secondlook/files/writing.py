@@ -30,8 +30,8 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path, new: bool = False) -> Iterator[Path]:
-    """A new folder to fill, which takes the place of ``path`` once it is full, and is gone otherwise. Raises InputError where it
-    must be ``new`` and somebody has made one meanwhile."""
+    """A new folder to fill, which takes the place of ``path`` once it is full, and is gone otherwise. Raises InputError where
+    it must be ``new`` and somebody has made one meanwhile."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
