@@ -118,12 +118,14 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     results = []
+    shown: dict[str, str] = {}
     try:
         tasks = [task for recipe in args.recipes for task in tasks_of(recipe, args)]
         for task, result in simulate(tasks, args.jobs):
             said = "fits" if result["fits"] else "DOES NOT FIT"
             far = "" if result["near"] else ", PLAN IS FAR OFF"
-            as_of = "" if result["name"].startswith(task.recipe.stem) else f" (as of {result['name']})"
+            first = shown.setdefault(task.key, task.recipe.stem)
+            as_of = "" if first == task.recipe.stem else f" (as of {first})"
             print(f"{task.recipe.stem}, {task.part}, {task.ranks} x {task.memory:.0f}: {said}{far}{as_of}")
             for line in result["lines"] if not as_of else ():
                 print(f"  {line}", flush=True)
