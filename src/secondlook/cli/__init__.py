@@ -33,7 +33,7 @@ from secondlook.cli.table import bench_table
 from secondlook.cli.train import train_app
 from secondlook.files import check_unicode, disk_failure, finite, interrupted
 from secondlook.model.shipped import locate
-from secondlook.train.ending import tell, told
+from secondlook.train.ending import restarts, tell, told
 from secondlook.types import Episode, InputError, Prompt, Stopped
 
 app = typer.Typer(
@@ -272,7 +272,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # characters that the terminal's encoding lacks are escaped
             stream.reconfigure(errors="backslashreplace")
-    if "TORCHELASTIC_RUN_ID" in os.environ and _restarted() and (code := told()) is not None:
+    if restarts() and (code := told()) is not None:
         sys.exit(code)  # it has said why
     try:
         app()
@@ -291,10 +291,6 @@ def main() -> None:
         if reason is None:
             raise
         _end(1, f"disk: {reason}; the same command goes on when that is mended")
-
-
-def _restarted() -> bool:
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
 def _end(code: int, sentence: str) -> None:

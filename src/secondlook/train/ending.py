@@ -73,7 +73,7 @@ def noted(out: Path) -> Iterator[None]:
         before = read_json(path, dict)
         if run is not None and before.get("run") == run and _of_this_start(before):
             raise (InputError if before.get("code") == 2 else Stopped)(before.get("sentence", ""))
-        if first and not _restarts():
+        if first and not restarts():
             path.unlink(missing_ok=True)
             print(f"secondlook: {path} is removed; why an earlier start ended no longer counts", file=sys.stderr)
     try:
@@ -92,7 +92,8 @@ def noted(out: Path) -> Iterator[None]:
         sys.exit(SAVED if run is None else 0)
 
 
-def _restarts() -> int:
+def restarts() -> int:
+    """How often torchrun has started this process's ranks again."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
@@ -102,7 +103,7 @@ def _of_this_start(note: dict[str, Any]) -> bool:
     code = os.environ.get("SECONDLOOK_CODE")
     launched = Path(code).stat().st_ctime if code and Path(code).exists() and not told() else None
     when = note.get("time")
-    return bool(_restarts()) or (launched is not None and isinstance(when, int | float) and when > launched)
+    return bool(restarts()) or (launched is not None and isinstance(when, int | float) and when > launched)
 
 
 def tell(code: int) -> None:
