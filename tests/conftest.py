@@ -41,32 +41,21 @@ def official_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def parts(tmp_path_factory) -> Path:
-    """An untrained tokenizer and seeing encoder on disk, made by their own jobs."""
-    from secondlook.train.tokenizer import TokenizerConfig, TokenizerJob
-    from secondlook.train.vision import VisionConfig, VisionJob
+    """An untrained tokenizer and seeing encoder on disk."""
+    from tiny_model import write_parts
 
     folder = tmp_path_factory.mktemp("parts")
-    TokenizerJob(TokenizerConfig(codes=96, start_images=30, mask_features=16, latent_channels=32)).vq.save_pretrained(
-        folder / "vq"
-    )
-    VisionJob(VisionConfig(width=32, layers=1)).encoder.save_pretrained(folder / "vision")
+    write_parts(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
 def janus(parts):
     """A tiny Janus with random weights whose codes and verdicts are varied."""
-    from secondlook.train.base import BaseConfig, new_janus
+    from tiny_model import tiny_janus
 
     torch.set_num_threads(2)
-    config = BaseConfig(
-        tokenizer=str(parts / "vq"), vision=str(parts / "vision"), vocabulary=600, width=48, layers=2, heads=2, inner=96
-    )
-    model = new_janus(config).eval()
-    torch.manual_seed(1)
-    torch.nn.init.normal_(model.net.model.generation_head.vision_head.weight, std=0.5)
-    torch.nn.init.normal_(model.net.lm_head.weight, std=0.02)
-    return model
+    return tiny_janus(parts)
 
 
 @pytest.fixture(scope="session")

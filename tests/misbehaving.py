@@ -10,7 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from secondlook.rewards.ask import PROBE
 
-FAULTS = ("500", "503", "429", "hang", "half", "html", "wrong json", "no logprobs", "no verdict", "drip", "close")
+FAULTS = ("500", "503", "429", "hang", "half", "html", "wrong json", "drip", "close")
+UNREADABLE = ("no logprobs", "no verdict")
+"""Faults of a whole answer, which at temperature 0 is not asked for again."""
 
 
 def truth(text: str) -> float:

@@ -10,16 +10,18 @@ import pytest
 import torch
 from PIL import Image
 
-from misbehaving import FAULTS, Judge, truth
+from misbehaving import FAULTS, UNREADABLE, Judge, truth
 from secondlook.config import load
+from secondlook.data.prompts import Line
 from secondlook.rewards.ask import Answers, Asker, Endpoint, Unanswered
 from secondlook.rewards.base import Score, Weighted, why_missing
 from secondlook.rewards.build import JudgeConfig, make
 from secondlook.rewards.endpoint import EndpointJudge, p_yes, questions_of, yes_or_no
 from secondlook.rewards.policy import PolicyJudge
 from secondlook.rewards.verifier import Verifier
+from secondlook.train.check import check_lines
 from secondlook.train.rl_config import RLConfig
-from secondlook.types import InputError, Request, Rule
+from secondlook.types import InputError, Prompt, Request, Rule
 
 PATIENT = {"timeout": 3.0, "attempts": 6, "backoff": 0.01, "concurrency": 64}
 CALLS = int(os.environ.get("SECONDLOOK_JUDGE_CALLS", "400"))
@@ -63,6 +65,17 @@ def test_nothing_is_lost_nor_counted_as_0_nor_asked_twice(tmp_path):
         again = EndpointJudge(Asker(asker.endpoint, Answers(tmp_path / "answers.db")))
         before = sum(server.tried.values())
         assert again(items[: CALLS // 2]) == half and sum(server.tried.values()) == before
+
+
+def test_an_unreadable_answer_is_not_asked_for_again():
+    """At temperature 0 the same request has the same answer: it is missing after one attempt."""
+    items = [(f"number {i}", picture(i)) for i in range(60)]
+    with Judge(faults=UNREADABLE, share=0.3) as server:
+        asker = Asker(Endpoint(server.url, "m", **PATIENT))
+        scores = EndpointJudge(asker)(items)
+        assert set(server.tried.values()) == {1} and asker.counts["attempts"] == len(items)
+        lost = sum(server.met[fault] for fault in UNREADABLE)
+        assert 0 < lost == asker.counts["missing"] == sum(s is None for s in scores) < len(items)
 
 
 def test_questions_are_told_apart_by_all_they_depend_on(tmp_path):
@@ -196,3 +209,14 @@ def test_a_checkpoints_probability_that_is_none_is_missing(engine, monkeypatch):
     image = engine.pictures([tuple(range(engine.janus.n_codes))])[0]
     assert [s is None for s in judge([("a", image), ("b", image)])] == [True, False]
     assert why_missing(judge).endswith("P(yes) is nan")
+
+
+@pytest.mark.parametrize("text", ["", "word " * 600])
+def test_a_checkpoint_says_which_prompts_it_cannot_read(engine, text):
+    judge = PolicyJudge(engine)
+    for source in (None, picture()):
+        assert judge.why_not(Prompt("a red star", source)) == ""
+        assert judge.why_not(Prompt(text, source)).startswith(("prompt: it ", "instruction: it "))
+    line = Line(text, None, "line 3 of a.txt")
+    with pytest.raises(InputError, match=r"judge: prompt: it .*, in line 3 of a.txt"):
+        check_lines(SimpleNamespace(draw=lambda _: ()), judge, [line])

@@ -62,6 +62,7 @@ def folder(tmp_path_factory):
             model.lm_head.weight[tokenizer.convert_tokens_to_ids(word)] += 8 * hidden / hidden.square().sum()
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.forced_eos_token_id = tokenizer.eos_token_id  # random weights end no answer
     model.save_pretrained(out)
     processor.save_pretrained(out)
     return str(out)
@@ -131,6 +132,16 @@ def test_served_over_http_it_says_the_same(folder, local):
         assert served.asker([text]) == LocalModel(folder)([text])
     finally:
         server.shutdown()
+
+
+def test_answers_that_the_limit_cuts_off_are_read_as_a_served_models(folder, monkeypatch):
+    local, question = LocalModel(folder), in_words("What is this?", ITEMS[0][1], tokens=5)
+    assert local._answered([question.body])[0]["finish_reason"] == "stop"
+    monkeypatch.setattr(local.model.generation_config, "forced_eos_token_id", None)
+    for ends in (local.processor.tokenizer.eos_token_id, None):
+        monkeypatch.setattr(local.model.generation_config, "eos_token_id", ends)
+        assert local._answered([question.body])[0]["finish_reason"] == "length"
+    assert local([question]) == [None] and "cut off before its first sentence ended" in local.missing.commonest()
 
 
 def test_models_that_do_not_serve_are_named(tmp_path):

@@ -83,7 +83,11 @@ def test_training_moves_adapters_alone_and_samples_with_them(tmp_path):
     train_rl(config, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert all(r["sampler_gap"] < 1e-4 for r in rows), "the engine draws with the adapters that were trained"
-    assert rows[1]["kl"] > rows[0]["kl"] >= 0 and (tmp_path / "final" / "adapter" / "adapter_config.json").exists()
+    assert rows[1]["kl"] > rows[0]["kl"] >= 0
+    said = json.loads((tmp_path / "final" / "adapter" / "adapter_config.json").read_text())
+    assert said["base_model_name_or_path"] == "mini-base"
+    with pytest.raises(InputError, match="is a LoRA adapter of 'mini-base', not a checkpoint"):
+        Janus.load(tmp_path / "final" / "adapter")
 
 
 def test_a_reference_in_the_cpus_memory_is_the_same(tmp_path):

@@ -213,6 +213,40 @@ def test_what_has_no_number_is_missing_and_named(tmp_path):
     public.write(tmp_path, public.get("geneval"), settings, gather.episodes_of(tmp_path, every, settings), scores, 20)
     page = (tmp_path / "benchmark.html").read_text()
     assert "1 of 20 samples are left out" in page and "00003-0-1.png" in page
+    shown = CliRunner().invoke(app, ["show", str(tmp_path)], env={"COLUMNS": "120"})
+    assert shown.exit_code == 0 and "GenEval: mini, 20 rows, 1 samples each" in shown.output
+    assert "1.000 [1.000, 1.000]" in shown.output and "1 of 20 samples left out" in shown.output
+
+
+def test_what_there_is_none_of_is_shown_as_none(tmp_path):
+    none, some = (dict.fromkeys(("mean", "low", "high"), v) for v in (float("nan"), 0.5))
+    images = {"first": some, "final": some, "gain": none}
+    judged = {"accuracy": 0.5, "balanced_accuracy": none, "kappa": 0.0, "always_yes_rate": 1.0}
+    miniature = {
+        "overall": images,
+        "tasks": {},
+        "binding": {"bound": none, "images": 0},
+        "position": {"given_both": none, "chance": 0.25, "images": 0},
+        "judge": {"first": judged},
+        "redraws": {"fixed": 0.0, "wrong": 0, "broken": 0.5, "right": 2},
+    }
+    pope = {
+        "splits": {"random": {"f1": some, "accuracy": 0.75, "yes_rate": 0.5}},
+        "questions": 4,
+        "left_out": [],
+        "settings": {"model": "mini"},
+    }
+    for result, said in (
+        (
+            miniature,
+            ("redraws: fixed none (wrong: 0), broke 0.500 of 2 right", "balanced none, kappa", "colours: none (chance"),
+        ),
+        (pope, ("POPE: mini, 4 questions", "0.500 [0.500, 0.500]", "0.750", "none of the pictures left out")),
+    ):
+        (tmp_path / "result.json").write_text(json.dumps(result))
+        shown = CliRunner().invoke(app, ["show", str(tmp_path)])
+        assert shown.exit_code == 0 and all(words in shown.output for words in said), shown.output
+        assert "nan" not in shown.output
 
 
 def test_records_that_are_damaged_are_as_if_not_there(tmp_path):

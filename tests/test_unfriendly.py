@@ -182,6 +182,62 @@ def test_waits_as_told(url, monkeypatch, capsys):
     assert impatient(ITEMS) == [None, None] and "wait 3600 s" in why_missing(impatient)
 
 
+def test_a_busy_server_that_names_no_time_is_waited_for(url, serve, capsys):
+    """429 without Retry-After: no attempt is counted, and the patience is the limit."""
+    calls = []
+
+    def busy(body):
+        calls.append(body)
+        return (
+            unfriendly.refusal(429, "too many requests", "rate_limit_exceeded") if len(calls) < 10 else unfriendly.completion()
+        )
+
+    serve("busy", busy)
+    asked = judge(url, "busy", attempts=1, reasons=False)
+    assert all(asked(ITEMS)) and len(calls) >= 10
+    assert capsys.readouterr().err.count("too many requests); it is waited for up to 20 minutes") == 1
+    serve("busy", lambda _: unfriendly.refusal(429, "too many requests"))
+    impatient, began = judge(url, "busy", patience=0.005, reasons=False), time.perf_counter()
+    assert impatient(ITEMS) == [None, None] and 0.3 <= time.perf_counter() - began < 5
+    assert "status 429: too many requests (patience is 0.005 minutes)" in why_missing(impatient)
+
+
+def test_a_question_beyond_the_limit_is_not_waited_for(url, serve):
+    """OpenAI's words for a request that is larger than what a minute allows."""
+    serve("tpm", lambda _: unfriendly.refusal(429, "Request too large on tokens per min (TPM): Limit 30000, Requested 31000"))
+    asked = judge(url, "tpm", reasons=False)
+    assert asked(ITEMS) == [None, None] and asked.asker.counts["attempts"] == 2
+
+
+def test_pauses_double_up_to_a_minute(url, monkeypatch):
+    monkeypatch.setattr("random.uniform", lambda _, most: most)
+    asker = Asker(Endpoint(url, "fine"))
+    assert [asker._pause(n) for n in (0, 1, 2, 6, 7, 10**6)] == [0.5, 1, 2, 32, 60, 60]
+    assert Asker(Endpoint(url, "fine", backoff=0.0))._pause(3) == pytest.approx(0.08)
+
+
+def test_unreadable_answers_are_asked_for_again_where_they_are_sampled(url, serve):
+    seen = []
+
+    def varies(body):
+        if "temperature" in body and body["model"] == "own temperature":
+            return unfriendly.refusal(400, "Unsupported parameter: temperature", "x")
+        seen.append(body)
+        return unfriendly.completion("<think>so" if len(seen) % 2 else unfriendly.SENTENCE)
+
+    for name in ("warm", "own temperature", "cold"):
+        serve(name, varies)
+    cold = in_words("what?")
+    warm = Question(cold.body | {"temperature": 0.7}, cold.read)
+    for name, question, answer, calls in (
+        ("warm", warm, unfriendly.SENTENCE, 2),
+        ("own temperature", cold, unfriendly.SENTENCE, 2),
+        ("cold", cold, None, 1),
+    ):
+        seen.clear()
+        assert Asker(Endpoint(url, name, **QUICK))([question]) == [answer] and len(seen) == calls
+
+
 @pytest.mark.parametrize(
     ("header", "seconds"),
     [("7", 7), ("0.5", 0.5), ("date", 90), ("soon", None), ("-3", None), ("nan", None)],

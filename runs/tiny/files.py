@@ -11,33 +11,14 @@ import json
 import sys
 from pathlib import Path
 
-import torch
 from PIL import Image
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel, ViTConfig, ViTModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from secondlook.files import writable_folder, write_text
-from secondlook.train.base import BaseConfig, new_janus
-from secondlook.train.tokenizer import TokenizerConfig, TokenizerJob
-from secondlook.train.vision import VisionConfig, VisionJob
+from tiny_model import tiny_janus, write_parts
 
 COLOURS, THINGS = ("red", "blue", "green", "white"), ("cat", "cup", "star", "key")
-
-
-def write_model(folder: Path) -> None:
-    """Random weights whose codes, verdicts and reasons are varied."""
-    parts = folder / "parts"
-    tokenizer = TokenizerConfig(codes=96, start_images=30, mask_features=16, latent_channels=32)
-    TokenizerJob(tokenizer).vq.save_pretrained(parts / "vq")
-    VisionJob(VisionConfig(width=32, layers=1)).encoder.save_pretrained(parts / "vision")
-    config = BaseConfig(
-        tokenizer=str(parts / "vq"), vision=str(parts / "vision"), vocabulary=600, width=48, layers=2, heads=2, inner=96
-    )
-    model = new_janus(config).eval()
-    torch.manual_seed(1)
-    torch.nn.init.normal_(model.net.model.generation_head.vision_head.weight, std=0.5)
-    torch.nn.init.normal_(model.net.lm_head.weight, std=0.02)
-    model.save(folder / "model")
 
 
 def write_scorers(folder: Path) -> None:
@@ -85,5 +66,6 @@ if __name__ == "__main__":
     target = writable_folder(Path(sys.argv[1]), claimed=False)
     write_text(target / "seeds.txt", "".join(f"a {colour} {thing}\n" for colour in COLOURS for thing in THINGS))
     write_benchmarks(target / "files")
-    write_model(target)
+    write_parts(target / "parts")
+    tiny_janus(target / "parts").save(target / "model")
     write_scorers(target)

@@ -22,6 +22,16 @@ def say(*parts: str | tuple[str, str]) -> None:
     console.print(Text.assemble(*parts))
 
 
+def interval(x: dict[str, float]) -> str:
+    """A mean with its 95 % interval; "none" where there was nothing to average, so that the mean is NaN."""
+    return f"{x['mean']:.3f} [{x['low']:.3f}, {x['high']:.3f}]" if x["mean"] == x["mean"] else "none"
+
+
+def share(value: float, n: int, what: str) -> str:
+    """A share of ``n`` of them; "none" where there are none."""
+    return f"{value:.3f} of {n} {what}" if n else f"none ({what}: 0)"
+
+
 def progress_bar() -> Progress:
     """A progress bar whose description is printed as it is."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

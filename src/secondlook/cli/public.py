@@ -17,6 +17,7 @@ from secondlook.cli.common import (
     Out,
     Seed,
     at_least,
+    interval,
     load_engine,
     name_left_out,
     own_device,
@@ -155,9 +156,8 @@ def _public(
     if result is None:
         say(f"{name}: this process's share is done; the others' are not")
         return None
-    text = "{mean:.3f} [{low:.3f}, {high:.3f}]"
     for task, row in {"overall": result["overall"], **result["tasks"]}.items():
-        say(f"  {task:16} first {text.format(**row['first'])}  final {text.format(**row['final'])}  of {row['images']} samples")
+        say(f"  {task:16} first {interval(row['first'])}  final {interval(row['final'])}  of {row['images']} samples")
     name_left_out("samples are left out, for a picture of theirs has no score", _named(result["left_out"]))
     say(f"written to {out}: result.json, benchmark.html, pictures")
     return result
@@ -195,8 +195,7 @@ def _pope(model: str, out: Path, settings: Any, asked: list[Row], left_out: list
         return None
     result = pope.write(out, asked, texts, settings, left_out)
     for split, row in result["splits"].items():
-        f1 = "{mean:.3f} [{low:.3f}, {high:.3f}]".format(**row["f1"])
-        say(f"  {split:12} F1 {f1}  accuracy {row['accuracy']:.3f}  yes {row['yes_rate']:.3f}")
+        say(f"  {split:12} F1 {interval(row['f1'])}  accuracy {row['accuracy']:.3f}  yes {row['yes_rate']:.3f}")
     name_left_out("pictures cannot be read, their questions are left out", left_out)
     say(f"written to {out}: result.json, answers.json, pope.html")
     return result

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from secondlook.cli.common import console, say
+from secondlook.cli.common import console, interval, say, share
 from secondlook.files import read_json, stored_rows
 from secondlook.types import InputError
 
@@ -61,23 +61,64 @@ def _show_episode(path: Path) -> None:
 
 
 def _show_result(result: dict) -> None:
-    if "tasks" not in result:
+    if "splits" in result:
+        _show_pope(result)
+    elif "tasks" not in result:
         console.print_json(data=result)
-        return
+    elif "redraws" in result:
+        _show_miniature(result)
+    else:
+        _show_public(result)
 
-    def cell(x: dict) -> str:
-        return f"{x['mean']:.3f} [{x['low']:.3f}, {x['high']:.3f}]"
 
-    table = Table("task", "first image", "final image", "gain")
-    for name, row in {"overall": result["overall"], **result["tasks"]}.items():
-        table.add_row(name, cell(row["first"]), cell(row["final"]), cell(row["gain"]))
+def _show_miniature(result: dict) -> None:
+    """Of ``bench geneval``."""
+    _show_images("task", {"overall": result["overall"], **result["tasks"]})
+    b, p, r = result["binding"], result["position"], result["redraws"]
+    console.print(f"bound, given both objects and colours: {interval(b['bound'])} (chance 0.5, {b['images']} images)")
+    console.print(f"relation, given both objects: {interval(p['given_both'])} (chance {p['chance']:.2f}, {p['images']} images)")
+    for name, row in result["judge"].items():
+        _show_judge(f"judge, {name}", row)
+    fixed, broken = share(r["fixed"], r["wrong"], "wrong"), share(r["broken"], r["right"], "right")
+    console.print(f"redraws: fixed {fixed}, broke {broken}")
+
+
+def _show_public(result: dict) -> None:
+    """Of ``bench public``."""
+    s, missing = result["settings"], result["missing"]
+    counted = f"{result['rows']} rows, {s['samples']} samples each"
+    say((result["title"], "bold"), f": {s['model']}, {counted}, scored by {s['judge']}")
+    _show_images("task", {"overall": result["overall"], **result["tasks"]})
+    if len(result["metrics"]) > 1:
+        _show_images("metric", result["metrics"])
+    if "judge" in result:
+        _show_judge("judge of its own images", result["judge"])
+    of = result["images"] + missing
+    say(f"{result['mean_rounds']:.2f} images a sample; {missing or 'none'} of {of} samples left out, for want of a score")
+    if result["note"]:
+        say((result["note"], "dim"))
+
+
+def _show_pope(result: dict) -> None:
+    """Of ``bench public pope``."""
+    say(("POPE", "bold"), f": {result['settings']['model']}, {result['questions']} questions")
+    table = Table("split", "F1", "accuracy", "says yes")
+    for name, row in result["splits"].items():
+        table.add_row(name, interval(row["f1"]), f"{row['accuracy']:.3f}", f"{row['yes_rate']:.3f}")
     console.print(table)
-    b, p, j, r = result["binding"], result["position"], result["judge"], result["redraws"]
-    console.print(f"bound, given both objects and colours: {cell(b['bound'])} (chance 0.5, {b['images']} images)")
-    console.print(f"relation, given both objects: {cell(p['given_both'])} (chance {p['chance']:.2f}, {p['images']} images)")
-    for name, row in j.items():
-        console.print(
-            f"judge, {name}: accuracy {row['accuracy']:.3f}, balanced {cell(row['balanced_accuracy'])}, "
-            f"kappa {row['kappa']:.3f}, says yes {row['always_yes_rate']:.3f}"
-        )
-    console.print(f"redraws: fixed {r['fixed']:.3f} of {r['wrong']} wrong, broke {r['broken']:.3f} of {r['right']} right")
+    say(f"{len(result['left_out']) or 'none'} of the pictures left out, for they cannot be read")
+
+
+def _show_images(head: str, rows: dict[str, dict]) -> None:
+    """First and final image and gain of each row, with the samples that they are of where those are counted."""
+    table = Table(head, "first image", "final image", "gain", "samples")
+    for name, row in rows.items():
+        table.add_row(name, *(interval(row[image]) for image in ("first", "final", "gain")), str(row.get("images", "")))
+    console.print(table)
+
+
+def _show_judge(name: str, row: dict) -> None:
+    console.print(
+        f"{name}: accuracy {row['accuracy']:.3f}, balanced {interval(row['balanced_accuracy'])}, "
+        f"kappa {row['kappa']:.3f}, says yes {row['always_yes_rate']:.3f}"
+    )

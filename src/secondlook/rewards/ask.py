@@ -1,9 +1,12 @@
 """Asking an OpenAI-compatible endpoint (vLLM, SGLang, …): many questions at once, each until it is answered or given up.
 
-What goes wrong with one question is tried again a bounded number of times: broken connections, hangs, 408, 409, 429 and 5xx,
-answers that are cut off, are no JSON, or lack what was asked for. A server that is away (nobody at its address, 502, 503, 504;
-404 of one that is loading again) is waited for, for all questions together: ``patience`` minutes once it has answered, some
-seconds before that, because an address that never answered is most often a wrong one. What no question can pass
+What goes wrong with one question is tried again a bounded number of times: broken connections, hangs, 408, 409 and 5xx,
+responses that are cut off or hold no completion. A completion that cannot be read (it lacks what was asked for) is asked for
+again only where it is sampled: at temperature 0 the same request gets the same answer, and the question is missing after one.
+A server that is there and asks to wait (429; 503 with Retry-After) is waited for up to ``patience`` minutes: as long as it
+says, else longer each time, drawn at random. A server that is away (nobody at its address, 502, 503, 504; 404 of one that is
+loading again) is waited for, for all questions together: ``patience`` minutes once it has answered, some seconds before that,
+because an address that never answered is most often a wrong one. What no question can pass
 (an unknown host or key or model, no TLS, an empty account) ends the job with the server's words, and so does a first part of
 the questions that gets no answer at all. An answer is stored on disk under a hash of all it depends on and never asked for
 again. What stays unanswered is None: missing, never 0, and ``missing`` says why.
@@ -39,6 +42,8 @@ READING = 2
 token, and thoughts are no part of an answer in words."""
 SCOUTS = 8
 """Questions of a kind that are asked before all others, until one was answered."""
+LEAST_BACKOFF = 0.01
+"""Seconds that a doubling pause starts from at least, so that no server is asked without a break."""
 MOST_HOPS = 5
 LONGEST_PATIENCE = 90
 """Minutes. Ranks wait for one whose judge is away for longer than that (``train.ranks.PATIENCE``)."""
@@ -62,8 +67,8 @@ class Endpoint:
     backoff: float = 0.5
     """Seconds before the second attempt at most; doubled each time, at most a minute, and drawn at random below that."""
     patience: float = 20.0
-    """Minutes that a server is waited for which has answered before and is away, or answers nothing and asks by Retry-After to
-    wait; at most an hour and a half, for other ranks wait for this one."""
+    """Minutes that a server is waited for which has answered before and is away, or answers nothing and asks to wait (429); at
+    most an hour and a half, for other ranks wait for this one."""
     start_patience: float = 0.1
     """Minutes that a server is waited for which has never answered: more where it is started together with this job and takes
     minutes to load."""
@@ -198,7 +203,7 @@ class Asker:
     async def _answer(self, http: httpx.AsyncClient, question: Question) -> Any:
         """Raises Refused when the question is given up."""
         e = self.endpoint
-        tried, excused = 0, False
+        tried, waited, excused = 0, 0, False
         while True:
             began, pause, was_away = time.monotonic(), 0.0, self._away is not None
             self.counts["attempts"] += 1
@@ -207,13 +212,12 @@ class Asker:
                 try:
                     return question.read(choice)
                 except Unanswered as failure:
+                    if not self._dialect.varies(question.body):
+                        raise Refused(str(failure)) from failure
                     last: Unanswered = failure
             except Later as failure:
-                self._put_off = began if self._put_off is None else self._put_off
-                if time.monotonic() + failure.seconds > self._put_off + 60 * e.patience:
-                    raise Refused(f"{failure} (wait {failure.seconds:.0f} s; patience is {e.patience:g} minutes)") from failure
-                self._say("later", f"asks to wait ({failure}); it is waited for up to {e.patience:g} minutes")
-                await asyncio.sleep(failure.seconds + random.uniform(0, min(e.backoff, failure.seconds)))
+                await self._wait_as_told(failure, began, waited)
+                waited += 1
                 continue
             except Away as failure:
                 is_back = was_away and await self._answers_again(http)
@@ -231,8 +235,24 @@ class Asker:
                 raise Refused(str(last)) from last
             await asyncio.sleep(pause)
 
+    async def _wait_as_told(self, asked: Later, began: float, waited: int) -> None:
+        """Wait as a server asks to that has asked a question's latest ``waited`` attempts before; this one ``began`` on
+        time.monotonic. Raises Refused where it has answered nothing for ``patience``."""
+        e = self.endpoint
+        self._put_off = began if self._put_off is None else self._put_off
+        left = self._put_off + 60 * e.patience - time.monotonic()
+        if left <= (asked.seconds or 0):
+            told = f"wait {asked.seconds:.0f} s; " if asked.seconds else ""
+            raise Refused(f"{asked} ({told}patience is {e.patience:g} minutes)") from asked
+        self._say("later", f"asks to wait ({asked}); it is waited for up to {e.patience:g} minutes")
+        if asked.seconds is None:
+            await asyncio.sleep(min(left, self._pause(waited)))
+        else:
+            await asyncio.sleep(asked.seconds + random.uniform(0, min(e.backoff, asked.seconds)))
+
     def _pause(self, tried: int) -> float:
-        return random.uniform(0, min(60.0, self.endpoint.backoff * 2**tried))
+        """Seconds until the next attempt, drawn at random below a bound that doubles up to a minute."""
+        return random.uniform(0, min(60.0, max(self.endpoint.backoff, LEAST_BACKOFF) * 2 ** min(tried, 16)))
 
     async def _choice(self, http: httpx.AsyncClient, asked: dict[str, Any]) -> dict:
         """The first choice that the endpoint gives, in its own dialect. Raises Unanswered, Refused and InputError."""

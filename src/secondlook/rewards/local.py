@@ -28,6 +28,9 @@ from secondlook.rewards.base import Missing
 from secondlook.rewards.reply import short
 from secondlook.types import InputError
 
+ANSWERING = 2
+"""Version of how answers are made: stored ones of another version are not used. 2: it is known which were cut off."""
+
 
 @dataclass
 class LocalModel:
@@ -58,7 +61,7 @@ class LocalModel:
         if not getattr(self.processor, "chat_template", None):
             raise InputError(f"judge: {self.path!r} has no chat template; use a model that is tuned to answer questions")
         weights = fingerprint(Path(self.path)) if Path(self.path).is_dir() else ""
-        self._asked_of = ["local", self.path, weights, str(dtype), self.thinking]
+        self._asked_of = ["local", ANSWERING, self.path, weights, str(dtype), self.thinking]
         self._special = _special_tokens(self.processor)
         takes = inspect.signature(self.model.forward).parameters
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
@@ -126,8 +129,16 @@ class LocalModel:
             logp = self.model(**inputs, **self._last_only).logits[:, -1].float().log_softmax(-1)
             return [self._likeliest(row, first["top_logprobs"]) for row in logp]
         written = self.model.generate(**inputs, max_new_tokens=first["max_tokens"], do_sample=False)
-        texts = tokenizer.batch_decode(written[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        return [{"message": {"content": text}} for text in texts]
+        new = written[:, inputs["input_ids"].shape[1] :]
+        texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+        finish = ["stop" if ended else "length" for ended in self._ended(new).tolist()]
+        return [{"message": {"content": t}, "finish_reason": why} for t, why in zip(texts, finish, strict=True)]
+
+    def _ended(self, written: Tensor) -> Tensor:
+        """Which rows of (questions, new tokens) hold an end of sentence: the others were cut off by the limit."""
+        ends = self.model.generation_config.eos_token_id
+        known = torch.tensor([] if ends is None else ends, dtype=written.dtype, device=written.device)
+        return torch.isin(written, known).any(1)
 
     def _likeliest(self, logp: Tensor, n: int) -> dict:
         best = logp.topk(min(n, len(logp)))

@@ -9,7 +9,7 @@ from PIL.Image import Image
 
 from secondlook.engine.decode import Engine
 from secondlook.rewards.base import Edited, Missing, Score
-from secondlook.types import Request, Rule, Segment
+from secondlook.types import InputError, Prompt, Request, Rule, Segment
 
 
 class PolicyJudge:
@@ -28,6 +28,14 @@ class PolicyJudge:
         protocol = self.engine.protocol
         scores = self._asked([protocol.judge(text, [image], [], source) for text, source, image in items])
         return [s and Score.of_edit(s.value, s.value, s.correct, s.reason) for s in scores]
+
+    def why_not(self, prompt: Prompt) -> str:
+        """Why no picture of a prompt gets a score: words that this checkpoint's tokenizer cannot read."""
+        try:
+            self.engine.protocol.judge(prompt.text, [], [], prompt.source)
+        except InputError as error:
+            return str(error)
+        return ""
 
     def _asked(self, sequences: Sequence[tuple[Segment, ...]]) -> list[Score | None]:
         protocol = self.engine.protocol

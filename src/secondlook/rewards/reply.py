@@ -18,7 +18,7 @@ LONGEST = 300
 """Characters of a server's words that are shown."""
 AWAY = {502, 503, 504, 521, 522, 523, 530}
 """Statuses of whoever stands before a server that is not there, or of one that is still loading."""
-AGAIN = {408, 409, 425, 429}
+AGAIN = {408, 409, 425}
 """Statuses, beside 5xx, of a server that may answer the next attempt."""
 OVER = re.compile(
     r"insufficient_(user_)?(quota|balance|credit|fund)|exceeded_current_quota|quota_(exceeded|exhausted)|billing|arrear|overdue|"
@@ -32,6 +32,8 @@ EMPTY = re.compile(
     re.IGNORECASE,
 )
 """The same in words."""
+TOO_LARGE = re.compile(r"(request|prompt|input|image) (is |was )?too (large|long)", re.IGNORECASE)
+"""A question beyond a whole minute's limit: no later attempt passes."""
 UNKNOWN = re.compile(
     r"unsupported|(not|n't) (be )?(supported?|known|permitted|allowed|valid|accepted)|unknown|unrecogni[sz]ed|unexpected|"
     r"extra |additional propert|instead|deprecated|invalid (parameter|argument|field)|only the default",
@@ -54,9 +56,9 @@ class Away(Unanswered):
 
 
 class Later(Unanswered):
-    """The server asks to wait for so many ``seconds``."""
+    """The server asks to wait: for so many ``seconds``, or, where they are None, without saying how long."""
 
-    def __init__(self, words: str, seconds: float):
+    def __init__(self, words: str, seconds: float | None):
         super().__init__(words)
         self.seconds = seconds
 
@@ -140,7 +142,9 @@ def failure(response: httpx.Response, words: str, answered: bool) -> Exception:
     over = OVER.search(codes) or EMPTY.search(words)
     if status == 402 or (status in (400, 403, 429) and over and not (wait and "rate" in codes.lower())):
         return Closed(said)
-    if wait and status in (429, 503):
+    if status == 429 and TOO_LARGE.search(words):
+        return Refused(said)
+    if status == 429 or (wait and status == 503):
         return Later(said, wait)
     if status in AWAY or (status == 404 and answered):
         return Away(said)
@@ -189,6 +193,12 @@ class Dialect:
         if not self.thinking and "chat_template_kwargs" not in self.left_out:
             sent["chat_template_kwargs"] = {"enable_thinking": False}
         return sent
+
+    def varies(self, asked: dict[str, Any]) -> bool:
+        """Whether a question may get another answer the next time: one in words, sampled at a temperature above 0 (which is a
+        server's own where it takes none). Log-probabilities of the first token are not sampled."""
+        sent = self.body(asked)
+        return not sent.get("logprobs") and sent.get("temperature", 1) > 0
 
     def learn(self, said: str, sent: dict[str, Any]) -> str:
         """Send other fields from now on, as the refusal ``said`` of ``sent`` asks for. Returns what is changed; "": nothing."""

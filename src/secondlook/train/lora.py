@@ -20,12 +20,13 @@ NAME = "default"
 
 
 class Adapters:
-    """Adapters of ``rank`` in ``janus``, which are added and are all that is trained. ``alpha`` 0: twice the rank.
+    """Adapters of ``rank`` in ``janus``, which are added and are all that is trained. ``alpha`` 0: twice the rank; ``base``:
+    the model's name, folder or hub id, which peft's config names.
 
     Raises InputError where peft is not installed.
     """
 
-    def __init__(self, janus: Janus, rank: int, alpha: int = 0, seed: int = 0):
+    def __init__(self, janus: Janus, rank: int, alpha: int = 0, seed: int = 0, base: str = ""):
         try:
             from peft import LoraConfig, inject_adapter_in_model
         except ImportError as error:
@@ -43,7 +44,9 @@ class Adapters:
             if isinstance(m, nn.Linear) and m is not model.generation_head.vision_head
         ]
         self.janus = janus
-        self.config = LoraConfig(r=rank, lora_alpha=alpha or 2 * rank, target_modules=targets)
+        self.config = LoraConfig(
+            base_model_name_or_path=base or None, r=rank, lora_alpha=alpha or 2 * rank, target_modules=targets
+        )
         janus.requires_grad_(False)
         torch.manual_seed(seed)
         inject_adapter_in_model(self.config, janus.net, adapter_name=NAME)

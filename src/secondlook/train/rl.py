@@ -75,7 +75,7 @@ class RLJob:
         self.reward = reward or make(config.judges, device)
         check_lines(Protocol(load_tokenizer(config.model)), self.reward, self.prompts.lines, self.ranks)
         self.janus = Janus.load(config.model, device)
-        adapters = freeze(self.janus, config.lora, config.lora_alpha, config.seed)
+        adapters = freeze(self.janus, config.lora, config.lora_alpha, config.seed, config.model)
         self.shards = Shards(self.janus, self.ranks, config.dtype, config.shard, adapters)
         self.reference = Reference(config, self.shards)
         self.update = Update(self.janus.net, config.weight_decay, config.clip)

@@ -251,7 +251,7 @@ class SFTJob:
         self.known = Codes()
         self.steps = Steps(config, pool, self.ranks, self.known.keep)
         self.coming: Iterator[Batch] | None = None
-        adapters = freeze(self.janus, config.lora, config.lora_alpha, config.seed)
+        adapters = freeze(self.janus, config.lora, config.lora_alpha, config.seed, config.model)
         self.shards = Shards(self.janus, self.ranks, config.dtype, config.shard, adapters)
         self.update = Update(self.janus.net, config.weight_decay, config.clip, config.muon)
         self.average = Average(self.janus.net, config.ema)

@@ -16,12 +16,12 @@ from secondlook.train.optimizer import Optimizer
 from secondlook.types import InputError
 
 
-def freeze(janus: Janus, lora: int = 0, alpha: int = 0, seed: int = 0) -> Adapters | None:
+def freeze(janus: Janus, lora: int = 0, alpha: int = 0, seed: int = 0, base: str = "") -> Adapters | None:
     """Freeze the image tokenizer and the seeing encoder; with ``lora`` everything but new adapters of that rank, which are
-    returned."""
+    returned. ``base`` is the model's name."""
     for module in (janus.net.model.vqmodel, janus.net.model.vision_model):
         module.requires_grad_(False)
-    return Adapters(janus, lora, alpha, seed) if lora else None
+    return Adapters(janus, lora, alpha, seed, base) if lora else None
 
 
 def trainable(janus: Janus) -> nn.ParameterDict:
