@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 from misbehaving import Judge
+from secondlook.cli import app
 from secondlook.data import overlap
 from secondlook.data.build import BuildConfig, ExpandConfig, build
 from secondlook.data.generators import Diffusers, GeneratorConfig, Shard, make
@@ -223,6 +225,33 @@ def test_bad_settings_are_named(folder, tmp_path):
     (tmp_path / "copy" / "metadata.jsonl").write_text("{}\n")
     with pytest.raises(InputError, match=r"metadata\.jsonl"):
         build(config(tmp_path / "copy"), Named(), tmp_path / "out", nothing)
+
+
+def test_what_a_folder_has_beyond_and_lacks_is_named(tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for name in ("1", "2", "3", "other", "unlisted"):
+        Image.new("RGB", (48, 48), (len(name), 0, 0)).save(pictures / f"{name}.png")
+    star = "a photo of a red star"
+    rows = [(f"{k}.png", star) for k in (1, 2, 3)] + [("other.png", "a photo of a cat")]
+    text = "".join(json.dumps({"file_name": name, "prompt": prompt}) + "\n" for name, prompt in rows)
+    (pictures / "metadata.jsonl").write_text(text)
+    (tmp_path / "prompts.txt").write_text(f"{star}\na photo of a blue cup\n")
+    settings = f"prompts = '{tmp_path}/prompts.txt'\nshard = 1\nexamples = 'none'\n"
+    (tmp_path / "c.toml").write_text(f"{settings}[[generators]]\nkind = 'folder'\nmodel = '{pictures}'\nimages = 2\n")
+    command = ["data", "build", "--config", str(tmp_path / "c.toml"), "--out", str(tmp_path / "out")]
+    for _ in range(2):  # the second time nothing is left to do
+        run = CliRunner().invoke(app, command)
+        assert run.exit_code == 0, run.exception
+        told = [line for line in run.output.splitlines() if "pictures)" in line]
+        assert told == [
+            f"1 pictures of prompts that are not asked ({pictures}): other.png",
+            f"1 pictures beyond images = 2 ({pictures}): 3.png",
+            f"1 pictures that metadata.jsonl does not name ({pictures}): unlisted.png",
+            f"1 prompts without a picture ({pictures}): a photo of a blue cup",
+        ]
+    with pytest.raises(InputError, match=r"metadata\.jsonl' has no picture of any of the 9 prompts \(the first: 'a "):
+        build(config(pictures), Named(), tmp_path / "none", nothing)
 
 
 def test_a_pipeline_draws_fewer_where_memory_is_short():

@@ -1,5 +1,6 @@
 """The command as a user meets it: what it writes, and one sentence with exit code 2 for whatever cannot be used."""
 
+import importlib
 import json
 import os
 import re
@@ -9,8 +10,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from rich.table import Table
 
-from secondlook.cli import main
+from secondlook.cli import common, main
 
 pytestmark = pytest.mark.slow
 
@@ -138,6 +140,66 @@ def test_bad_input_gets_one_sentence(case, model, tmp_path, monkeypatch, capsys)
     assert printed.out == ""
     written = [p for p in sorted(tmp_path.rglob("*")) if p not in before and p.is_file() and p.name != ".lock"]
     assert not written, "nothing half-written"
+
+
+def ended(monkeypatch, *args: str) -> int:
+    """The exit code of a command in this process."""
+    monkeypatch.setattr(sys, "argv", ["secondlook", *args])
+    with pytest.raises(SystemExit) as done:
+        main()
+    return done.value.code
+
+
+@pytest.mark.parametrize(
+    "args", [("draw", "a cat", "--out"), ("train", "vision", "--config", "c.toml", "--out"), ("convert", "mini")]
+)
+def test_names_for_results_are_utf8(args, tmp_path, monkeypatch, capsys):
+    """TensorBoard, safetensors and tokenizers open no other ones."""
+    (tmp_path / "c.toml").write_text("steps = 1\n")
+    monkeypatch.chdir(tmp_path)
+    assert ended(monkeypatch, *args, os.fsdecode(b"caf\xe9/run")) == 2
+    told = r"'caf\udce9/run' is not UTF-8 ('\udce9'); give another name"
+    assert capsys.readouterr().err == f"secondlook: out: {told}\n"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c.toml"]
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (("draw", "a cat"), "interrupted"),
+        (("show", "."), "interrupted"),
+        (("train", "rl", "--config", "c.toml"), "interrupted; the same command resumes it"),
+        (("data", "build", "--config", "c.toml"), "interrupted; the same command resumes it"),
+    ],
+)
+def test_an_interruption_is_told(args, told, tmp_path, monkeypatch, capsys):
+    """typer itself ends without a word."""
+
+    def pressed(*args, **settings):
+        raise KeyboardInterrupt
+
+    for name in ("cli.locate", "cli.show.stored_rows", "config.load"):
+        module, _, function = f"secondlook.{name}".rpartition(".")
+        monkeypatch.setattr(importlib.import_module(module), function, pressed)
+    (tmp_path / "metrics.jsonl").touch()
+    monkeypatch.chdir(tmp_path)
+    assert ended(monkeypatch, *args) == 130
+    assert capsys.readouterr().err == f"secondlook: {told}\n"
+
+
+def test_control_characters_are_printed_as_escapes(tmp_path, monkeypatch, capsys):
+    """Rich drops some, expands tabs and passes on the others, which would steer the terminal."""
+    word, shown = "a\tb\rc\x1b[31md\x9b", r"a\tb\rc\x1b[31md\x9b"
+    common.say((word, "bold"), f" {word}")
+    common.console.print(word)
+    table = Table(word)
+    table.add_row(word)
+    common.console.print(table)
+    printed = capsys.readouterr().out
+    assert printed.count(shown) == 5 and not re.search("[\t\r\x1b\x9b]", printed)
+    assert ended(monkeypatch, "show", str(tmp_path / "a\tb\u2028c\x1b")) == 2
+    message = capsys.readouterr().err
+    assert len(message.splitlines()) == 1 and not re.search("[\t\x1b\u2028]", message)
 
 
 def test_truncated_checkpoint(model, tmp_path):

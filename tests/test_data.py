@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import tarfile
 from collections import Counter
 from dataclasses import replace
@@ -111,6 +112,22 @@ def test_what_cannot_be_read_is_named_before_training(name, said, tmp_path, capf
     else:
         assert isinstance(run.exception, InputError) and "line 1 of" in str(run.exception) and said in str(run.exception)
         assert not (tmp_path / "out" / "config.json").exists()
+
+
+def test_reasons_that_are_too_long_are_named_before_training(tmp_path, capfd):
+    data = published(tmp_path)
+    lines = data.read_text().splitlines()
+    first = json.loads(lines[1])
+    first["data"][0]["reason"] = "Yes, " + "it is a star and " * 1000
+    lines[1] = json.dumps(first)
+    data.write_text("\n".join(lines))
+    config = tmp_path / "c.toml"
+    config.write_text(f"model = 'mini'\ndata = '{data}'\nsteps = 1\nbatch = 4\nmicro = 4\nthreads = 1\n")
+    run = CliRunner().invoke(app, ["train", "sft", "--config", str(config), "--out", str(tmp_path / "out")])
+    assert run.exit_code == 0, run.output
+    told = capfd.readouterr().err + run.output
+    assert "1 of 20 pictures are not used: 1 with a reason that the model cannot read (the first: line 2 of" in told
+    assert re.search(r"reason: it has \d+ tokens; at most 512 are read", told)
 
 
 def test_what_is_not_used_is_counted_and_named(tmp_path):

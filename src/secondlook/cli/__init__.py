@@ -6,7 +6,7 @@ import io
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -24,6 +24,7 @@ from secondlook.cli.common import (
     name_left_out,
     progress_bar,
     say,
+    visible,
 )
 from secondlook.cli.data import data_app
 from secondlook.cli.plan import plan
@@ -261,7 +262,8 @@ app.command()(show)
 app.command()(plan)
 
 
-INTERRUPTED = "interrupted; a training run resumes with the same command"
+RESUMED = ("train ", "data build ", "judge ", "bench all ", "bench public ")
+"""Commands that go on with what an interrupted call of the same command has written."""
 
 
 def main() -> None:
@@ -281,20 +283,28 @@ def main() -> None:
     except Stopped as stopped:
         _end(1, f"stopped: {stopped}")
     except KeyboardInterrupt:
-        _end(130, INTERRUPTED)
-    except SystemExit:
+        _end_interrupted()
+    except SystemExit as ended:
+        if ended.code == 130:  # typer's, for an interruption
+            _end_interrupted()
         raise
     except BaseException as error:  # torch's CheckpointException is no Exception
         if interrupted(error):
-            _end(130, INTERRUPTED)
+            _end_interrupted()
         reason = disk_failure(error)
         if reason is None:
             raise
         _end(1, f"disk: {reason}; the same command goes on when that is mended")
 
 
-def _end(code: int, sentence: str) -> None:
+def _end_interrupted() -> NoReturn:
+    resumed = " ".join(sys.argv[1:]).startswith(RESUMED)
+    _end(130, "interrupted; the same command resumes it" if resumed else "interrupted")
+
+
+def _end(code: int, sentence: str) -> NoReturn:
     if code in (1, 2):
         tell(code)
-    print(f"secondlook: {' '.join(sentence.splitlines())}", file=sys.stderr)
+    line = " ".join(sentence.strip().split("\n"))
+    print(f"secondlook: {visible(line)}", file=sys.stderr)
     sys.exit(code)

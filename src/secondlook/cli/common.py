@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,13 +14,30 @@ from rich.text import Text
 
 from secondlook.types import InputError
 
+CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029]")
+"""Characters that move a terminal's cursor or steer it, except the newline."""
+
+
+def visible(text: str) -> str:
+    """``text`` with control characters as Python's escapes (``\\t``, ``\\r``, ``\\x1b``); newlines stay."""
+    return CONTROLS.sub(lambda found: repr(found.group())[1:-1], text)
+
+
+class VisibleConsole(Console):
+    """Control characters of texts and of tables' cells are printed as escapes."""
+
+    def render_str(self, text: str, **how: Any) -> Text:  # type: ignore[override]
+        return super().render_str(visible(text), **how)
+
+
 # Text is printed as users wrote it: no markup, no wrapping. Of torchrun's ranks the first speaks.
-console = Console(markup=False, highlight=False, emoji=False, soft_wrap=True, quiet=os.environ.get("RANK", "0") != "0")
+console = VisibleConsole(markup=False, highlight=False, emoji=False, soft_wrap=True, quiet=os.environ.get("RANK", "0") != "0")
 
 
 def say(*parts: str | tuple[str, str]) -> None:
     """Print one line of texts, or of (text, style)."""
-    console.print(Text.assemble(*parts))
+    pairs = [(part, "") if isinstance(part, str) else part for part in parts]
+    console.print(Text.assemble(*((visible(text), style) for text, style in pairs)))
 
 
 def interval(x: dict[str, float]) -> str:

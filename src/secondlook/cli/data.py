@@ -53,6 +53,9 @@ def data_build(config: Config, out: Out = Path("out/data"), set_: Set = []) -> N
         told = read_json(manifest, dict)
         for reason, prompts in told["left_out_prompts"].items():
             name_left_out(f"prompts left out ({reason})", prompts)
+        for folder, left_out in told.get("folders", {}).items():
+            for what, names in left_out.items():
+                name_left_out(f"{what} ({folder})", names)
         missing = {name: of["missing"] for name, of in told["sources"].items() if of["missing"]}
         name_left_out("sources with pictures that got no score", [f"{name}: {n}" for name, n in missing.items()])
     examples = "" if loaded.examples == "none" else "examples-*, "

@@ -26,7 +26,8 @@ from rich.progress import track
 
 from secondlook.data import miniature, overlap
 from secondlook.data.examples import write_examples
-from secondlook.data.generators import GeneratorConfig, Load, Picture, Shard, make
+from secondlook.data.expand import ExpandConfig, captions_of
+from secondlook.data.generators import GeneratorConfig, Load, Picture, Shard, left_out, make
 from secondlook.data.pair import BAD, GOOD_EDIT, GOOD_TO_DRAW, GOOD_TO_JUDGE, Pool, quality
 from secondlook.data.prompts import Line, Prompts, check_prompts
 from secondlook.files import (
@@ -35,7 +36,6 @@ from secondlook.files import (
     read_parquet,
     read_rows,
     same_config,
-    text_field,
     versions,
     whole_file,
     writable_folder,
@@ -45,35 +45,9 @@ from secondlook.files import (
 from secondlook.model.checkpoint import load_tokenizer
 from secondlook.model.sequence import Protocol
 from secondlook.report import embed, page
-from secondlook.rewards.ask import Answers, Asker, Endpoint, Question
 from secondlook.rewards.base import Reward, score, tell_missing, why_missing
 from secondlook.rewards.build import JudgeConfig
-from secondlook.rewards.endpoint import in_words
-from secondlook.rewards.read import texts_of
 from secondlook.types import InputError, Prompt, Share, digest
-
-EXPAND = (
-    "Write {short} short (at most 12 words) and {long} long (30 to 60 words) descriptions of images about the seed below, each "
-    "of a scene that can be drawn and checked: objects, colours, numbers, positions. Answer with a JSON list of {total} "
-    "strings and nothing else.\nSeed: {seed}"
-)
-
-
-@dataclass(frozen=True)
-class ExpandConfig:
-    """A language model that makes captions of seed prompts."""
-
-    __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}  # noqa: RUF012
-
-    url: str
-    """The base address of an OpenAI-compatible endpoint."""
-    model: str
-    short: int = 2
-    long: int = 3
-    """Captions a seed (the paper has 80,000 short and 120,000 long ones)."""
-    key_variable: str = "OPENAI_API_KEY"
-    thinking: bool = False
-    """Whether it may think before it answers."""
 
 
 @dataclass
@@ -134,8 +108,9 @@ def build(config: BuildConfig, reward: Reward, out: Path, load: Load, share: Sha
     writable_folder(out)
     settings = json.loads(json.dumps(asdict(config)))
     same_config(out, settings, ("examples", "examples_per_prompt", "device"))  # shards of different settings are not mixed
-    shards, left_out = _shards(config, out)
+    shards, unused = _shards(config, out)
     _check_prompts(config, shards)
+    folders = left_out(config.generators, shards)
     write_json(out / "config.json", settings)
     _write_prompts(out / "prompts.jsonl", shards)
     mine = [s for s in shards if s.number % share.size == share.rank]
@@ -167,7 +142,7 @@ def build(config: BuildConfig, reward: Reward, out: Path, load: Load, share: Sha
             print(f"data: {pool.unused}", file=sys.stderr)
         examples = write_examples(pool, out, config.examples, config.examples_per_prompt, config.seed)
     write_text(out / "samples.html", _sheet(config, out))
-    write_json(out / "manifest.json", _manifest(config, out, left_out, examples))
+    write_json(out / "manifest.json", _manifest(config, out, unused, folders, examples))
     return out
 
 
@@ -242,33 +217,9 @@ def _given(config: BuildConfig, left_out: dict[str, list[str]], out: Path) -> li
         return [Prompt(line) for line in lines]
     if not lines:
         raise InputError("config: expand needs seeds; give prompts or templates")
-    captions = _captions(config.expand, lines, out / "captions.jsonl")
+    captions = captions_of(config.expand, lines, out / "captions.jsonl")
     left_out["not expanded"] = [seed for seed, found in captions if not found]
     return [Prompt(caption) for _, found in captions for caption in found]
-
-
-def _captions(expand: ExpandConfig, seeds: list[str], path: Path) -> list[tuple[str, list[str]]]:
-    """Each seed with the captions that a language model made of it: asked once, then kept at ``path``, for it would answer
-    otherwise when a stopped build goes on."""
-    if not path.exists():
-        total = expand.short + expand.long
-        asker = Asker(Endpoint(expand.url, expand.model, expand.key_variable, thinking=expand.thinking), Answers())
-        texts = [EXPAND.format(short=expand.short, long=expand.long, total=total, seed=seed) for seed in seeds]
-        answers = asker([Question(in_words(text, tokens=1024).body, texts_of) for text in texts])
-        if not any(answers):
-            raise InputError(f"config: expand: not one of {len(seeds)} prompts was expanded{why_missing(asker)}")
-        tell_missing(asker)
-        rows = [{"seed": seed, "captions": answer or []} for seed, answer in zip(seeds, answers, strict=True)]
-        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    kept: list[tuple[str, list[str]]] = []
-    for number, row in read_rows(path):
-        captions = row.get("captions")
-        if not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):
-            raise InputError(f"captions: they are {captions!r} in line {number} of {path}; they must be a list of texts")
-        kept.append((text_field(row, "seed", f"line {number} of {path}"), [c.strip() for c in captions if c.strip()]))
-    if [seed for seed, _ in kept] != seeds:
-        raise InputError(f"prompts: they are not those that {str(path)!r} has captions of; use another folder")
-    return kept
 
 
 def _filled(template: str, words: dict[str, list[str]]) -> Iterator[str]:
@@ -311,7 +262,7 @@ def _judged(shard: Shard, rows: list[dict[str, Any]], reward: Reward, sources: d
             seen.add(key)
             alone.append((row, image))
     scores = score(reward, [(Prompt(row["prompt"], sources.get(Pool.key(row))), image) for row, image in alone])
-    if not any(scores):
+    if scores and not any(scores):
         why = why_missing(reward)
         raise InputError(f"reward: not one of {len(scores)} pictures got a score; check the judge and the prompts{why}")
     tell_missing(reward)
@@ -344,7 +295,7 @@ def _write(path: Path, rows: list[dict[str, Any]], kinds: dict[str, str] = KINDS
     with whole_file(path) as temporary:
         size = sum(len(row["image"]["bytes"]) for row in rows) // max(1, len(rows)) + 1
         table = Dataset.from_list(rows, features=features) if rows else Dataset.from_dict({n: [] for n in features}, features)
-        with open(temporary, "wb") as file:  # a name of its own may be no UTF-8, or look like an address
+        with open(temporary, "wb") as file:  # a name of its own may look like an address
             table.to_parquet(file, batch_size=max(1, ROW_GROUP // size))
 
 
@@ -379,7 +330,13 @@ def _sha256(path: Path) -> str:
         return file_digest(file, "sha256").hexdigest()
 
 
-def _manifest(config: BuildConfig, out: Path, left_out: dict[str, list[str]], examples: dict[str, Any]) -> dict:
+def _manifest(
+    config: BuildConfig,
+    out: Path,
+    unused: dict[str, list[str]],
+    folders: dict[str, dict[str, list[str]]],
+    examples: dict[str, Any],
+) -> dict:
     shards = sorted(out.glob("images-*.parquet"))
     counts: dict[str, dict[str, Any]] = {}
     prompts = set()
@@ -398,8 +355,9 @@ def _manifest(config: BuildConfig, out: Path, left_out: dict[str, list[str]], ex
     files = [*shards, *sorted(out.glob("sources-*.parquet")), *(out / name for name in examples.get("files", []))]
     return {
         "prompts": len(prompts),
-        "left_out": {reason: len(prompts) for reason, prompts in left_out.items()},
-        "left_out_prompts": left_out,
+        "left_out": {reason: len(prompts) for reason, prompts in unused.items()},
+        "left_out_prompts": unused,
+        "folders": folders,
         "sources": counts,
         "examples": examples,
         "sha256": {p.name: _sha256(p) for p in files},

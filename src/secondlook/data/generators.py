@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from os.path import relpath
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -12,7 +13,7 @@ from PIL import Image
 
 from secondlook.data import miniature
 from secondlook.engine.decode import Engine
-from secondlook.files import beside, read_image, read_rows, text_field
+from secondlook.files import EXTENSIONS, beside, read_image, read_rows, text_field
 from secondlook.introspect import Sampling, turn_seed
 from secondlook.types import InputError, Prompt, Request
 
@@ -187,18 +188,47 @@ class Folder:
 
     def __init__(self, config: GeneratorConfig):
         self.config = config
-        path = Path(config.model) / "metadata.jsonl"
+        self.list = path = Path(config.model) / "metadata.jsonl"
         self.files: dict[str, list[tuple[Path, str]]] = {}
+        self.named: set[Path] = set()
+        """Pictures and sources that the list names."""
         for number, row in read_rows(path):
             where = f"line {number} of {path}"
             text, file = text_field(row, "prompt", where), beside(path, text_field(row, "file_name", where))
             if not file.is_file():
                 raise InputError(f"generators: {where}: {str(file)!r} is not a file; give a path beside the list")
-            source = read_image(beside(path, text_field(row, "source", where))) if row.get("source") is not None else None
+            source = None
+            if row.get("source") is not None:
+                source_file = beside(path, text_field(row, "source", where))
+                source = read_image(source_file)
+                self.named.add(source_file)
+            self.named.add(file)
             self.files.setdefault(Prompt(text, source).key, []).append((file, where))
 
     def __call__(self, shard: Shard) -> list[Picture]:
         return list(self._found(shard.prompts))
+
+    def left_out(self, prompts: Iterable[Prompt]) -> dict[str, list[str]]:
+        """Pictures that a build of ``prompts`` does not use, and prompts without a picture, by the reason. Raises InputError
+        where no prompt has one."""
+        asked = {p.key: p.text for p in prompts}
+        if not self.files.keys() & asked.keys():
+            first = next(iter(asked.values()))
+            raise InputError(
+                f"generators: {str(self.list)!r} has no picture of any of the {len(asked)} prompts (the first: {first!r}); "
+                "its prompts must be written as they are asked"
+            )
+        names = {key: [relpath(file, self.list.parent) for file, _ in files] for key, files in self.files.items()}
+        here = sorted(self.list.parent.iterdir())
+        unlisted = [f for f in here if f.suffix.lower() in EXTENSIONS and f not in self.named and not f.name.startswith(".")]
+        return {
+            "pictures of prompts that are not asked": [n for key in names if key not in asked for n in names[key]],
+            f"pictures beyond images = {self.config.images}": [
+                n for key in names if key in asked for n in names[key][self.config.images :]
+            ],
+            f"pictures that {self.list.name} does not name": [f.name for f in unlisted],
+            "prompts without a picture": [text for key, text in asked.items() if key not in names],
+        }
 
     def _found(self, prompts: tuple[Prompt, ...]) -> Iterator[Picture]:
         for prompt in prompts:
@@ -207,6 +237,12 @@ class Folder:
                     yield Picture(prompt, read_image(file), self.config.model)
                 except InputError as error:
                     raise InputError(f"generators: {where}: {error}") from error
+
+
+def left_out(configs: Sequence[GeneratorConfig], shards: Sequence[Shard]) -> dict[str, dict[str, list[str]]]:
+    """Of each folder: what a build does not use of it, and what it lacks, by the reason. Raises InputError."""
+    prompts = [p for shard in shards for p in shard.prompts]
+    return {c.model: Folder(c).left_out(prompts) for c in configs if c.kind == "folder"}
 
 
 def make(config: GeneratorConfig, load: Load, seed: int, kinds: dict[str, float], device: str) -> Generator:

@@ -50,6 +50,7 @@ class Use(IntEnum):
     PROMPT = 6
     BETWEEN = 7
     ALONE = 8
+    REASON = 9
 
 
 WHY = {
@@ -59,6 +60,7 @@ WHY = {
     Use.MISSING: "that are not there",
     Use.DAMAGED: "that cannot be read",
     Use.PROMPT: "with a prompt that the model cannot read",
+    Use.REASON: "with a reason that the model cannot read",
     Use.BETWEEN: "between the scores that are taught",
     Use.ALONE: "of prompts that have no others to teach them with",
 }
@@ -66,9 +68,10 @@ WHY = {
 
 class Index:
     """The pictures of several places, in order. ``problem`` says what keeps the model from reading a prompt (of an edit:
-    True), "" if nothing does. Raises InputError that names the file and the row or line."""
+    True), "" if nothing does; ``reason_problem`` says so of a reason as it is taught. Raises InputError that names the file
+    and the row or line."""
 
-    def __init__(self, places: Sequence[Path], problem: Callable[[str, bool], str]):
+    def __init__(self, places: Sequence[Path], problem: Callable[[str, bool], str], reason_problem: Callable[[str], str]):
         self._kept, folders = Kept(), Folders()
         self.stored: list[Shard | Listed] = []
         self.sources: dict[str, tuple[Shard, Place]] = {}
@@ -91,7 +94,7 @@ class Index:
                         column.append(value)
                     qualities.append(np.nan if quality is None else quality)
                     edits.append(words.source is not None)
-                    use.append(self._use(stored, where, words, quality, folders))
+                    use.append(self._use(stored, where, words, quality, folders, reason_problem))
             self.ends.append(len(use))
         self.file, self.at, self.item, key_of = (np.array(c, dtype=np.int32) for c in columns.values())
         self.quality = np.array(qualities)
@@ -118,15 +121,25 @@ class Index:
         for path in shards:
             yield Shard(path, self._kept)
 
-    def _use(self, stored: Shard | Listed, place: Place, words: Words, quality: float | None, folders: Folders) -> Use:
+    def _use(
+        self,
+        stored: Shard | Listed,
+        place: Place,
+        words: Words,
+        quality: float | None,
+        folders: Folders,
+        reason_problem: Callable[[str], str],
+    ) -> Use:
         """Whether a picture may be used, as far as it says itself."""
         use, why = Use.YES, ""
         if quality is None:
             use = Use.NO_SCORE
         elif words.reason is None:
             use = Use.NO_REASON
-        elif taught(words.reason, quality >= BAD) is None:
+        elif (answer := taught(words.reason, quality >= BAD)) is None:
             use, why = Use.CONTRADICTION, f": {words.reason!r} at {quality:.3g}"
+        elif unfit := reason_problem(answer):
+            use, why = Use.REASON, f": {unfit}"
         elif isinstance(stored, Listed):
             if lacking := stored.lacking(words, folders):
                 use, why = Use.MISSING, f": {lacking!r}"

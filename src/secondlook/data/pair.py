@@ -120,9 +120,10 @@ class Pool:
     when they are needed.
 
     ``tasks`` are those that the pictures are for: each must have prompts. ``problem`` says what keeps the model from reading a
-    prompt (of an edit: True), "" if nothing does. ``shares`` says how often each place is drawn from; without, every prompt is
-    drawn as often as any other. What is not used is counted and named in ``unused``. Raises InputError where a row is wrong,
-    more than a hundredth of the pictures cannot be read, a task has no prompt, or ``shares`` do not fit the places."""
+    prompt (of an edit: True), "" if nothing does; ``reason_problem`` says so of a reason as it is taught. ``shares`` says how
+    often each place is drawn from; without, every prompt is drawn as often as any other. What is not used is counted and named
+    in ``unused``. Raises InputError where a row is wrong, more than a hundredth of the pictures cannot be read, a task has no
+    prompt, or ``shares`` do not fit the places."""
 
     def __init__(
         self,
@@ -133,13 +134,14 @@ class Pool:
         shares: Sequence[float] = (),
         tasks: Sequence[str] = TASKS,
         problem: Callable[[str, bool], str] = lambda prompt, edit: "",
+        reason_problem: Callable[[str], str] = lambda reason: "",
     ):
         places = [places] if isinstance(places, str | Path) else places
         if shares and (len(shares) != len(places) or min(shares) < 0 or not sum(shares)):
             raise InputError(
                 f"config: shares is {list(shares)}; give one for each of the {len(places)} places of data, not all 0"
             )
-        self.index = index = Index([Path(p) for p in places], problem)
+        self.index = index = Index([Path(p) for p in places], problem, reason_problem)
         self._tasks, self._least = tasks, (good_to_draw, good_to_judge, good_edit)
         self._group()
         index.open_some(np.flatnonzero(index.use == Use.YES))

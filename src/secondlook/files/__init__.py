@@ -4,7 +4,7 @@ Whatever is read may have been made elsewhere, on another system or by a process
 or refused in one sentence (InputError) that names the file and, in lists, the line.
 """
 
-from secondlook.files.folders import LOCK, claim, fingerprint, same_config, versions, writable_folder
+from secondlook.files.folders import LOCK, check_name, claim, fingerprint, same_config, versions, writable_folder
 from secondlook.files.images import EXTENSIONS, MAX_PIXELS, as_rgb, decode_image, png, read_image
 from secondlook.files.text import (
     append_rows,
@@ -44,6 +44,7 @@ __all__ = [
     "append_rows",
     "as_rgb",
     "beside",
+    "check_name",
     "check_unicode",
     "claim",
     "decode_image",

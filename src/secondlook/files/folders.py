@@ -23,7 +23,9 @@ _claimed: dict[Path, FileLock] = {}
 
 def writable_folder(path: Path, claimed: bool = True) -> Path:
     """Make sure that files can be written under ``path`` (made if missing), and keep it for this process until it ends, so that
-    two never mix their work (``claim``). Raises InputError when they cannot, or when another process has it."""
+    two never mix their work (``claim``). Raises InputError when they cannot, when another process has it, or when the name is
+    not UTF-8."""
+    check_name(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".probe-{os.getpid()}"
@@ -35,6 +37,15 @@ def writable_folder(path: Path, claimed: bool = True) -> Path:
     if claimed:
         claim(path)
     return path
+
+
+def check_name(path: Path) -> None:
+    """Refuse a name for results that is not UTF-8: the libraries that write weights and logs open no such file. Raises
+    InputError."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"out: {str(path)!r} is not UTF-8 ({str(path)[error.start]!r}); give another name") from error
 
 
 def claim(folder: Path) -> None:

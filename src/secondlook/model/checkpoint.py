@@ -27,7 +27,7 @@ from transformers import (
 )
 from transformers.initialization import no_init_weights
 
-from secondlook.files import read_text, whole_folder, writable_folder
+from secondlook.files import check_name, read_text, whole_folder, writable_folder
 from secondlook.model import convert, weights
 from secondlook.model.shipped import locate
 from secondlook.types import InputError
@@ -115,6 +115,7 @@ def convert_checkpoint(source: Path, target: Path, shard_size: str = "5GB") -> s
 
     Raises InputError as ``load`` does, or when ``target`` exists. Nothing is left behind by a failure.
     """
+    check_name(target)
     if weights.there(target):
         raise InputError(f"out: {str(target)!r} exists; name a new folder")
     found = _open(source)

@@ -35,6 +35,9 @@ SYSTEM = (
 SPECIALS = ("<｜begin▁of▁sentence｜>", END, "<｜▁pad▁｜>", "<image_placeholder>", BOI, EOI, "<|User|>", "<|Assistant|>")
 MAX_PROMPT = 512
 """Tokens of a prompt with its template. The authors' script cuts at 200; DPG-Bench's longest (160 words) may have more."""
+MAX_REASON = 512
+"""Tokens of a verdict with its reason that is given in words. Sampled ones have at most ``Sampling.reason_tokens`` (48), those
+of a judge behind an endpoint 256."""
 
 
 Answer = str | tuple[int, ...]
@@ -153,8 +156,11 @@ class Protocol:
         return (Text(opened), Look(image), Text(asked))
 
     def answer(self, text: str) -> tuple[int, ...]:
-        """A completion's ids with the end of sentence."""
-        return (*self._user_ids("", text, ""), self.eos)
+        """A completion's ids with the end of sentence. Raises InputError where it is longer than ``MAX_REASON``."""
+        ids = self._user_ids("", text, "")
+        if len(ids) > MAX_REASON:
+            raise InputError(f"reason: it has {len(ids)} tokens; at most {MAX_REASON} are read")
+        return (*ids, self.eos)
 
     def words(self, tokens: tuple[int, ...]) -> str:
         """Sampled text ids as text, without special tokens."""

@@ -27,7 +27,7 @@ from secondlook.files import fingerprint
 from secondlook.model.checkpoint import fetch
 from secondlook.model.janus import Janus
 from secondlook.model.policy import cross_entropy
-from secondlook.model.sequence import Protocol
+from secondlook.model.sequence import MAX_REASON, Protocol
 from secondlook.model.shipped import locate
 from secondlook.train.memory import Checkpointing, checkpointed
 from secondlook.train.ranks import Ranks
@@ -245,6 +245,7 @@ class SFTJob:
             config.shares,
             tasks=[task for task, share in zip(TASKS, config.mix, strict=True) if share],
             problem=self._problem,
+            reason_problem=self._reason_problem,
         )
         if pool.unused and self.ranks.first:
             print(f"data: {pool.unused}", file=sys.stderr)
@@ -265,6 +266,15 @@ class SFTJob:
     def _problem(self, prompt: str, edit: bool) -> str:
         try:
             self.protocol.edit((), prompt) if edit else self.protocol.draw(prompt)
+        except InputError as error:
+            return str(error)
+        return ""
+
+    def _reason_problem(self, reason: str) -> str:
+        if len(reason.encode()) <= MAX_REASON:  # a token is at least a byte, and encoding all of a large set takes minutes
+            return ""
+        try:
+            self.protocol.answer(reason)
         except InputError as error:
             return str(error)
         return ""
