@@ -1,11 +1,12 @@
-"""Drawing, three ways in one run: the original-style loop, transformers' own generate, and this engine. Same weights, same
-prompts, greedy with guidance; the codes must be equal.
+"""Drawing, three ways in one run: the original-style loop, transformers' own generate, and this
+engine. Same weights, same prompts, greedy with guidance; the codes must be equal.
 
     python benchmarks/decode.py --device cpu --layers 12 --width 768 --batch 1 8 32 --json out/decode.json
     python benchmarks/decode.py --device cuda --size 1b --dtype bfloat16 --batch 1 8 16 32 128 --json out/decode.json
 
-Times are of the codes alone; the first image is there after one picture's decoding more. The bound of an engine's step is the
-larger of two times: reading weights and keys and values once at the measured bandwidth, and multiplying at the measured peak.
+Times are of the codes alone; the first image is there after one picture's decoding more. The bound
+of an engine's step is the larger of two times: reading weights and keys and values once at the
+measured bandwidth, and multiplying at the measured peak.
 """
 
 import argparse
@@ -25,12 +26,12 @@ from transformers import (
     LlamaConfig,
 )
 
-from secondlook.engine.decode import Engine
-from secondlook.files import versions, write_json
-from secondlook.model.janus import Janus
-from secondlook.model.sequence import SPECIALS
-from secondlook.train.plan import SIZES
-from secondlook.types import Job, Request, Rule
+from secondlook.engine.engine import Engine
+from secondlook.io import versions, write_json
+from secondlook.models.janus.model import Janus
+from secondlook.models.janus.template import SPECIALS
+from secondlook.train.memory_plan import SIZES
+from secondlook.types import GenerateRequest, Request, SamplingParams
 
 CODES = 16384
 WORDS = [*SPECIALS, "Yes", "No", *"abcdefghijklmnopqrstuvwxyz:,. \n"]
@@ -57,9 +58,12 @@ class Words:
 
 
 def new_janus(args, small_encoders: bool = False) -> Janus:
-    """Random weights. The seeing encoder is small, for drawing does not use it; with ``small_encoders`` the VQ is, too."""
+    """Random weights. The seeing encoder is small, for drawing does not use it; with
+    ``small_encoders`` the VQ is, too."""
     layers, width, inner, heads = (
-        SIZES[args.size] if args.size else (args.layers, args.width, args.width * 8 // 3 // 64 * 64, args.width // 64)
+        SIZES[args.size]
+        if args.size
+        else (args.layers, args.width, args.width * 8 // 3 // 64 * 64, args.width // 64)
     )
     side = round(args.codes**0.5)
     config = JanusConfig(
@@ -92,12 +96,20 @@ def new_janus(args, small_encoders: bool = False) -> Janus:
     )
     torch.manual_seed(0)
     with torch.device(args.device):
-        net = JanusForConditionalGeneration._from_config(config, dtype=getattr(torch, args.dtype)).eval()
+        net = JanusForConditionalGeneration._from_config(
+            config, dtype=getattr(torch, args.dtype)
+        ).eval()
     torch.nn.init.normal_(net.model.generation_embeddings.weight)
-    torch.nn.init.normal_(net.model.generation_head.vision_head.weight, std=1.0)  # varied codes, no ties
+    torch.nn.init.normal_(
+        net.model.generation_head.vision_head.weight, std=1.0
+    )  # varied codes, no ties
     net.generation_config.generation_kwargs = {"boi_token_id": WORDS.index("<begin_of_image>")}
     net.generation_config.guidance_scale = args.guidance
-    net.generation_config.bos_token_id, net.generation_config.eos_token_id, net.generation_config.pad_token_id = range(3)
+    (
+        net.generation_config.bos_token_id,
+        net.generation_config.eos_token_id,
+        net.generation_config.pad_token_id,
+    ) = range(3)
     return Janus(net, type("Processor", (), {"tokenizer": Words()})())
 
 
@@ -137,22 +149,31 @@ def transformers(janus: Janus, ids: torch.Tensor, args) -> torch.Tensor:
 
 def ours(janus: Janus, ids: torch.Tensor, args) -> torch.Tensor:
     engine = Engine(janus, batch=len(ids))
-    rule = Rule("code", guidance=args.guidance, temperature=0.0)
+    sampling_params = SamplingParams("code", guidance=args.guidance, temperature=0.0)
 
     def one(text: str):
-        return (yield Job(Request("draw", engine.protocol.draw(text), 0), rule, args.codes))
+        return (
+            yield GenerateRequest(
+                Request("draw", engine.template.draw(text), 0), sampling_params, args.codes
+            )
+        )
 
     turns = engine.serve(one(text) for text in texts(len(ids), args.group))
     return torch.tensor([t.tokens for t in turns], device=ids.device)
 
 
 def texts(n: int, group: int = 1) -> list[str]:
-    """Prompts, ``group`` in a row the same; of equal length, for the original loop has no padding."""
-    return [f"a photo of {chr(ord('a') + i // group % 26)}{chr(ord('a') + i // group // 26)}" for i in range(n)]
+    """Prompts, ``group`` in a row the same; of equal length, for the original loop has no
+    padding."""
+    return [
+        f"a photo of {chr(ord('a') + i // group % 26)}{chr(ord('a') + i // group // 26)}"
+        for i in range(n)
+    ]
 
 
 def watch(device: str):
-    """Start to watch memory; the returned function says the peak since then, less what was used before, in bytes."""
+    """Start to watch memory; the returned function says the peak since then, less what was used
+    before, in bytes."""
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -201,7 +222,9 @@ def bound(janus: Janus, batch: int, prompt: int, args, bandwidth: float, peak: f
         states = 2 * rows * (prompt + step) * text.hidden_size * text.num_hidden_layers
         moved = size * (layers + sum(p.numel() for p in head.parameters()) + states)
         operations = (
-            2 * rows * (layers + head.proj_out.weight.numel()) + 2 * batch * head.vision_head.weight.numel() + 2 * states
+            2 * rows * (layers + head.proj_out.weight.numel())
+            + 2 * batch * head.vision_head.weight.numel()
+            + 2 * states
         )
         total += max(moved / bandwidth, operations / peak)
     return total
@@ -210,9 +233,14 @@ def bound(janus: Janus, batch: int, prompt: int, args, bandwidth: float, peak: f
 WAYS = {"original": original, "transformers": transformers, "ours": ours}
 
 
-def compare(janus: Janus, batch: int, args, bandwidth: float, peak: float, console: Console) -> dict:
-    protocol = Engine(janus).protocol
-    ids = torch.tensor([[i for s in protocol.draw(t) for i in s.ids] for t in texts(batch, args.group)], device=args.device)
+def compare(
+    janus: Janus, batch: int, args, bandwidth: float, peak: float, console: Console
+) -> dict:
+    template = Engine(janus).template
+    ids = torch.tensor(
+        [[i for s in template.draw(t) for i in s.ids] for t in texts(batch, args.group)],
+        device=args.device,
+    )
     seconds: dict[str, list[float]] = {way: [] for way in args.ways}
     memory: dict[str, int] = {}
     drawn: dict[str, torch.Tensor] = {}
@@ -240,9 +268,13 @@ def compare(janus: Janus, batch: int, args, bandwidth: float, peak: float, conso
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--size", choices=SIZES, help="Janus-Pro's own sizes instead of --layers and --width")
+    parser.add_argument(
+        "--size", choices=SIZES, help="Janus-Pro's own sizes instead of --layers and --width"
+    )
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--codes", type=int, default=576, help="codes an image, a square number")
@@ -266,7 +298,9 @@ def main() -> None:
     result: dict = {
         "rows": [],
         "machine": {
-            "name": torch.cuda.get_device_name() if args.device != "cpu" else platform.processor() or platform.machine(),
+            "name": torch.cuda.get_device_name()
+            if args.device != "cpu"
+            else platform.processor() or platform.machine(),
             "bytes_per_second": bandwidth,
             "operations_per_second": peak,
             "seconds_a_picture": picture,
@@ -283,16 +317,27 @@ def main() -> None:
             args.json.parent.mkdir(parents=True, exist_ok=True)
             write_json(args.json, result)
     table = Table(title=f"bandwidth {bandwidth / 1e9:.0f} GB/s, peak {peak / 1e9:.0f} Gflop/s")
-    for name in ("batch", *(f"images/s {w}" for w in args.ways), "vs original", "vs transformers", "of bound", "equal codes"):
+    for name in (
+        "batch",
+        *(f"images/s {w}" for w in args.ways),
+        "vs original",
+        "vs transformers",
+        "of bound",
+        "equal codes",
+    ):
         table.add_column(name, justify="right")
     for row in result["rows"]:
         versus = [
-            f"{row[f'vs_{w}']:.2f} [{row[f'vs_{w}_spread'][0]:.2f}, {row[f'vs_{w}_spread'][1]:.2f}]" if f"vs_{w}" in row else ""
+            f"{row[f'vs_{w}']:.2f} [{row[f'vs_{w}_spread'][0]:.2f}, {row[f'vs_{w}_spread'][1]:.2f}]"
+            if f"vs_{w}" in row
+            else ""
             for w in ("original", "transformers")
         ]
         equal = [f"{row[k]:.4f}" for k in row if k.startswith("equal_")]
         speeds = [f"{row['images_per_second'][w]:.4f}" for w in args.ways]
-        table.add_row(str(row["batch"]), *speeds, *versus, f"{row['of_bound']:.2f}", " ".join(equal))
+        table.add_row(
+            str(row["batch"]), *speeds, *versus, f"{row['of_bound']:.2f}", " ".join(equal)
+        )
     console.print(table)
 
 

@@ -1,11 +1,13 @@
-"""Whole introspections, two ways in one run: as the public script does it, and by this engine, half of the verdicts being Yes.
+"""Whole introspections, two ways in one run: as the public script does it, and by this engine, half
+of the verdicts being Yes.
 
     python benchmarks/episode.py --device cpu --layers 12 --width 768 --episodes 16 --rounds 3 --json out/episode.json
     python benchmarks/episode.py --device cuda --size 1b --dtype bfloat16 --episodes 64 --rounds 3 --json out/episode.json
 
-The public way redraws every image, also those judged Yes; begins every turn with an empty cache that grows; encodes every image
-again. Ours redraws what was judged No and goes on from what was computed. The two image encoders are small here: both ways use
-them alike, but the public one more often.
+The public way redraws every image, also those judged Yes; begins every turn with an empty cache
+that grows; encodes every image again. Ours redraws what was judged No and goes on from what was
+computed. The two image encoders are small here: both ways use them alike, but the public one more
+often.
 """
 
 import argparse
@@ -16,16 +18,16 @@ import torch
 from rich.console import Console
 
 from decode import SIZES, clock, grown, new_janus, texts, watch
-from secondlook.engine.decode import Engine
-from secondlook.files import versions, write_json
-from secondlook.introspect import Sampling, introspect
-from secondlook.model.janus import Janus
-from secondlook.model.sequence import assemble
+from secondlook.engine.engine import Engine
+from secondlook.episode import SamplingConfig, run_episodes
+from secondlook.io import versions, write_json
+from secondlook.models.janus.model import Janus
+from secondlook.models.janus.template import assemble
 from secondlook.types import Prompt
 
 
 @torch.inference_mode()
-def public(janus: Janus, protocol, prompts: list[str], args) -> None:
+def public(janus: Janus, template, prompts: list[str], args) -> None:
     """Draw, judge, and draw again, whatever the verdict was."""
     n = len(prompts)
     images: list[list] = [[] for _ in range(n)]
@@ -33,16 +35,19 @@ def public(janus: Janus, protocol, prompts: list[str], args) -> None:
     reasons: list[list] = [[] for _ in range(n)]
     for turn in range(args.rounds):
         chains = [
-            protocol.redraw(p, c, r) if turn else protocol.draw(p) for p, c, r in zip(prompts, codes, reasons, strict=True)
+            template.redraw(p, c, r) if turn else template.draw(p)
+            for p, c, r in zip(prompts, codes, reasons, strict=True)
         ]
-        rows = [row for chain in chains for row in (chain, protocol.unconditional(chain))]
+        rows = [row for chain in chains for row in (chain, template.unconditional(chain))]
         drawn = grown(janus, assemble(janus, rows).embeds, args.codes, args.guidance)
         pictures = janus.to_images(drawn)
         again = janus.to_codes(pictures).tolist()
         for i in range(n):
             images[i].append(pictures[i])
             codes[i].append(tuple(again[i]))
-        asked = [protocol.judge(p, im, r) for p, im, r in zip(prompts, images, reasons, strict=True)]
+        asked = [
+            template.judge(p, im, r) for p, im, r in zip(prompts, images, reasons, strict=True)
+        ]
         for i, reason in enumerate(written(janus, assemble(janus, asked).embeds, args.reason)):
             reasons[i].append(tuple(reason))
 
@@ -51,7 +56,9 @@ def written(janus: Janus, embeds: torch.Tensor, steps: int) -> list[list[int]]:
     cache, tokens = None, []
     ended = torch.zeros(len(embeds), dtype=torch.bool, device=embeds.device)
     for _ in range(steps):
-        out = janus.net.model.language_model(inputs_embeds=embeds, use_cache=True, past_key_values=cache)
+        out = janus.net.model.language_model(
+            inputs_embeds=embeds, use_cache=True, past_key_values=cache
+        )
         cache = out.past_key_values
         tokens.append(janus.text_logits(out.last_hidden_state[:, -1]).argmax(-1))
         ended |= tokens[-1] == janus.tokenizer.eos_token_id
@@ -63,18 +70,24 @@ def written(janus: Janus, embeds: torch.Tensor, steps: int) -> list[list[int]]:
 
 def ours(janus: Janus, prompts: list[str], args):
     engine = Engine(janus, batch=len(prompts))
-    sampling = Sampling(args.guidance, 1.0, 0, 0, args.reason)
-    return introspect(engine, [Prompt(p) for p in prompts], list(range(len(prompts))), args.rounds, sampling)
+    sampling = SamplingConfig(args.guidance, 1.0, 0, 0, args.reason)
+    return run_episodes(
+        engine, [Prompt(p) for p in prompts], list(range(len(prompts))), args.rounds, sampling
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--size", choices=SIZES)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--codes", type=int, default=576)
-    parser.add_argument("--reason", type=int, default=24, help="most tokens of a verdict with its reason")
+    parser.add_argument(
+        "--reason", type=int, default=24, help="most tokens of a verdict with its reason"
+    )
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--episodes", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
@@ -84,10 +97,10 @@ def main() -> None:
     args = parser.parse_args()
     console, janus = Console(), new_janus(args, small_encoders=True)
     janus.history = "codes"
-    protocol = Engine(janus).protocol
+    template = Engine(janus).template
     with torch.no_grad():  # every verdict is Yes with the probability one half
         head = janus.net.lm_head.weight
-        head[protocol.no] = head[protocol.yes]
+        head[template.no] = head[template.yes]
     prompts = texts(args.episodes)
     seconds: dict[str, list[float]] = {"public": [], "ours": []}
     memory = {"public": 0, "ours": 0}
@@ -96,7 +109,7 @@ def main() -> None:
             peak, start = watch(args.device), clock(args.device)
             with console.status(f"{way}, {turn + 1} of {args.repeat}"):
                 if way == "public":
-                    public(janus, protocol, prompts, args)
+                    public(janus, template, prompts, args)
                 else:
                     episodes = ours(janus, prompts, args)
             seconds[way].append(clock(args.device) - start)
@@ -116,8 +129,10 @@ def main() -> None:
     }
     took = {way: min(times) for way, times in seconds.items()}
     console.print(
-        f"{args.episodes} episodes, up to {args.rounds} rounds, {result['yes_rate']:.2f} of the verdicts Yes\n"
-        f"public {took['public']:.1f} s for {result['images_public']} images, ours {took['ours']:.1f} s for {len(verdicts)}: "
+        f"{args.episodes} episodes, up to {args.rounds} rounds, {result['yes_rate']:.2f} of the "
+        "verdicts Yes\n"
+        f"public {took['public']:.1f} s for {result['images_public']} images, ours "
+        f"{took['ours']:.1f} s for {len(verdicts)}: "
         f"{result['vs_public']:.2f} times [{ratios[0]:.2f}, {ratios[-1]:.2f}]"
     )
     if args.json:

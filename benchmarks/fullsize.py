@@ -1,8 +1,10 @@
-"""A checkpoint of Janus-Pro's full size with random weights, written in the original layout, loaded and drawn with.
+"""A checkpoint of Janus-Pro's full size with random weights, written in the original layout, loaded
+and drawn with.
 
     python benchmarks/fullsize.py --size 1b --folder out/fullsize --json out/fullsize.json
 
-Says how long loading and drawing one image took and the most memory they needed, as a multiple of the model.
+Says how long loading and drawing one image took and the most memory they needed, as a multiple of
+the model.
 """
 
 import argparse
@@ -18,11 +20,11 @@ from transformers import JanusForConditionalGeneration
 from transformers.initialization import no_init_weights
 
 from decode import SIZES, watch
-from secondlook.engine.decode import Engine
-from secondlook.files import versions, write_json
-from secondlook.model import convert
-from secondlook.model.janus import Janus
-from secondlook.types import Request, Rule
+from secondlook.engine.engine import Engine
+from secondlook.io import versions, write_json
+from secondlook.models.janus import convert
+from secondlook.models.janus.model import Janus
+from secondlook.types import Request, SamplingParams
 
 TINY = Path(__file__).parents[1] / "tests" / "golden" / "official_tiny"
 SHARD = 2**31
@@ -53,7 +55,8 @@ def config(size: str) -> dict:
 
 
 def write(folder: Path, size: str) -> None:
-    """That config with random weights in bfloat16, in shards, and the tiny checkpoint's tokenizer."""
+    """That config with random weights in bfloat16, in shards, and the tiny checkpoint's
+    tokenizer."""
     said = config(size)
     shutil.copytree(TINY / "tokenizer", folder)
     write_json(folder / "config.json", said)
@@ -71,7 +74,11 @@ def write(folder: Path, size: str) -> None:
 
     for name, tensor in convert.to_original(net.state_dict().items()):
         norm = tensor.ndim == 1 and name.endswith("weight")
-        shard[name] = torch.ones(tensor.shape, dtype=torch.bfloat16) if norm else torch.randn(tensor.shape).mul(0.02).bfloat16()
+        shard[name] = (
+            torch.ones(tensor.shape, dtype=torch.bfloat16)
+            if norm
+            else torch.randn(tensor.shape).mul(0.02).bfloat16()
+        )
         if sum(t.nbytes for t in shard.values()) > SHARD:
             flush()
     flush()
@@ -79,9 +86,16 @@ def write(folder: Path, size: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", choices=SIZES, default="1b")
-    parser.add_argument("--folder", type=Path, default=Path("out/fullsize"), help="kept, and used again when it is there")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("out/fullsize"),
+        help="kept, and used again when it is there",
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--json", type=Path)
@@ -99,8 +113,10 @@ def main() -> None:
     size = sum(t.nbytes for t in janus.net.state_dict().values())
     engine = Engine(janus)
     peak, start = watch(args.device), time.perf_counter()
-    segments = engine.protocol.draw("a photo of a cat below a cup")
-    [turn] = engine.draw([Request("draw", segments, 0)], Rule("code", guidance=5.0, top_k=4096))
+    segments = engine.template.draw("a photo of a cat below a cup")
+    [turn] = engine.draw(
+        [Request("draw", segments, 0)], SamplingParams("code", guidance=5.0, top_k=4096)
+    )
     drawn = time.perf_counter() - start
     start = time.perf_counter()
     engine.pictures([turn.tokens])

@@ -1,5 +1,6 @@
-"""Files and answers with mishaps (``mutate``), read as the package reads them: each is read as it says, or refused in one
-sentence that names it. No traceback, no hang, and nothing read that an independent reading does not find.
+"""Files and answers with mishaps (``mutate``), read as the package reads them: each is read as it
+says, or refused in one sentence that names it. No traceback, no hang, and nothing read that an
+independent reading does not find.
 
     python benchmarks/fuzz.py                                   # 2,000 files, 500 answers of a judge
     python benchmarks/fuzz.py --only checkpoint/config.json --case 17 --keep out/fuzz     # one again, and the file kept
@@ -70,12 +71,22 @@ def in_time(seconds: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")
         yield
 
 
-def tried(report: Report, case: int, read: Callable[[], Any], check: Callable[[Any], str], names: Sequence[str]) -> None:
+def tried(
+    report: Report,
+    case: int,
+    read: Callable[[], Any],
+    check: Callable[[Any], str],
+    names: Sequence[str],
+) -> None:
     """One case: read, and check what was read or said. A refusal must name one of ``names``."""
     report.counts["cases"] += 1
     try:
@@ -99,7 +110,9 @@ def tried(report: Report, case: int, read: Callable[[], Any], check: Callable[[A
         report.faults.append((case, wrong))
 
 
-def try_file(target: Target, report: Report, case: int, seed: int, folder: Path, keep: Path | None = None) -> None:
+def try_file(
+    target: Target, report: Report, case: int, seed: int, folder: Path, keep: Path | None = None
+) -> None:
     rng = random.Random(f"{seed}/{target.name}/{case}")
     data = mutate(target.data, rng, target.json_lines)
     if target.rebuilt and rng.random() < 0.5:
@@ -111,7 +124,9 @@ def try_file(target: Target, report: Report, case: int, seed: int, folder: Path,
         shutil.copytree(place, keep, dirs_exist_ok=True)
     names = (Path(target.file).name, str(place), *target.names)
     try:
-        tried(report, case, lambda: target.read(place), lambda found: target.check(data, found), names)
+        tried(
+            report, case, lambda: target.read(place), lambda found: target.check(data, found), names
+        )
     finally:
         shutil.rmtree(place)
 
@@ -119,10 +134,19 @@ def try_file(target: Target, report: Report, case: int, seed: int, folder: Path,
 def try_answer(answer: Answer, report: Report, case: int, seed: int) -> None:
     rng = random.Random(f"{seed}/{answer.name}/{case}")
     given: list[bytes] = []
-    tried(report, case, lambda: answer.ask(rng, given), lambda found: answer.check(found, given), [""])
+    tried(
+        report, case, lambda: answer.ask(rng, given), lambda found: answer.check(found, given), [""]
+    )
 
 
-def run(files: int, answers: int, seed: int, only: str = "", case: int | None = None, keep: Path | None = None) -> list[Report]:
+def run(
+    files: int,
+    answers: int,
+    seed: int,
+    only: str = "",
+    case: int | None = None,
+    keep: Path | None = None,
+) -> list[Report]:
     """So many cases, spread over all targets (or those whose names begin with ``only``)."""
     reports = []
     with tempfile.TemporaryDirectory() as temporary:
@@ -132,17 +156,27 @@ def run(files: int, answers: int, seed: int, only: str = "", case: int | None = 
         asked = [a for a in ANSWERS if a.name.startswith(only)]
         for k, target in enumerate(chosen):
             reports.append(Report(target.name))
-            for i in [case] if case is not None else range(files // len(chosen) + (k < files % len(chosen))):
+            for i in (
+                [case]
+                if case is not None
+                else range(files // len(chosen) + (k < files % len(chosen)))
+            ):
                 try_file(target, reports[-1], i, seed, home, keep)
         for k, answer in enumerate(asked):
             reports.append(Report(answer.name))
-            for i in [case] if case is not None else range(answers // len(asked) + (k < answers % len(asked))):
+            for i in (
+                [case]
+                if case is not None
+                else range(answers // len(asked) + (k < answers % len(asked)))
+            ):
                 try_answer(answer, reports[-1], i, seed)
     return reports
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--files", type=int, default=2000)
     parser.add_argument("--answers", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
@@ -153,7 +187,9 @@ def main() -> None:
     reports = run(args.files, args.answers, args.seed, args.only, args.case, args.keep)
     print(f"{'target':34}{'cases':>7}{'accepted':>10}{'refused':>9}{'faults':>8}")
     for r in reports:
-        print(f"{r.name:34}{r.counts['cases']:7}{r.counts['accepted']:10}{r.counts['refused']:9}{len(r.faults):8}")
+        print(
+            f"{r.name:34}{r.counts['cases']:7}{r.counts['accepted']:10}{r.counts['refused']:9}{len(r.faults):8}"
+        )
     for r in reports:
         for number, why in r.faults:
             print(f"fault: --only {r.name} --case {number} --seed {args.seed}: {why}")

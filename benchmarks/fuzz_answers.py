@@ -15,9 +15,9 @@ import httpx
 from PIL import Image
 
 from mutate import mutate
-from secondlook.rewards.ask import Asker, Endpoint
-from secondlook.rewards.base import Score
-from secondlook.rewards.endpoint import EndpointJudge, in_words, yes_or_no
+from secondlook.llm.client import Asker, Endpoint
+from secondlook.rewards.reward import Score
+from secondlook.rewards.vlm import EndpointJudge, in_words, yes_or_no
 
 SHORT, LONG = "a red star", "a red star " * 12
 LIKELIEST = [("Yes", 0.6), ("No", 0.25), (" yes", 0.1), ("no", 0.01), ("It", 0.01)]
@@ -38,13 +38,21 @@ HEADERS = (
 def completion(text: str, logprobs: Any = None) -> dict[str, Any]:
     message = {"role": "assistant", "content": text}
     choice = {"index": 0, "message": message, "logprobs": logprobs, "finish_reason": "stop"}
-    return {"id": "x", "object": "chat.completion", "model": "judge", "choices": [choice], "usage": {"total_tokens": 9}}
+    return {
+        "id": "x",
+        "object": "chat.completion",
+        "model": "judge",
+        "choices": [choice],
+        "usage": {"total_tokens": 9},
+    }
 
 
 def whole(body: dict[str, Any]) -> dict[str, Any]:
     """What a judge answers to a request."""
     if body.get("logprobs"):
-        top = [{"token": t, "logprob": math.log(p), "bytes": list(t.encode())} for t, p in LIKELIEST]
+        top = [
+            {"token": t, "logprob": math.log(p), "bytes": list(t.encode())} for t, p in LIKELIEST
+        ]
         return completion("Yes", {"content": [top[0] | {"top_logprobs": top}]})
     if "JSON list" in json.dumps(body):
         return completion('["Is there a star?", "Is it red?"]')
@@ -55,18 +63,27 @@ def asked(rng: random.Random, given: list[bytes], ask: Callable[[Asker], Any]) -
     """``ask`` of a server whose every answer may have a mishap; ``given`` collects them."""
 
     async def handle(self: Any, request: httpx.Request) -> httpx.Response:
-        data = mutate(json.dumps(whole(json.loads(request.content))).encode(), rng, json_lines=False)
+        data = mutate(
+            json.dumps(whole(json.loads(request.content))).encode(), rng, json_lines=False
+        )
         given.append(data)
         status, headers = rng.choice(STATUSES), rng.choice(HEADERS)
-        return httpx.Response(status, headers=headers, stream=httpx.ByteStream(data), request=request)
+        return httpx.Response(
+            status, headers=headers, stream=httpx.ByteStream(data), request=request
+        )
 
     known = {f.name for f in fields(Endpoint)}
-    endpoint = Endpoint("http://127.0.0.1:9/v1", "judge", **{k: v for k, v in HURRY.items() if k in known})
+    endpoint = Endpoint(
+        "http://127.0.0.1:9/v1", "judge", **{k: v for k, v in HURRY.items() if k in known}
+    )
 
     async def no_sleep(*_: Any) -> None:
         return None
 
-    with patch.object(httpx.AsyncHTTPTransport, "handle_async_request", handle), patch.object(asyncio, "sleep", no_sleep):
+    with (
+        patch.object(httpx.AsyncHTTPTransport, "handle_async_request", handle),
+        patch.object(asyncio, "sleep", no_sleep),
+    ):
         return ask(Asker(endpoint))
 
 
@@ -82,7 +99,10 @@ class Answer:
 def said_by(data: bytes) -> float | None:
     """P(yes) of an answer, read anew."""
     top = json.loads(data)["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-    mass = [sum(math.exp(t["logprob"]) for t in top if str(t["token"]).strip().lower() == word) for word in ("yes", "no")]
+    mass = [
+        sum(math.exp(t["logprob"]) for t in top if str(t["token"]).strip().lower() == word)
+        for word in ("yes", "no")
+    ]
     return mass[0] / sum(mass)
 
 
@@ -92,7 +112,11 @@ def right_probability(found: list[Any], given: list[bytes]) -> str:
         return ""
     if not isinstance(p, float) or not 0 <= p <= 1:
         return f"P(yes) is {p!r}"
-    return "" if abs(p - said_by(given[-1])) < 1e-6 else f"P(yes) is {p}, the answer says {said_by(given[-1])}"
+    return (
+        ""
+        if abs(p - said_by(given[-1])) < 1e-6
+        else f"P(yes) is {p}, the answer says {said_by(given[-1])}"
+    )
 
 
 def right_words(found: list[Any], given: list[bytes]) -> str:
@@ -100,13 +124,19 @@ def right_words(found: list[Any], given: list[bytes]) -> str:
     if text is None:
         return ""
     wanted = json.loads(given[-1])["choices"][0]["message"]["content"]
-    return "" if isinstance(text, str) and text.strip() and text.strip() in wanted else f"{text!r} of {wanted!r}"
+    return (
+        ""
+        if isinstance(text, str) and text.strip() and text.strip() in wanted
+        else f"{text!r} of {wanted!r}"
+    )
 
 
 def right_scores(found: list[Score | None], given: list[bytes]) -> str:
     for score in found:
         if score is not None and not (
-            isinstance(score.value, float) and 0 <= score.value <= 1 and isinstance(score.reason, str)
+            isinstance(score.value, float)
+            and 0 <= score.value <= 1
+            and isinstance(score.reason, str)
         ):
             return f"the score is {score}"
     return ""
@@ -123,8 +153,16 @@ def _edits(asker: Asker) -> list[Score | None]:
 
 
 ANSWERS = [
-    Answer("answer/yes or no", lambda rng, given: asked(rng, given, lambda a: a([yes_or_no(SHORT)])), right_probability),
-    Answer("answer/words", lambda rng, given: asked(rng, given, lambda a: a([in_words(SHORT)])), right_words),
+    Answer(
+        "answer/yes or no",
+        lambda rng, given: asked(rng, given, lambda a: a([yes_or_no(SHORT)])),
+        right_probability,
+    ),
+    Answer(
+        "answer/words",
+        lambda rng, given: asked(rng, given, lambda a: a([in_words(SHORT)])),
+        right_words,
+    ),
     Answer("answer/judge", lambda rng, given: asked(rng, given, _judge), right_scores),
     Answer("answer/edits", lambda rng, given: asked(rng, given, _edits), right_scores),
 ]

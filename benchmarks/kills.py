@@ -1,4 +1,5 @@
-"""A run that is killed again and again, at random moments, against one that is not: the final weights must be equal.
+"""A run that is killed again and again, at random moments, against one that is not: the final
+weights must be equal.
 
     python benchmarks/kills.py --kills 20 --json out/kills.json
 
@@ -18,8 +19,8 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from secondlook.files import versions, write_json
-from secondlook.train.run import saved_steps
+from secondlook.io import versions, write_json
+from secondlook.train.trainer import saved_steps
 
 SETTINGS = """
 model = "mini"
@@ -43,10 +44,14 @@ most = 1000
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--steps", type=int, default=80)
-    parser.add_argument("--longest", type=float, default=25.0, help="a life's most seconds, start included")
+    parser.add_argument(
+        "--longest", type=float, default=25.0, help="a life's most seconds, start included"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("out/kills"))
     parser.add_argument("--json", type=Path)
@@ -59,7 +64,9 @@ def main() -> None:
 
     def start(name: str) -> subprocess.Popen:
         command = ["train", "rl", "--config", str(config), "--out", str(args.out / name)]
-        return subprocess.Popen([sys.executable, "-m", "secondlook.cli", *command], stdout=subprocess.DEVNULL)
+        return subprocess.Popen(
+            [sys.executable, "-m", "secondlook.cli", *command], stdout=subprocess.DEVNULL
+        )
 
     lives = []
     while len(lives) < args.kills:
@@ -68,21 +75,38 @@ def main() -> None:
         while time.perf_counter() - began < seconds and process.poll() is None:
             time.sleep(0.01)
         if process.poll() is not None:
-            raise SystemExit(f"the run ended (code {process.returncode}) after {len(lives)} kills; give more --steps")
+            raise SystemExit(
+                f"the run ended (code {process.returncode}) after {len(lives)} kills; give more "
+                "--steps"
+            )
         process.send_signal(signal.SIGKILL)
         process.wait()
-        lives.append({"seconds": seconds, "saved": max(saved_steps(args.out / "killed"), default=0)})
+        lives.append(
+            {"seconds": seconds, "saved": max(saved_steps(args.out / "killed"), default=0)}
+        )
         console.print(f"kill {len(lives)} after {seconds:.1f} s, at step {lives[-1]['saved']}")
     if start("killed").wait() or start("whole").wait():
         raise SystemExit("a run failed")
-    a, b = (load_file(args.out / name / "final" / "model.safetensors") for name in ("killed", "whole"))
+    a, b = (
+        load_file(args.out / name / "final" / "model.safetensors") for name in ("killed", "whole")
+    )
     equal = a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
     logs = [(args.out / name / "acts.jsonl") for name in ("killed", "whole")]
     acts = [p.read_text().splitlines() if p.exists() else [] for p in logs]
-    console.print(f"{args.kills} kills: weights {'equal' if equal else 'DIFFER'}; the nurse acted {len(acts[1])} times")
+    console.print(
+        f"{args.kills} kills: weights {'equal' if equal else 'DIFFER'}; the nurse acted "
+        f"{len(acts[1])} times"
+    )
     if args.json:
-        said = {"equal": equal, "lives": lives, "acts": len(acts[1]), "same_acts": acts[0] == acts[1]}
-        write_json(args.json, said | {"steps": args.steps, "seed": args.seed, "versions": versions()})
+        said = {
+            "equal": equal,
+            "lives": lives,
+            "acts": len(acts[1]),
+            "same_acts": acts[0] == acts[1],
+        }
+        write_json(
+            args.json, said | {"steps": args.steps, "seed": args.seed, "versions": versions()}
+        )
     sys.exit(not equal)
 
 

@@ -1,4 +1,5 @@
-"""What a base run had learned when: first-image score, binding and position of every snapshot, over drawn sequences.
+"""What a base run had learned when: first-image score, binding and position of every snapshot, over
+drawn sequences.
 
 python benchmarks/learning_curve.py out/base [--rows 40] [--out out/curve]
 """
@@ -12,13 +13,13 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from secondlook.bench import geneval
-from secondlook.bench.questions import Settings as QuestionSettings
-from secondlook.bench.questions import run as run_questions
-from secondlook.engine.decode import Engine
-from secondlook.files import write_json
-from secondlook.introspect import Sampling
-from secondlook.model.janus import Janus
+from secondlook.engine.engine import Engine
+from secondlook.episode import SamplingConfig
+from secondlook.io import write_json
+from secondlook.mini.evals import geneval
+from secondlook.mini.evals.questions import Settings as QuestionSettings
+from secondlook.mini.evals.questions import run as run_questions
+from secondlook.models.janus.model import Janus
 
 
 def main() -> None:
@@ -34,8 +35,12 @@ def main() -> None:
         step = int(folder.name[5:])
         engine = Engine(Janus.load(folder), 96)
         settings = geneval.Settings(str(folder), samples=2, rounds=1, rows_per_task=args.rows)
-        result = geneval.summarize(geneval.run(engine, settings, Sampling(guidance=1.0)), settings)
-        there = run_questions(engine, QuestionSettings(str(folder), 400))["is_there"]["balanced_accuracy"]
+        result = geneval.summarize(
+            geneval.run(engine, settings, SamplingConfig(guidance=1.0)), settings
+        )
+        there = run_questions(engine, QuestionSettings(str(folder), 400))["is_there"][
+            "balanced_accuracy"
+        ]
         point = {
             "step": step,
             "sequences": step * config["draws"],
@@ -46,7 +51,12 @@ def main() -> None:
             "is_there": there,
         }
         points.append(point)
-        print(step, point["sequences"], {k: round(point[k]["mean"], 3) for k in list(point)[2:]}, flush=True)
+        print(
+            step,
+            point["sequences"],
+            {k: round(point[k]["mean"], 3) for k in list(point)[2:]},
+            flush=True,
+        )
     write_json(args.out / "curve.json", points)
     figure, axis = plt.subplots(figsize=(7.5, 4))
     x = [p["sequences"] / 1000 for p in points]
@@ -59,7 +69,9 @@ def main() -> None:
     }
     for name, label in labels.items():
         axis.plot(x, [p[name]["mean"] for p in points], marker="o", label=label)
-        axis.fill_between(x, [p[name]["low"] for p in points], [p[name]["high"] for p in points], alpha=0.12)
+        axis.fill_between(
+            x, [p[name]["low"] for p in points], [p[name]["high"] for p in points], alpha=0.12
+        )
     axis.axhline(0.5, color="grey", lw=0.8, ls=":")
     axis.axhline(geneval.chance_of_relation(), color="grey", lw=0.8, ls="--")
     axis.set_xlabel("thousand text-to-image sequences")

@@ -1,4 +1,5 @@
-"""Files as they become on their way: cut off, with flipped bits, in another encoding, with values of another kind. Seeded."""
+"""Files as they become on their way: cut off, with flipped bits, in another encoding, with values
+of another kind. Seeded."""
 
 from __future__ import annotations
 
@@ -26,7 +27,20 @@ PIECES = (
     b"\\ud800",
     b"\x1b[31m",
 )
-NUMBERS = (b"NaN", b"-Infinity", b"1e999", b"-1", b"0", b"1.5", b"1e30", b"9" * 30, b"9" * 5000, b"true", b"0x10", b"1_0")
+NUMBERS = (
+    b"NaN",
+    b"-Infinity",
+    b"1e999",
+    b"-1",
+    b"0",
+    b"1.5",
+    b"1e30",
+    b"9" * 30,
+    b"9" * 5000,
+    b"true",
+    b"0x10",
+    b"1_0",
+)
 VALUES: tuple[Any, ...] = (
     None,
     True,
@@ -51,7 +65,8 @@ VALUES: tuple[Any, ...] = (
 
 
 def mutate(data: bytes, rng: random.Random, json_lines: bool | None = None) -> bytes:
-    """One to three mishaps of a file. ``json_lines``: its values change too, of the whole (False) or of a line."""
+    """One to three mishaps of a file. ``json_lines``: its values change too, of the whole (False)
+    or of a line."""
     kinds: list[Callable[[bytes, random.Random], bytes]] = [*BYTES]
     if json_lines is not None:
         kinds += 6 * [lambda d, r: _other_value(d, r, json_lines)]
@@ -97,7 +112,9 @@ def _number(data: bytes, rng: random.Random) -> bytes:
 
 def _encoding(data: bytes, rng: random.Random) -> bytes:
     text = data.decode("utf-8", "replace")
-    kind = rng.choice(("utf-8-sig", "utf-16", "utf-16-le", "utf-32", "latin-1", "cp1252", "cr", "crlf"))
+    kind = rng.choice(
+        ("utf-8-sig", "utf-16", "utf-16-le", "utf-32", "latin-1", "cp1252", "cr", "crlf")
+    )
     if kind in ("cr", "crlf"):
         return text.replace("\n", "\r" if kind == "cr" else "\r\n").encode()
     return text.encode(kind, "replace")
@@ -112,7 +129,10 @@ def _instead(data: bytes, rng: random.Random) -> bytes:
             b"[]",
             b"null",
             b"<!DOCTYPE html><html><body>404</body></html>",
-            f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize {len(data)}\n".encode(),
+            (
+                f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize "
+                f"{len(data)}\n"
+            ).encode(),
             b"/annex/objects/SHA256E-s4180--0f2d\n",
             b"[" * 20_000,
             bytes(rng.randrange(256) for _ in range(64)),
@@ -137,7 +157,9 @@ def _other_value(data: bytes, rng: random.Random, lines: bool) -> bytes:
     places: list[tuple[Any, Any]] = []
 
     def collect(part: Any) -> None:
-        keys = part if isinstance(part, dict) else range(len(part)) if isinstance(part, list) else ()
+        keys = (
+            part if isinstance(part, dict) else range(len(part)) if isinstance(part, list) else ()
+        )
         for key in list(keys)[:200]:
             places.append((part, key))
             collect(part[key])

@@ -1,10 +1,10 @@
-"""One GRPO or PPO step of a model of Janus-Pro's size with random weights: seconds, tokens a second and peak memory, for full
-training and for adapters.
+"""One GRPO or PPO step of a model of Janus-Pro's size with random weights: seconds, tokens a second
+and peak memory, for full training and for adapters.
 
     python benchmarks/rl_step.py --size 1b --device cuda --dtype bfloat16 --lora 0 32 --json out/rl_step.json
 
-The judge is a toy (how bright a picture is), so that what is timed is rolling out and updating. The first step, which compiles
-and warms up, is not counted.
+The judge is a toy (how bright a picture is), so that what is timed is rolling out and updating. The
+first step, which compiles and warms up, is not counted.
 """
 
 import argparse
@@ -21,10 +21,10 @@ import torch
 
 from decode import SIZES, watch
 from fullsize import write
-from secondlook.files import versions, write_json
-from secondlook.rewards.base import Score
-from secondlook.train.rl import RLJob
-from secondlook.train.rl_config import RLConfig
+from secondlook.io import versions, write_json
+from secondlook.rewards.reward import Score
+from secondlook.train.rl.config import RLConfig
+from secondlook.train.rl.loop import RLLoop
 
 
 class Bright:
@@ -68,7 +68,7 @@ def measure(args, lora: int) -> dict:
         picture_every=10**9,
         value_warmup=0,
     )
-    job = RLJob(config, Path(args.out), Bright())
+    job = RLLoop(config, Path(args.out), Bright())
     learn, seen = job.learn, {}
 
     def timed(rng, rows, n_rows, lr, step):
@@ -89,7 +89,13 @@ def measure(args, lora: int) -> dict:
         start = time.perf_counter()
         told = job.step(step)
         seen["seconds"] = time.perf_counter() - start
-    compared = ("sampler_gap", "sampler_gap_mean", "sampler_gap_99", "sampler_outside", "importance")
+    compared = (
+        "sampler_gap",
+        "sampler_gap_mean",
+        "sampler_gap_99",
+        "sampler_outside",
+        "importance",
+    )
     seen |= {name: told[name] for name in ("rollout_seconds", *compared)} | {"lora": lora}
     seen["rollout_tokens_per_second"] = seen["tokens"] / told["rollout_seconds"]
     seen["update_tokens_per_second"] = seen["tokens"] / seen["update_seconds"]
@@ -98,9 +104,16 @@ def measure(args, lora: int) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", choices=SIZES, default="1b")
-    parser.add_argument("--folder", type=Path, default=Path("out/fullsize"), help="kept, and used again when it is there")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("out/fullsize"),
+        help="kept, and used again when it is there",
+    )
     parser.add_argument("--algorithm", default="grpo")
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--group", type=int, default=7)
@@ -130,7 +143,9 @@ def main() -> None:
             torch.cuda.empty_cache()
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "out"}
+        settings = {
+            k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "out"
+        }
         write_json(args.json, {"runs": rows, "settings": settings, "versions": versions()})
 
 

@@ -3,9 +3,10 @@
     python benchmarks/simulate.py recipes/grpo_7b.toml --ranks 8 --memory 80
     python benchmarks/simulate.py recipes/*.toml --json out/simulate.json
 
-A part is a module of its own: ``rollout`` (episodes, by the engine's own scheduler), ``update`` (a minibatch under FSDP),
-``order`` (collectives of ranks with unequal work) and ``host`` (stage 1's memory and reads on a CPU). Peaks are GiB a rank,
-beside those of ``secondlook plan``. Exits with 1 where a recipe does not fit, or where the plan is more than a tenth away.
+A part is a module of its own: ``rollout`` (episodes, by the engine's own scheduler), ``update`` (a
+minibatch under FSDP), ``order`` (collectives of ranks with unequal work) and ``host`` (stage 1's
+memory and reads on a CPU). Peaks are GiB a rank, beside those of ``secondlook plan``. Exits with 1
+where a recipe does not fit, or where the plan is more than a tenth away.
 """
 
 from __future__ import annotations
@@ -26,15 +27,28 @@ from typing import Any
 import torch
 
 from secondlook import config as configs
-from secondlook.files import versions, write_json
-from secondlook.train.rl_config import RLConfig
+from secondlook.io import versions, write_json
+from secondlook.train.rl.config import RLConfig
 from secondlook.train.sft import SFTConfig
 from secondlook.types import InputError
 
 PARTS = {"rollout": ("rl",), "update": ("rl", "sft"), "order": ("rl",), "host": ("sft",)}
 """Parts, and the stages that have them."""
-OF_SIZE = {"model", "data", "at_once", "micro", "checkpointing", "lora", "lr", "steps", "good_edit", "dtype", "device"}
-"""Settings that differ between the recipes of two sizes and do not matter to ``order`` and ``host``."""
+OF_SIZE = {
+    "model",
+    "data",
+    "at_once",
+    "micro",
+    "checkpointing",
+    "lora",
+    "lr",
+    "steps",
+    "good_edit",
+    "dtype",
+    "device",
+}
+"""Settings that differ between the recipes of two sizes and do not matter to ``order`` and
+``host``."""
 NEAR = 0.1
 """How far the plan may be from the peak, as a share of it."""
 
@@ -43,7 +57,9 @@ def named(recipe: Path) -> tuple[int, float]:
     """The GPUs that a recipe says it is for: how many, and the GB of each."""
     found = re.search(r"For (\w+) GPUs? of (\d+) GB", recipe.read_text())
     if not found:
-        raise InputError(f"{recipe}: it does not say for which GPUs it is; give --ranks and --memory")
+        raise InputError(
+            f"{recipe}: it does not say for which GPUs it is; give --ranks and --memory"
+        )
     return 1 if found[1] == "one" else int(found[1]), float(found[2])
 
 
@@ -52,7 +68,9 @@ def load(recipe: Path, settings: Sequence[str] = ()) -> tuple[str, Any]:
     said = tomllib.loads(recipe.read_text())
     if "algorithm" in said:
         return "rl", configs.load(RLConfig, recipe, list(settings))
-    return ("sft", configs.load(SFTConfig, recipe, list(settings))) if "data" in said else ("", None)
+    return (
+        ("sft", configs.load(SFTConfig, recipe, list(settings))) if "data" in said else ("", None)
+    )
 
 
 @dataclass(frozen=True)
@@ -68,7 +86,8 @@ class Task:
 
     @property
     def key(self) -> str:
-        """Equal for tasks whose results are: ``order`` runs on a small model and ``host`` without one, whatever the size."""
+        """Equal for tasks whose results are: ``order`` runs on a small model and ``host`` without
+        one, whatever the size."""
         if self.part not in ("order", "host"):
             return f"{self.recipe} {self.part}"
         settings = {name: value for name, value in vars(self.config).items() if name not in OF_SIZE}
@@ -82,8 +101,12 @@ def tasks_of(recipe: Path, args: argparse.Namespace) -> list[Task]:
     if not stage:
         print(f"{recipe.stem}: it trains nothing")
         return []
-    ranks, memory = (given or own for given, own in zip((args.ranks, args.memory), named(recipe), strict=True))
-    wanted = [part for part, stages in PARTS.items() if stage in stages and args.part in (part, "all")]
+    ranks, memory = (
+        given or own for given, own in zip((args.ranks, args.memory), named(recipe), strict=True)
+    )
+    wanted = [
+        part for part, stages in PARTS.items() if stage in stages and args.part in (part, "all")
+    ]
     return [Task(recipe, part, config, ranks, memory, tuple(args.yes)) for part in wanted]
 
 
@@ -93,27 +116,48 @@ def run(task: Task) -> dict[str, Any]:
     began = time.perf_counter()
     module = importlib.import_module(f"simulate_{task.part}")
     result = module.run(task.recipe, task.config, task.ranks, task.memory, yes=task.yes)
-    result |= {"part": task.part, "ranks": task.ranks, "memory": task.memory, "seconds": time.perf_counter() - began}
-    result["near"] = "plan" not in result or abs(result["plan"] / max(result["peaks"].values()) - 1) <= NEAR
+    result |= {
+        "part": task.part,
+        "ranks": task.ranks,
+        "memory": task.memory,
+        "seconds": time.perf_counter() - began,
+    }
+    result["near"] = (
+        "plan" not in result or abs(result["plan"] / max(result["peaks"].values()) - 1) <= NEAR
+    )
     return result
 
 
 def simulate(tasks: Sequence[Task], jobs: int) -> Iterator[tuple[Task, dict[str, Any]]]:
-    """Results in the order of ``tasks``, ``jobs`` of them at a time; those with one key are run once."""
+    """Results in the order of ``tasks``, ``jobs`` of them at a time; those with one key are run
+    once."""
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-        running = {task.key: pool.submit(run, task) for task in {t.key: t for t in reversed(tasks)}.values()}
+        running = {
+            task.key: pool.submit(run, task)
+            for task in {t.key: t for t in reversed(tasks)}.values()
+        }
         for task in tasks:
             yield task, running[task.key].result()
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("recipes", nargs="+", type=Path)
-    parser.add_argument("--ranks", type=int, default=0, help="default: as many GPUs as the recipe says it is for")
-    parser.add_argument("--memory", type=float, default=0.0, help="GiB of a GPU; default: as the recipe says")
-    parser.add_argument("--yes", type=float, nargs="+", default=[0.4], help="shares of the verdicts that are Yes")
+    parser.add_argument(
+        "--ranks", type=int, default=0, help="default: as many GPUs as the recipe says it is for"
+    )
+    parser.add_argument(
+        "--memory", type=float, default=0.0, help="GiB of a GPU; default: as the recipe says"
+    )
+    parser.add_argument(
+        "--yes", type=float, nargs="+", default=[0.4], help="shares of the verdicts that are Yes"
+    )
     parser.add_argument("--part", choices=[*PARTS, "all"], default="all")
-    parser.add_argument("--set", nargs="+", default=[], help="key=value in place of the recipe's, as shard=8")
+    parser.add_argument(
+        "--set", nargs="+", default=[], help="key=value in place of the recipe's, as shard=8"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -126,7 +170,10 @@ def main() -> int:
             far = "" if result["near"] else ", PLAN IS FAR OFF"
             first = shown.setdefault(task.key, task.recipe.stem)
             as_of = "" if first == task.recipe.stem else f" (as of {first})"
-            print(f"{task.recipe.stem}, {task.part}, {task.ranks} x {task.memory:.0f}: {said}{far}{as_of}")
+            print(
+                f"{task.recipe.stem}, {task.part}, {task.ranks} x {task.memory:.0f}: "
+                f"{said}{far}{as_of}"
+            )
             for line in result["lines"] if not as_of else ():
                 print(f"  {line}", flush=True)
             results.append(result | {"recipe": task.recipe.stem})

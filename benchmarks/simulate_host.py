@@ -1,11 +1,13 @@
-"""Host memory and reads of stage 1 over an index of the paper's size, with the real code and without weights.
+"""Host memory and reads of stage 1 over an index of the paper's size, with the real code and
+without weights.
 
 python benchmarks/simulate_host.py recipes/sft_7b.toml --ranks 8 [--pictures 3600000] [--workers 2]
 
-Data of that many pictures is made in a temporary folder, once as shards of data build and once in the published layout; all are
-the same small picture. A process then does what rank 0 of the recipe does: it makes the index, fills its cache of codes to the
-bound, and takes the batches of some steps. Counted are the bytes of that process and of a worker that reads ahead, a node's for
-all ranks, and each rank's reads of the same steps. The model's weights are not in it.
+Data of that many pictures is made in a temporary folder, once as shards of data build and once in
+the published layout; all are the same small picture. A process then does what rank 0 of the recipe
+does: it makes the index, fills its cache of codes to the bound, and takes the batches of some
+steps. Counted are the bytes of that process and of a worker that reads ahead, a node's for all
+ranks, and each rank's reads of the same steps. The model's weights are not in it.
 """
 
 from __future__ import annotations
@@ -24,10 +26,10 @@ from typing import Any
 import numpy as np
 
 from secondlook import config as configs
-from secondlook.data import index as data_index
-from secondlook.data.pair import TASKS, Pool
-from secondlook.files import png, write_json
-from secondlook.train.ranks import Ranks
+from secondlook.data import image_index as data_index
+from secondlook.data.sft_dataset import TASKS, Pool
+from secondlook.io import png, write_json
+from secondlook.train.distributed import Ranks
 from secondlook.train.sft import Codes, SFTConfig, Steps
 
 GIB = 2**30
@@ -39,7 +41,10 @@ PROMPTS_PER_SHARD, ROWS_PER_GROUP = 250, 24
 NODE = 20e9
 """Bytes that a node's ranks may take, and its workers as much again each."""
 CODES = 576
-SENTENCE = "a small brown dog sits to the left of two blue cups on an old wooden table in front of a bright window"
+SENTENCE = (
+    "a small brown dog sits to the left of two blue cups on an old wooden table in "
+    "front of a bright window"
+)
 
 
 def prompt(number: int) -> str:
@@ -53,15 +58,24 @@ def make(folder: Path, form: str, n_prompts: int) -> Path:
 
     picture = png(Image.new("RGB", (384, 384), (200, 40, 40)))
     scores = [(i + 0.5) / PER_PROMPT for i in range(PER_PROMPT)]
-    reasons = [f"{'Yes' if s >= 0.5 else 'No'}, {SENTENCE} number {i}." for i, s in enumerate(scores)]
+    reasons = [
+        f"{'Yes' if s >= 0.5 else 'No'}, {SENTENCE} number {i}." for i, s in enumerate(scores)
+    ]
     if form == "parquet":
         for start in range(0, n_prompts, PROMPTS_PER_SHARD):
             prompts = range(start, min(n_prompts, start + PROMPTS_PER_SHARD))
-            _shard(folder / f"images-{start // PROMPTS_PER_SHARD:05d}.parquet", prompts, picture, scores, reasons)
+            _shard(
+                folder / f"images-{start // PROMPTS_PER_SHARD:05d}.parquet",
+                prompts,
+                picture,
+                scores,
+                reasons,
+            )
         return folder
     (folder / "picture.png").write_bytes(picture)
     rows = [
-        {"img_path": "picture.png", "reason": r, "prob": s, "state": s >= 0.5} for r, s in zip(reasons, scores, strict=True)
+        {"img_path": "picture.png", "reason": r, "prob": s, "state": s >= 0.5}
+        for r, s in zip(reasons, scores, strict=True)
     ]
     data = json.dumps(rows)
     with open(folder / "data.jsonl", "w", encoding="utf-8") as file:
@@ -70,12 +84,16 @@ def make(folder: Path, form: str, n_prompts: int) -> Path:
     return folder / "data.jsonl"
 
 
-def _shard(path: Path, prompts: range, picture: bytes, scores: list[float], reasons: list[str]) -> None:
+def _shard(
+    path: Path, prompts: range, picture: bytes, scores: list[float], reasons: list[str]
+) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     n = len(prompts) * PER_PROMPT
-    same = pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, dtype=np.int32)), pa.array([picture])).cast(pa.binary())
+    same = pa.DictionaryArray.from_arrays(
+        pa.array(np.zeros(n, dtype=np.int32)), pa.array([picture])
+    ).cast(pa.binary())
     nothing = pa.nulls(n, pa.string())
     table = pa.table(
         {
@@ -93,12 +111,14 @@ def _shard(path: Path, prompts: range, picture: bytes, scores: list[float], reas
 
 
 def own_bytes() -> dict[str, int]:
-    """This process's memory: what is its own ("anonymous"), changed by it since it was forked ("private"), and of files that
-    all processes share; and the most that it had."""
+    """This process's memory: what is its own ("anonymous"), changed by it since it was forked
+    ("private"), and of files that all processes share; and the most that it had."""
     found = {}
     for name in ("smaps_rollup", "status"):
         lines = Path(f"/proc/self/{name}").read_text().splitlines()
-        found |= {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith("kB")}
+        found |= {
+            line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith("kB")
+        }
     files = found["Rss"] - found["Anonymous"]
     return {
         "anonymous": found["Anonymous"],
@@ -120,8 +140,19 @@ def measure(config: SFTConfig, ranks: int, steps: int) -> dict[str, Any]:
     before = own_bytes()["anonymous"]
     began = time.perf_counter()
     tasks = [task for task, share in zip(TASKS, config.mix, strict=True) if share]
-    pool = Pool(config.data, config.good_to_draw, config.good_to_judge, config.good_edit, config.shares, tasks)
-    found: dict[str, Any] = {"index_seconds": time.perf_counter() - began, "at_start": own_bytes(), "pictures": len(pool.index)}
+    pool = Pool(
+        config.data,
+        config.good_to_draw,
+        config.good_to_judge,
+        config.good_edit,
+        config.shares,
+        tasks,
+    )
+    found: dict[str, Any] = {
+        "index_seconds": time.perf_counter() - began,
+        "at_start": own_bytes(),
+        "pictures": len(pool.index),
+    }
     found["pool"] = found["at_start"]["anonymous"] - before
     codes = Codes()
     for i in range(codes.most):
@@ -136,7 +167,8 @@ def measure(config: SFTConfig, ranks: int, steps: int) -> dict[str, Any]:
 
 
 def reads(config: SFTConfig, pool: Pool, ranks: int) -> dict[str, Any]:
-    """Of the same steps, what all ranks read: pictures a step of each, and whether each example is read once."""
+    """Of the same steps, what all ranks read: pictures a step of each, and whether each example is
+    read once."""
     seen: list[Counter[int]] = [Counter() for _ in range(ranks)]
     once = True
     image = data_index.Index.image
@@ -155,7 +187,11 @@ def reads(config: SFTConfig, pool: Pool, ranks: int) -> dict[str, Any]:
     chosen: Counter[int] = Counter()
     for step in range(config.steps):
         drawing, redrawing, judging, _ = Steps(config, pool, Ranks()).chosen(step)
-        chosen.update(row for choice in (*drawing, *redrawing, *judging) for row in (*choice.earlier, choice.target))
+        chosen.update(
+            row
+            for choice in (*drawing, *redrawing, *judging)
+            for row in (*choice.earlier, choice.target)
+        )
     whole = sum(seen, Counter())
     shared = sum(n > 1 for n in Counter(row for each in seen for row in each).values())
     return {
@@ -166,10 +202,13 @@ def reads(config: SFTConfig, pool: Pool, ranks: int) -> dict[str, Any]:
     }
 
 
-def run(recipe: Path, config: SFTConfig, ranks: int, memory: float, **options: Any) -> dict[str, Any]:
-    """One recipe of stage 1. ``memory`` (of a GPU, GiB) does not matter here. ``options``: ``pictures``, ``workers`` (of each
-    rank; else the recipe's), ``steps``, ``forms``. Gives the peaks in GiB, what to print, and whether a node's ranks take no
-    more than ``NODE`` for each process of a rank."""
+def run(
+    recipe: Path, config: SFTConfig, ranks: int, memory: float, **options: Any
+) -> dict[str, Any]:
+    """One recipe of stage 1. ``memory`` (of a GPU, GiB) does not matter here. ``options``:
+    ``pictures``, ``workers`` (of each rank; else the recipe's), ``steps``, ``forms``. Gives the
+    peaks in GiB, what to print, and whether a node's ranks take no more than ``NODE`` for each
+    process of a rank."""
     n_prompts = options.get("pictures", PICTURES) // PER_PROMPT
     workers = config.workers if options.get("workers") is None else options["workers"]
     steps = options.get("steps", 10)
@@ -177,9 +216,13 @@ def run(recipe: Path, config: SFTConfig, ranks: int, memory: float, **options: A
     for form in options.get("forms", ("parquet", "jsonl")):
         with tempfile.TemporaryDirectory() as name:
             folder, began = Path(name), time.perf_counter()
-            here = replace(config, data=str(make(folder, form, n_prompts)), shares=[], workers=workers)
+            here = replace(
+                config, data=str(make(folder, form, n_prompts)), shares=[], workers=workers
+            )
             made = time.perf_counter() - began
-            write_json(folder / "asked.json", {"config": asdict(here), "ranks": ranks, "steps": steps})
+            write_json(
+                folder / "asked.json", {"config": asdict(here), "ranks": ranks, "steps": steps}
+            )
             command = [sys.executable, __file__, "--measure", str(folder / "asked.json")]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
@@ -189,22 +232,39 @@ def run(recipe: Path, config: SFTConfig, ranks: int, memory: float, **options: A
         at_start = ranks * m["at_start"]["peak"] + m["rank"]["files"]
         node = max(ranks * (rank + workers * worker) + m["rank"]["files"], at_start)
         fits &= node <= NODE * (1 + workers) and m["once"]
-        peaks |= {f"{form}: rank": rank / GIB, f"{form}: worker": worker / GIB, f"{form}: node": node / GIB}
+        peaks |= {
+            f"{form}: rank": rank / GIB,
+            f"{form}: worker": worker / GIB,
+            f"{form}: node": node / GIB,
+        }
         details[form] = m
         lines += [
-            f"{form}: {m['pictures']:,} pictures, made in {made:.0f} s, indexed in {m['index_seconds']:.0f} s a rank, "
+            f"{form}: {m['pictures']:,} pictures, made in {made:.0f} s, indexed in "
+            f"{m['index_seconds']:.0f} s a rank, "
             f"{m['pool'] / m['pictures']:.0f} bytes a picture",
-            f"{form}: a rank {rank / GIB:.2f} GiB (codes of {m['codes']:,} pictures in it), a worker {worker / GIB:.2f} more, "
-            f"a node of {ranks} ranks with {workers} workers each {node / GIB:.2f} GiB, of {NODE * (1 + workers) / GIB:.1f}",
-            f"{form}: a step chooses {m['chosen']:.0f} pictures; the ranks read {', '.join(f'{n:.0f}' for n in m['reads'])}; "
+            f"{form}: a rank {rank / GIB:.2f} GiB (codes of {m['codes']:,} pictures in it), a "
+            f"worker {worker / GIB:.2f} more, "
+            f"a node of {ranks} ranks with {workers} workers each {node / GIB:.2f} GiB, of "
+            f"{NODE * (1 + workers) / GIB:.1f}",
+            f"{form}: a step chooses {m['chosen']:.0f} pictures; the ranks read "
+            f"{', '.join(f'{n:.0f}' for n in m['reads'])}; "
             f"{'each example is read by one rank' if m['once'] else 'EXAMPLES ARE READ TWICE OR NOT AT ALL'} "
-            f"({m['shared']:.1%} of the pictures are in examples of two ranks); {m['seconds_a_read'] * 1e3:.1f} ms a picture",
+            f"({m['shared']:.1%} of the pictures are in examples of two ranks); "
+            f"{m['seconds_a_read'] * 1e3:.1f} ms a picture",
         ]
-    return {"name": f"{recipe.stem}: host", "peaks": peaks, "fits": fits, "lines": lines, "details": details}
+    return {
+        "name": f"{recipe.stem}: host",
+        "peaks": peaks,
+        "fits": fits,
+        "lines": lines,
+        "details": details,
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("recipe", type=Path, nargs="?", default=Path("recipes/sft_7b.toml"))
     parser.add_argument("--ranks", type=int, default=8)
     parser.add_argument("--pictures", type=int, default=PICTURES)
@@ -217,7 +277,9 @@ def main() -> None:
         print(json.dumps(measure(SFTConfig(**asked["config"]), asked["ranks"], asked["steps"])))
         return
     config = configs.load(SFTConfig, args.recipe, [])
-    result = run(args.recipe, config, args.ranks, 80.0, pictures=args.pictures, workers=args.workers)
+    result = run(
+        args.recipe, config, args.ranks, 80.0, pictures=args.pictures, workers=args.workers
+    )
     print("\n".join([result["name"], *result["lines"]]))
     raise SystemExit(0 if result["fits"] else 1)
 

@@ -1,8 +1,10 @@
-"""Ranks with unequal work: a recipe's own RL step on several real processes (gloo) with the shipped miniature.
+"""Ranks with unequal work: a recipe's own RL step on several real processes (gloo) with the shipped
+miniature.
 
-What can differ between ranks: groups without a score, groups that are left out, a judge that is away or refuses on one rank
-alone. In each case all ranks must call the same collectives in the same order, end in the same way (the same metrics, or the
-same exception), and hold the weights that one process holds that was given all of the work.
+What can differ between ranks: groups without a score, groups that are left out, a judge that is
+away or refuses on one rank alone. In each case all ranks must call the same collectives in the same
+order, end in the same way (the same metrics, or the same exception), and hold the weights that one
+process holds that was given all of the work.
 """
 
 from __future__ import annotations
@@ -25,16 +27,16 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-import secondlook.train.rollout as rollout
-from secondlook.data.miniature import EDITS, KINDS
-from secondlook.engine.decode import Engine
-from secondlook.rewards.base import Score
-from secondlook.train.critic import Critic, ValueHead
-from secondlook.train.plan import edits
-from secondlook.train.ranks import Ranks
-from secondlook.train.rl import RLJob
-from secondlook.train.rl_config import RLConfig
-from secondlook.train.update import Update
+import secondlook.train.rl.rollout as rollout
+from secondlook.engine.engine import Engine
+from secondlook.mini.datasets import EDITS, KINDS
+from secondlook.rewards.reward import Score
+from secondlook.train.distributed import Ranks
+from secondlook.train.memory_plan import edits
+from secondlook.train.optim import Update
+from secondlook.train.rl.config import RLConfig
+from secondlook.train.rl.critic import Critic, ValueHead
+from secondlook.train.rl.loop import RLLoop
 from secondlook.types import Episode, InputError, Prompt, Stopped
 
 RANKS, GROUP = 4, 2
@@ -69,10 +71,25 @@ CASES = (
     Case("equal work"),
     Case("no rows for one rank: its judge is away", missing=(1,)),
     Case("a missing score", once=(2,)),
-    Case("rows for one rank only, fewer than there are minibatches", missing=(0, 1, 3), settings={"minibatches": 20}),
+    Case(
+        "rows for one rank only, fewer than there are minibatches",
+        missing=(0, 1, 3),
+        settings={"minibatches": 20},
+    ),
     Case("a group is dropped", flat=(0,), settings={"drop_flat_groups": True}),
-    Case("all groups are dropped", flat=(0, 1, 2, 3), settings={"drop_flat_groups": True}, learns=False),
-    Case("the judge is away on one rank, and that is too much", missing=(3,), most_missing=0.1, ends="Stopped", learns=False),
+    Case(
+        "all groups are dropped",
+        flat=(0, 1, 2, 3),
+        settings={"drop_flat_groups": True},
+        learns=False,
+    ),
+    Case(
+        "the judge is away on one rank, and that is too much",
+        missing=(3,),
+        most_missing=0.1,
+        ends="Stopped",
+        learns=False,
+    ),
     Case("the judge refuses a prompt of one rank", refused=(2,), ends="InputError", learns=False),
 )
 
@@ -115,7 +132,9 @@ class Recorded(TorchDispatchMode):
         if any(t is DTensor for t in types):  # it is asked again of the tensors inside
             return NotImplemented
         if func.namespace in ("c10d", "_c10d_functional"):
-            shapes = tree_leaves(tree_map_only(Tensor, lambda x: str(tuple(x.shape)), (args, kwargs)))
+            shapes = tree_leaves(
+                tree_map_only(Tensor, lambda x: str(tuple(x.shape)), (args, kwargs))
+            )
             self.calls.append(f"{func} {' '.join(s for s in shapes if isinstance(s, str))}")
         return func(*args, **kwargs or {})
 
@@ -135,17 +154,40 @@ class Ended:
 
 def tiny(config: RLConfig, model: str, editing: bool) -> RLConfig:
     """The recipe's settings for a small model, one prompt a rank, in float32."""
-    small: dict[str, Any] = {"model": model, "micro": 64, "prompts": "", "canaries": "", "device": "cpu", "dtype": "float32"}
-    small |= {"kinds": EDITS if editing else KINDS, "prompts_per_step": RANKS, "group": GROUP, "rounds": min(config.rounds, 2)}
-    small |= {"least_separation": 0.0, "value_warmup": 0, "value_epochs": 2, "lora": 2 if config.lora else 0, "at_once": 0}
-    small |= {"shard": RANKS // 2 if config.shard else 0, "patience": 100, "nurse": None, "picture_every": 1}
+    small: dict[str, Any] = {
+        "model": model,
+        "micro": 64,
+        "prompts": "",
+        "canaries": "",
+        "device": "cpu",
+        "dtype": "float32",
+    }
+    small |= {
+        "kinds": EDITS if editing else KINDS,
+        "prompts_per_step": RANKS,
+        "group": GROUP,
+        "rounds": min(config.rounds, 2),
+    }
+    small |= {
+        "least_separation": 0.0,
+        "value_warmup": 0,
+        "value_epochs": 2,
+        "lora": 2 if config.lora else 0,
+        "at_once": 0,
+    }
+    small |= {
+        "shard": RANKS // 2 if config.shard else 0,
+        "patience": 100,
+        "nurse": None,
+        "picture_every": 1,
+    }
     small |= {"lr": 1e-4, "warmup": 0}
     return replace(config, **small)
 
 
 def once(introspect: Callable) -> Callable:
-    """Cases begin with the same weights and seeds, so that their episodes are the same, too: they are drawn once. Ranks say
-    nothing to each other meanwhile."""
+    """Cases begin with the same weights and seeds, so that their episodes are the same, too: they
+    are drawn once. Ranks say nothing to each other meanwhile."""
     drawn: dict[tuple[int, ...], list[Episode]] = {}
 
     def known(engine: Engine, prompts: list[Prompt], seeds: list[int], *args: Any) -> list[Episode]:
@@ -164,7 +206,7 @@ class Runner:
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
         self.judge = Judge()
-        self.job = RLJob(config, out, self.judge, ranks)
+        self.job = RLLoop(config, out, self.judge, ranks)
         self.start = [self._local(p).clone() for p in self.job.update.parameters]
         asked = self.job.prompts.draw(np.random.default_rng([config.seed, 0]), RANKS)
         self.judge.prompts = [p.text for p in asked]
@@ -194,22 +236,30 @@ class Runner:
         with Recorded() as recorded:
             try:
                 metrics = job.step(0)
-                how = ", ".join(f"{k} {v:.4g}" for k, v in sorted(metrics.items()) if "second" not in k)
+                how = ", ".join(
+                    f"{k} {v:.4g}" for k, v in sorted(metrics.items()) if "second" not in k
+                )
             except (InputError, Stopped) as error:
                 how = f"{type(error).__name__}: {error}"
         weights = {name: value.numpy().copy() for name, value in job.shards.weights().items()}
         now = (self._local(p) for p in job.update.parameters)
-        moved = max(float((a - b).abs().max()) for a, b in zip(now, self.start, strict=True) if a.numel())
+        moved = max(
+            float((a - b).abs().max()) for a, b in zip(now, self.start, strict=True) if a.numel()
+        )
         return Ended(recorded.calls, how, weights, moved)
 
 
-def work(rank: int, size: int, store: str, config: RLConfig, cases: Sequence[Case], told: Any) -> None:
+def work(
+    rank: int, size: int, store: str, config: RLConfig, cases: Sequence[Case], told: Any
+) -> None:
     """One process: all cases in turn."""
     torch.set_num_threads(1)
     try:
         if size > 1:
             shared = dist.FileStore(store, size)
-            dist.init_process_group("gloo", store=shared, rank=rank, world_size=size, timeout=timedelta(seconds=SECONDS))
+            dist.init_process_group(
+                "gloo", store=shared, rank=rank, world_size=size, timeout=timedelta(seconds=SECONDS)
+            )
         runner = Runner(config, Path(store).parent / f"{size}-{rank}", Ranks(rank, size, "cpu"))
         for i, case in enumerate(cases):
             told.put((size, rank, i, runner.run(case, config)))
@@ -219,21 +269,26 @@ def work(rank: int, size: int, store: str, config: RLConfig, cases: Sequence[Cas
 
 
 def rolled(config: RLConfig, cases: Sequence[Case]) -> dict[tuple[int, int, int], Ended]:
-    """What every process saw of every case, by (processes, rank, case); case -1 is an end before its time."""
+    """What every process saw of every case, by (processes, rank, case); case -1 is an end before
+    its time."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["secondlook.train.rl", __name__])
+    context.set_forkserver_preload(["secondlook.train.rl.loop", __name__])
     told = context.Queue()
     seen: dict[tuple[int, int, int], Ended] = {}
     with TemporaryDirectory() as folder:
         places = [(0, 1), *((rank, RANKS) for rank in range(RANKS))]
         started = [
-            context.Process(target=work, args=(rank, size, f"{folder}/store", config, cases, told), daemon=True)
+            context.Process(
+                target=work, args=(rank, size, f"{folder}/store", config, cases, told), daemon=True
+            )
             for rank, size in places
         ]
         for process in started:
             process.start()
         try:
-            while len([k for k in seen if k[2] >= 0]) < len(places) * len(cases) and not any(k[2] < 0 for k in seen):
+            while len([k for k in seen if k[2] >= 0]) < len(places) * len(cases) and not any(
+                k[2] < 0 for k in seen
+            ):
                 size, rank, i, ended = told.get(timeout=2 * SECONDS)
                 seen[size, rank, i] = ended
         except queue.Empty:
@@ -252,7 +307,10 @@ def wrong_with(case: Case, ranks: list[Ended], alone: Ended) -> str:
         if other.calls != first.calls:
             pairs = enumerate(zip(other.calls, first.calls, strict=False))
             at = next((n for n, (a, b) in pairs if a != b), min(len(other.calls), len(first.calls)))
-            return f"collective {at} of rank {rank} is not the first rank's ({len(other.calls)} and {len(first.calls)} in all)"
+            return (
+                f"collective {at} of rank {rank} is not the first rank's "
+                f"({len(other.calls)} and {len(first.calls)} in all)"
+            )
         if other.how != first.how:
             return f"rank {rank} ended with {other.how!r} and the first with {first.how!r}"
     ended = first.how.split(":")[0] if first.how.startswith(("Stopped:", "InputError:")) else ""
@@ -260,12 +318,15 @@ def wrong_with(case: Case, ranks: list[Ended], alone: Ended) -> str:
         return f"it ended with {first.how!r}, one process with {alone.how!r}"
     if case.learns != (alone.moved > NEAR):
         return f"one process's weights moved by {alone.moved:.1g}"
-    furthest = max(float(np.abs(first.weights[name] - value).max()) for name, value in alone.weights.items())
+    furthest = max(
+        float(np.abs(first.weights[name] - value).max()) for name, value in alone.weights.items()
+    )
     return f"a weight is {furthest:.1g} away from one process's" if furthest > NEAR else ""
 
 
 _known: dict[str, dict] = {}
-"""Results by settings: recipes for models of two sizes differ in nothing that is left of them here."""
+"""Results by settings: recipes for models of two sizes differ in nothing that is left of them
+here."""
 
 
 def run(
@@ -277,8 +338,8 @@ def run(
     small: str = "mini-base",
     **options: Any,
 ) -> dict:
-    """All cases with ``recipe``'s settings on four processes and on one, with the model ``small``; how many ranks the recipe is
-    for and their ``memory`` do not matter here."""
+    """All cases with ``recipe``'s settings on four processes and on one, with the model ``small``;
+    how many ranks the recipe is for and their ``memory`` do not matter here."""
     config = tiny(config, small, edits(recipe))
     key = f"{config} {cases}"
     if key not in _known:
@@ -289,15 +350,22 @@ def run(
 def compared(config: RLConfig, cases: Sequence[Case]) -> dict:
     """Whether ranks and one process did the same in all cases, and a line on each."""
     seen = rolled(config, cases)
-    early = [f"rank {rank} of {size}: {ended.how}" for (size, rank, i), ended in seen.items() if i < 0]
+    early = [
+        f"rank {rank} of {size}: {ended.how}" for (size, rank, i), ended in seen.items() if i < 0
+    ]
     lines, good = [], True
     for i, case in enumerate(cases):
         ranks_of = [seen[RANKS, rank, i] for rank in range(RANKS) if (RANKS, rank, i) in seen]
         if len(ranks_of) == RANKS and (1, 0, i) in seen:
             wrong = wrong_with(case, ranks_of, seen[1, 0, i])
         else:
-            wrong = f"it did not come to its end ({'; '.join(early) or 'ranks waited for each other'})"
+            wrong = (
+                f"it did not come to its end ({'; '.join(early) or 'ranks waited for each other'})"
+            )
         good = good and not wrong
         calls = len(ranks_of[0].calls) if ranks_of else 0
-        lines.append(f"{case.name}: {wrong or f'{calls} collectives, the same on {RANKS} ranks; weights of one process'}")
+        lines.append(
+            f"{case.name}: "
+            f"{wrong or f'{calls} collectives, the same on {RANKS} ranks; weights of one process'}"
+        )
     return {"name": "order", "peaks": {}, "fits": good, "lines": lines}

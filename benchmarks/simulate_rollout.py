@@ -1,6 +1,6 @@
-"""A rank's rollout of a recipe at full size, without weights: the engine's own scheduler, slots and kept sequences, on torch's
-meta device, where a tensor has a size and no values. Passes of the language model are left out; what they would sample is made
-up."""
+"""A rank's rollout of a recipe at full size, without weights: the engine's own scheduler, slots and
+kept sequences, on torch's meta device, where a tensor has a size and no values. Passes of the
+language model are left out; what they would sample is made up."""
 
 from __future__ import annotations
 
@@ -19,20 +19,22 @@ from transformers import JanusForConditionalGeneration
 from transformers.initialization import no_init_weights
 
 import decode as decode_benchmark
-from secondlook.engine import decode, pictures, rows, step
-from secondlook.engine.decode import Engine
-from secondlook.introspect import Sampling, introspect
-from secondlook.model.janus import Janus
-from secondlook.model.sequence import SPECIALS, Batch, length
-from secondlook.train import plan
-from secondlook.train.rl_config import RLConfig
+from secondlook.engine import engine as decode
+from secondlook.engine import image_codec, model_runner, running_batch
+from secondlook.engine.engine import Engine
+from secondlook.episode import SamplingConfig, run_episodes
+from secondlook.models.janus.model import Janus
+from secondlook.models.janus.template import SPECIALS, Batch, length
+from secondlook.train import memory_plan
+from secondlook.train.rl.config import RLConfig
 from secondlook.types import Prompt, Turn
 
 GIB = 2**30
 SHORT = 16
 """Tokens of the shortest reason, where lengths vary."""
 DRAWING = ("key-value cache", "kept sequences", "pictures")
-"""Rows of the plan that are simulated; the others are weights, which do not change while episodes are drawn."""
+"""Rows of the plan that are simulated; the others are weights, which do not change while episodes
+are drawn."""
 
 
 class Words(decode_benchmark.Words):
@@ -81,19 +83,25 @@ class Log:
         self.yes, self.shortest = yes, shortest
         self.steps = self.places = self.under_way = self.most = 0
         self.kept: weakref.WeakSet = weakref.WeakSet()
-        self.cache: rows.Slots | None = None
+        self.cache: running_batch.Slots | None = None
         self.peak: dict[str, float] = {}
 
     def reason(self, run) -> int:
         """Tokens of a run's verdict with its reason."""
-        return random.Random(run.job.request.seed).randint(min(self.shortest, run.job.steps), run.job.steps)
+        return random.Random(run.job.request.seed).randint(
+            min(self.shortest, run.job.steps), run.job.steps
+        )
 
     def says_yes(self, run) -> bool:
         return random.Random(f"{run.job.request.seed} verdict").random() < self.yes
 
     def held(self) -> dict[str, float]:
         """GiB of the cache and of kept sequences now."""
-        storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for k in self.kept for t in tensors(k.cache)}
+        storages = {
+            t.untyped_storage()._cdata: t.untyped_storage().nbytes()
+            for k in self.kept
+            for t in tensors(k.cache)
+        }
         stored = 0 if self.cache is None else sum(t.nbytes for t in tensors(self.cache.stored))
         return {"key-value cache": stored / GIB, "kept sequences": sum(storages.values()) / GIB}
 
@@ -105,7 +113,7 @@ def tensors(x) -> list[torch.Tensor]:
 def parts(log: Log) -> dict:
     """The engine's classes with what needs values replaced."""
 
-    class SizedRows(rows.Rows):
+    class SizedRows(running_batch.RunningBatch):
         def __init__(self, *args):
             super().__init__(*args)
             log.cache = self.cache
@@ -113,7 +121,9 @@ def parts(log: Log) -> dict:
         def sample(self) -> None:
             for run in self.runs:
                 run.step += 1
-                run.ended = run.job.rule.head == "text" and run.step > log.reason(run)  # noticed a token late
+                run.ended = run.job.sampling_params.head == "text" and run.step > log.reason(
+                    run
+                )  # noticed a token late
 
         def advance(self) -> None:
             log.steps += 1
@@ -125,23 +135,29 @@ def parts(log: Log) -> dict:
             return [self._turn(run) for run in done]
 
         def _turn(self, run) -> Turn:
-            request, rule = run.job.request, run.job.rule
-            if rule.head == "code":
+            request, sampling_params = run.job.request, run.job.sampling_params
+            if sampling_params.head == "code":
                 tokens: tuple[int, ...] = (0,) * run.step
             else:
-                verdict = self.protocol.yes if log.says_yes(run) else self.protocol.no
-                tokens = (verdict, *([len(self.protocol.tokenizer.ids)] * (log.reason(run) - 2)), self.protocol.eos)
-            return Turn(request.kind, request.segments, tokens, (), rule, request.seed, 0.5)
+                verdict = self.template.yes if log.says_yes(run) else self.template.no
+                tokens = (
+                    verdict,
+                    *([len(self.template.tokenizer.ids)] * (log.reason(run) - 2)),
+                    self.template.eos,
+                )
+            return Turn(
+                request.kind, request.segments, tokens, (), sampling_params, request.seed, 0.5
+            )
 
-    class SizedPictures(pictures.Pictures):
+    class SizedPictures(image_codec.ImageCodec):
         def __init__(self, janus: Janus):
             super().__init__(janus)
-            self._late = pictures.STEPS  # as on a GPU
+            self._late = image_codec.STEPS  # as on a GPU
 
         def _finish(self, painting):
             return [(who, Image.new("RGB", (1, 1))) for who, _ in painting.asked]
 
-    class Counted(rows.Kept):
+    class Counted(running_batch.CachedPrefix):
         def __init__(self, *args):
             super().__init__(*args)
             log.kept.add(self)
@@ -167,22 +183,35 @@ def parts(log: Log) -> dict:
 
 def janus_of(size: str, dtype: torch.dtype) -> Janus:
     with torch.device("meta"), no_init_weights():
-        net = JanusForConditionalGeneration._from_config(plan.config_of(size), dtype=dtype).eval()
+        net = JanusForConditionalGeneration._from_config(
+            memory_plan.config_of(size), dtype=dtype
+        ).eval()
     net.generation_config.history = "codes"  # as stage 1 leaves it
     return Janus(net, type("Processor", (), {"tokenizer": Words()})())
 
 
 def rollout(
-    janus: Janus, batch: int, episodes: int, rounds: int, group: int, editing: bool, yes: float, shortest: int
+    janus: Janus,
+    batch: int,
+    episodes: int,
+    rounds: int,
+    group: int,
+    editing: bool,
+    yes: float,
+    shortest: int,
 ) -> tuple[Log, Bytes]:
-    """Serve ``episodes`` of a rank, of which so many form a group; their verdicts are Yes with probability ``yes``, their
-    reasons have ``shortest`` to 48 tokens. Returns what was seen, and the bytes."""
+    """Serve ``episodes`` of a rank, of which so many form a group; their verdicts are Yes with
+    probability ``yes``, their reasons have ``shortest`` to 48 tokens. Returns what was seen, and
+    the bytes."""
     log = Log(yes, shortest)
     counted = Bytes(lambda: log.peak.update(log.held() | {"step": log.steps}))
     replaced, engine = parts(log), Engine(janus, batch)
-    template = length(engine.protocol.draw("a"), janus.n_patches) - 1
+    template = length(engine.template.draw("a"), janus.n_patches) - 1
     source, codes = (Image.new("RGB", (1, 1)), (0,) * janus.n_codes) if editing else (None, ())
-    prompts = [Prompt(f"a{i // group}" + " a" * (plan.PROMPT - template - 1), source, codes) for i in range(episodes)]
+    prompts = [
+        Prompt(f"a{i // group}" + " a" * (memory_plan.PROMPT - template - 1), source, codes)
+        for i in range(episodes)
+    ]
 
     def watched(tasks):
         """Counts those that have begun and not ended."""
@@ -198,39 +227,72 @@ def rollout(
 
     serve = Engine.serve
     with (
-        patch.object(Engine, "serve", lambda engine, tasks, need: serve(engine, watched(tasks), need)),
+        patch.object(
+            Engine, "serve", lambda engine, tasks, need: serve(engine, watched(tasks), need)
+        ),
         patch.object(decode, "Rows", replaced["decode.Rows"]),
         patch.object(decode, "Pictures", replaced["decode.Pictures"]),
-        patch.object(rows, "Kept", replaced["rows.Kept"]),
-        patch.object(rows, "assemble", replaced["rows.assemble"]),
+        patch.object(running_batch, "Kept", replaced["rows.Kept"]),
+        patch.object(running_batch, "assemble", replaced["rows.assemble"]),
         patch.object(Janus, "hidden", replaced["janus.hidden"]),
-        patch.object(step, "joined", step.side_by_side),  # as with weights that FSDP gathered
+        patch.object(
+            model_runner, "joined", model_runner.side_by_side
+        ),  # as with weights that FSDP gathered
         counted,
     ):
-        introspect(engine, prompts, list(range(episodes)), rounds, Sampling(code_top_k=0, text_top_k=0))
+        run_episodes(
+            engine,
+            prompts,
+            list(range(episodes)),
+            rounds,
+            SamplingConfig(code_top_k=0, text_top_k=0),
+        )
     return log, counted
 
 
-def run(recipe: Path, config: RLConfig, ranks: int, memory: float, yes: Sequence[float] = (0.4,), **options) -> dict:
-    """The rollout of one of ``ranks`` GPUs of ``memory`` GiB, for each share of Yes, and where every verdict is No and every
-    reason cut off, so that all episodes are in step (an untrained judge). Peaks are GiB with the weights, the optimizer and the
-    reference as ``plan`` counts them."""
-    model, editing = plan.model_of(recipe, config), plan.edits(recipe)
-    planned = plan.account(plan.sizes(model), config, ranks, editing).rollout
+def run(
+    recipe: Path,
+    config: RLConfig,
+    ranks: int,
+    memory: float,
+    yes: Sequence[float] = (0.4,),
+    **options,
+) -> dict:
+    """The rollout of one of ``ranks`` GPUs of ``memory`` GiB, for each share of Yes, and where
+    every verdict is No and every reason cut off, so that all episodes are in step (an untrained
+    judge). Peaks are GiB with the weights, the optimizer and the reference as ``plan`` counts
+    them."""
+    model, editing = memory_plan.model_of(recipe, config), memory_plan.edits(recipe)
+    planned = memory_plan.account(memory_plan.sizes(model), config, ranks, editing).rollout
     besides = sum(size for name, size in planned.items() if name not in DRAWING) / GIB
     janus = janus_of(model, torch.bfloat16 if config.dtype == "bfloat16" else torch.float32)
     episodes = -(-config.prompts_per_step // ranks) * config.group
     batch = config.at_once or episodes
     peaks, lines = {}, []
-    for share, shortest in (*((share, SHORT) for share in yes), (0.0, plan.REASON)):
-        log, counted = rollout(janus, batch, episodes, config.rounds, config.group, editing, share, shortest)
-        peaks[f"{share:g} yes, reasons of {shortest} tokens and more"] = besides + counted.peak / GIB
+    for share, shortest in (*((share, SHORT) for share in yes), (0.0, memory_plan.REASON)):
+        log, counted = rollout(
+            janus, batch, episodes, config.rounds, config.group, editing, share, shortest
+        )
+        peaks[f"{share:g} yes, reasons of {shortest} tokens and more"] = (
+            besides + counted.peak / GIB
+        )
         at = ", ".join(f"{name} {size:.1f}" for name, size in log.peak.items() if name in DRAWING)
         lines.append(
-            f"{share:.0%} Yes, reasons of {shortest} tokens and more: {besides + counted.peak / GIB:.1f} GiB at step "
-            f"{log.peak['step']} of {log.steps} ({at}, all else {besides:.1f}); {log.most} episodes under way, "
+            f"{share:.0%} Yes, reasons of {shortest} tokens and more: "
+            f"{besides + counted.peak / GIB:.1f} GiB at step "
+            f"{log.peak['step']} of {log.steps} ({at}, all else {besides:.1f}); {log.most} "
+            "episodes under way, "
             f"{log.places / log.steps:.1f} of {batch} places in use"
         )
     most, foretold = max(peaks.values()), sum(planned.values()) / GIB
-    lines.append(f"rollout: at most {most:.1f} GiB a rank; plan says {foretold:.1f} ({foretold / most - 1:+.0%})")
-    return {"name": "rollout", "peaks": peaks, "plan": foretold, "fits": most + plan.SPARE / GIB <= memory, "lines": lines}
+    lines.append(
+        f"rollout: at most {most:.1f} GiB a rank; plan says {foretold:.1f} "
+        f"({foretold / most - 1:+.0%})"
+    )
+    return {
+        "name": "rollout",
+        "peaks": peaks,
+        "plan": foretold,
+        "fits": most + memory_plan.SPARE / GIB <= memory,
+        "lines": lines,
+    }

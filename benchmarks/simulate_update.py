@@ -1,8 +1,10 @@
-"""The update of a recipe at its full size, without weights: the job's own code under FSDP2, on a process group that moves
-nothing, with tensors that have a shape and no numbers. What a rank holds is counted as tensors come and go.
+"""The update of a recipe at its full size, without weights: the job's own code under FSDP2, on a
+process group that moves nothing, with tensors that have a shape and no numbers. What a rank holds
+is counted as tensors come and go.
 
-As on a GPU: attention by the flash kernel for sequences of many lengths, the optimizer over lists of tensors (foreach). As in
-``plan``, fragments and the CUDA context are not counted. A reference in the CPU's memory is counted as if it lay on the device.
+As on a GPU: attention by the flash kernel for sequences of many lengths, the optimizer over lists
+of tensors (foreach). As in ``plan``, fragments and the CUDA context are not counted. A reference in
+the CPU's memory is counted as if it lay on the device.
 """
 
 from __future__ import annotations
@@ -29,22 +31,22 @@ from torch.utils._python_dispatch import _disable_current_modes
 from transformers import JanusConfig, JanusForConditionalGeneration, JanusProcessor
 from transformers.initialization import no_init_weights
 
-from secondlook.data.pair import Example, Scored
-from secondlook.model import packed
-from secondlook.model.janus import Janus
-from secondlook.model.sequence import Protocol
-from secondlook.model.shipped import locate
-from secondlook.rewards.base import Score
-from secondlook.train import plan
-from secondlook.train.batch import Row, idle_row, rows_of
-from secondlook.train.critic import Critic
-from secondlook.train.memory import checkpointed
-from secondlook.train.plan import GIB, PROMPT, REASON, SPARE
-from secondlook.train.ranks import Ranks
-from secondlook.train.rl import RLJob
-from secondlook.train.rl_config import RLConfig
+from secondlook.data.sft_dataset import Example, Scored
+from secondlook.models import packing
+from secondlook.models.janus.model import Janus
+from secondlook.models.janus.template import ChatTemplate
+from secondlook.models.shipped import locate
+from secondlook.rewards.reward import Score
+from secondlook.train import memory_plan
+from secondlook.train.activation_checkpointing import activation_checkpointing
+from secondlook.train.distributed import Ranks
+from secondlook.train.memory_plan import GIB, PROMPT, REASON, SPARE
+from secondlook.train.optim import Update
+from secondlook.train.rl.config import RLConfig
+from secondlook.train.rl.critic import Critic
+from secondlook.train.rl.loop import RLLoop
+from secondlook.train.rl.minibatch import Row, idle_row, rows_of
 from secondlook.train.sft import Batch, SFTConfig, SFTJob
-from secondlook.train.update import Update
 from secondlook.types import Turn
 
 T = TypeVar("T")
@@ -75,8 +77,8 @@ class _NoModules:
 
 
 class Memory(MemTracker):
-    """Counts the bytes of all tensors that are made inside. A number read from a tensor that has none is 1, and a mask picks
-    every place: what depends on values is counted at its most."""
+    """Counts the bytes of all tensors that are made inside. A number read from a tensor that has
+    none is 1, and a mask picks every place: what depends on values is counted at its most."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,7 +93,13 @@ class Memory(MemTracker):
             if func is torch.ops.aten.equal.default:
                 return True
             if func is torch.ops.aten.index.Tensor:
-                args = (args[0], [i if i is None or i.dtype != torch.bool else i.long().flatten() for i in args[1]])
+                args = (
+                    args[0],
+                    [
+                        i if i is None or i.dtype != torch.bool else i.long().flatten()
+                        for i in args[1]
+                    ],
+                )
         return super().__torch_dispatch__(func, types, args, kwargs)
 
     @property
@@ -100,11 +108,17 @@ class Memory(MemTracker):
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Note the peak inside under this name, where it is the phase's highest. Phases may lie in one another."""
-        before, self._peak_mem = self._peak_mem, {device: snap["Total"] for device, snap in self._curr_mem_snap.items()}
+        """Note the peak inside under this name, where it is the phase's highest. Phases may lie in
+        one another."""
+        before, self._peak_mem = (
+            self._peak_mem,
+            {device: snap["Total"] for device, snap in self._curr_mem_snap.items()},
+        )
         yield
         self.peaks[name] = max(self.peaks.get(name, 0.0), sum(self._peak_mem.values()) / GIB)
-        self._peak_mem = {device: max(most, before.get(device, 0)) for device, most in self._peak_mem.items()}
+        self._peak_mem = {
+            device: max(most, before.get(device, 0)) for device, most in self._peak_mem.items()
+        }
 
     def watch(self, owner: Any, method: str, name: str) -> None:
         """Every call of that method is a phase."""
@@ -119,12 +133,14 @@ class Memory(MemTracker):
 
 @contextmanager
 def weightless(config: JanusConfig, ranks: int, flash: bool) -> Iterator[Memory]:
-    """Inside, ``Janus.load`` gives a model of that config without weights, ``ranks`` processes are pretended, and what is held
-    is counted."""
+    """Inside, ``Janus.load`` gives a model of that config without weights, ``ranks`` processes are
+    pretended, and what is held is counted."""
 
     def model(*args: Any, **kwargs: Any) -> Janus:
         with no_init_weights():
-            net = JanusForConditionalGeneration._from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+            net = JanusForConditionalGeneration._from_config(
+                config, dtype=torch.float32, attn_implementation="sdpa"
+            )
         return Janus(net.eval(), JanusProcessor.from_pretrained(locate("mini-base")))
 
     def mesh(*args: Any, **kwargs: Any) -> Any:
@@ -137,35 +153,43 @@ def weightless(config: JanusConfig, ranks: int, flash: bool) -> Iterator[Memory]
     to_list, to_array = Tensor.tolist, Tensor.numpy
     changes = (
         patch.object(Janus, "load", model),
-        patch("secondlook.train.shard.init_device_mesh", mesh),
+        patch("secondlook.train.sharding.init_device_mesh", mesh),
         patch.object(torch.nn.Module, "to", lambda module, *args, **kwargs: module),
-        patch.object(Tensor, "tolist", lambda x: zeros(x).tolist() if isinstance(x, FakeTensor) else to_list(x)),
-        patch.object(Tensor, "numpy", lambda x: zeros(x) if isinstance(x, FakeTensor) else to_array(x)),
-        patch.object(packed, "flash_works", lambda *args: flash),
+        patch.object(
+            Tensor,
+            "tolist",
+            lambda x: zeros(x).tolist() if isinstance(x, FakeTensor) else to_list(x),
+        ),
+        patch.object(
+            Tensor, "numpy", lambda x: zeros(x) if isinstance(x, FakeTensor) else to_array(x)
+        ),
+        patch.object(packing, "flash_works", lambda *args: flash),
         # what DTensor makes to learn shapes must not be counted: it takes a mode of its own for it
         patch("torch.distributed.tensor._sharding_prop.detect_fake_mode", lambda *args: None),
-        patch("torch.optim.adam._default_to_fused_or_foreach", lambda *args, **kwargs: (False, True)),
+        patch(
+            "torch.optim.adam._default_to_fused_or_foreach", lambda *args, **kwargs: (False, True)
+        ),
     )
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
     try:
         with ExitStack() as stack:
             for change in changes:
                 stack.enter_context(change)
-            packed._ends.cache_clear()
+            packing._ends.cache_clear()
             stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
             yield stack.enter_context(Memory())
     finally:
-        packed._ends.cache_clear()
+        packing._ends.cache_clear()
         dist.destroy_process_group()
 
 
 # --- what the job is given ---------------------------------------------------------------------------------------------------
 
 
-def prompt_of(protocol: Protocol, tokens: int) -> str:
+def prompt_of(template: ChatTemplate, tokens: int) -> str:
     """A text that fills a prompt's template to so many tokens."""
     text = "star"
-    while len(protocol.draw(text)[1].ids) < tokens:  # type: ignore[union-attr]
+    while len(template.draw(text)[1].ids) < tokens:  # type: ignore[union-attr]
         text += " star"
     return text
 
@@ -174,25 +198,28 @@ def picture(janus: Janus) -> Image.Image:
     return Image.new("RGB", (janus.image_size, janus.image_size))
 
 
-def longest_turns(job: RLJob, editing: bool) -> tuple[Turn, Turn]:
+def longest_turns(job: RLLoop, editing: bool) -> tuple[Turn, Turn]:
     """The last drawing and the last verdict of an episode that never said Yes."""
-    janus, protocol, sampling = job.janus, job.engine.protocol, job.sampling
-    prompt, history = prompt_of(protocol, PROMPT), job.config.rounds - 1
-    codes, reason = (1,) * janus.n_codes, (protocol.no,) * (REASON - 1) + (protocol.eos,)
+    janus, template, sampling = job.janus, job.engine.template, job.sampling
+    prompt, history = prompt_of(template, PROMPT), job.config.rounds - 1
+    codes, reason = (1,) * janus.n_codes, (template.no,) * (REASON - 1) + (template.eos,)
     source = codes if editing else ()
     if history:
-        segments = protocol.redraw(prompt, [codes] * history, [reason] * history, source)
+        segments = template.redraw(prompt, [codes] * history, [reason] * history, source)
     else:
-        segments = protocol.edit(source, prompt) if editing else protocol.draw(prompt)
-    drawn = Turn("redraw", segments, codes, (-1.0,) * len(codes), sampling.draw_rule(editing), 0)
+        segments = template.edit(source, prompt) if editing else template.draw(prompt)
+    drawn = Turn("redraw", segments, codes, (-1.0,) * len(codes), sampling.draw_params(editing), 0)
     pictures = [picture(janus) for _ in range(history + 1)]
-    segments = protocol.judge(prompt, pictures, [reason] * history, picture(janus) if editing else None)
-    rule = sampling.judge_rule(protocol.yes, protocol.no)
-    return drawn, Turn("judge", segments, reason, (-1.0,) * len(reason), rule, 0)
+    segments = template.judge(
+        prompt, pictures, [reason] * history, picture(janus) if editing else None
+    )
+    sampling_params = sampling.judge_params(template.yes, template.no)
+    return drawn, Turn("judge", segments, reason, (-1.0,) * len(reason), sampling_params, 0)
 
 
 def optimizer_step(update: Update, memory: Memory) -> None:
-    """The first step, which leaves the optimizer's state; later ones only clear gradients, for they hold no more."""
+    """The first step, which leaves the optimizer's state; later ones only clear gradients, for they
+    hold no more."""
     fill_gradients(update)
     with memory.phase("optimizer"):
         update.step(1e-6)
@@ -212,20 +239,33 @@ def fill_gradients(update: Update) -> None:
 
 
 def update_rl(config: RLConfig, ranks: int, memory: Memory, editing: bool) -> None:
-    """A step's learning from one micro-batch of drawn and from one of written turns, each as a later one of its minibatch."""
-    config = replace(config, model="mini-base", prompts="", canaries="", device="cpu", least_separation=0.0)
+    """A step's learning from one micro-batch of drawn and from one of written turns, each as a
+    later one of its minibatch."""
+    config = replace(
+        config, model="mini-base", prompts="", canaries="", device="cpu", least_separation=0.0
+    )
     parts = config.minibatches
     config = replace(config, minibatches=1, epochs=1, value_epochs=1)
-    job = RLJob(config, Path(), lambda items: [Score(1.0, True, "") for _ in items], Alike(0, ranks, "cpu"))
+    job = RLLoop(
+        config, Path(), lambda items: [Score(1.0, True, "") for _ in items], Alike(0, ranks, "cpu")
+    )
     optimizer_step(job.update, memory)
     memory.watch(job, "with_reference", "reference")
     turns = longest_turns(job, editing)
     rows = [
-        rows_of([turn] * config.micro, [1.0] * config.micro, config.reduction, job.janus.n_codes, [1.0] * config.micro)
+        rows_of(
+            [turn] * config.micro,
+            [1.0] * config.micro,
+            config.reduction,
+            job.janus.n_codes,
+            [1.0] * config.micro,
+        )
         for turn in turns
     ]
-    job.idle = {turn.rule.head: idle_row(turn) for turn in turns}
-    states = teach_critic(job, job.critic, memory, rows, parts) if job.critic is not None else []  # held to the step's end
+    job.idle = {turn.sampling_params.head: idle_row(turn) for turn in turns}
+    states = (
+        teach_critic(job, job.critic, memory, rows, parts) if job.critic is not None else []
+    )  # held to the step's end
     minibatch = job.minibatch
 
     def later(*args: Any, **kwargs: Any) -> Any:
@@ -233,10 +273,10 @@ def update_rl(config: RLConfig, ranks: int, memory: Memory, editing: bool) -> No
         return minibatch(*args, **kwargs)
 
     for name, part in zip(("drawn turns", "written turns"), rows, strict=True):
-        job.idle = {part[0].turn.rule.head: idle_row(part[0].turn)}
+        job.idle = {part[0].turn.sampling_params.head: idle_row(part[0].turn)}
         job.minibatch = later  # type: ignore[method-assign]
         memory.watch(job, "minibatch", name)
-        with checkpointed(job.janus, config.checkpointing):
+        with activation_checkpointing(job.janus, config.checkpointing):
             job.learn(np.random.default_rng(0), part, len(part), 1e-6, config.value_warmup)
     del states
 
@@ -246,22 +286,31 @@ def storages(tensors: list[Tensor]) -> int:
     return sum({s._cdata: s.nbytes() for s in map(Tensor.untyped_storage, tensors)}.values())
 
 
-def teach_critic(job: RLJob, critic: Critic, memory: Memory, rows: list[list[Row]], minibatches: int) -> list[Tensor]:
-    """The value head learns from a minibatch of its full size. Returns the states of all of a step's turns: passes are made for
-    one micro-batch of a kind, and what it leaves is taken as often as there are turns."""
+def teach_critic(
+    job: RLLoop, critic: Critic, memory: Memory, rows: list[list[Row]], minibatches: int
+) -> list[Tensor]:
+    """The value head learns from a minibatch of its full size. Returns the states of all of a
+    step's turns: passes are made for one micro-batch of a kind, and what it leaves is taken as
+    often as there are turns."""
     c, width = job.config, job.janus.net.config.text_config.hidden_size
     n = c.prompts_per_step // job.ranks.size * c.group * c.rounds
     all_rows: list[Row] = []
     all_states: list[Tensor] = []
     for part in rows:
         with memory.phase("states of turns"):
-            found = job.score_before({row.index: row for row in part}, [[row.index for row in part]])
+            found = job.score_before(
+                {row.index: row for row in part}, [[row.index for row in part]]
+            )
         some = list(found.values())
-        columns = storages(some) // sum(map(len, some)) // some[0].itemsize  # where its twin's are held too, twice the width
+        columns = (
+            storages(some) // sum(map(len, some)) // some[0].itemsize
+        )  # where its twin's are held too, twice the width
         size = len(part[0].turn.tokens)
         all_states += torch.empty(n * size, columns, dtype=some[0].dtype)[:, :width].split(size)
         told = (1.0,) * size
-        all_rows += [replace(part[0], values=told, targets=told, index=len(all_rows) + i) for i in range(n)]
+        all_rows += [
+            replace(part[0], values=told, targets=told, index=len(all_rows) + i) for i in range(n)
+        ]
         del found, some
     memory.peaks["states of turns"] += storages(all_states) / GIB
     picks = np.array_split(np.random.default_rng(0).permutation(2 * n), minibatches)[0].tolist()
@@ -271,13 +320,18 @@ def teach_critic(job: RLJob, critic: Critic, memory: Memory, rows: list[list[Row
 
 
 def update_sft(config: SFTConfig, ranks: int, memory: Memory, editing: bool) -> None:
-    """One micro-batch a rank of each of the tasks, each as a later one of its step, with pictures that were not encoded yet."""
+    """One micro-batch a rank of each of the tasks, each as a later one of its step, with pictures
+    that were not encoded yet."""
     everyone = config.micro * ranks
     config = replace(config, device="cpu", data=[], workers=0, batch=everyone)
     with patch("secondlook.train.sft.Pool", lambda *args, **kwargs: SimpleNamespace(unused="")):
         job = SFTJob(config, Alike(0, ranks, "cpu"))
     optimizer_step(job.update, memory)
-    prompt, reason, side = prompt_of(job.protocol, PROMPT), "No," + " star" * (REASON - 3), job.janus.image_size
+    prompt, reason, side = (
+        prompt_of(job.template, PROMPT),
+        "No," + " star" * (REASON - 3),
+        job.janus.image_size,
+    )
     numbers = count()
 
     def scored() -> Scored:
@@ -285,7 +339,10 @@ def update_sft(config: SFTConfig, ranks: int, memory: Memory, editing: bool) -> 
 
     def examples(earlier: int) -> list[Example]:
         source = scored() if editing else None
-        return [Example(prompt, tuple(scored() for _ in range(earlier)), scored(), source) for _ in range(config.micro)]
+        return [
+            Example(prompt, tuple(scored() for _ in range(earlier)), scored(), source)
+            for _ in range(config.micro)
+        ]
 
     def kept(examples: list[Example]) -> list[tuple[Example, bool]]:
         return [(e, False) for e in examples]
@@ -306,24 +363,39 @@ def update_sft(config: SFTConfig, ranks: int, memory: Memory, editing: bool) -> 
 # --- the part ----------------------------------------------------------------------------------------------------------------
 
 
-def run(recipe: Path, config: RLConfig | SFTConfig, ranks: int, memory: float, model: str = "", **options: Any) -> dict:
-    """Peaks in GiB of one update of ``recipe`` on each of ``ranks`` GPUs of ``memory`` GiB, beside the plan's account.
-    ``model``: "1b", "7b" or a checkpoint; default: what the recipe's name says."""
-    model, editing = model or plan.model_of(recipe, config), plan.edits(recipe)
+def run(
+    recipe: Path,
+    config: RLConfig | SFTConfig,
+    ranks: int,
+    memory: float,
+    model: str = "",
+    **options: Any,
+) -> dict:
+    """Peaks in GiB of one update of ``recipe`` on each of ``ranks`` GPUs of ``memory`` GiB, beside
+    the plan's account. ``model``: "1b", "7b" or a checkpoint; default: what the recipe's name
+    says."""
+    model, editing = model or memory_plan.model_of(recipe, config), memory_plan.edits(recipe)
     flash = config.device.startswith("cuda") and config.dtype == "bfloat16"
-    with weightless(plan.config_of(model), ranks, flash) as held:
+    with weightless(memory_plan.config_of(model), ranks, flash) as held:
         if isinstance(config, RLConfig):
             update_rl(config, ranks, held, editing)
         else:
             update_sft(config, ranks, held, editing)
     most = max(held.peaks, key=held.peaks.__getitem__)
-    planned = sum(plan.account(plan.sizes(model), config, ranks, editing).update.values()) / GIB
+    planned = (
+        sum(memory_plan.account(memory_plan.sizes(model), config, ranks, editing).update.values())
+        / GIB
+    )
     lines = [f"{name}: {peak:.2f} GiB" for name, peak in held.peaks.items()]
     lines.append(
-        f"most: {held.peaks[most]:.1f} GiB a rank ({most}); plan: {planned:.1f} GiB ({planned / held.peaks[most] - 1:+.0%})"
+        f"most: {held.peaks[most]:.1f} GiB a rank ({most}); plan: {planned:.1f} GiB "
+        f"({planned / held.peaks[most] - 1:+.0%})"
     )
     if "value head" in held.peaks:
-        lines.append("states of turns are of two micro-batches, times their number; all else is counted from passes")
+        lines.append(
+            "states of turns are of two micro-batches, times their number; all else is counted "
+            "from passes"
+        )
     return {
         "name": "update",
         "peaks": held.peaks,

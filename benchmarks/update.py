@@ -1,12 +1,13 @@
-"""The update of RL, two ways in one run: as the public code computes it, and as it is here. Forward and backward of one
-micro-batch of drawing turns (guidance 5) and one of judging turns (a seen image and a short answer each); no optimizer.
+"""The update of RL, two ways in one run: as the public code computes it, and as it is here. Forward
+and backward of one micro-batch of drawing turns (guidance 5) and one of judging turns (a seen image
+and a short answer each); no optimizer.
 
     python benchmarks/update.py --device cpu --json out/update.json
     python benchmarks/update.py --device cuda --size 1b --dtype bfloat16 --json out/update.json
 
-The public way pads the rows to one length, runs the head over every position of every row (drawing: of both twins, mixed after
-it) and takes the log-softmax of everything. Losses and gradients must be equal. Memory is the peak beyond weights and
-gradients.
+The public way pads the rows to one length, runs the head over every position of every row (drawing:
+of both twins, mixed after it) and takes the log-softmax of everything. Losses and gradients must be
+equal. Memory is the peak beyond weights and gradients.
 """
 
 import argparse
@@ -21,66 +22,88 @@ from PIL import Image
 from rich.console import Console
 
 from decode import SIZES, clock, new_janus, texts, watch
-from secondlook.engine.decode import Engine
-from secondlook.files import versions, write_json
-from secondlook.model import policy
-from secondlook.model.janus import Janus
-from secondlook.model.sequence import assemble, length
-from secondlook.train.batch import pack, rows_of, total_weight
-from secondlook.train.loss import policy_loss
-from secondlook.train.memory import checkpointed
-from secondlook.train.update import freeze
-from secondlook.types import Draw, Rule, Text, Turn
+from secondlook.engine.engine import Engine
+from secondlook.io import versions, write_json
+from secondlook.models import sampling
+from secondlook.models.janus.model import Janus
+from secondlook.models.janus.template import assemble, length
+from secondlook.train.activation_checkpointing import activation_checkpointing
+from secondlook.train.optim import freeze
+from secondlook.train.rl.losses import policy_loss
+from secondlook.train.rl.minibatch import pack, rows_of, total_weight
+from secondlook.types import ImageCodes, SamplingParams, TokenIds, Turn
 
 
 def turns(janus: Janus, kind: str, n: int, args) -> list[Turn]:
     """Turns that were not sampled: any tokens will do."""
-    protocol, rng = Engine(janus).protocol, np.random.default_rng(0)
+    template, rng = Engine(janus).template, np.random.default_rng(0)
     found = []
     for i, text in enumerate(texts(n)):
         if kind == "image":
             tokens = tuple(rng.integers(0, 16384, args.codes).tolist())
-            segments, rule = protocol.draw(text), Rule("code", args.guidance)
+            segments, sampling_params = template.draw(text), SamplingParams("code", args.guidance)
         else:
-            picture = Image.fromarray(rng.integers(0, 255, (janus.image_size, janus.image_size, 3), dtype=np.uint8))
+            picture = Image.fromarray(
+                rng.integers(0, 255, (janus.image_size, janus.image_size, 3), dtype=np.uint8)
+            )
             size = int(rng.integers(args.reason // 2, args.reason + 1))
-            tokens = (protocol.yes, *rng.integers(10, 100, size - 1).tolist())
-            segments, rule = protocol.judge(text, [picture], []), Rule("text")
-        found.append(Turn("draw" if kind == "image" else "judge", segments, tokens, (-1.0,) * len(tokens), rule, i))
+            tokens = (template.yes, *rng.integers(10, 100, size - 1).tolist())
+            segments, sampling_params = template.judge(text, [picture], []), SamplingParams("text")
+        found.append(
+            Turn(
+                "draw" if kind == "image" else "judge",
+                segments,
+                tokens,
+                (-1.0,) * len(tokens),
+                sampling_params,
+                i,
+            )
+        )
     return found
 
 
-def public(janus: Janus, protocol, turns: list[Turn]) -> torch.Tensor:
+def public(janus: Janus, template, turns: list[Turn]) -> torch.Tensor:
     """Log-probabilities of all turns' tokens, one turn behind another."""
-    rule, n = turns[0].rule, len(turns)
-    drawing = rule.head == "code"
-    done = [Draw(t.tokens) if drawing else Text(t.tokens) for t in turns]
+    sampling_params, n = turns[0].sampling_params, len(turns)
+    drawing = sampling_params.head == "code"
+    done = [ImageCodes(t.tokens) if drawing else TokenIds(t.tokens) for t in turns]
     rows = [(*t.segments, d) for t, d in zip(turns, done, strict=True)]
     if drawing:
-        rows += [(*protocol.unconditional(t.segments), d) for t, d in zip(turns, done, strict=True)]
-    hidden = janus.net.model.language_model(inputs_embeds=assemble(janus, rows).embeds, use_cache=False).last_hidden_state
+        rows += [(*template.unconditional(t.segments), d) for t, d in zip(turns, done, strict=True)]
+    hidden = janus.net.model.language_model(
+        inputs_embeds=assemble(janus, rows).embeds, use_cache=False
+    ).last_hidden_state
     logits = (janus.code_logits(hidden) if drawing else janus.text_logits(hidden)).float()
     if drawing:
-        logits = logits[n:] + rule.guidance * (logits[:n] - logits[n:])
+        logits = logits[n:] + sampling_params.guidance * (logits[:n] - logits[n:])
     log_probs = logits[:, :-1].log_softmax(-1)
     found = []
     for i, turn in enumerate(turns):
         start = length(turn.segments, janus.n_patches) - 1
         tokens = torch.tensor(turn.tokens, device=log_probs.device)
-        found.append(log_probs[i, start : start + len(tokens)].gather(-1, tokens[:, None]).squeeze(-1))
+        found.append(
+            log_probs[i, start : start + len(tokens)].gather(-1, tokens[:, None]).squeeze(-1)
+        )
     return torch.cat(found)
 
 
-def ours(janus: Janus, protocol, turns: list[Turn]) -> torch.Tensor:
-    return policy.score(janus, protocol, turns)
+def ours(janus: Janus, template, turns: list[Turn]) -> torch.Tensor:
+    return sampling.score(janus, template, turns)
 
 
-def update(way: Callable, janus: Janus, protocol, turns: list[Turn]) -> tuple[float, torch.Tensor]:
+def update(way: Callable, janus: Janus, template, turns: list[Turn]) -> tuple[float, torch.Tensor]:
     """Loss and log-probabilities; gradients are left in the weights."""
     rows = rows_of(turns, [1.0 if i % 2 else -1.0 for i in range(len(turns))], "turn")
     [batch] = pack(rows, len(rows), janus.device)
-    logp = way(janus, protocol, batch.turns)
-    out = policy_loss(logp, logp.detach() - 0.05, logp.detach() + 0.05, batch.advantage, batch.weight, total_weight(rows))
+    logp = way(janus, template, batch.turns)
+    out = policy_loss(
+        logp,
+        logp.detach() - 0.05,
+        logp.detach() + 0.05,
+        batch.advantage,
+        batch.weight,
+        total_weight(rows),
+    )
     out.loss.backward()
     return float(out.loss.detach()), logp.detach()
 
@@ -89,7 +112,8 @@ M_MMAP_THRESHOLD = -3
 
 
 def settle(device: str, exactly: bool) -> None:
-    """Give freed memory back, so that a peak is seen; ``exactly``: from now on also what is freed in between, at a cost."""
+    """Give freed memory back, so that a peak is seen; ``exactly``: from now on also what is freed
+    in between, at a cost."""
     if device == "cpu":
         libc = ctypes.CDLL(None)
         libc.malloc_trim(0)
@@ -108,7 +132,7 @@ def distance(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> float:
 
 
 def compare(janus: Janus, kind: str, n: int, args, console: Console) -> dict:
-    protocol, asked = Engine(janus).protocol, turns(janus, kind, n, args)
+    template, asked = Engine(janus).template, turns(janus, kind, n, args)
     parameters = [p for p in janus.net.parameters() if p.requires_grad]
     for p in parameters:
         p.grad = torch.zeros_like(p)
@@ -124,8 +148,11 @@ def compare(janus: Janus, kind: str, n: int, args, console: Console) -> dict:
             settle(args.device, exactly=not turn)
             peak, start = watch(args.device), clock(args.device)
             how = args.checkpointing if way == "ours" else "none"
-            with console.status(f"{kind}, {way}, {turn} of {args.repeat}"), checkpointed(janus, how):
-                found[way] = update(ways[way], janus, protocol, asked)
+            with (
+                console.status(f"{kind}, {way}, {turn} of {args.repeat}"),
+                activation_checkpointing(janus, how),
+            ):
+                found[way] = update(ways[way], janus, template, asked)
             if turn:
                 seconds[way].append(clock(args.device) - start)
             else:
@@ -149,7 +176,9 @@ def compare(janus: Janus, kind: str, n: int, args, console: Console) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--size", choices=SIZES)
     parser.add_argument("--layers", type=int, default=6)
@@ -159,7 +188,12 @@ def main() -> None:
     parser.add_argument("--reason", type=int, default=32, help="most tokens of an answer")
     parser.add_argument("--turns", type=int, default=4)
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--checkpointing", choices=("none", "selective", "full"), default="selective", help="of ours")
+    parser.add_argument(
+        "--checkpointing",
+        choices=("none", "selective", "full"),
+        default="selective",
+        help="of ours",
+    )
     parser.add_argument("--guidance", type=float, default=5.0)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--json", type=Path)
@@ -169,9 +203,11 @@ def main() -> None:
     result = {kind: compare(janus, kind, args.turns, args, console) for kind in ("image", "text")}
     for kind, row in result.items():
         console.print(
-            f"{kind}: {row['speedup']:.2f} times as fast [{row['speedup_spread'][0]:.2f}, {row['speedup_spread'][1]:.2f}], "
+            f"{kind}: {row['speedup']:.2f} times as fast [{row['speedup_spread'][0]:.2f}, "
+            f"{row['speedup_spread'][1]:.2f}], "
             f"{row['memory_ratio']:.2f} of the memory ({row['peak_memory']['public'] / 1e9:.2f} -> "
-            f"{row['peak_memory']['ours'] / 1e9:.2f} GB); log-probabilities differ by {row['largest_logprob_difference']:.1e}, "
+            f"{row['peak_memory']['ours'] / 1e9:.2f} GB); log-probabilities differ by "
+            f"{row['largest_logprob_difference']:.1e}, "
             f"gradients by {row['gradient_difference']:.1e}"
         )
     if args.json:

@@ -1,4 +1,5 @@
-"""Shared fixtures: a tiny untrained Janus (real classes, real tokenizer), and the benchmark files where they are at hand."""
+"""Shared fixtures: a tiny untrained Janus (real classes, real tokenizer), and the benchmark files
+where they are at hand."""
 
 import os
 import shutil
@@ -19,7 +20,7 @@ BENCHMARKS = Path(__file__).parents[2] / "shared" / "benchmarks"
 def quick_intervals(monkeypatch, request):
     """A twentieth of the resamples, where intervals are not what is tested."""
     if "resampled" not in request.node.name:
-        monkeypatch.setattr("secondlook.bench.base.RESAMPLES", 100)
+        monkeypatch.setattr("secondlook.evals.intervals.RESAMPLES", 100)
 
 
 @pytest.fixture(scope="session")
@@ -31,10 +32,16 @@ def benchmarks() -> Path:
 
 @pytest.fixture(scope="session")
 def official_folder(tmp_path_factory) -> Path:
-    """A checkpoint in the original layout, made from names; what the original code answers with it is recorded."""
+    """A checkpoint in the original layout, made from names; what the original code answers with it
+    is recorded."""
     folder = tmp_path_factory.mktemp("official") / "checkpoint"
     shutil.copytree(GOLDEN / "official_tiny" / "tokenizer", folder)
-    make = [sys.executable, str(GOLDEN / "make_weights.py"), str(GOLDEN / "official_tiny"), str(folder)]
+    make = [
+        sys.executable,
+        str(GOLDEN / "make_weights.py"),
+        str(GOLDEN / "official_tiny"),
+        str(folder),
+    ]
     subprocess.run(make, check=True, capture_output=True)
     return folder
 
@@ -60,6 +67,6 @@ def janus(parts):
 
 @pytest.fixture(scope="session")
 def engine(janus):
-    from secondlook.engine.decode import Engine
+    from secondlook.engine.engine import Engine
 
     return Engine(janus)

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from secondlook.rewards.ask import PROBE
+from secondlook.llm.client import PROBE
 
 FAULTS = ("500", "503", "429", "hang", "half", "html", "wrong json", "drip", "close")
 UNREADABLE = ("no logprobs", "no verdict")
@@ -21,13 +21,20 @@ def truth(text: str) -> float:
 
 
 class Judge(ThreadingHTTPServer):
-    """Serves ``/v1/chat/completions``. Each question meets up to ``most`` faults in a row before it is answered; a question
-    with "hopeless" in it is never answered."""
+    """Serves ``/v1/chat/completions``. Each question meets up to ``most`` faults in a row before it
+    is answered; a question with "hopeless" in it is never answered."""
 
     daemon_threads = True
     request_queue_size = 512
 
-    def __init__(self, faults=FAULTS, most: int = 3, hang: float = 5.0, share: float = 0.5, text="a sentence."):
+    def __init__(
+        self,
+        faults=FAULTS,
+        most: int = 3,
+        hang: float = 5.0,
+        share: float = 0.5,
+        text="a sentence.",
+    ):
         super().__init__(("127.0.0.1", 0), Handler)
         self.faults, self.most, self.hang, self.share, self.text = faults, most, hang, share, text
         self.tried, self.answered, self.met = Counter(), Counter(), Counter()
@@ -54,7 +61,9 @@ class Judge(ThreadingHTTPServer):
             self.tried[key] += 1
             n = self.tried[key]
             bad = seed % 1000 < 1000 * self.share and n <= 1 + seed // 1000 % self.most
-            found = self.faults[(seed + n) % len(self.faults)] if "hopeless" in text or bad else None
+            found = (
+                self.faults[(seed + n) % len(self.faults)] if "hopeless" in text or bad else None
+            )
             self.met[found] += 1
         return found
 
@@ -120,7 +129,11 @@ class Handler(BaseHTTPRequestHandler):
         if not asked.get("logprobs"):
             if text.startswith("Split"):
                 number = re.search(r"number (\d+)", text)[1]
-                return {"message": {"content": f'Here: ["Is it number {number}?", "Is it like number 100?"]'}}
+                return {
+                    "message": {
+                        "content": f'Here: ["Is it number {number}?", "Is it like number 100?"]'
+                    }
+                }
             return {"message": {"content": self.server.text}}
         p = truth(text) * 0.9
         return logprobs([("Yes", p * 2 / 3), (" yes", p / 3), ("No", 0.9 - p), ("perhaps", 0.1)])
@@ -130,4 +143,7 @@ def logprobs(likely: list) -> dict:
     import math
 
     tops = [{"token": t, "logprob": math.log(p) if p > 0 else -9999.0} for t, p in likely]
-    return {"message": {"content": likely[0][0]}, "logprobs": {"content": [{"token": likely[0][0], "top_logprobs": tops}]}}
+    return {
+        "message": {"content": likely[0][0]},
+        "logprobs": {"content": [{"token": likely[0][0], "top_logprobs": tops}]},
+    }

@@ -1,4 +1,5 @@
-"""A job's configuration: a TOML file and ``--set key=value``, checked against the job's dataclass."""
+"""A job's configuration: a TOML file and ``--set key=value``, checked against the job's
+dataclass."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
-from secondlook.files import finite, is_file, read_text
+from secondlook.io import finite, is_file, read_text
 from secondlook.types import InputError
 
 T = TypeVar("T")
@@ -21,7 +22,9 @@ def load(kind: type[T], path: Path, settings: list[str]) -> T:
     Raises InputError that names the file or field, the value and what would be right.
     """
     if not is_file(path):
-        raise InputError(f"config: {str(path)!r} is not a file; give a TOML file such as configs/mini/base.toml")
+        raise InputError(
+            f"config: {str(path)!r} is not a file; give a TOML file such as configs/mini/base.toml"
+        )
     text = read_text(path)
     try:
         values = tomllib.loads(text)
@@ -30,13 +33,16 @@ def load(kind: type[T], path: Path, settings: list[str]) -> T:
     for setting in settings:
         key, found, text = setting.partition("=")
         if not found or not key:
-            raise InputError(f"set: {setting!r} is not key=value; write for example --set steps=100")
+            raise InputError(
+                f"set: {setting!r} is not key=value; write for example --set steps=100"
+            )
         try:
             values[key] = tomllib.loads(f"value = {text}")["value"]
         except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
             if text.lstrip().startswith(("[", "{")):
                 raise InputError(
-                    f"set: {setting!r} is not TOML ({error}); write lists as [1, 2], tables as {{a = 1}}"
+                    f"set: {setting!r} is not TOML ({error}); write lists as [1, 2], tables as "
+                    f"{{a = 1}}"
                 ) from error
             values[key] = text
     _check_kinds(kind, values)
@@ -47,7 +53,9 @@ def load(kind: type[T], path: Path, settings: list[str]) -> T:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "?"
         if first["type"] == "missing":
-            raise InputError(f"config: {key} is missing from {str(path)!r}; this job needs it") from error
+            raise InputError(
+                f"config: {key} is missing from {str(path)!r}; this job needs it"
+            ) from error
         if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
             known = ", ".join(kind.__dataclass_fields__)  # type: ignore[attr-defined]
             others = f"; known are {known}" if len(first["loc"]) == 1 else ""
@@ -59,7 +67,8 @@ def load(kind: type[T], path: Path, settings: list[str]) -> T:
 
 
 def _check_kinds(kind: type, values: dict[str, Any]) -> None:
-    """Refuse truth values and texts where a number is meant, which would become one. Raises InputError."""
+    """Refuse truth values and texts where a number is meant, which would become one. Raises
+    InputError."""
     for name, field in kind.__dataclass_fields__.items():  # type: ignore[attr-defined]
         value, meant = values.get(name), str(field.type)
         number = re.fullmatch(r"(int|float)( \| None)?", meant)

@@ -1,4 +1,5 @@
-"""Episodes and results as folders that a person can open: JSON, pictures and self-contained HTML."""
+"""Episodes and results as folders that a person can open: JSON, pictures and self-contained
+HTML."""
 
 from __future__ import annotations
 
@@ -10,7 +11,16 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, select_autoescape
 from PIL import Image
 
-from secondlook.files import claim, png, stored_rows, versions, writable_folder, write_image, write_json, write_text
+from secondlook.io import (
+    claim,
+    png,
+    stored_rows,
+    versions,
+    writable_folder,
+    write_image,
+    write_json,
+    write_text,
+)
 from secondlook.types import Episode
 
 _PAGES = Environment(loader=PackageLoader("secondlook"), autoescape=select_autoescape())
@@ -29,7 +39,13 @@ def page(template: str, **values: Any) -> str:
 def episode_json(episode: Episode, settings: dict[str, Any]) -> dict[str, Any]:
     """An episode without its pictures."""
     rounds = [
-        {"image": f"round-{i}.png", "yes": r.yes, "p_yes": r.p_yes, "reason": r.reason, "codes": list(r.codes)}
+        {
+            "image": f"round-{i}.png",
+            "yes": r.yes,
+            "p_yes": r.p_yes,
+            "reason": r.reason,
+            "codes": list(r.codes),
+        }
         for i, r in enumerate(episode.rounds, 1)
     ]
     return {
@@ -50,7 +66,10 @@ def filmstrip(episodes: list[Episode], title: str) -> str:
             "source": embed(e.prompt.source) if e.prompt.source else None,
             "seed": e.seed,
             "final": e.final,
-            "rounds": [{"src": embed(r.image), "yes": r.yes, "p_yes": r.p_yes, "reason": r.reason} for r in e.rounds],
+            "rounds": [
+                {"src": embed(r.image), "yes": r.yes, "p_yes": r.p_yes, "reason": r.reason}
+                for r in e.rounds
+            ],
         }
         for e in episodes
     ]
@@ -61,8 +80,8 @@ EPISODE_FILES = ("episode.json", "episode.html", "final.png", "source.png", "rou
 
 
 def forget_episodes(folder: Path) -> None:
-    """Remove the episodes that earlier calls wrote to ``folder`` and its numbered folders, so that none is taken for a new
-    one's. Other files stay."""
+    """Remove the episodes that earlier calls wrote to ``folder`` and its numbered folders, so that
+    none is taken for a new one's. Other files stay."""
     for place in (folder, *(p for p in folder.glob("*") if p.name.isdigit())):
         if (place / "episode.json").is_file():
             claim(place)
@@ -72,8 +91,8 @@ def forget_episodes(folder: Path) -> None:
 
 
 def write_episode(folder: Path, episode: Episode, settings: dict[str, Any]) -> None:
-    """round-N.png, final.png, of an edit source.png, episode.html and, last, episode.json. An earlier episode's pictures are
-    removed."""
+    """round-N.png, final.png, of an edit source.png, episode.html and, last, episode.json. An
+    earlier episode's pictures are removed."""
     writable_folder(folder)
     for stale in (*folder.glob("round-*.png"), folder / "source.png"):
         stale.unlink(missing_ok=True)
@@ -87,14 +106,17 @@ def write_episode(folder: Path, episode: Episode, settings: dict[str, Any]) -> N
 
 
 def curves(folder: Path, path: Path | None = None, names: Sequence[str] = ()) -> Path:
-    """Plot ``names`` (default: all) of a run's metrics.jsonl into ``path`` (default: curves.png in the run's folder)."""
+    """Plot ``names`` (default: all) of a run's metrics.jsonl into ``path`` (default: curves.png in
+    the run's folder)."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     rows = stored_rows(folder / "metrics.jsonl")
-    names = names or [n for n in dict.fromkeys(k for row in rows for k in row) if n not in ("step", "seconds")]
+    names = names or [
+        n for n in dict.fromkeys(k for row in rows for k in row) if n not in ("step", "seconds")
+    ]
     columns = min(3, max(1, len(names)))
     lines = -(-len(names) // columns)
     figure, axes = plt.subplots(lines, columns, figsize=(4.2 * columns, 2.8 * lines), squeeze=False)

@@ -13,27 +13,34 @@ if TYPE_CHECKING:
 
 
 class InputError(ValueError):
-    """What a user gave cannot be used. The message is one sentence: the field, the value and what would be right."""
+    """What a user gave cannot be used. The message is one sentence: the field, the value and what
+    would be right."""
 
 
 class Stopped(RuntimeError):
-    """A run ended itself because going on would do harm. The message is one sentence: what was seen and what is allowed."""
+    """A run ended itself because going on would do harm. The message is one sentence: what was seen
+    and what is allowed."""
 
 
 @dataclass(frozen=True)
-class Share:
+class WorkerShard:
     """This process's share of what several do together: job j belongs to process j mod ``size``."""
 
     rank: int = 0
     size: int = 1
 
     @staticmethod
-    def of_environment() -> Share:
+    def of_environment() -> WorkerShard:
         """As torchrun says. Raises InputError where RANK or WORLD_SIZE is no number."""
-        numbers = [os.environ.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"))]
+        numbers = [
+            os.environ.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"))
+        ]
         if not all(n.isdecimal() for n in numbers):
-            raise InputError(f"environment: RANK is {numbers[0]!r} and WORLD_SIZE {numbers[1]!r}; they must be numbers")
-        return Share(int(numbers[0]), int(numbers[1]))
+            raise InputError(
+                f"environment: RANK is {numbers[0]!r} and WORLD_SIZE {numbers[1]!r}; they must "
+                "be numbers"
+            )
+        return WorkerShard(int(numbers[0]), int(numbers[1]))
 
 
 def digest(image: Image) -> str:
@@ -43,7 +50,8 @@ def digest(image: Image) -> str:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is asked for: a picture of ``text``, or with a ``source`` an edit of it by the instruction ``text``."""
+    """What is asked for: a picture of ``text``, or with a ``source`` an edit of it by the
+    instruction ``text``."""
 
     text: str
     source: Image | None = None
@@ -52,50 +60,56 @@ class Prompt:
 
     @property
     def key(self) -> str:
-        """Text by which equal prompts are known: the prompt itself, or an instruction with its source's digest."""
+        """Text by which equal prompts are known: the prompt itself, or an instruction with its
+        source's digest."""
         return f"{self.text}\n{digest(self.source)}" if self.source else self.text
 
 
 @dataclass(frozen=True)
-class Text:
-    """A piece of a sequence: token ids. ``droppable`` are the prompt's own tokens, which the unconditional twin pads."""
+class TokenIds:
+    """A piece of a sequence: token ids. ``droppable`` are the prompt's own tokens, which the
+    unconditional twin pads."""
 
     ids: tuple[int, ...]
     droppable: bool = False
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
-    """A piece of a sequence: an image that is seen (understanding path). Two looks are equal when they are the same one."""
+class ImageInput:
+    """A piece of a sequence: an image that is seen (understanding path). Two looks are equal when
+    they are the same one."""
 
     image: Image
 
 
 @dataclass(frozen=True)
-class Draw:
+class ImageCodes:
     """A piece of a sequence: an image that was drawn, as codes (generation path)."""
 
     codes: tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Gap:
-    """Positions passed over, without a token in them (what the public code masks keeps its place)."""
+class PositionSkip:
+    """Positions passed over, without a token in them (what the public code masks keeps its
+    place)."""
 
     size: int = 1
 
 
-Segment = Text | Look | Draw | Gap
+Segment = TokenIds | ImageInput | ImageCodes | PositionSkip
 
 
 @dataclass(frozen=True)
-class Rule:
-    """How tokens are chosen from logits: everything the behaviour log-probability depends on, in order of application."""
+class SamplingParams:
+    """How tokens are chosen from logits: everything the behaviour log-probability depends on, in
+    order of application."""
 
     head: str
     """``"code"`` (generation head) or ``"text"`` (lm_head)."""
     guidance: float = 1.0
-    """Classifier-free guidance s: logits u + s (c - u); 1 is no guidance and needs no unconditional twin."""
+    """Classifier-free guidance s: logits u + s (c - u); 1 is no guidance and needs no unconditional
+    twin."""
     temperature: float = 1.0
     """Logits are divided by it; 0 is greedy (log-probabilities are then those of temperature 1)."""
     top_k: int = 0
@@ -115,25 +129,27 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Job:
-    """What an episode asks the engine for: a sequence continued under a rule by at most so many tokens."""
+class GenerateRequest:
+    """What an episode asks the engine for: a sequence continued under a rule by at most so many
+    tokens."""
 
     request: Request
-    rule: Rule
+    sampling_params: SamplingParams
     steps: int
     keep: bool = False
-    """A later sequence of the episode may begin like this one and its tokens: keep what was computed."""
+    """A later sequence of the episode may begin like this one and its tokens: keep what was
+    computed."""
 
 
 @dataclass(frozen=True)
-class Paint:
+class DecodeImage:
     """What an episode asks the engine for: the picture of drawn codes."""
 
     codes: tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Encode:
+class EncodeImage:
     """What an episode asks the engine for: the codes of a picture."""
 
     image: Image
@@ -149,17 +165,21 @@ class Turn:
     tokens: tuple[int, ...]
     """What was sampled: codes, or text ids up to and with the end of sentence."""
     logprobs: tuple[float, ...]
-    """Behaviour log-probability of each sampled token under ``rule``."""
-    rule: Rule
+    """Behaviour log-probability of each sampled token under ``sampling_params``."""
+    sampling_params: SamplingParams
     seed: int
     p_yes: float | None = None
     """Judge turns: P(Yes) / (P(Yes) + P(No)) at the first token."""
 
     def __post_init__(self) -> None:
-        """Raises Stopped where a probability is not a number, so that none becomes a verdict, a score or a reward."""
-        if not math.isfinite(sum(self.logprobs)) or (self.p_yes is not None and not 0 <= self.p_yes <= 1):
+        """Raises Stopped where a probability is not a number, so that none becomes a verdict, a
+        score or a reward."""
+        if not math.isfinite(sum(self.logprobs)) or (
+            self.p_yes is not None and not 0 <= self.p_yes <= 1
+        ):
             raise Stopped(
-                f"model: a {self.kind} turn has probabilities that are no numbers (p(yes) {self.p_yes}); "
+                f"model: a {self.kind} turn has probabilities that are no numbers (p(yes) "
+                f"{self.p_yes}); "
                 "its weights are damaged, or its dtype is too small for them"
             )
 
@@ -177,7 +197,8 @@ class Round:
 
 @dataclass(frozen=True)
 class Episode:
-    """A prompt's rounds in order. The one object that the CLI, the benchmarks and the trainers receive."""
+    """A prompt's rounds in order. The one object that the CLI, the benchmarks and the trainers
+    receive."""
 
     prompt: Prompt
     seed: int
@@ -186,6 +207,11 @@ class Episode:
 
     @property
     def final(self) -> int:
-        """Index of the final image: the one that the model said Yes to, else the one with the highest p(yes)."""
+        """Index of the final image: the one that the model said Yes to, else the one with the
+        highest p(yes)."""
         said_yes = [i for i, r in enumerate(self.rounds) if r.yes]
-        return said_yes[0] if said_yes else max(range(len(self.rounds)), key=lambda i: self.rounds[i].p_yes)
+        return (
+            said_yes[0]
+            if said_yes
+            else max(range(len(self.rounds)), key=lambda i: self.rounds[i].p_yes)
+        )

@@ -10,7 +10,6 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from secondlook.cli.bench import bench_app
 from secondlook.cli.common import (
     Attention,
     Device,
@@ -27,14 +26,15 @@ from secondlook.cli.common import (
     visible,
 )
 from secondlook.cli.data import data_app
+from secondlook.cli.evals import public_app
+from secondlook.cli.mini_evals import bench_app
 from secondlook.cli.plan import plan
-from secondlook.cli.public import public_app
 from secondlook.cli.show import show
 from secondlook.cli.table import bench_table
 from secondlook.cli.train import train_app
-from secondlook.files import check_unicode, disk_failure, finite, interrupted
-from secondlook.model.shipped import locate
-from secondlook.train.ending import restarts, tell, told
+from secondlook.io import check_unicode, disk_failure, finite, interrupted
+from secondlook.models.shipped import locate
+from secondlook.train.termination import restarts, tell, told
 from secondlook.types import Episode, InputError, Prompt, Stopped
 
 app = typer.Typer(
@@ -57,7 +57,9 @@ def draw(
     rounds: Annotated[int, typer.Option(help="At most this many images.")] = 3,
     n: Annotated[int, typer.Option("--n", help="Episodes to draw.")] = 4,
     seed: Seed = 0,
-    guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance; default: the checkpoint's own.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Classifier-free guidance; default: the checkpoint's own.")
+    ] = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 1.0,
     out: Out = Path("out/draw"),
     device: Device = "cpu",
@@ -67,8 +69,8 @@ def draw(
     """Draw a prompt, look at the image, judge it, and redraw while the verdict is No."""
     from dataclasses import asdict, replace
 
-    from secondlook.files import writable_folder
-    from secondlook.introspect import Sampling, introspect
+    from secondlook.episode import SamplingConfig, run_episodes
+    from secondlook.io import writable_folder
     from secondlook.report import forget_episodes, write_episode
 
     at_least("n", n)
@@ -81,11 +83,15 @@ def draw(
     where = locate(model)
     writable_folder(out)
     engine = load_engine(where, device, dtype=dtype, attention=attention)
-    sampling = replace(Sampling.of(engine.janus.net.generation_config), temperature=temperature)
+    sampling = replace(
+        SamplingConfig.of(engine.janus.net.generation_config), temperature=temperature
+    )
     if guidance is not None:
         sampling = replace(sampling, guidance=guidance)
     with console.status("drawing, looking, redrawing …"):
-        episodes = introspect(engine, [Prompt(prompt)] * n, list(range(seed, seed + n)), rounds, sampling)
+        episodes = run_episodes(
+            engine, [Prompt(prompt)] * n, list(range(seed, seed + n)), rounds, sampling
+        )
     settings = {"model": model, "max_rounds": rounds} | asdict(sampling)
     forget_episodes(out)
     for i, episode in enumerate(episodes, 1):
@@ -99,11 +105,15 @@ def draw(
 @app.command()
 def edit(
     image: Annotated[Path, typer.Argument(help="The picture to edit.")],
-    instructions: Annotated[list[str], typer.Argument(help="What to change; several are carried out one after another.")],
+    instructions: Annotated[
+        list[str], typer.Argument(help="What to change; several are carried out one after another.")
+    ],
     model: Model = "mini-edit",
     rounds: Annotated[int, typer.Option(help="At most this many images an instruction.")] = 3,
     seed: Seed = 0,
-    guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance; default: the checkpoint's own.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Classifier-free guidance; default: the checkpoint's own.")
+    ] = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 1.0,
     out: Out = Path("out/edit"),
     device: Device = "cpu",
@@ -113,8 +123,8 @@ def edit(
     """Edit a picture, look at the edit, judge it, and edit again while the verdict is No."""
     from dataclasses import asdict, replace
 
-    from secondlook.files import read_image, writable_folder, write_image
-    from secondlook.introspect import Sampling, introspect
+    from secondlook.episode import SamplingConfig, run_episodes
+    from secondlook.io import read_image, writable_folder, write_image
     from secondlook.report import forget_episodes, write_episode
 
     at_least("rounds", rounds)
@@ -127,7 +137,9 @@ def edit(
     where = locate(model)
     writable_folder(out)
     engine = load_engine(where, device, dtype=dtype, attention=attention)
-    sampling = replace(Sampling.of(engine.janus.net.generation_config), temperature=temperature)
+    sampling = replace(
+        SamplingConfig.of(engine.janus.net.generation_config), temperature=temperature
+    )
     if guidance is not None:
         sampling = replace(sampling, edit_guidance=guidance)
     settings = {"model": model, "image": str(image), "max_rounds": rounds} | asdict(sampling)
@@ -135,7 +147,9 @@ def edit(
     episodes = []
     for i, instruction in enumerate(instructions, 1):
         with console.status("editing, looking, editing again …"):
-            [episode] = introspect(engine, [Prompt(instruction, source, codes)], [seed + i - 1], rounds, sampling)
+            [episode] = run_episodes(
+                engine, [Prompt(instruction, source, codes)], [seed + i - 1], rounds, sampling
+            )
         episodes.append(episode)
         write_episode(out if len(instructions) == 1 else out / str(i), episode, settings)
         source, codes = episode.rounds[episode.final].image, episode.rounds[episode.final].codes
@@ -143,18 +157,31 @@ def edit(
         write_image(out / "final.png", source)
     for i, episode in enumerate(episodes, 1):
         _print_episode(episode, f"{i}/{len(episodes)}" if len(episodes) > 1 else "")
-    several = " (one folder an instruction, final.png of the last beside them)" if len(instructions) > 1 else ""
-    console.print(f"written to {out}: source.png, round-1.png …, final.png, episode.json, episode.html{several}")
+    several = (
+        " (one folder an instruction, final.png of the last beside them)"
+        if len(instructions) > 1
+        else ""
+    )
+    console.print(
+        f"written to {out}: source.png, round-1.png …, final.png, episode.json, "
+        f"episode.html{several}"
+    )
 
 
 def check_temperature(temperature: float) -> None:
     if temperature != 0 and not finite(temperature, 0.001, 1000):
-        raise InputError(f"temperature: {temperature} is no temperature; use 0 for greedy, or a number from 0.001 to 1000")
+        raise InputError(
+            f"temperature: {temperature} is no temperature; use 0 for greedy, or a number from "
+            "0.001 to 1000"
+        )
 
 
 def check_guidance(guidance: float | None) -> None:
     if guidance is not None and not finite(guidance, 0, 1000):
-        raise InputError(f"guidance: {guidance} is no scale of guidance; give a number from 0 to 1000, 1 for none")
+        raise InputError(
+            f"guidance: {guidance} is no scale of guidance; give a number from 0 to 1000, 1 for "
+            "none"
+        )
 
 
 def _print_episode(episode: Episode, which: str) -> None:
@@ -167,32 +194,47 @@ def _print_episode(episode: Episode, which: str) -> None:
 
 @app.command()
 def judge(
-    images: Annotated[Path, typer.Argument(help="A picture, a folder, or a .jsonl or .parquet of pairs.")],
-    prompt: Annotated[str, typer.Argument(help="What it should show; of several pictures, those without a prompt.")] = "",
+    images: Annotated[
+        Path, typer.Argument(help="A picture, a folder, or a .jsonl or .parquet of pairs.")
+    ],
+    prompt: Annotated[
+        str,
+        typer.Argument(help="What it should show; of several pictures, those without a prompt."),
+    ] = "",
     source: Annotated[
-        Path | None, typer.Option(help="The picture that was edited; the prompt is then the instruction.")
+        Path | None,
+        typer.Option(help="The picture that was edited; the prompt is then the instruction."),
     ] = None,
-    model: Annotated[str, typer.Option(help="As elsewhere; default: mini, or mini-edit if there is a source.")] = "",
+    model: Annotated[
+        str, typer.Option(help="As elsewhere; default: mini, or mini-edit if there is a source.")
+    ] = "",
     threshold: Annotated[float, typer.Option(help="P(Yes) above which the verdict is Yes.")] = 0.5,
-    calibration: Annotated[Path | None, typer.Option(help="A folder of bench judging, whose threshold is used.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the verdicts on several pictures.")] = Path("out/judge"),
+    calibration: Annotated[
+        Path | None, typer.Option(help="A folder of bench judging, whose threshold is used.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the verdicts on several pictures.")] = Path(
+        "out/judge"
+    ),
     batch: Annotated[int, typer.Option(help="Pictures judged together.")] = 64,
     device: Device = "cpu",
     dtype: Dtype = "auto",
     attention: Attention = "sdpa",
 ) -> None:
     """Ask the model whether pictures match their prompts: verdict, p(yes) and reason (greedy)."""
-    from secondlook import evaluate
-    from secondlook.data.pairs import is_list, lines_of, read_pairs
+    from secondlook.data.labelled_images import is_list, lines_of, read_pairs
     from secondlook.data.prompts import check_prompts
-    from secondlook.files import read_json, writable_folder
+    from secondlook.evals import evaluator
+    from secondlook.io import read_json, writable_folder
 
     at_least("batch", batch)
     if calibration is not None:
         overall = read_json(calibration / "result.json", dict).get("overall")
         found = overall.get("calibrated") if isinstance(overall, dict) else None
         if not isinstance(found, dict) or not finite(found.get("threshold"), 0, 1):
-            raise InputError(f"calibration: {str(calibration)!r} has no threshold; give a folder that bench judging wrote")
+            raise InputError(
+                f"calibration: {str(calibration)!r} has no threshold; give a folder that bench "
+                "judging wrote"
+            )
         threshold = found["threshold"]
     if not finite(threshold, 0, 1):
         raise InputError(f"threshold: {threshold} is no probability; it must lie between 0 and 1")
@@ -205,15 +247,15 @@ def judge(
     else:
         writable_folder(out)
     engine = load_engine(where, device, batch, dtype, attention)
-    check_prompts(engine.protocol, lines_of(pairs))
+    check_prompts(engine.template, lines_of(pairs))
     if not is_list(images):
-        [row] = evaluate.evaluate(engine, pairs, threshold)
+        [row] = evaluator.evaluate(engine, pairs, threshold)
         say(f"{'Yes' if row['yes'] else 'No'}  p(yes) {row['p_yes']:.3f}  {row['reason']}")
         return
-    settings = evaluate.Settings(model, str(images), threshold, str(source) if source else "")
+    settings = evaluator.Settings(model, str(images), threshold, str(source) if source else "")
     with progress_bar() as progress:
         bar = progress.add_task("judging", total=len(pairs))
-        for n in evaluate.write(engine, pairs, settings, out):
+        for n in evaluator.write(engine, pairs, settings, out):
             progress.update(bar, completed=n)
     result = read_json(out / "result.json", dict)
     speed = f", {result['images_per_second']:.1f} images/s" if result["images_per_second"] else ""
@@ -234,15 +276,15 @@ def ask(
     attention: Attention = "sdpa",
 ) -> None:
     """Ask the model a question about a picture (greedy)."""
-    from secondlook.files import read_image
-    from secondlook.types import Request, Rule
+    from secondlook.io import read_image
+    from secondlook.types import Request, SamplingParams
 
     at_least("max_tokens", max_tokens)
     picture = read_image(image)
     engine = load_engine(model, device, dtype=dtype, attention=attention)
-    request = Request("ask", engine.protocol.ask(picture, question), 0)
-    [turn] = engine.write([request], Rule("text", temperature=0.0), max_tokens)
-    say(engine.protocol.words(turn.tokens))
+    request = Request("ask", engine.template.ask(picture, question), 0)
+    [turn] = engine.write([request], SamplingParams("text", temperature=0.0), max_tokens)
+    say(engine.template.words(turn.tokens))
 
 
 @app.command()
@@ -252,7 +294,7 @@ def convert(
     shard_size: Annotated[str, typer.Option(help="Largest weight file.")] = "5GB",
 ) -> None:
     """Convert a checkpoint between the original "multi_modality" layout and transformers'."""
-    from secondlook.model import checkpoint
+    from secondlook.models.janus import checkpoint
 
     layout = checkpoint.convert_checkpoint(checkpoint.fetch(locate(source)), target, shard_size)
     say(f"written to {target}, in the {layout} layout")
@@ -267,12 +309,14 @@ RESUMED = ("train ", "data build ", "judge ", "bench all ", "bench public ")
 
 
 def main() -> None:
-    """Entry point of the ``secondlook`` command: 0; 2 for input that cannot be used; 1 for a run that stopped itself or a disk
-    that failed; 130 when interrupted."""
+    """Entry point of the ``secondlook`` command: 0; 2 for input that cannot be used; 1 for a run
+    that stopped itself or a disk that failed; 130 when interrupted."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # characters that the terminal's encoding lacks are escaped
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # characters that the terminal's encoding lacks are escaped
             stream.reconfigure(errors="backslashreplace")
     if restarts() and (code := told()) is not None:
         sys.exit(code)  # it has said why

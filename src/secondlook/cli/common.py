@@ -19,7 +19,8 @@ CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def visible(text: str) -> str:
-    """``text`` with control characters as Python's escapes (``\\t``, ``\\r``, ``\\x1b``); newlines stay."""
+    """``text`` with control characters as Python's escapes (``\\t``, ``\\r``, ``\\x1b``); newlines
+    stay."""
     return CONTROLS.sub(lambda found: repr(found.group())[1:-1], text)
 
 
@@ -31,7 +32,13 @@ class VisibleConsole(Console):
 
 
 # Text is printed as users wrote it: no markup, no wrapping. Of torchrun's ranks the first speaks.
-console = VisibleConsole(markup=False, highlight=False, emoji=False, soft_wrap=True, quiet=os.environ.get("RANK", "0") != "0")
+console = VisibleConsole(
+    markup=False,
+    highlight=False,
+    emoji=False,
+    soft_wrap=True,
+    quiet=os.environ.get("RANK", "0") != "0",
+)
 
 
 def say(*parts: str | tuple[str, str]) -> None:
@@ -41,8 +48,11 @@ def say(*parts: str | tuple[str, str]) -> None:
 
 
 def interval(x: dict[str, float]) -> str:
-    """A mean with its 95 % interval; "none" where there was nothing to average, so that the mean is NaN."""
-    return f"{x['mean']:.3f} [{x['low']:.3f}, {x['high']:.3f}]" if x["mean"] == x["mean"] else "none"
+    """A mean with its 95 % interval; "none" where there was nothing to average, so that the mean is
+    NaN."""
+    return (
+        f"{x['mean']:.3f} [{x['low']:.3f}, {x['high']:.3f}]" if x["mean"] == x["mean"] else "none"
+    )
 
 
 def share(value: float, n: int, what: str) -> str:
@@ -52,16 +62,29 @@ def share(value: float, n: int, what: str) -> str:
 
 def progress_bar() -> Progress:
     """A progress bar whose description is printed as it is."""
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     return Progress(*columns, console=console)
 
 
-Model = Annotated[str, typer.Option(help="A shipped model's name, a checkpoint folder, or a hub id.")]
+Model = Annotated[
+    str, typer.Option(help="A shipped model's name, a checkpoint folder, or a hub id.")
+]
 Out = Annotated[Path, typer.Option(help="Folder for the results.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed; equal seeds give equal results.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, …")]
 Dtype = Annotated[
-    str, typer.Option(help="float32, bfloat16, float16; auto: float32 on a CPU, half precision on a GPU; int8: small weights.")
+    str,
+    typer.Option(
+        help=(
+            "float32, bfloat16, float16; auto: float32 on a CPU, half precision on a "
+            "GPU; int8: small weights."
+        )
+    ),
 ]
 Attention = Annotated[str, typer.Option(help="sdpa or eager.")]
 Config = Annotated[Path, typer.Option("--config", help="TOML file of the job.")]
@@ -79,12 +102,14 @@ def own_device(device: str) -> str:
     return f"cuda:{int(rank) % gpus}" if device == "cuda" and rank and gpus else device
 
 
-def load_engine(model: str, device: str = "cpu", batch: int = 64, dtype: str = "auto", attention: str = "sdpa"):
+def load_engine(
+    model: str, device: str = "cpu", batch: int = 64, dtype: str = "auto", attention: str = "sdpa"
+):
     """The engine of a shipped model, a folder or a hub id."""
     import torch
 
-    from secondlook.engine.decode import Engine
-    from secondlook.model.janus import Janus
+    from secondlook.engine.engine import Engine
+    from secondlook.models.janus.model import Janus
 
     if dtype not in DTYPES:
         raise InputError(f"dtype: {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")

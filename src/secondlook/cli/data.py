@@ -7,9 +7,19 @@ from typing import Annotated
 
 import typer
 
-from secondlook.cli.common import Config, Out, Seed, Set, at_least, load_engine, name_left_out, own_device, say
-from secondlook.model.shipped import locate
-from secondlook.types import Share
+from secondlook.cli.common import (
+    Config,
+    Out,
+    Seed,
+    Set,
+    at_least,
+    load_engine,
+    name_left_out,
+    own_device,
+    say,
+)
+from secondlook.models.shipped import locate
+from secondlook.types import WorkerShard
 
 data_app = typer.Typer(no_args_is_help=True, help="Make training data.")
 
@@ -18,36 +28,46 @@ Built = Annotated[Path, typer.Argument(help="A folder that data build wrote.")]
 
 @data_app.command("fetch")
 def data_fetch(out: Out = Path("out/files")) -> None:
-    """Fetch seed prompts and benchmarks' files at pinned revisions, their hashes checked, with their licences."""
-    from secondlook.bench import fetch
-    from secondlook.files import writable_folder, write_text
+    """Fetch seed prompts and benchmarks' files at pinned revisions, their hashes checked, with
+    their licences."""
+    from secondlook.evals import fetch
+    from secondlook.io import writable_folder, write_text
 
     writable_folder(out)
     files = fetch.fetch_all(out)
     seeds = fetch.seeds(out)
     write_text(out / "seeds.txt", "".join(f"{seed}\n" for seed in seeds))
-    for repository, commit, licence in sorted({(f.repository, f.commit, f.licence) for f in files.values()}):
+    for repository, commit, licence in sorted(
+        {(f.repository, f.commit, f.licence) for f in files.values()}
+    ):
         say(f"  {repository} at {commit[:9]}: {licence}")
     say(f"written to {out}: {len(files)} files, SOURCES.json, seeds.txt ({len(seeds)} prompts)")
 
 
 @data_app.command("build")
 def data_build(config: Config, out: Out = Path("out/data"), set_: Set = []) -> None:  # noqa: B006
-    """Draw pictures of prompts, score them, and make examples of the three tasks; torchrun's processes share the work."""
+    """Draw pictures of prompts, score them, and make examples of the three tasks; torchrun's
+    processes share the work."""
     from dataclasses import replace
     from functools import lru_cache
 
     from secondlook import config as configs
-    from secondlook.data import build
-    from secondlook.files import read_json, writable_folder
-    from secondlook.rewards.build import make
+    from secondlook.data import generate
+    from secondlook.io import read_json, writable_folder
+    from secondlook.rewards.config import make
 
-    loaded = configs.load(build.BuildConfig, config, set_)
+    loaded = configs.load(generate.BuildConfig, config, set_)
     loaded = replace(loaded, device=own_device(loaded.device))
     batch = max(g.batch for g in loaded.generators)
     load = lru_cache(maxsize=1)(lambda model: load_engine(locate(model), loaded.device, batch))
     writable_folder(out)
-    build.build(loaded, make(loaded.judges, loaded.device, reasons=True), out, load, Share.of_environment())
+    generate.build(
+        loaded,
+        make(loaded.judges, loaded.device, reasons=True),
+        out,
+        load,
+        WorkerShard.of_environment(),
+    )
     manifest = out / "manifest.json"
     if manifest.exists():
         told = read_json(manifest, dict)
@@ -57,7 +77,10 @@ def data_build(config: Config, out: Out = Path("out/data"), set_: Set = []) -> N
             for what, names in left_out.items():
                 name_left_out(f"{what} ({folder})", names)
         missing = {name: of["missing"] for name, of in told["sources"].items() if of["missing"]}
-        name_left_out("sources with pictures that got no score", [f"{name}: {n}" for name, n in missing.items()])
+        name_left_out(
+            "sources with pictures that got no score",
+            [f"{name}: {n}" for name, n in missing.items()],
+        )
     examples = "" if loaded.examples == "none" else "examples-*, "
     say(f"written to {out}: images-*.parquet, {examples}samples.html, manifest.json")
 
@@ -67,14 +90,20 @@ def data_canaries(
     data: Built,
     out: Out = Path("out/canaries"),
     n: Annotated[int, typer.Option("--n", help="Good ones, and as many bad ones.")] = 16,
-    sure: Annotated[float, typer.Option(help="Score from which on a picture may be a good one.")] = 0.95,
+    sure: Annotated[
+        float, typer.Option(help="Score from which on a picture may be a good one.")
+    ] = 0.95,
     seed: Seed = 0,
 ) -> None:
-    """Choose pictures on which a judge is checked before it rewards anything; look at them before they are used."""
-    from secondlook.data import canaries
+    """Choose pictures on which a judge is checked before it rewards anything; look at them before
+    they are used."""
+    from secondlook.data import sanity_pairs
 
     at_least("n", n)
-    say(f"written to {canaries.choose(data, out, n, sure, seed)}; look at {out / 'canaries.html'} before it is used")
+    say(
+        f"written to {sanity_pairs.choose(data, out, n, sure, seed)}; look at "
+        f"{out / 'canaries.html'} before it is used"
+    )
 
 
 @data_app.command("edits")
@@ -83,14 +112,16 @@ def data_edits(
     url: Annotated[str, typer.Option(help="An OpenAI-compatible endpoint.")],
     model: Annotated[str, typer.Option(help="The language model's name there.")],
     out: Out = Path("out/edits"),
-    pictures: Annotated[int, typer.Option(help="At most so many pictures, one of a prompt.")] = 10_000,
+    pictures: Annotated[
+        int, typer.Option(help="At most so many pictures, one of a prompt.")
+    ] = 10_000,
     each: Annotated[int, typer.Option(help="Instructions for each.")] = 3,
     good: Annotated[float, typer.Option(help="Score from which on a picture may be edited.")] = 0.8,
     seed: Seed = 0,
 ) -> None:
     """Have a language model write instructions to edit a build's good pictures."""
-    from secondlook.data.instructions import write_instructions
-    from secondlook.rewards.ask import Endpoint
+    from secondlook.data.edit_instructions import write_instructions
+    from secondlook.llm.client import Endpoint
 
     at_least("pictures", pictures)
     at_least("each", each)

@@ -13,28 +13,43 @@ from secondlook.cli.common import Set, at_least, console, say
 from secondlook.types import InputError
 
 if TYPE_CHECKING:
-    from secondlook.train.plan import Plan
+    from secondlook.train.memory_plan import Plan
 
 
 def plan(
     model: Annotated[
-        str, typer.Option(help="1b, 7b, a shipped model, a folder or a hub id; default: the one of --config, or 7b.")
+        str,
+        typer.Option(
+            help=(
+                "1b, 7b, a shipped model, a folder or a hub id; default: the one of "
+                "--config, or 7b."
+            )
+        ),
     ] = "",
     gpus: Annotated[int, typer.Option(help="Ranks, one a GPU.")] = 8,
     memory: Annotated[float, typer.Option(help="GiB of a GPU.")] = 80.0,
-    config: Annotated[Path | None, typer.Option(help="A job's TOML file; default: recipes/grpo_7b.toml's settings.")] = None,
-    editing: Annotated[bool | None, typer.Option(help="The prompts are edits; default: as the file's name says.")] = None,
-    prompt: Annotated[int, typer.Option(help="Tokens of the longest prompt with its template.")] = 64,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="A job's TOML file; default: recipes/grpo_7b.toml's settings."),
+    ] = None,
+    editing: Annotated[
+        bool | None, typer.Option(help="The prompts are edits; default: as the file's name says.")
+    ] = None,
+    prompt: Annotated[
+        int, typer.Option(help="Tokens of the longest prompt with its template.")
+    ] = 64,
     set_: Set = [],  # noqa: B006
-    json_: Annotated[Path | None, typer.Option("--json", help="Also write the account here.")] = None,
+    json_: Annotated[
+        Path | None, typer.Option("--json", help="Also write the account here.")
+    ] = None,
 ) -> None:
     """Say what a training job needs of each GPU's memory, whether it fits, and what to change."""
     from dataclasses import replace
 
     from secondlook import config as configs
-    from secondlook.files import finite, read_text, write_json
-    from secondlook.train import plan as plans
-    from secondlook.train.rl_config import RLConfig
+    from secondlook.io import finite, read_text, write_json
+    from secondlook.train import memory_plan as plans
+    from secondlook.train.rl.config import RLConfig
     from secondlook.train.sft import SFTConfig
 
     at_least("gpus", gpus)
@@ -44,7 +59,11 @@ def plan(
     job: RLConfig | SFTConfig = RLConfig(model or "7b", **plans.DEFAULT)
     if config is not None:
         supervised = config.is_file() and re.search(r"^data\s*=", read_text(config), re.MULTILINE)
-        job = configs.load(SFTConfig, config, set_) if supervised else configs.load(RLConfig, config, set_)
+        job = (
+            configs.load(SFTConfig, config, set_)
+            if supervised
+            else configs.load(RLConfig, config, set_)
+        )
         model = model or plans.model_of(config, job)
         editing = plans.edits(config) if editing is None else editing
     elif set_:
@@ -52,22 +71,37 @@ def plan(
     model, editing = model or "7b", bool(editing)
     sizes, available = replace(plans.sizes(model), prompt=prompt), memory * plans.GIB
     account = plans.account(sizes, job, gpus, editing)
-    _print_table(account, f"GiB of each of {gpus} GPUs: {model}, {(sizes.trained + sizes.frozen) / 1e9:.2f} billion parameters")
+    _print_table(
+        account,
+        f"GiB of each of {gpus} GPUs: {model}, {(sizes.trained + sizes.frozen) / 1e9:.2f} "
+        "billion parameters",
+    )
     changes, enough = plans.advice(sizes, job, gpus, available, editing)
     held, spare = account.peak / plans.GIB, plans.SPARE / plans.GIB
     fits = not changes and enough
     say(
-        f"{'fits' if fits else 'does not fit'}: {held:.1f} GiB, and {spare:.0f} for fragments and the CUDA context, "
+        f"{'fits' if fits else 'does not fit'}: {held:.1f} GiB, and {spare:.0f} for fragments "
+        "and the CUDA context, "
         f"are {held + spare:.1f} of {memory:g}"
     )
     if not fits:
         say(f"it would {'fit' if enough else 'not even fit'} with {', '.join(changes)}")
         ranks = plans.ranks_needed(sizes, job, available, editing)
-        say(f"as it is, it fits on {ranks} such GPUs" if ranks else "as it is, it fits on no number of such GPUs")
+        say(
+            f"as it is, it fits on {ranks} such GPUs"
+            if ranks
+            else "as it is, it fits on no number of such GPUs"
+        )
     if isinstance(job, RLConfig) and any(judge.kind == "endpoint" for judge in job.judges):
         say("the judge's server is not counted; it needs GPUs of its own")
     if json_:
-        said = {"fits": fits, "changes": changes, "enough": enough, "bytes": vars(account), "spare": plans.SPARE}
+        said = {
+            "fits": fits,
+            "changes": changes,
+            "enough": enough,
+            "bytes": vars(account),
+            "spare": plans.SPARE,
+        }
         write_json(json_, json.loads(json.dumps(said)))
 
 
@@ -78,9 +112,13 @@ def _print_table(account: Plan, title: str) -> None:
     phases = {name: part for name, part in vars(account).items() if part}
     table = Table("", title=title)
     for name in phases:
-        table.add_column({"rollout": "drawing episodes", "update": "updating"}[name], justify="right")
+        table.add_column(
+            {"rollout": "drawing episodes", "update": "updating"}[name], justify="right"
+        )
     for row in dict.fromkeys(row for part in phases.values() for row in part):
-        table.add_row(row, *(f"{part[row] / 2**30:.1f}" if row in part else "" for part in phases.values()))
+        table.add_row(
+            row, *(f"{part[row] / 2**30:.1f}" if row in part else "" for part in phases.values())
+        )
     table.add_section()
     table.add_row("together", *(f"{sum(part.values()) / 2**30:.1f}" for part in phases.values()))
     console.print(table)

@@ -11,15 +11,24 @@ import typer
 from rich.table import Table
 
 from secondlook.cli.common import console, interval, say, share
-from secondlook.files import read_json, stored_rows
+from secondlook.io import read_json, stored_rows
 from secondlook.types import InputError
 
 
-def show(folder: Annotated[Path, typer.Argument(help="A folder that draw, bench or train wrote.")]) -> None:
-    """Print what a folder holds: an episode, a benchmark's result, or a training run (plotted to curves.png)."""
+def show(
+    folder: Annotated[Path, typer.Argument(help="A folder that draw, bench or train wrote.")],
+) -> None:
+    """Print what a folder holds: an episode, a benchmark's result, or a training run (plotted to
+    curves.png)."""
     if not folder.is_dir():
-        raise InputError(f"folder: {str(folder)!r} is not a folder; give one that draw, bench or train wrote")
-    episodes = [folder / "episode.json"] if (folder / "episode.json").exists() else sorted(folder.glob("*/episode.json"))
+        raise InputError(
+            f"folder: {str(folder)!r} is not a folder; give one that draw, bench or train wrote"
+        )
+    episodes = (
+        [folder / "episode.json"]
+        if (folder / "episode.json").exists()
+        else sorted(folder.glob("*/episode.json"))
+    )
     if episodes:
         for path in episodes:
             with foreign(path):
@@ -38,7 +47,9 @@ def show(folder: Annotated[Path, typer.Argument(help="A folder that draw, bench 
                 say(f"  {name:14} {value:.4g}")
             say(f"curves: {curves(folder)}")
     else:
-        raise InputError(f"folder: {str(folder)!r} holds no episode.json, result.json or metrics.jsonl")
+        raise InputError(
+            f"folder: {str(folder)!r} holds no episode.json, result.json or metrics.jsonl"
+        )
 
 
 @contextmanager
@@ -49,7 +60,9 @@ def foreign(path: Path) -> Iterator[None]:
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"file: {str(path)!r} is not what secondlook writes ({error!r}); give another folder") from error
+        raise InputError(
+            f"file: {str(path)!r} is not what secondlook writes ({error!r}); give another folder"
+        ) from error
 
 
 def _show_episode(path: Path) -> None:
@@ -57,7 +70,10 @@ def _show_episode(path: Path) -> None:
     say((e["prompt"], "bold"), (f"  seed {e['seed']}, {path.parent}", "dim"))
     for i, r in enumerate(e["rounds"], 1):
         final = "  <- final" if i == e["final"] else ""
-        say(f"  {r['image']}: {'Yes' if r['yes'] else 'No '} p(yes) {r['p_yes']:.2f}  {r['reason']}{final}")
+        say(
+            f"  {r['image']}: {'Yes' if r['yes'] else 'No '} p(yes) {r['p_yes']:.2f}  "
+            f"{r['reason']}{final}"
+        )
 
 
 def _show_result(result: dict) -> None:
@@ -75,8 +91,14 @@ def _show_miniature(result: dict) -> None:
     """Of ``bench geneval``."""
     _show_images("task", {"overall": result["overall"], **result["tasks"]})
     b, p, r = result["binding"], result["position"], result["redraws"]
-    console.print(f"bound, given both objects and colours: {interval(b['bound'])} (chance 0.5, {b['images']} images)")
-    console.print(f"relation, given both objects: {interval(p['given_both'])} (chance {p['chance']:.2f}, {p['images']} images)")
+    console.print(
+        f"bound, given both objects and colours: {interval(b['bound'])} (chance 0.5, "
+        f"{b['images']} images)"
+    )
+    console.print(
+        f"relation, given both objects: {interval(p['given_both'])} (chance {p['chance']:.2f}, "
+        f"{p['images']} images)"
+    )
     for name, row in result["judge"].items():
         _show_judge(f"judge, {name}", row)
     fixed, broken = share(r["fixed"], r["wrong"], "wrong"), share(r["broken"], r["right"], "right")
@@ -94,7 +116,10 @@ def _show_public(result: dict) -> None:
     if "judge" in result:
         _show_judge("judge of its own images", result["judge"])
     of = result["images"] + missing
-    say(f"{result['mean_rounds']:.2f} images a sample; {missing or 'none'} of {of} samples left out, for want of a score")
+    say(
+        f"{result['mean_rounds']:.2f} images a sample; {missing or 'none'} of {of} samples left "
+        "out, for want of a score"
+    )
     if result["note"]:
         say((result["note"], "dim"))
 
@@ -110,10 +135,15 @@ def _show_pope(result: dict) -> None:
 
 
 def _show_images(head: str, rows: dict[str, dict]) -> None:
-    """First and final image and gain of each row, with the samples that they are of where those are counted."""
+    """First and final image and gain of each row, with the samples that they are of where those are
+    counted."""
     table = Table(head, "first image", "final image", "gain", "samples")
     for name, row in rows.items():
-        table.add_row(name, *(interval(row[image]) for image in ("first", "final", "gain")), str(row.get("images", "")))
+        table.add_row(
+            name,
+            *(interval(row[image]) for image in ("first", "final", "gain")),
+            str(row.get("images", "")),
+        )
     console.print(table)
 
 

@@ -15,25 +15,25 @@ train_app = typer.Typer(no_args_is_help=True, help="Train a part or a model.")
 @train_app.command("tokenizer")
 def train_tokenizer(config: Config, out: Out = Path("out/tokenizer"), set_: Set = []) -> None:  # noqa: B006
     """Train the image tokenizer (VQ)."""
-    from secondlook.train import tokenizer
+    from secondlook.mini.pretrain import image_tokenizer
 
-    _train(tokenizer.train_tokenizer, tokenizer.TokenizerConfig, config, out, set_)
+    _train(image_tokenizer.train_tokenizer, image_tokenizer.TokenizerConfig, config, out, set_)
 
 
 @train_app.command("vision")
 def train_vision(config: Config, out: Out = Path("out/vision"), set_: Set = []) -> None:  # noqa: B006
     """Pretrain the seeing encoder."""
-    from secondlook.train import vision
+    from secondlook.mini.pretrain import vision_encoder
 
-    _train(vision.train_vision, vision.VisionConfig, config, out, set_)
+    _train(vision_encoder.train_vision, vision_encoder.VisionConfig, config, out, set_)
 
 
 @train_app.command("base")
 def train_base(config: Config, out: Out = Path("out/base"), set_: Set = []) -> None:  # noqa: B006
     """Pretrain a base model."""
-    from secondlook.train import base
+    from secondlook.mini.pretrain import base_model
 
-    _train(base.train_base, base.BaseConfig, config, out, set_)
+    _train(base_model.train_base, base_model.BaseConfig, config, out, set_)
 
 
 @train_app.command("sft")
@@ -52,15 +52,22 @@ def train_rl(
     set_: Set = [],  # noqa: B006
 ) -> None:
     """Stage 2: GRPO or PPO on whole episodes."""
-    from secondlook.train import rl, rl_config
+    from secondlook.train.rl import config as rl_config
+    from secondlook.train.rl import loop
 
-    _train(rl.train_rl, rl_config.RLConfig, config, out, [*set_, *([f"algorithm={algorithm}"] if algorithm else [])])
+    _train(
+        loop.train_rl,
+        rl_config.RLConfig,
+        config,
+        out,
+        [*set_, *([f"algorithm={algorithm}"] if algorithm else [])],
+    )
 
 
 def _train(job: Any, kind: Any, config: Path, out: Path, settings: list[str]) -> None:
     from secondlook import config as configs
-    from secondlook.files import writable_folder
-    from secondlook.train.ending import noted
+    from secondlook.io import writable_folder
+    from secondlook.train.termination import noted
 
     loaded = configs.load(kind, config, settings)
     writable_folder(out)

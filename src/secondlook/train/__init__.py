@@ -1,1 +1,2 @@
-"""How it learns. Every job: a config dataclass, a loop that resumes exactly, metrics.jsonl and TensorBoard."""
+"""How it learns. Every job: a config dataclass, a loop that resumes exactly, metrics.jsonl and
+TensorBoard."""

@@ -1,5 +1,6 @@
-"""Low-rank adapters by peft, on the language model's layers and the generation aligner and head (not on the last layers, whose
-log-probabilities are computed in parts). Everything else is frozen; the reference is the same model with its adapters off.
+"""Low-rank adapters by peft, on the language model's layers and the generation aligner and head
+(not on the last layers, whose log-probabilities are computed in parts). Everything else is frozen;
+the reference is the same model with its adapters off.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from secondlook.model.janus import Janus
+from secondlook.models.janus.model import Janus
 from secondlook.types import InputError
 
 NAME = "default"
 
 
 class Adapters:
-    """Adapters of ``rank`` in ``janus``, which are added and are all that is trained. ``alpha`` 0: twice the rank; ``base``:
-    the model's name, folder or hub id, which peft's config names.
+    """Adapters of ``rank`` in ``janus``, which are added and are all that is trained. ``alpha`` 0:
+    twice the rank; ``base``: the model's name, folder or hub id, which peft's config names.
 
     Raises InputError where peft is not installed.
     """
@@ -30,7 +31,9 @@ class Adapters:
         try:
             from peft import LoraConfig, inject_adapter_in_model
         except ImportError as error:
-            raise InputError("lora: peft is not installed; run pip install 'secondlook[lora]'") from error
+            raise InputError(
+                "lora: peft is not installed; run pip install 'secondlook[lora]'"
+            ) from error
         model: Any = janus.net.model
         parts = {
             "model.language_model.layers": model.language_model.layers,
@@ -45,7 +48,10 @@ class Adapters:
         ]
         self.janus = janus
         self.config = LoraConfig(
-            base_model_name_or_path=base or None, r=rank, lora_alpha=alpha or 2 * rank, target_modules=targets
+            base_model_name_or_path=base or None,
+            r=rank,
+            lora_alpha=alpha or 2 * rank,
+            target_modules=targets,
         )
         janus.requires_grad_(False)
         torch.manual_seed(seed)
@@ -60,8 +66,9 @@ class Adapters:
             yield
 
     def merged(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A whole state dict with the adapters added to the weights, under the plain model's names. Sums are in float32 at
-        least: in the bfloat16 of a frozen base a small change would be lost in part."""
+        """A whole state dict with the adapters added to the weights, under the plain model's names.
+        Sums are in float32 at least: in the bfloat16 of a frozen base a small change would be lost
+        in part."""
         scale = self.config.lora_alpha / self.config.r
         found = {}
         for name, value in weights.items():
@@ -77,6 +84,10 @@ class Adapters:
     def export(self, weights: dict[str, Tensor], folder: Path) -> None:
         """Write the adapters alone, as peft loads them."""
         folder.mkdir(parents=True, exist_ok=True)
-        alone = {f"base_model.model.{n.replace(f'.{NAME}', '')}": v.contiguous() for n, v in weights.items() if ".lora_" in n}
+        alone = {
+            f"base_model.model.{n.replace(f'.{NAME}', '')}": v.contiguous()
+            for n, v in weights.items()
+            if ".lora_" in n
+        }
         save_file(alone, folder / "adapter_model.safetensors")
         self.config.save_pretrained(str(folder))

@@ -1,4 +1,5 @@
-"""The frozen policy that the KL is measured to: a copy, one in the CPU's memory, or the same weights without their adapters."""
+"""The frozen policy that the KL is measured to: a copy, one in the CPU's memory, or the same
+weights without their adapters."""
 
 from __future__ import annotations
 
@@ -6,12 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from secondlook.model import policy
-from secondlook.model.janus import Janus
-from secondlook.model.sequence import Protocol
-from secondlook.train.rl_config import RLConfig
-from secondlook.train.shard import Shards
-from secondlook.train.update import trainable
+from secondlook.models import sampling
+from secondlook.models.janus.model import Janus
+from secondlook.models.janus.template import ChatTemplate
+from secondlook.train.optim import trainable
+from secondlook.train.rl.config import RLConfig
+from secondlook.train.sharding import Shards
 from secondlook.types import InputError, Turn
 
 
@@ -27,26 +28,33 @@ class Reference:
             self.shards = Shards(janus, shards.ranks, config.dtype, config.shard, offload=offload)
 
     def movable(self) -> nn.ParameterDict:
-        """What ``become`` changes, as a part of a run's state. Raises InputError where the reference has no weights of its
-        own."""
+        """What ``become`` changes, as a part of a run's state. Raises InputError where the
+        reference has no weights of its own."""
         if self.adapters is not None:
-            raise InputError("config: nurse.ease is 'reference'; with lora the reference is the model itself, use 'beta'")
+            raise InputError(
+                "config: nurse.ease is 'reference'; with lora the reference is the model "
+                "itself, use 'beta'"
+            )
         frozen = ("model.vqmodel.", "model.vision_model.")
         named = self.shards.janus.net.named_parameters()
-        return nn.ParameterDict({n.replace(".", "/"): p for n, p in named if not n.startswith(frozen)})
+        return nn.ParameterDict(
+            {n.replace(".", "/"): p for n, p in named if not n.startswith(frozen)}
+        )
 
     @torch.no_grad()
     def become(self, policy: Shards) -> None:
         """The policy as it is now."""
         theirs = trainable(policy.janus)
         for name, p in self.movable().items():
-            own, new = (x.to_local() if isinstance(x, DTensor) else x for x in (p.data, theirs[name].data))
+            own, new = (
+                x.to_local() if isinstance(x, DTensor) else x for x in (p.data, theirs[name].data)
+            )
             own.copy_(new)
 
     @torch.no_grad()
-    def score(self, protocol: Protocol, turns: list[Turn]) -> Tensor:
+    def score(self, template: ChatTemplate, turns: list[Turn]) -> Tensor:
         """Log-probabilities (N,) of the turns' tokens."""
         if self.adapters is None:
-            return self.shards.run(policy.score, self.shards.janus, protocol, turns)
+            return self.shards.run(sampling.score, self.shards.janus, template, turns)
         with self.adapters.off():
-            return self.shards.run(policy.score, self.shards.janus, protocol, turns)
+            return self.shards.run(sampling.score, self.shards.janus, template, turns)

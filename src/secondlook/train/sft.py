@@ -1,8 +1,10 @@
-"""Stage 1: supervised fine-tuning on text-to-image, self-evaluation and regeneration, mixed 0.2 : 0.3 : 0.5.
+"""Stage 1: supervised fine-tuning on text-to-image, self-evaluation and regeneration, mixed 0.2 :
+0.3 : 0.5.
 
-Source: arXiv 2506.01480, stage 1: thresholds, context lengths, mixing, prompt dropout, what is frozen. The verdict weighs
-``verdict_weight`` and the reason with the end of sentence the rest (0.8 and 0.2 in the public code; the paper is silent).
-Departures: a positive and a negative of one prompt stand side by side in a batch; the averaged weights are what is saved.
+Source: arXiv 2506.01480, stage 1: thresholds, context lengths, mixing, prompt dropout, what is
+frozen. The verdict weighs ``verdict_weight`` and the reason with the end of sentence the rest (0.8
+and 0.2 in the public code; the paper is silent). Departures: a positive and a negative of one
+prompt stand side by side in a batch; the averaged weights are what is saved.
 """
 
 from __future__ import annotations
@@ -20,21 +22,30 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from secondlook.data.index import BAD, FAULTY
-from secondlook.data.pair import GOOD_EDIT, GOOD_TO_DRAW, GOOD_TO_JUDGE, TASKS, Choice, Example, Pool, Scored
-from secondlook.data.stored import check_built
-from secondlook.files import fingerprint
-from secondlook.model.checkpoint import fetch
-from secondlook.model.janus import Janus
-from secondlook.model.policy import cross_entropy
-from secondlook.model.sequence import MAX_REASON, Protocol
-from secondlook.model.shipped import locate
-from secondlook.train.memory import Checkpointing, checkpointed
-from secondlook.train.ranks import Ranks
-from secondlook.train.run import MAY_CHANGE, Run, Stateful
-from secondlook.train.shard import Dtype, Shards
-from secondlook.train.update import Average, Schedule, Update, freeze, trainable
-from secondlook.types import Draw, InputError, Segment, Stopped, Text
+from secondlook.data.image_index import BAD, FAULTY
+from secondlook.data.sft_dataset import (
+    GOOD_EDIT,
+    GOOD_TO_DRAW,
+    GOOD_TO_JUDGE,
+    TASKS,
+    Choice,
+    Example,
+    Pool,
+    Scored,
+)
+from secondlook.data.stored_images import check_built
+from secondlook.io import fingerprint
+from secondlook.models.janus.checkpoint import fetch
+from secondlook.models.janus.model import Janus
+from secondlook.models.janus.template import MAX_REASON, ChatTemplate
+from secondlook.models.sampling import cross_entropy
+from secondlook.models.shipped import locate
+from secondlook.train.activation_checkpointing import Checkpointing, activation_checkpointing
+from secondlook.train.distributed import Ranks
+from secondlook.train.optim import Average, Schedule, Update, freeze, trainable
+from secondlook.train.sharding import Dtype, Shards
+from secondlook.train.trainer import MAY_CHANGE, Stateful, Trainer
+from secondlook.types import ImageCodes, InputError, Segment, Stopped, TokenIds
 
 
 @dataclass
@@ -44,8 +55,8 @@ class SFTConfig:
     model: str
     """The checkpoint to start from."""
     data: str | list[str]
-    """A folder that ``data build`` wrote, or a JSONL file in the layout of the paper's published data (``data.pair.Pool``); or
-    several."""
+    """A folder that ``data build`` wrote, or a JSONL file in the layout of the paper's published
+    data (``data.pair.Pool``); or several."""
     shares: list[float] = field(default_factory=list)
     """How often each of several places is drawn from; none: every prompt as often as any other."""
     steps: int = 1500
@@ -67,7 +78,8 @@ class SFTConfig:
     lora_alpha: int = 0
     """These two: as ``train rl`` has them."""
     muon: float = 0.0
-    """Train the hidden matrices by Muon, at so many times lr (0: AdamW for everything, as the paper)."""
+    """Train the hidden matrices by Muon, at so many times lr (0: AdamW for everything, as the
+    paper)."""
     lr: float = 2e-5
     min_lr: float = 2e-7
     warmup: int = 100
@@ -77,7 +89,8 @@ class SFTConfig:
     seed: int = 0
     threads: int = 2
     workers: int = 0
-    """Processes that read the coming steps' pictures while one is trained on; 0: they are read in between."""
+    """Processes that read the coming steps' pictures while one is trained on; 0: they are read in
+    between."""
     micro: int = 64
     """Examples scored together."""
     device: str = "cpu"
@@ -93,11 +106,17 @@ class SFTConfig:
         for name in (*positive, "lora", "lora_alpha", "shard", "warmup", "workers"):
             if getattr(self, name) < int(name in positive):
                 least = int(name in positive)
-                raise InputError(f"config: {name} is {getattr(self, name)}; it must be at least {least}")
+                raise InputError(
+                    f"config: {name} is {getattr(self, name)}; it must be at least {least}"
+                )
         if self.muon and self.lora:
-            raise InputError(f"config: muon is {self.muon}; adapters (lora) are trained by AdamW, use 0")
+            raise InputError(
+                f"config: muon is {self.muon}; adapters (lora) are trained by AdamW, use 0"
+            )
         if min(self.mix) < 0 or not sum(self.mix):
-            raise InputError(f"config: mix is {self.mix}; give three shares that are not negative and not all 0")
+            raise InputError(
+                f"config: mix is {self.mix}; give three shares that are not negative and not all 0"
+            )
         if not BAD <= self.good_to_judge <= 1 or not BAD <= self.good_to_draw <= 1:
             raise InputError(f"config: good_to_draw and good_to_judge must lie between {BAD} and 1")
 
@@ -110,8 +129,8 @@ COUNTED = 1000
 
 @dataclass(frozen=True)
 class Batch:
-    """A rank's share of a step's examples. A rank without an example of a task that others have gets their first one, to take
-    part in gathering weights."""
+    """A rank's share of a step's examples. A rank without an example of a task that others have
+    gets their first one, to take part in gathering weights."""
 
     drawing: list[tuple[Example, bool]]
     """With whether it goes without its prompt."""
@@ -128,14 +147,22 @@ class Batch:
 
 
 class Steps(Dataset):
-    """The batch of every step, made here, or ahead by ``workers`` processes. What is chosen depends on (seed, step) alone and
-    is the same on all ranks; each reads the pictures of its own share only, to draw without those whose codes are ``known``."""
+    """The batch of every step, made here, or ahead by ``workers`` processes. What is chosen depends
+    on (seed, step) alone and is the same on all ranks; each reads the pictures of its own share
+    only, to draw without those whose codes are ``known``."""
 
-    def __init__(self, config: SFTConfig, pool: Pool, ranks: Ranks, known: Callable[[int | str], bool] = lambda index: False):
+    def __init__(
+        self,
+        config: SFTConfig,
+        pool: Pool,
+        ranks: Ranks,
+        known: Callable[[int | str], bool] = lambda index: False,
+    ):
         self.config, self.pool, self.ranks, self.known = config, pool, ranks, known
 
     def chosen(self, step: int) -> tuple[list[Choice], list[Choice], list[Choice], list[bool]]:
-        """All ranks' examples: those that draw, redraw and judge, and which of the first two go without their prompt."""
+        """All ranks' examples: those that draw, redraw and judge, and which of the first two go
+        without their prompt."""
         c, rng = self.config, np.random.default_rng([self.config.seed, step])
         tasks = rng.choice(3, size=c.batch, p=np.array(c.mix) / sum(c.mix)).tolist()
         n_draw, n_judge, n_redraw = (tasks.count(i) for i in range(3))
@@ -155,8 +182,14 @@ class Steps(Dataset):
             return [self._read(step, task, place, choices[place], unreadable) for place in mine]
 
         try:
-            draw, redraw, judge = own("draw", drawing), own("redraw", redrawing), own("judge", judging)
-        except InputError as error:  # said as data: an exception in another process loses its one sentence
+            draw, redraw, judge = (
+                own("draw", drawing),
+                own("redraw", redrawing),
+                own("judge", judging),
+            )
+        except (
+            InputError
+        ) as error:  # said as data: an exception in another process loses its one sentence
             return Batch([], [], [], counts, problem=str(error))
         of_draw, of_redraw = dropped[: len(drawing)], dropped[len(drawing) :]
         return Batch(
@@ -168,21 +201,34 @@ class Steps(Dataset):
             tuple(unreadable),
         )
 
-    def _read(self, step: int, task: str, place: int, choice: Choice, unreadable: list[str]) -> Example:
-        """The example at a ``place`` of a step, or where a picture of it cannot be read another one of its task (and, where it
-        is judged, of its verdict), which depends on the seed, the step and the place."""
+    def _read(
+        self, step: int, task: str, place: int, choice: Choice, unreadable: list[str]
+    ) -> Example:
+        """The example at a ``place`` of a step, or where a picture of it cannot be read another one
+        of its task (and, where it is judged, of its verdict), which depends on the seed, the step
+        and the place."""
         c = self.config
         for attempt in range(TRIES):
             try:
-                return self.pool.read(choice) if task == "judge" else self.pool.read(choice, self.known)
+                return (
+                    self.pool.read(choice)
+                    if task == "judge"
+                    else self.pool.read(choice, self.known)
+                )
             except InputError as error:
                 unreadable.append(str(error))
             rng = np.random.default_rng([c.seed, step, TASKS.index(task), place, attempt])
             if task == "judge":
                 choice = self.pool.judging(rng, c.judge_context)[place % 2]
             else:
-                choice = self.pool.drawing(rng) if task == "draw" else self.pool.redrawing(rng, c.redraw_context)
-        raise InputError(f"data: {TRIES} examples in a row cannot be read; the first: {unreadable[-TRIES]}")
+                choice = (
+                    self.pool.drawing(rng)
+                    if task == "draw"
+                    else self.pool.redrawing(rng, c.redraw_context)
+                )
+        raise InputError(
+            f"data: {TRIES} examples in a row cannot be read; the first: {unreadable[-TRIES]}"
+        )
 
     def start(self, step: int) -> Iterator[Batch]:
         """The batches of ``step`` and those after it."""
@@ -191,7 +237,12 @@ class Steps(Dataset):
             return (self[s] for s in steps)
         how = "fork" if sys.platform == "linux" else None  # forked workers share the pool's memory
         loader = DataLoader(
-            self, None, sampler=steps, num_workers=self.config.workers, collate_fn=_as_it_is, multiprocessing_context=how
+            self,
+            None,
+            sampler=steps,
+            num_workers=self.config.workers,
+            collate_fn=_as_it_is,
+            multiprocessing_context=how,
         )
         return iter(loader)
 
@@ -201,7 +252,8 @@ def _as_it_is(batch: Any) -> Any:
 
 
 class Codes:
-    """The codes of the pictures that were encoded last, as 16-bit numbers: 1.5 kB each, so at most .4 GB."""
+    """The codes of the pictures that were encoded last, as 16-bit numbers: 1.5 kB each, so at most
+    .4 GB."""
 
     def __init__(self, most: int = 2**18):
         self.most = most
@@ -233,7 +285,7 @@ class SFTJob:
         self.config, self.ranks = config, ranks or Ranks(device=config.device)
         self.janus = Janus.load(config.model, self.ranks.device).train()
         self.janus.history = "codes"
-        self.protocol = Protocol(self.janus.tokenizer, self.janus.history)
+        self.template = ChatTemplate(self.janus.tokenizer, self.janus.history)
         for place in [config.data] if isinstance(config.data, str) else config.data:
             if Path(place).is_dir():
                 check_built(Path(place))
@@ -265,26 +317,31 @@ class SFTJob:
 
     def _problem(self, prompt: str, edit: bool) -> str:
         try:
-            self.protocol.edit((), prompt) if edit else self.protocol.draw(prompt)
+            self.template.edit((), prompt) if edit else self.template.draw(prompt)
         except InputError as error:
             return str(error)
         return ""
 
     def _reason_problem(self, reason: str) -> str:
-        if len(reason.encode()) <= MAX_REASON:  # a token is at least a byte, and encoding all of a large set takes minutes
+        if (
+            len(reason.encode()) <= MAX_REASON
+        ):  # a token is at least a byte, and encoding all of a large set takes minutes
             return ""
         try:
-            self.protocol.answer(reason)
+            self.template.answer(reason)
         except InputError as error:
             return str(error)
         return ""
 
     @torch.no_grad()
     def codes(self, pictures: list[Scored]) -> list[tuple[int, ...]]:
-        """Each picture as the drawing path has it; encoded once, while it is among those drawn last."""
+        """Each picture as the drawing path has it; encoded once, while it is among those drawn
+        last."""
         new = {p.index: p.image for p in pictures if not self.known.keep(p.index)}
         if new:
-            for index, codes in zip(new, self.janus.to_codes(list(new.values())).cpu().numpy(), strict=True):
+            for index, codes in zip(
+                new, self.janus.to_codes(list(new.values())).cpu().numpy(), strict=True
+            ):
                 self.known.add(index, codes)
         return [self.known[p.index] for p in pictures]
 
@@ -294,14 +351,20 @@ class SFTJob:
         for e, drop in zip(examples, dropped, strict=True):
             source = self.codes([e.source])[0] if e.source else ()
             if e.earlier:
-                segments = self.protocol.redraw(e.prompt, self.codes(list(e.earlier)), [s.reason for s in e.earlier], source)
+                segments = self.template.redraw(
+                    e.prompt, self.codes(list(e.earlier)), [s.reason for s in e.earlier], source
+                )
             else:
-                segments = self.protocol.edit(source, e.prompt) if source else self.protocol.draw(e.prompt)
-            rows.append(self.protocol.unconditional(segments) if drop else segments)
-        return cross_entropy(self.janus, rows, [Draw(c) for c in self.codes([e.target for e in examples])])[0].sum()
+                segments = (
+                    self.template.edit(source, e.prompt) if source else self.template.draw(e.prompt)
+                )
+            rows.append(self.template.unconditional(segments) if drop else segments)
+        return cross_entropy(
+            self.janus, rows, [ImageCodes(c) for c in self.codes([e.target for e in examples])]
+        )[0].sum()
 
     def answer(self, example: Example) -> tuple[int, ...]:
-        return self.protocol.answer(example.target.reason)
+        return self.template.answer(example.target.reason)
 
     def judged(self, examples: list[Example]) -> tuple[Tensor, Tensor]:
         """Task II: the sums of the cross-entropy of the verdicts and of the reasons' tokens."""
@@ -309,20 +372,27 @@ class SFTJob:
         for e in examples:
             pictures = (*e.earlier, e.target)
             source = e.source.image if e.source else None
-            rows.append(self.protocol.judge(e.prompt, [s.image for s in pictures], [s.reason for s in e.earlier], source))
-        losses, first = cross_entropy(self.janus, rows, [Text(self.answer(e)) for e in examples])
+            rows.append(
+                self.template.judge(
+                    e.prompt, [s.image for s in pictures], [s.reason for s in e.earlier], source
+                )
+            )
+        losses, first = cross_entropy(
+            self.janus, rows, [TokenIds(self.answer(e)) for e in examples]
+        )
         return losses[first].sum(), losses[~first].sum()
 
     def parts(self, n: int) -> list[tuple[slice, float]]:
-        """The micro-batches of this rank's share of ``n`` examples of a task, with their weight: as many on every rank, for
-        they gather weights together; one that would be empty repeats an example with weight 0."""
+        """The micro-batches of this rank's share of ``n`` examples of a task, with their weight: as
+        many on every rank, for they gather weights together; one that would be empty repeats an
+        example with weight 0."""
         mine, size = len(self.ranks.share(range(n))), self.config.micro
         starts = range(0, math.ceil(n / self.ranks.size), size)
         return [(slice(k, k + size), 1.0) if k < mine else (slice(1), 0.0) for k in starts]
 
     def batch(self, step: int) -> tuple[Batch, int]:
-        """The step's batch, and how many tokens of reasons all ranks' have. Raises InputError on all ranks where one has none,
-        and Stopped where too many pictures cannot be read."""
+        """The step's batch, and how many tokens of reasons all ranks' have. Raises InputError on
+        all ranks where one has none, and Stopped where too many pictures cannot be read."""
         if self.coming is None:
             self.coming = self.steps.start(step)
         batch = next(self.coming)
@@ -338,20 +408,28 @@ class SFTJob:
         for text in batch.unreadable:
             if text not in self._seen:
                 self._seen.add(text)
-                print(f"data: step {step + 1}: another example is taken, for {text}", file=sys.stderr)
+                print(
+                    f"data: step {step + 1}: another example is taken, for {text}", file=sys.stderr
+                )
         self._read += sum(read for _, read, _, _ in said)
         self._unreadable += sum(unreadable for _, _, unreadable, _ in said)
         if self._read >= COUNTED and self._unreadable > FAULTY * self._read:
             counts = f"{self._unreadable} of {self._read}"
-            raise Stopped(f"data: {counts} pictures could not be read, at most {FAULTY:.0%} may be; mend the data")
+            raise Stopped(
+                f"data: {counts} pictures could not be read, at most {FAULTY:.0%} may be; mend "
+                "the data"
+            )
         return batch, sum(tokens for tokens, _, _, _ in said)
 
     def step(self, step: int) -> dict[str, float]:
         c, (batch, reason_tokens) = self.config, self.batch(step)
         n_draw, n_redraw, n_judge = batch.counts
         sums: dict[str, float] = {}
-        with checkpointed(self.janus, c.checkpointing):
-            for name, examples, n in (("draw", batch.drawing, n_draw), ("redraw", batch.redrawing, n_redraw)):
+        with activation_checkpointing(self.janus, c.checkpointing):
+            for name, examples, n in (
+                ("draw", batch.drawing, n_draw),
+                ("redraw", batch.redrawing, n_redraw),
+            ):
                 tokens = max(1, n) * self.janus.n_codes
                 for part, weight in self.parts(n):
                     some, drop = map(list, zip(*examples[part], strict=True))
@@ -361,8 +439,15 @@ class SFTJob:
                     sums[f"{name}_loss"] = sums.get(f"{name}_loss", 0.0) + loss.item()
             for part, weight in self.parts(n_judge):
                 verdict, reason = self.shards.run(self.judged, batch.judging[part])
-                verdict, reason = verdict * (weight / n_judge), reason * (weight / max(1, reason_tokens))
-                ((c.verdict_weight * verdict + (1 - c.verdict_weight) * reason) * n_judge / c.batch).backward()
+                verdict, reason = (
+                    verdict * (weight / n_judge),
+                    reason * (weight / max(1, reason_tokens)),
+                )
+                (
+                    (c.verdict_weight * verdict + (1 - c.verdict_weight) * reason)
+                    * n_judge
+                    / c.batch
+                ).backward()
                 for name, loss in (("verdict_loss", verdict), ("reason_loss", reason)):
                     sums[name] = sums.get(name, 0.0) + loss.item()
         metrics = self.ranks.total(sums | {"unreadable": float(len(batch.unreadable))})
@@ -373,13 +458,23 @@ class SFTJob:
 
 
 def train_sft(config: SFTConfig, out: str | Path) -> None:
-    """Train, resume if ``out`` holds a state, and write the averaged checkpoint to ``out``/final."""
+    """Train, resume if ``out`` holds a state, and write the averaged checkpoint to
+    ``out``/final."""
     torch.set_num_threads(config.threads)
     ranks = Ranks.start(config.device)
     job = SFTJob(config, ranks)
-    state: dict[str, Stateful] = {"net": job.trainable, "optimizer": job.update, "average": job.average}
-    run = Run(
-        out, config, state, may_change=(*MAY_CHANGE, "workers"), ranks=ranks, start=fingerprint(fetch(locate(config.model)))
+    state: dict[str, Stateful] = {
+        "net": job.trainable,
+        "optimizer": job.update,
+        "average": job.average,
+    }
+    run = Trainer(
+        out,
+        config,
+        state,
+        may_change=(*MAY_CHANGE, "workers"),
+        ranks=ranks,
+        start=fingerprint(fetch(locate(config.model))),
     )
     run.loop(config.steps, job.step, log_every=config.log_every, save_every=config.save_every)
     job.average.swap()

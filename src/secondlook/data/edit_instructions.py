@@ -1,0 +1,70 @@
+"""Instructions to edit pictures that are there already: what the editing stages are taught from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from secondlook.data.sanity_pairs import sure_rows
+from secondlook.io import writable_folder, write_bytes, write_text
+from secondlook.llm.client import Answers, Asker, Endpoint, Question
+from secondlook.rewards.vlm import in_words, questions_of
+from secondlook.types import InputError
+
+ASK = (
+    "Write {n} instructions to edit an image of the description below. Each changes one thing "
+    "and can be checked: it adds, "
+    "removes, replaces, recolours or moves an object, or changes the background, the material "
+    "or the style. At most 12 words "
+    "each. Answer with a JSON list of {n} strings and nothing else.\nDescription: {prompt}"
+)
+
+
+def write_instructions(
+    data: Path,
+    out: Path,
+    endpoint: Endpoint,
+    pictures: int,
+    each: int = 3,
+    good: float = 0.8,
+    seed: int = 0,
+) -> tuple[Path, list[str]]:
+    """Write edits.jsonl ({"prompt": the instruction, "source": a picture beside it}) to ``out``:
+    ``each`` instructions, by a language model behind ``endpoint``, for ``pictures`` pictures of a
+    folder of ``data build`` that scored ``good`` and more, one of a prompt. Returns the list and
+    the prompts that got no instruction.
+
+    Answers are kept in ``out``, so a stopped call goes on. Raises InputError where there are no
+    such pictures or answers.
+    """
+    by_prompt = {row.prompt: row for row in sure_rows(data, good) if not row.source_id}
+    prompts = list(by_prompt)
+    if not prompts:
+        raise InputError(f"data: {data} has no picture with a score of {good} and more; build more")
+    chosen = [prompts[i] for i in np.random.default_rng(seed).permutation(len(prompts))[:pictures]]
+    writable_folder(out)
+    asker = Asker(endpoint, Answers(out / "answers.sqlite"))
+    texts = [ASK.format(n=each, prompt=prompt) for prompt in chosen]
+    answers = asker([Question(in_words(text, tokens=512).body, questions_of) for text in texts])
+    lines = []
+    without = []
+    for i, (prompt, instructions) in enumerate(zip(chosen, answers, strict=True)):
+        if not instructions:
+            without.append(prompt)
+            continue
+        write_bytes(out / f"{i:06d}.png", by_prompt[prompt].file())
+        lines += [
+            {"prompt": text.strip(), "source": f"{i:06d}.png"}
+            for text in instructions[:each]
+            if text.strip()
+        ]
+    if not lines:
+        raise InputError(
+            f"instructions: {endpoint.model!r} at {endpoint.url} gave none for {len(chosen)} "
+            "pictures"
+        )
+    path = out / "edits.jsonl"
+    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    return path, without

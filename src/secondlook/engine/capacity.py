@@ -1,0 +1,86 @@
+"""How much memory episodes take while they are drawn, and how many a GPU holds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from secondlook.engine.image_codec import HELD, PIXELS, together
+from secondlook.engine.kv_cache import in_columns, rounded
+from secondlook.models.janus.model import Janus
+
+ASKED, AGAIN = 14, 12
+"""Tokens of the strings after an image that is judged, and before one that is drawn again."""
+SPARE = 0.05
+"""Share of a GPU's memory that is left free: for passes, and for gaps between what is held."""
+
+
+REFILL = 0.125
+"""New sequences enter when so large a share of the places is free: a prefill for each would cost
+more than the waiting."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one episode holds at the most, in columns of the key-value cache (one token of all
+    layers)."""
+
+    drawn: int
+    """Of its longest drawing."""
+    longest: int
+    """Of its longest sequence."""
+    drawings: int = 0
+    """Kept of the drawing before its last redraw and of that one's twin, from its end until the
+    redraw enters."""
+    verdict: int = 0
+    """Kept of the verdict on it, from its end on."""
+    earlier: int = 0
+    """Kept of the verdict before, until that one enters."""
+
+    @staticmethod
+    def of(prompt: int, image: int, rounds: int, reason: int, reencoded: bool = False) -> Need:
+        """Of an episode with a prompt (and source) of so many tokens, images of so many codes or
+        patches, and verdicts of so many tokens with their reasons. ``reencoded``: earlier drawings
+        are encoded again, so that none is kept."""
+
+        def drawing(t: int) -> int:
+            return prompt + t * image + (t - 1) * (ASKED + reason + AGAIN)
+
+        verdicts = [
+            drawing(t) + ASKED + reason if t > 0 else 0 for t in (rounds, rounds - 1, rounds - 2)
+        ]
+        drawings = 2 * drawing(rounds - 1) if rounds > 1 and not reencoded else 0
+        return Need(drawing(rounds), verdicts[0], drawings, *verdicts[1:])
+
+    def cache(self, episodes: int) -> int:
+        """Columns of the cache for so many under way together, each with its twin."""
+        return rounded(2 * episodes) * in_columns(self.longest)
+
+    def kept(self, episodes: int, together: int) -> int:
+        """Columns kept beside the cache for so many under way, of which ``together`` get their
+        pictures at one time: the drawings of all, and beside them what verdicts they have (those
+        that come together, and wait until a share of the places is free, have the last one)."""
+        judged = min(episodes, together + math.ceil(REFILL * episodes))
+        return episodes * self.drawings + max(judged * self.verdict, episodes * self.earlier)
+
+
+def fitting(janus: Janus, need: Need, most: int) -> int:
+    """How many episodes, at least one and at most ``most``, are drawn together: as many as the free
+    memory of the model's GPU holds. Elsewhere ``most``."""
+    device = janus.device
+    if device.type != "cuda":
+        return most
+    free, total = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(
+        device
+    )  # what torch keeps for itself is free too
+    text, size = janus.net.config.text_config, janus.dtype.itemsize
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    column = 2 * text.num_hidden_layers * text.num_key_value_heads * head_dim * size
+    left = free - SPARE * total - PIXELS * HELD * size
+    fits = most
+    while fits > 1 and (need.cache(fits) + need.kept(fits, together(janus))) * column > left:
+        fits -= 1
+    return fits

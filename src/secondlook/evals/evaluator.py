@@ -1,0 +1,126 @@
+"""A checkpoint as evaluator of given pictures: P(Yes), verdict and reason of every pair, written
+part by part."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from secondlook.io import append_rows, finite, stored_rows, versions, write_json, write_text
+from secondlook.rewards.reward import score
+from secondlook.rewards.self_judge import PolicyJudge
+from secondlook.types import InputError, Prompt
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from secondlook.data.labelled_images import Pair
+    from secondlook.engine.engine import Engine
+
+PART = 256
+"""Pictures between two writings."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the verdicts depend on."""
+
+    model: str
+    images: str
+    threshold: float = 0.5
+    """P(Yes) above which the verdict is Yes."""
+    source: str = ""
+    """What was edited, where it is one picture for all."""
+
+
+def evaluate(engine: Engine, pairs: list[Pair], threshold: float = 0.5) -> list[dict[str, Any]]:
+    """One row a pair: name, prompt, p_yes, yes, and the reason that the model writes after its own
+    (greedy) verdict; where a picture cannot be read, ``p_yes``, ``yes`` and ``reason`` are None and
+    ``error`` says why."""
+    opened: list[tuple[Prompt, Image]] = []
+    errors: dict[int, str] = {}
+    for i, pair in enumerate(pairs):
+        try:
+            opened.append((pair.asked(), pair.open()))
+        except InputError as error:
+            errors[i] = f"{pair.where}: {error}" if pair.where else str(error)
+    scores = iter(score(PolicyJudge(engine), opened))
+    rows = []
+    for i, pair in enumerate(pairs):
+        row: dict[str, Any] = {"image": pair.name, "prompt": pair.prompt}
+        if i in errors:
+            row |= {"p_yes": None, "yes": None, "reason": None, "error": errors[i]}
+        else:
+            said = next(scores)
+            assert said is not None
+            row |= {"p_yes": said.value, "yes": said.value > threshold, "reason": f"{said.reason}."}
+        rows.append(row if pair.good is None else row | {"good": pair.good})
+    return rows
+
+
+def _kept(rows: list[dict[str, Any]], pairs: list[Pair]) -> list[dict[str, Any]]:
+    """The first rows of an interrupted call that are whole and of the first pairs; from one that is
+    not on all is judged anew, and so are pictures that could not be read."""
+    kept = []
+    for row, pair in zip(rows, pairs, strict=False):
+        whole = (
+            finite(row.get("p_yes"), 0, 1)
+            and isinstance(row.get("yes"), bool)
+            and isinstance(row.get("reason"), str)
+        )
+        if not whole or (row.get("image"), row.get("prompt")) != (pair.name, pair.prompt):
+            break
+        kept.append(row)
+    return kept
+
+
+def write(engine: Engine, pairs: list[Pair], settings: Settings, out: Path) -> Iterator[int]:
+    """verdicts.jsonl and, last, result.json in ``out``; yields how many pairs are done. What an
+    interrupted call has judged with the same settings is not judged again. Raises InputError where
+    ``out`` holds verdicts of other settings."""
+    path, part = out / "verdicts.jsonl", out / "verdicts.jsonl.part"
+    listed = sha256(
+        repr([(p.name, p.prompt, p.good, p.source_name) for p in pairs]).encode(
+            "utf-8", "backslashreplace"
+        )
+    ).hexdigest()
+    head = vars(settings) | {"pairs": len(pairs), "list": listed}
+    before, *rows = stored_rows(part) or [head]
+    if before != head:
+        raise InputError(
+            f"out: {str(out)!r} holds verdicts of other settings that were interrupted; use "
+            "another folder"
+        )
+    rows = _kept(rows, pairs)
+    yield len(rows)
+    seconds, known = 0.0, len(rows)
+    write_text(part, "")
+    append_rows(part, [head, *rows])
+    while len(rows) < len(pairs):
+        began = time.perf_counter()
+        new = evaluate(engine, pairs[len(rows) : len(rows) + PART], settings.threshold)
+        seconds += time.perf_counter() - began
+        append_rows(part, new)
+        rows += new
+        yield len(rows)
+    judged = [r for r in rows if r["p_yes"] is not None]
+    if not judged:
+        part.unlink()  # they may be mended
+        raise InputError(f"images: none of {len(rows)} pictures can be read ({rows[0]['error']})")
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    result = {
+        "pairs": len(judged),
+        "unreadable": [r["error"] for r in rows if r["p_yes"] is None],
+        "yes": sum(r["yes"] for r in judged),
+        "mean_p_yes": sum(r["p_yes"] for r in judged) / len(judged),
+        "images_per_second": (len(rows) - known) / seconds if seconds else None,
+        "settings": vars(settings),
+        "versions": versions(),
+    }
+    write_json(out / "result.json", result)
+    part.unlink()

@@ -1,0 +1,104 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from secondlook.io.images import png
+from secondlook.types import InputError
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary name to write under, which takes the place of ``path`` when all is written, and
+    is gone otherwise."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path, new: bool = False) -> Iterator[Path]:
+    """A new folder to fill, which takes the place of ``path`` once it is full, and is gone
+    otherwise. Raises InputError where it must be ``new`` and somebody has made one meanwhile."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if new and path.exists():
+            raise InputError(
+                f"out: {str(path)!r} exists now, made by somebody else; name another folder"
+            )
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all."""
+    with whole_file(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, whole or not at all. Bytes of a name that stand for no character
+    are written as \\udcXX, which JSON reads back as they were."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_image(path: Path, image: Image.Image) -> None:
+    """Write a PNG whole or not at all."""
+    write_bytes(path, png(image))
+
+
+def interrupted(error: BaseException | None) -> bool:
+    """Whether an interruption (Ctrl-C) is what ``error`` comes from."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        failures = getattr(error, "failures", None)  # torch's checkpoint, of each rank
+        if failures and any(interrupted(each[0]) for each in failures.values()):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def disk_failure(error: BaseException | None) -> str | None:
+    """What the system said when a file could not be written or read, where that is the reason of
+    ``error``; else None."""
+    while error is not None:
+        text = str(error)
+        if isinstance(error, OSError) and error.errno is not None:
+            name = f": {os.fsdecode(error.filename)!r}" if error.filename is not None else ""
+            return f"{os.strerror(error.errno)}{name}"
+        for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+            if os.strerror(code) in text:  # libraries that write themselves pass on the words alone
+                return os.strerror(code)
+        if (
+            "inline_container" in text and "unexpected pos" in text
+        ):  # torch's words for a write that came out short
+            return os.strerror(errno.ENOSPC)
+        failures = getattr(error, "failures", None)  # torch's checkpoint, of each rank
+        if failures:
+            return disk_failure(next(iter(failures.values()))[0])
+        error = error.__cause__ or error.__context__
+    return None

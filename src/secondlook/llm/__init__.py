@@ -1,0 +1,1 @@
+"""Asking a vision-language or language model: behind an endpoint, or in this process."""

@@ -1,0 +1,87 @@
+"""Answers of judges on disk."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from secondlook.types import InputError
+
+BUSY = 60.0
+"""Seconds that one process waits while another one writes to the same file."""
+
+
+class Answers:
+    """Answers by key: an SQLite file, which several processes may share; without a path they are
+    remembered as long as the object lives. Raises InputError for a file that is damaged or another
+    program's."""
+
+    def __init__(self, path: Path | None = None):
+        self.path = path
+        try:
+            if path:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            # the asker may call from a thread of its own, one at a time
+            self._db = sqlite3.connect(
+                path or ":memory:", timeout=BUSY, isolation_level=None, check_same_thread=False
+            )
+            tables = {
+                name
+                for (name,) in self._db.execute(
+                    "select name from sqlite_master where type = 'table'"
+                )
+            }
+            if tables and "answers" not in tables:
+                raise InputError(
+                    f"judge: answers is {str(path)!r}, a database of another program's; give "
+                    "another name"
+                )
+            self._db.execute(
+                "create table if not exists answers (key text primary key, value text not null)"
+            )
+            self._db.execute("create table if not exists served (place text primary key)")
+            self._db.execute("select key, value from answers limit 1")
+        except (OSError, sqlite3.Error) as error:
+            raise self._broken(error) from error
+
+    def _broken(self, error: Exception) -> InputError:
+        return InputError(
+            f"judge: answers is {str(self.path)!r}, which cannot be used ({error}); give another "
+            "name or remove it"
+        )
+
+    def _run(self, command: str, values: Sequence[str]) -> list[tuple]:
+        try:
+            return self._db.execute(command, values).fetchall()
+        except sqlite3.Error as error:
+            raise self._broken(error) from error
+
+    def get(self, key: str) -> Any:
+        """The stored value, or None."""
+        rows = self._run("select value from answers where key = ?", (key,))
+        try:
+            return json.loads(rows[0][0], parse_constant=_no_number) if rows else None
+        except (ValueError, TypeError) as error:
+            raise self._broken(error) from error
+
+    def put(self, key: str, value: Any) -> None:
+        """Store a JSON value."""
+        self._run(
+            "insert or replace into answers values (?, ?)",
+            (key, json.dumps(value, allow_nan=False)),
+        )
+
+    def has_answered(self, place: str) -> bool:
+        """Whether this endpoint is known to have answered."""
+        return bool(self._run("select 1 from served where place = ?", (place,)))
+
+    def note_answered(self, place: str) -> None:
+        """Remember that this endpoint has answered."""
+        self._run("insert or replace into served values (?)", (place,))
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number")

@@ -1,0 +1,1 @@
+"""Benchmarks of the miniature's world."""

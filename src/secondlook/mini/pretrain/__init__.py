@@ -1,0 +1,1 @@
+"""Training the miniature's base model from nothing."""

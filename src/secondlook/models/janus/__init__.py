@@ -1,0 +1,1 @@
+"""Janus-Pro: the network of transformers, its chat template, and its checkpoints."""

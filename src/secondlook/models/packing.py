@@ -1,0 +1,104 @@
+"""Attention for sequences of many lengths in one row: nothing is padded, and no mask is made.
+
+Registered with transformers beside its own functions, which it calls for everything else. Whether a
+pass is packed is said by the pass's own arguments and not by a setting, so that activation
+checkpointing repeats it as it was.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from itertools import groupby
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import eager_mask, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import eager_attention_forward
+
+PREFIX = "secondlook_"
+KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Not cuDNN's, which plans for tens of milliseconds whenever a shape is new."""
+Runs = tuple[tuple[int, int], ...]
+"""How many sequences of what length stand side by side."""
+
+
+def sequence_groups(lengths: list[int]) -> Runs:
+    """Neighbours of one length share a pass, so sort before."""
+    return tuple((len(list(same)), length) for length, same in groupby(lengths))
+
+
+def attention(net: PreTrainedModel) -> str:
+    """transformers' name of the attention that a network's language model uses."""
+    return net.config.text_config._attn_implementation.removeprefix(PREFIX)
+
+
+@lru_cache(maxsize=8)
+def _ends(runs: Runs, device: torch.device) -> tuple[Tensor, int]:
+    """Where sequences end in a row, from 0, and the longest one's length."""
+    lengths = [0, *(length for count, length in runs for _ in range(count))]
+    with torch.inference_mode(False):  # training may use it too
+        return torch.tensor(lengths).cumsum(0).int().to(device), max(lengths)
+
+
+def install(net: PreTrainedModel) -> None:
+    """Let the language model take packed rows."""
+    net.config.text_config._attn_implementation = PREFIX + attention(net)
+
+
+def flash_works(device: torch.device, dtype: torch.dtype, head_dim: int, attention: str) -> bool:
+    """Whether PyTorch's flash attention for sequences of many lengths runs there."""
+    return (
+        device.type == "cuda"
+        and torch.version.hip is None
+        and dtype in (torch.float16, torch.bfloat16)
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+        and head_dim % 8 == 0
+        and head_dim <= 256
+        and attention == "sdpa"
+    )
+
+
+def _causal(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float, runs: Runs, name: str
+) -> Tensor:
+    """(1, heads, N, d) to (1, N, heads, d)."""
+    if flash_works(query.device, query.dtype, query.shape[-1], name):
+        ends, longest = _ends(runs, query.device)
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+        return torch.ops.aten._flash_attention_forward(
+            q, k, v, ends, ends, longest, longest, 0.0, True, False, scale=scaling
+        )[0][None]
+    found, start = [], 0
+    for count, length in runs:
+        here = slice(start, start + count * length)
+        q, k, v = (
+            x[0, :, here].unflatten(1, (count, length)).transpose(0, 1) for x in (query, key, value)
+        )
+        with sdpa_kernel(KERNELS):
+            out = F.scaled_dot_product_attention(
+                q, k, v, is_causal=True, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
+            )
+        found.append(out.transpose(1, 2).flatten(0, 1))
+        start = here.stop
+    return torch.cat(found)[None]
+
+
+def _register(name: str, otherwise) -> None:
+    def attend(
+        module, query, key, value, attention_mask, scaling=None, runs: Runs | None = None, **kwargs
+    ):
+        if runs is None:
+            return otherwise(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        return _causal(query, key, value, scaling, runs, name), None
+
+    AttentionInterface.register(PREFIX + name, attend)
+
+
+_register("sdpa", ALL_ATTENTION_FUNCTIONS["sdpa"])
+_register("eager", eager_attention_forward)
+AttentionMaskInterface.register(PREFIX + "sdpa", sdpa_mask)
+AttentionMaskInterface.register(PREFIX + "eager", eager_mask)

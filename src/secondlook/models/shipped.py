@@ -1,0 +1,44 @@
+"""Names of models that come with the package. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from stat import S_ISDIR
+
+from secondlook.types import InputError
+
+SHIPPED = ("mini", "mini-base", "mini-edit")
+
+
+def locate(model: str) -> str:
+    """Where a model's files are: shipped names first, then folders; a hub id (owner/name) is left
+    to transformers.
+
+    Raises InputError for anything else.
+    """
+    if model in SHIPPED:
+        folder = Path(__file__).parents[1] / "checkpoints" / model
+        if not folder.is_dir():
+            raise InputError(
+                f"model: {model!r} does not come with this version; make it with "
+                "runs/mini_base.sh, mini.sh or edit.sh"
+            )
+        return str(folder)
+    try:
+        kind = Path(model).stat().st_mode
+    except (OSError, ValueError) as error:  # also a name that no file can have
+        kind = 0
+        if isinstance(error, PermissionError):
+            raise InputError(f"model: {model!r} cannot be read ({error.strerror})") from error
+    if S_ISDIR(kind):
+        return model
+    if kind:
+        raise InputError(
+            f"model: {model!r} is a file; give the folder that holds the whole checkpoint"
+        )
+    if model.count("/") == 1 and not model.startswith((".", "/")):
+        return model
+    raise InputError(
+        f"model: {model!r} is neither shipped ({', '.join(SHIPPED)}) nor a folder nor a hub id "
+        "(owner/name)"
+    )

@@ -1,0 +1,102 @@
+"""Losses as pure functions of log-probabilities, summed and divided by an explicit, global
+denominator.
+
+So accumulation over micro-batches equals one large batch: each call gets the denominator of the
+whole update.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PolicyLoss:
+    """One micro-batch's share of an update."""
+
+    loss: Tensor
+    """Scalar, differentiable."""
+    clipped: Tensor
+    """Tokens on whose clipped branch the gradient is zero."""
+    kl: Tensor
+    """Sum of k3 over tokens."""
+
+
+def kl_k3(logp: Tensor, reference: Tensor) -> Tensor:
+    """The k3 estimator of KL(policy || reference) per token: exp(ref - new) - (ref - new) - 1,
+    never negative."""
+    difference = reference - logp
+    return difference.exp() - difference - 1
+
+
+def importance_weights(old: Tensor, behaviour: Tensor, cap: float) -> Tensor:
+    """min(exp(old - behaviour), cap) per token (N,): how much likelier a token was to the policy
+    that is trained than to the sampler, which computes the same weights in another order and rounds
+    otherwise. ``cap`` 0: no correction, 1 everywhere.
+
+    Source: truncated importance sampling of Yao et al. 2025, "Your Efficient RL Framework Secretly
+    Brings You Off-Policy RL Training" (verl and TRL have it with the cap 2); the truncation is
+    IMPALA's (arXiv 1802.01561).
+    """
+    return (old - behaviour).exp().clamp(max=cap) if cap else torch.ones_like(old)
+
+
+def policy_loss(
+    logp: Tensor,
+    old: Tensor,
+    reference: Tensor,
+    advantage: Tensor,
+    weight: Tensor,
+    denominator: float,
+    clip: float = 0.2,
+    beta: float = 0.05,
+    clip_high: float | None = None,
+    importance: Tensor | None = None,
+) -> PolicyLoss:
+    """Clipped surrogate with k3-KL (arXiv 2506.01480, equation of the RL stage), per token, all
+    arguments (N,).
+
+    The ratio is clipped to [1 - clip, 1 + clip_high]; without ``clip_high`` both sides are ``clip``
+    (DAPO, arXiv 2503.14476, leaves more room above, so that rare tokens can become likelier).
+    ``old`` are the log-probabilities that the policy scored before its first update; ``importance``
+    (default: 1) weighs the surrogate for what the sampler had in their stead, and has no gradient.
+    ``weight`` is the token's weight (0 masks it: padding, a missing reward), and the sum of weights
+    over the whole update is ``denominator``.
+    """
+    ratio = (logp - old).exp()
+    limited = ratio.clamp(1 - clip, 1 + (clip if clip_high is None else clip_high))
+    surrogate = torch.minimum(ratio * advantage, limited * advantage)
+    if importance is not None:
+        surrogate = importance.detach() * surrogate
+    kl = kl_k3(logp, reference)
+    loss = (weight * (beta * kl - surrogate)).sum() / denominator
+    with torch.no_grad():
+        clipped = ((limited * advantage < ratio * advantage) & (weight > 0)).sum()
+    return PolicyLoss(loss, clipped, (weight * kl).sum().detach())
+
+
+def value_loss(
+    value: Tensor,
+    before: Tensor,
+    target: Tensor,
+    weight: Tensor,
+    denominator: float,
+    clip: float | None = 0.2,
+) -> Tensor:
+    """Clipped value loss (PPO, arXiv 1707.06347, as its public code has it), per token, all arguments (N,):
+    0.5 max((v - R)^2, (clip(v, v_old ± clip) - R)^2), weighted as the policy's. ``clip`` None:
+    no clipping."""
+    error = (value - target) ** 2
+    if clip is not None:
+        error = torch.maximum(error, (before + (value - before).clamp(-clip, clip) - target) ** 2)
+    return 0.5 * (weight * error).sum() / denominator
+
+
+def explained_variance(value: Tensor, target: Tensor) -> float:
+    """1 - Var(R - v) / Var(R) of values and targets (N,): 1 is perfect, 0 as good as a constant,
+    NaN without variance."""
+    spread = target.var()
+    return float(1 - (target - value).var() / spread) if float(spread) > 0 else float("nan")

@@ -1,0 +1,51 @@
+"""What would end a run at the step that meets it is found before step 0: prompts that the model
+cannot read, sources that cannot be opened, and prompts of which the judge scores no picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from secondlook.data.prompts import Line, check_prompts
+from secondlook.models.janus.template import ChatTemplate
+from secondlook.rewards.reward import Reward, Weighted
+from secondlook.train.distributed import Ranks
+from secondlook.types import InputError, Prompt
+
+
+def check_lines(
+    template: ChatTemplate, reward: Reward, lines: Sequence[Line], ranks: Ranks = Ranks()
+) -> None:
+    """Read all prompts of a file, each rank its share, with the model's tokenizer, every source as
+    a whole (a header does not tell whether a file is cut off), and ask the judge which ones it can
+    score.
+
+    Raises InputError, on all ranks, that names the first line and how many others are like it.
+    """
+    with ranks.together():
+        own = ranks.share(lines)
+        check_prompts(template, own)
+        with ThreadPoolExecutor() as pool:  # decoding is done without Python's lock
+            faults = [fault for fault in pool.map(lambda line: _fault(reward, line), own) if fault]
+        if faults:
+            others = f" (and {len(faults) - 1} more such lines)" if len(faults) > 1 else ""
+            raise InputError(f"{faults[0]}{others}")
+
+
+def _fault(reward: Reward, line: Line) -> str:
+    try:
+        prompt = line.prompt()
+    except InputError as error:
+        return str(error)
+    why = why_not(reward, prompt)
+    return f"judge: {why}, in {line.where}" if why else ""
+
+
+def why_not(reward: Reward, prompt: Prompt) -> str:
+    """Why a judge will score no picture of a prompt, as far as it can tell without one; "" where it
+    may."""
+    if isinstance(reward, Weighted):
+        return next(filter(None, (why_not(judge, prompt) for _, judge in reward.parts)), "")
+    if prompt.source is not None and not hasattr(reward, "edits"):
+        return f"{type(reward).__name__} cannot judge edits; use another for prompts with a source"
+    return reward.why_not(prompt) if hasattr(reward, "why_not") else ""

@@ -1,0 +1,147 @@
+"""How a run ends before its last step: by its own rules, on input that it cannot use, or because it
+was asked to.
+
+torchrun starts ranks that failed again, whatever their exit code, and ends with 1. So a run that
+ended itself leaves a note in its folder, by which the ranks that are started again end at once; and
+a run that was asked to end, whose ranks all leave together, ends with 0 there. The code that is
+meant is written to the file that the environment variable SECONDLOOK_CODE names: ``runs/ranks.sh``
+makes it anew for each start and ends with it, and whatever is started again beside a code ends at
+once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, ClassVar
+
+from secondlook.io import read_json, write_json
+from secondlook.types import InputError, Stopped, WorkerShard
+
+NOTE = "stopped.json"
+SAVED = 75
+"""The exit code of a run that was asked to end and whose state is saved (EX_TEMPFAIL): the same
+command goes on."""
+
+
+class Saved(Exception):
+    """A run was asked to end; its state is saved."""
+
+
+class EndRequest:
+    """Whether this process was asked to save and end, from ``with`` on: by SIGUSR1, or without
+    torchrun by SIGTERM too, whose second one ends it at once. (torchrun sends SIGTERM to the ranks
+    that are left when one has failed: those must not wait for it.) ``loading``: around a job that
+    has nothing to save yet; what comes there is known to the request inside it."""
+
+    around: ClassVar[EndRequest | None] = None
+
+    def __init__(self, loading: bool = False) -> None:
+        self.came = False
+        self.outer: EndRequest | None = None
+        names = (
+            ("SIGUSR1",)
+            if loading or "TORCHELASTIC_RUN_ID" in os.environ
+            else ("SIGUSR1", "SIGTERM")
+        )
+        self.signals: list[signal.Signals] = [
+            getattr(signal, n) for n in names if hasattr(signal, n)
+        ]
+        self.before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> EndRequest:
+        self.outer, EndRequest.around = EndRequest.around, self
+        self.came = self.outer is not None and self.outer.came
+        with suppress(ValueError):  # only a process's main thread is told of signals
+            self.before = {s: signal.signal(s, self._note) for s in self.signals}
+        return self
+
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        EndRequest.around = self.outer
+        for which, handler in self.before.items():
+            signal.signal(which, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.came and number == signal.SIGTERM:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self.came = True
+
+
+@contextmanager
+def noted(out: Path) -> Iterator[None]:
+    """A job in the folder ``out``. Where it stopped itself or could not use its input (Stopped,
+    InputError), ranks that torchrun starts again raise the same at once; a new start removes the
+    note of an earlier one. Ends the process where the job was asked to end."""
+    run, path, first = (
+        os.environ.get("TORCHELASTIC_RUN_ID"),
+        out / NOTE,
+        WorkerShard.of_environment().rank == 0,
+    )
+    if path.exists():
+        before = read_json(path, dict)
+        if run is not None and before.get("run") == run and _of_this_start(before):
+            raise (InputError if before.get("code") == 2 else Stopped)(before.get("sentence", ""))
+        if first and not restarts():
+            path.unlink(missing_ok=True)
+            print(
+                f"secondlook: {path} is removed; why an earlier start ended no longer counts",
+                file=sys.stderr,
+            )
+    try:
+        with EndRequest(loading=True):
+            yield
+    except (Stopped, InputError) as error:
+        code = 2 if isinstance(error, InputError) else 1
+        if run is not None:
+            with suppress(OSError):  # it is only told
+                write_json(
+                    path, {"sentence": str(error), "code": code, "run": run, "time": time.time()}
+                )
+        raise
+    except Saved as saved:
+        if first:
+            print(f"secondlook: {saved}", file=sys.stderr)
+        tell(SAVED)
+        sys.exit(SAVED if run is None else 0)
+
+
+def restarts() -> int:
+    """How often torchrun has started this process's ranks again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def _of_this_start(note: dict[str, Any]) -> bool:
+    """Whether a note was left since the launcher was started. Of several machines each counts its
+    own restarts, so the count alone does not tell: then the note is younger than the launcher's
+    file."""
+    code = os.environ.get("SECONDLOOK_CODE")
+    launched = Path(code).stat().st_ctime if code and Path(code).exists() and not told() else None
+    when = note.get("time")
+    return bool(restarts()) or (
+        launched is not None and isinstance(when, int | float) and when > launched
+    )
+
+
+def tell(code: int) -> None:
+    """Say with which code the launcher should end."""
+    if "SECONDLOOK_CODE" in os.environ:
+        with suppress(OSError):
+            Path(os.environ["SECONDLOOK_CODE"]).write_text(f"{code}\n")
+
+
+def told() -> int | None:
+    """The code that an earlier process of this launcher ended with by itself, after which none is
+    started again."""
+    try:
+        return int(Path(os.environ["SECONDLOOK_CODE"]).read_text())
+    except (KeyError, OSError, ValueError):
+        return None

@@ -1,0 +1,285 @@
+"""The command as a user meets it: what it writes, and one sentence with exit code 2 for whatever
+cannot be used."""
+
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from rich.table import Table
+
+from secondlook.cli import common, main
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def model(janus, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    janus.save(folder)
+    return folder
+
+
+def secondlook(*args) -> subprocess.CompletedProcess:
+    env = os.environ | {"COLUMNS": "200"}
+    command = [sys.executable, "-m", "secondlook.cli", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def drawn(model, tmp_path_factory) -> tuple[Path, str]:
+    out = tmp_path_factory.mktemp("drawn") / "new" / "folder"
+    done = secondlook(
+        "draw",
+        "a photo of a red star",
+        "--model",
+        model,
+        "--n",
+        2,
+        "--seed",
+        5,
+        "--rounds",
+        2,
+        "--out",
+        out,
+    )
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout
+
+
+def test_draw_writes_every_round(drawn):
+    out, printed = drawn
+    assert sorted(p.name for p in out.iterdir()) == [".lock", "1", "2"]
+    for k in ("1", "2"):
+        episode = json.loads((out / k / "episode.json").read_text())
+        assert (
+            episode["seed"] == 4 + int(k)
+            and episode["settings"]["max_rounds"] == 2
+            and episode["versions"]["torch"]
+        )
+        files = {f"round-{i}.png" for i in range(1, len(episode["rounds"]) + 1)}
+        written = {p.name for p in (out / k).iterdir()} - {".lock"}
+        assert written == files | {"final.png", "episode.json", "episode.html"}
+        final = Image.open(out / k / "final.png")
+        chosen = Image.open(out / k / episode["rounds"][episode["final"] - 1]["image"])
+        assert final.size == (48, 48) and final.tobytes() == chosen.tobytes()
+        for r in episode["rounds"]:
+            assert f"p(yes) {r['p_yes']:.2f}" in printed
+        page = (out / k / "episode.html").read_text()
+        assert not re.search(r'(src|href)="(?!data:)', page), "the page is self-contained"
+
+
+def test_draw_is_reproducible(drawn, model, tmp_path):
+    out, _ = drawn
+    args = ("--n", 1, "--seed", 6, "--rounds", 2, "--out", tmp_path)
+    assert secondlook("draw", "a photo of a red star", "--model", model, *args).returncode == 0
+    again, before = (
+        json.loads(p.read_text()) for p in (tmp_path / "episode.json", out / "2" / "episode.json")
+    )
+    assert [r["codes"] for r in again["rounds"]] == [r["codes"] for r in before["rounds"]]
+
+
+def test_judge_ask_and_show(drawn, model, tmp_path):
+    out, _ = drawn
+    image = out / "1" / "final.png"
+    judged = secondlook("judge", image, "a photo of a cat", "--model", model)
+    assert judged.returncode == 0 and re.match(r"(Yes|No)  p\(yes\) [01]\.\d{3}", judged.stdout), (
+        judged.stderr
+    )
+    assert (
+        secondlook("ask", image, "is there a cat?", "--model", model, "--max-tokens", 4).returncode
+        == 0
+    )
+    shown = secondlook("show", out)
+    assert (
+        shown.returncode == 0
+        and "a photo of a red star" in shown.stdout
+        and "final" in shown.stdout
+    )
+
+
+def broken_png(folder: Path) -> Path:
+    whole = folder / "whole.png"
+    Image.effect_noise((64, 64), 50).save(whole)
+    cut = folder / "cut.png"
+    cut.write_bytes(whole.read_bytes()[:900])
+    return cut
+
+
+BAD = {
+    "unknown model": (["draw", "a cat", "--model", "nonesuch"], "model"),
+    "model folder without a model": (["draw", "a cat", "--model", "{empty}"], "model"),
+    "empty prompt": (["draw", "  ", "--model", "{model}"], "prompt"),
+    "prompt too long": (["draw", "cat " * 999, "--model", "{model}"], "prompt"),
+    "no rounds": (["draw", "a cat", "--model", "{model}", "--rounds", "0"], "rounds"),
+    "n below one": (["draw", "a cat", "--model", "{model}", "--n", "0"], "n: 0"),
+    "negative temperature": (
+        ["draw", "a cat", "--model", "{model}", "--temperature", "-1"],
+        "temperature",
+    ),
+    "unwritable folder": (["draw", "a cat", "--model", "{model}", "--out", "{file}/x"], "out"),
+    "missing image": (["judge", "{tmp}/none.png", "a cat", "--model", "{model}"], "image"),
+    "truncated image": (["judge", "{cut}", "a cat", "--model", "{model}"], "image"),
+    "empty question": (["ask", "{whole}", " ", "--model", "{model}"], "question"),
+    "missing config": (["train", "vision", "--config", "{tmp}/none.toml"], "config"),
+    "unknown key": (["train", "vision", "--config", "{toml}", "--set", "depth=3"], "depth"),
+    "wrong value": (["train", "vision", "--config", "{toml}", "--set", "layers=few"], "layers"),
+    "JSON for a table": (
+        ["train", "rl", "--config", "{toml}", "--set", 'kinds={{"two": 1}}'],
+        "not TOML",
+    ),
+    "missing tokenizer": (
+        ["train", "base", "--config", "{toml}", "--set", "tokenizer=none"],
+        "tokenizer",
+    ),
+    "zero samples": (["bench", "geneval", "--model", "{model}", "--samples", "0"], "samples"),
+    "unknown split": (["bench", "geneval", "--model", "{model}", "--split", "x"], "split"),
+    "unknown start": (
+        ["train", "sft", "--config", "{toml}", "--set", "model=nonesuch", "--set", "data={empty}"],
+        "model",
+    ),
+    "no pictures": (
+        ["train", "sft", "--config", "{toml}", "--set", "model={model}", "--set", "data={empty}"],
+        "data",
+    ),
+    "no start": (["train", "rl", "--config", "{toml}"], "model"),
+    "no prompts": (
+        ["train", "rl", "--config", "{toml}", "--set", "model={model}", "--set", "prompts=no.txt"],
+        "prompts",
+    ),
+    "no such device": (
+        ["train", "rl", "--config", "{toml}", "--set", "model={model}", "--set", "device=cuda:99"],
+        "device",
+    ),
+    "missing setting": (["data", "build", "--config", "{toml}"], "generators is missing"),
+    "unknown judge": (
+        ["train", "rl", "--config", "{toml}", "--set", "model=m", "--set", "judges=[{{kind='x'}}]"],
+        "judges.0.kind",
+    ),
+    "wrong nurse": (
+        ["train", "rl", "--config", "{toml}", "--set", "model=m", "--set", "nurse={{lr_cut=3.0}}"],
+        "nurse.lr_cut",
+    ),
+    "not a pair": (["bench", "compare", "out"], "NAME=FOLDER"),
+    "no results": (["bench", "compare", "a={empty}"], "result.json"),
+    "nothing to show": (["show", "{empty}"], "folder"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_one_sentence(case, model, tmp_path, monkeypatch, capsys):
+    """In this process, for a new one takes seconds to import torch; ``test_truncated_checkpoint``
+    starts one."""
+    args, word = BAD[case]
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "c.toml").write_text("steps = 3\n")
+    cut = broken_png(tmp_path)
+    names = {
+        "model": model,
+        "tmp": tmp_path,
+        "empty": tmp_path / "empty",
+        "file": tmp_path / "file",
+    }
+    names |= {"toml": tmp_path / "c.toml", "cut": cut, "whole": tmp_path / "whole.png"}
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["secondlook", *[a.format(**names) for a in args]])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    printed = capsys.readouterr()
+    lines = printed.err.strip().splitlines()
+    assert ended.value.code == 2, printed.err
+    assert len(lines) == 1 and lines[0].startswith("secondlook: ") and word in lines[0], printed.err
+    assert printed.out == ""
+    written = [
+        p
+        for p in sorted(tmp_path.rglob("*"))
+        if p not in before and p.is_file() and p.name != ".lock"
+    ]
+    assert not written, "nothing half-written"
+
+
+def ended(monkeypatch, *args: str) -> int:
+    """The exit code of a command in this process."""
+    monkeypatch.setattr(sys, "argv", ["secondlook", *args])
+    with pytest.raises(SystemExit) as done:
+        main()
+    return done.value.code
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("draw", "a cat", "--out"),
+        ("train", "vision", "--config", "c.toml", "--out"),
+        ("convert", "mini"),
+    ],
+)
+def test_names_for_results_are_utf8(args, tmp_path, monkeypatch, capsys):
+    """TensorBoard, safetensors and tokenizers open no other ones."""
+    (tmp_path / "c.toml").write_text("steps = 1\n")
+    monkeypatch.chdir(tmp_path)
+    assert ended(monkeypatch, *args, os.fsdecode(b"caf\xe9/run")) == 2
+    told = r"'caf\udce9/run' is not UTF-8 ('\udce9'); give another name"
+    assert capsys.readouterr().err == f"secondlook: out: {told}\n"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c.toml"]
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (("draw", "a cat"), "interrupted"),
+        (("show", "."), "interrupted"),
+        (("train", "rl", "--config", "c.toml"), "interrupted; the same command resumes it"),
+        (("data", "build", "--config", "c.toml"), "interrupted; the same command resumes it"),
+    ],
+)
+def test_an_interruption_is_told(args, told, tmp_path, monkeypatch, capsys):
+    """typer itself ends without a word."""
+
+    def pressed(*args, **settings):
+        raise KeyboardInterrupt
+
+    for name in ("cli.locate", "cli.show.stored_rows", "config.load"):
+        module, _, function = f"secondlook.{name}".rpartition(".")
+        monkeypatch.setattr(importlib.import_module(module), function, pressed)
+    (tmp_path / "metrics.jsonl").touch()
+    monkeypatch.chdir(tmp_path)
+    assert ended(monkeypatch, *args) == 130
+    assert capsys.readouterr().err == f"secondlook: {told}\n"
+
+
+def test_control_characters_are_printed_as_escapes(tmp_path, monkeypatch, capsys):
+    """Rich drops some, expands tabs and passes on the others, which would steer the terminal."""
+    word, shown = "a\tb\rc\x1b[31md\x9b", r"a\tb\rc\x1b[31md\x9b"
+    common.say((word, "bold"), f" {word}")
+    common.console.print(word)
+    table = Table(word)
+    table.add_row(word)
+    common.console.print(table)
+    printed = capsys.readouterr().out
+    assert printed.count(shown) == 5 and not re.search("[\t\r\x1b\x9b]", printed)
+    assert ended(monkeypatch, "show", str(tmp_path / "a\tb\u2028c\x1b")) == 2
+    message = capsys.readouterr().err
+    assert len(message.splitlines()) == 1 and not re.search("[\t\x1b\u2028]", message)
+
+
+def test_truncated_checkpoint(model, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(model, copy)
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    done = secondlook("draw", "a cat", "--model", copy, "--out", tmp_path / "o")
+    assert (
+        done.returncode == 2
+        and "model" in done.stderr
+        and len(done.stderr.strip().splitlines()) == 1
+    )

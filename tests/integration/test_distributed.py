@@ -1,0 +1,120 @@
+"""Two ranks (gloo, CPU) against one: the same losses and weights, also after a rank was killed, and
+resumed on one."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from jobs import RL, SFT
+from secondlook.data.generate import BuildConfig, build
+from secondlook.data.generators import GeneratorConfig
+from secondlook.engine.engine import Engine
+from secondlook.mini.verifier import Verifier
+from secondlook.models.janus.model import Janus
+from secondlook.models.shipped import locate
+from secondlook.train.rl.config import RLConfig
+from secondlook.train.rl.loop import train_rl
+from secondlook.train.sft import SFTConfig, train_sft
+from secondlook.types import InputError
+
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+HERE = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    config = BuildConfig([GeneratorConfig("render", "mini-base", 5)], n_prompts=20, examples="none")
+    return str(
+        build(
+            config,
+            Verifier(),
+            tmp_path_factory.mktemp("data"),
+            lambda m: Engine(Janus.load(locate(m))),
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def two(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("two")
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "--max-restarts",
+        "1",
+    ]
+    done = subprocess.run(
+        [*launch, str(HERE / "ranks_job.py"), str(out), data],
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out
+
+
+def furthest(a: Path, b: Path) -> float:
+    """The largest difference between two runs' weights."""
+    left, right = (load_file(p / "final" / "model.safetensors") for p in (a, b))
+    assert left.keys() == right.keys()
+    return max(float((left[k] - right[k]).abs().max()) for k in left)
+
+
+def check(one: Path, two: Path) -> None:
+    rows = [
+        [json.loads(line) for line in (p / "metrics.jsonl").read_text().splitlines()]
+        for p in (one, two)
+    ]
+    assert [r["step"] for r in rows[0]] == [r["step"] for r in rows[1]] == [1, 2, 3]
+    for a, b in zip(*rows, strict=True):
+        assert a.keys() == b.keys()
+        timed = {"seconds", "rollout_seconds", "tokens_per_second"}
+        for name in (
+            n for n in a.keys() - timed if not n.startswith("sampler_gap")
+        ):  # those are rounding
+            assert a[name] == pytest.approx(b[name], rel=1e-3, abs=1e-5), name
+    assert furthest(one, two) < 1e-5
+
+
+def test_supervised_fine_tuning(two, data, tmp_path):
+    train_sft(SFTConfig(data=data, **SFT), tmp_path)
+    check(tmp_path, two / "sft")
+
+
+def test_grpo_of_which_a_rank_was_killed(two, tmp_path):
+    assert (two / "grpo" / "died").exists()
+    train_rl(RLConfig(**RL), tmp_path / "one")
+    check(tmp_path / "one", two / "grpo")
+    for origin in (
+        two / "grpo",
+        tmp_path / "one",
+    ):  # a state of two ranks goes on with one, and of one with one
+        resumed = tmp_path / f"resumed-{origin.name}"
+        shutil.copytree(origin, resumed, ignore=shutil.ignore_patterns("final", "step-00000003"))
+        torch.manual_seed(99)  # whatever the process did in between must not matter
+        train_rl(RLConfig(**RL), resumed)
+        check(tmp_path / "one", resumed)
+    assert furthest(tmp_path / "one", resumed) == 0
+
+
+def test_ppo_with_a_replica_on_each_rank(two, tmp_path):
+    train_rl(RLConfig(**RL, algorithm="ppo"), tmp_path)
+    check(tmp_path, two / "ppo")
+
+
+def test_numbers_that_do_not_fit_are_named(monkeypatch, tmp_path):
+    from secondlook.train.distributed import Ranks
+    from secondlook.train.rl.loop import RLLoop
+
+    with pytest.raises(InputError, match="prompts_per_step is 4"):
+        RLLoop(RLConfig(**RL), tmp_path, Verifier(), Ranks(0, 3))

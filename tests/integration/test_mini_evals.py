@@ -1,0 +1,298 @@
+"""The benchmarks' arithmetic, and one small run recomputed from its own JSON."""
+
+import json
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from secondlook.cli import app
+from secondlook.episode import SamplingConfig
+from secondlook.evals.intervals import Sample, agreement, bootstrap, by_prompt, mean_of_tasks
+from secondlook.mini.evals import geneval
+from secondlook.mini.world.language import benchmark
+from secondlook.types import InputError
+
+
+def test_overall_is_the_mean_of_tasks_and_prompts_are_resampled():
+    samples = [Sample("a", f"p{i}", float(i < 5)) for i in range(10) for _ in range(4)] + [
+        Sample("b", "q", 1.0)
+    ]
+    found = mean_of_tasks(samples)
+    assert found["mean"] == pytest.approx((0.5 + 1.0) / 2)
+    # ten prompts whose four images agree: the interval is that of ten draws, not of forty
+    assert found["high"] - found["low"] == pytest.approx(3.92 * np.sqrt(0.25 / 10) / 2, rel=0.15)
+    assert bootstrap({}, lambda v: 0.0)["mean"] != bootstrap({}, lambda v: 0.0)["mean"], (
+        "nothing gives nan, never 0"
+    )
+    assert len(by_prompt(samples)["a"]) == 10
+
+
+def test_agreement_sees_through_always_yes():
+    truth = [True] * 73 + [False] * 27
+    row = agreement(truth, [True] * 100, [str(i) for i in range(100)])
+    assert row["accuracy"] == 0.73 and row["always_yes_rate"] == 1.0
+    assert row["balanced_accuracy"]["mean"] == 0.5 and row["kappa"] == 0.0
+
+
+def test_chance_of_a_relation():
+    assert 0.2 < geneval.chance_of_relation() < 0.5
+
+
+@pytest.mark.slow
+def test_a_run_equals_its_recomputation(engine, tmp_path):
+    settings = geneval.Settings("tiny", samples=2, rounds=2, rows_per_task=3)
+    scored = geneval.run(engine, settings, SamplingConfig(guidance=1.0))
+    result = geneval.write(tmp_path, scored, settings)
+    assert json.loads((tmp_path / "result.json").read_text())["overall"].keys() == {
+        "first",
+        "final",
+        "gain",
+    }
+    rows = json.loads((tmp_path / "episodes.json").read_text())
+    assert len(rows) == 6 * 3 * 2 == result["images"]
+    by_task: dict[str, list[bool]] = {}
+    for row in rows:
+        by_task.setdefault(row["tag"], []).append(row["rounds"][row["final"]]["right"])
+    assert result["overall"]["final"]["mean"] == pytest.approx(
+        np.mean([np.mean(v) for v in by_task.values()])
+    )
+    assert len({tuple(r["rounds"][0]["codes"]) for r in rows}) == len(rows), "distinct samples"
+    assert "Mini-GenEval" in (tmp_path / "geneval.html").read_text()
+
+
+@pytest.mark.parametrize("field", ["samples", "rounds", "rows_per_task"])
+def test_settings_are_checked(field):
+    with pytest.raises(InputError, match=field):
+        geneval.Settings("m", **{field: 0})
+
+
+def tried(right, p_yes, fresh_right, fresh_p_yes):
+    from secondlook.mini.evals.best_of_n import Tried
+
+    yes, fresh_yes = (tuple(p > 0.5 for p in ps) for ps in (p_yes, fresh_p_yes))
+    return Tried(
+        benchmark()[0].tag,
+        benchmark()[0].prompt,
+        yes,
+        tuple(p_yes),
+        tuple(right),
+        fresh_yes,
+        tuple(fresh_p_yes),
+        tuple(fresh_right),
+    )
+
+
+def test_curve_compares_at_equal_cost():
+    from secondlook.mini.evals.best_of_n import Settings, shown, summarize
+
+    assert shown((False, True), (0.1, 0.9), 1) == (0, 1)
+    assert shown((False, True), (0.1, 0.9), 3) == (1, 2)
+    assert shown((False, False, False), (0.2, 0.4, 0.1), 3) == (1, 3)
+    # a redraw helps one of two; the fresh images of both are all wrong but the second of the second
+    a = tried([False, True], [0.1, 0.9], [False, False, False], [0.1, 0.2, 0.3])
+    b = tried([True], [0.8], [True, False, True], [0.8, 0.9, 0.7])
+    result = summarize([a, b], Settings("m", most=3, samples=1))
+    one, two, three = result["curve"]
+    assert one["images"] == 1 and one["final"]["mean"] == one["best_of_n"]["mean"] == 0.5
+    assert two["images"] == three["images"] == 1.5 and two["final"]["mean"] == 1.0
+    # at 1.5 images best-of-N takes one or two images, each half of the time: (0.5 + 0) / 2
+    assert two["best_of_n"]["mean"] == 0.25 and two["over_best_of_n"]["mean"] == 0.75
+    assert three["until_yes"]["mean"] == 0.5 and three["until_yes"]["images"] == 2.0
+
+
+@pytest.mark.slow
+def test_results_of_two_models_are_compared_pairwise(engine, tmp_path):
+    from secondlook.mini.evals import best_of_n, compare, judging
+
+    for name, seed in (("a", 0), ("b", 0), ("other", 5)):
+        settings = geneval.Settings(name, samples=1, rounds=2, rows_per_task=2, seed=seed)
+        folder = tmp_path / name / "geneval"
+        folder.mkdir(parents=True)
+        geneval.write(folder, geneval.run(engine, settings, SamplingConfig(guidance=1.0)), settings)
+    few = best_of_n.Settings("a", most=2, samples=1, rows_per_task=2)
+    (tmp_path / "a" / "curve").mkdir()
+    best_of_n.write(
+        tmp_path / "a" / "curve", best_of_n.run(engine, few, SamplingConfig(guidance=1.0)), few
+    )
+    for name in ("a", "b"):
+        (tmp_path / name / "judging").mkdir()
+        same = judging.Settings(name, str(tmp_path / "a" / "geneval"))
+        said, seconds = judging.run(engine, judging.drawn(tmp_path / "a" / "geneval", engine), same)
+        drawn = json.loads((tmp_path / "a" / "geneval" / "episodes.json").read_text())
+        assert [v.right for v in said] == [r["right"] for e in drawn for r in e["rounds"]]
+        judging.write(tmp_path / name / "judging", said, same, seconds)
+    (tmp_path / "out").mkdir()
+    read = [compare.read(name, tmp_path / name) for name in ("a", "b", "other")]
+    result = compare.write(tmp_path / "out", read[:2])
+    [row] = result["differences"]
+    assert row["first"] == row["final"] == {"mean": 0.0, "low": 0.0, "high": 0.0}, (
+        "the same model and seeds"
+    )
+    assert "judge_same" in row and read[0].judge[1] == read[1].judge[1]
+    assert "b over a" in (tmp_path / "out" / "report.md").read_text()
+    assert '<img src="data:image/png' in (tmp_path / "out" / "report.html").read_text()
+    for name, variant in (("a", "sft"), ("b", "task-1")):
+        (tmp_path / "variants").mkdir(exist_ok=True)
+        (tmp_path / "variants" / variant).symlink_to(tmp_path / name)
+    said = CliRunner().invoke(
+        app, ["bench", "ablations", str(tmp_path / "variants"), "--out", str(tmp_path / "report")]
+    )
+    assert said.exit_code == 0, said.output
+    [row] = json.loads((tmp_path / "report" / "result.json").read_text())["claims"]
+    assert (row["a"], row["b"], row["agrees"]) == ("sft", "task-1", "not shown"), (
+        "the same model: the interval holds zero"
+    )
+    assert (
+        "| +0.000 [+0.000, +0.000] | not shown |"
+        in (tmp_path / "report" / "ablations.md").read_text()
+    )
+    assert judging.read(tmp_path / "a" / "judging") == judging.read(tmp_path / "b" / "judging")
+    with pytest.raises(InputError, match="seed"):
+        compare.compare([read[0], read[2]])
+    with pytest.raises(InputError, match="missing"):
+        compare.read("none", tmp_path)
+
+
+def test_claims_hold_only_when_the_interval_excludes_zero():
+    from secondlook.mini.evals.claims import claims, goals
+
+    def interval(mean):
+        return {"mean": mean, "low": mean - 0.01, "high": mean + 0.01}
+
+    def model(gain):
+        judge = {"every round": {"balanced_accuracy": interval(0.9)}}
+        tasks = {"colors": {"final": interval(0.9)}, "position": {"final": interval(0.5)}}
+        overall = {"final": interval(0.86), "gain": interval(gain)}
+        return {
+            "overall": overall,
+            "tasks": tasks,
+            "judge": judge,
+            "redraws": {"wrong": 9, "fixed": 0.5, "broken_of_all": 0.01},
+        }
+
+    gains = {"base": 0.0, "sft": -0.02, "rl": 0.03}
+    pairs = [("sft", "base"), ("rl", "base"), ("rl", "sft")]
+    measured = {"first": interval(0.02), "final": interval(0.0), "judge": interval(0.1)}
+    differences = [{"of": a, "over": b} | measured for a, b in pairs]
+    result = {
+        "models": {k: model(v) for k, v in gains.items()},
+        "differences": differences,
+        "curves": {},
+        "judges": {},
+    }
+    held = {row["claim"]: row["holds"] for row in claims(result, 3)}
+    assert (
+        held["RL lifts the first image over SFT"] == "yes"
+        and held["RL lifts the final image over SFT"] == "not shown"
+    )
+    assert held["after RL, looking again pays (final over first)"] == "yes"
+    assert held["after SFT, looking again pays (final over first)"] == "no"
+    assert not any("best-of-N" in claim or "further" in claim for claim in held), (
+        "nothing is said of what was not measured"
+    )
+    reached = {row["goal"]: row["reached"] for row in goals(result)}
+    assert [goal for goal, done in reached.items() if not done] == [
+        g for g in reached if "position" in g or "judge" in g
+    ]
+
+
+def test_audit_sees_a_fooled_reader(tmp_path):
+    from secondlook.mini import datasets
+    from secondlook.mini.evals import audit
+    from secondlook.mini.world.reader import judge
+
+    shown = [
+        (p.spec, p.image, judge(p.spec, p.image), True)
+        for p in datasets.pictures(np.random.default_rng(0), 12)
+    ]
+    shown[3] = (*shown[3][:3], False)
+    result = audit.write(tmp_path, shown, n=5)
+    assert result["images"] == 12 and result["agreement"]["mean"] == pytest.approx(11 / 12)
+    assert result["only_the_reader_says_right"] == 1 and result["only_the_second_says_right"] == 0
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "highest.png",
+        "random.png",
+        "disagreements.png",
+        "result.json",
+    }
+    with pytest.raises(InputError, match="bench geneval"):
+        audit.read_codes(tmp_path / "none")
+
+
+def test_seeds_stand_side_by_side(tmp_path):
+    from secondlook.mini.evals import seeds
+
+    def report(name, first, rounds=3):
+        overall = {what: {"mean": first} for what in ("first", "final", "gain")}
+        judge = {"every round": {"balanced_accuracy": {"mean": 0.9}}}
+        models = {
+            "rl": {
+                "overall": overall,
+                "judge": judge,
+                "redraws": {"fixed": 0.5, "broken_of_all": 0.0},
+            }
+        }
+        folder = tmp_path / name / "report"
+        folder.mkdir(parents=True)
+        result = {
+            "models": models,
+            "differences": [],
+            "curves": {},
+            "judges": {},
+            "settings": {"rounds": rounds},
+        }
+        (folder / "result.json").write_text(json.dumps(result))
+        return folder
+
+    reports = [report("seed-0", 0.8), report("seed-1", 0.9)]
+    rows = {row["name"]: row for row in seeds.write(tmp_path, reports)}
+    assert (
+        rows["rl: first image"]["mean"] == pytest.approx(0.85)
+        and rows["rl: judge, own images"]["std"] == 0
+    )
+    assert (
+        "| rl: first image | 0.800 | 0.900 | 0.850 | 0.071 |" in (tmp_path / "seeds.md").read_text()
+    )
+    with pytest.raises(InputError, match="settings"):
+        seeds.write(tmp_path, [reports[0], report("seed-2", 0.9, rounds=2)])
+    with pytest.raises(InputError, match="two or more"):
+        seeds.write(tmp_path, reports[:1])
+    with pytest.raises(InputError, match="bench compare"):
+        seeds.read(tmp_path / "none")
+
+
+def test_the_page_shows_what_is_wrong_and_was_judged_yes(tmp_path):
+    """Every kind of episode has its place on the page; a kind without one has no heading, and 0 of
+    0 is no share."""
+    from PIL import Image
+
+    from secondlook.mini.evals.geneval import Scored, Settings, gallery, write
+    from secondlook.mini.world.language import parse
+    from secondlook.mini.world.reader import read
+    from secondlook.types import Episode, Prompt, Round
+
+    image = Image.new("RGB", (48, 48), (153,) * 3)
+
+    def scored(*rounds):
+        drawn = tuple(Round(image, (0,), yes, 0.9 if yes else 0.1, "…") for yes, _ in rounds)
+        episode = Episode(Prompt("a photo of a key"), 0, drawn, ())
+        return Scored(
+            parse("a photo of a key"),
+            episode,
+            (read(image),) * len(rounds),
+            tuple(right for _, right in rounds),
+        )
+
+    some = [scored((True, False)), scored((True, True)), scored((True, True))]
+    assert {name: len(strips) for name, strips in gallery(some).items()} == {
+        "Wrong, and judged Yes at once": 1,
+        "Right at once": 2,
+    }
+    write(tmp_path, some, Settings("mini"))
+    page = (tmp_path / "geneval.html").read_text()
+    assert (
+        "Wrong, and judged Yes at once" in page and "Still wrong" not in page and "nan" not in page
+    )
+    assert "a redraw fixed: (there were none)" in page
+    assert list(gallery([scored((False, False))])) == ["Still wrong"]

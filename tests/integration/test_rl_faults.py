@@ -1,0 +1,225 @@
+"""What ends a long run of RL late, or on one rank alone: found before step 0, survived, or told to
+all ranks."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from secondlook.data.prompts import read_prompts
+from secondlook.mini.verifier import Verifier
+from secondlook.models import sampling
+from secondlook.models.janus.checkpoint import load_tokenizer
+from secondlook.models.janus.template import ChatTemplate
+from secondlook.rewards.reward import Score, Weighted
+from secondlook.train.distributed import Ranks
+from secondlook.train.rl.config import RLConfig
+from secondlook.train.rl.loop import RLLoop, minibatches
+from secondlook.train.rl.prompt_checks import check_lines
+from secondlook.train.rl.reward_checks import RewardChecks
+from secondlook.train.rl.rollout import Group, Outcome
+from secondlook.types import Episode, InputError, Prompt, Round, SamplingParams, Stopped
+
+
+class Bright:
+    """A toy judge of pictures, not of edits."""
+
+    def __call__(self, items):
+        values = [float(np.asarray(image).mean()) / 255 for _, image in items]
+        return [Score(v, v > 0.6, "it is bright") for v in values]
+
+
+class EditsToo(Bright):
+    def edits(self, items):
+        return self([(text, image) for text, _, image in items])
+
+
+@pytest.fixture(scope="module")
+def template():
+    return ChatTemplate(load_tokenizer("mini"))
+
+
+def written(tmp_path, rows, name="prompts.jsonl"):
+    path = tmp_path / name
+    lines = [json.dumps(r) for r in rows] if name.endswith("jsonl") else rows
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return read_prompts(path)
+
+
+def test_prompts_that_cannot_be_read_are_found_with_their_line(tmp_path, template):
+    fine = ["a photo of a red star"] * 3
+    check_lines(template, Bright(), written(tmp_path, fine, "prompts.txt"))
+    lines = written(
+        tmp_path, [*fine, "a red star and " * 200, *fine, "a cat and " * 250], "prompts.txt"
+    )
+    with pytest.raises(
+        InputError, match=r"tokens; at most 512 are read, in line 4 of .*prompts.txt \(and 1 more"
+    ):
+        check_lines(template, Bright(), lines)
+
+
+def test_sources_that_cannot_be_opened_are_found_with_their_line(tmp_path, template):
+    Image.effect_noise((64, 64), 90).convert("RGB").save(tmp_path / "whole.png")
+    data = (tmp_path / "whole.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(data[: len(data) // 2])
+    rows = [
+        {"prompt": "make it red", "source": f"{name}.png"}
+        for name in ("whole", "cut", "whole", "cut")
+    ]
+    check_lines(template, EditsToo(), written(tmp_path, rows[:1]))
+    with pytest.raises(InputError, match=r"line 2 of .*cut.png.*\(and 1 more such lines\)"):
+        check_lines(template, EditsToo(), written(tmp_path, rows))
+
+
+def test_prompts_that_nobody_can_score_are_found_with_their_line(tmp_path, template):
+    Image.new("RGB", (48, 48), (200, 20, 20)).save(tmp_path / "red.png")
+    edits = [{"prompt": "a photo of a star"}, {"prompt": "make it red", "source": "red.png"}]
+    for judge, rows, word in (
+        (Bright(), edits, "Bright cannot judge edits"),
+        (Weighted([(1.0, EditsToo()), (1.0, Bright())]), edits, "Bright cannot judge edits"),
+        (Verifier(), edits, "source"),
+        (
+            Verifier(),
+            [{"prompt": "a photo of a star"}, {"prompt": "a photo of a unicorn"}],
+            "unicorn",
+        ),
+    ):
+        with pytest.raises(InputError, match=f"judge: .*{word}.*, in line 2 of"):
+            check_lines(template, judge, written(tmp_path, rows))
+    check_lines(template, Verifier(), written(tmp_path, edits[:1]))
+
+
+class Two(Ranks):
+    """One of two ranks; ``other`` is what the second one says."""
+
+    other = None
+
+    def gather(self, value):
+        return [value, self.other]
+
+
+def test_what_one_rank_finds_all_raise():
+    first = Two(0, 2)
+    with first.together():
+        pass
+    with pytest.raises(Stopped, match="mine"), first.together():
+        raise Stopped("mine")
+    object.__setattr__(first, "other", InputError("line 7 of prompts.txt"))
+    with pytest.raises(InputError, match="line 7"), first.together():
+        pass
+
+
+def test_a_job_refuses_such_a_file_before_it_loads_a_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "secondlook.train.rl.loop.Janus.load", lambda *a: pytest.fail("a model was loaded")
+    )
+    (tmp_path / "prompts.txt").write_text("a photo of a star\n" + "a red star and " * 200)
+    with pytest.raises(InputError, match="line 2 of"):
+        RLLoop(
+            RLConfig(model="mini-base", prompts=str(tmp_path / "prompts.txt")), tmp_path, Bright()
+        )
+
+
+def group_of(values: list[float]) -> Group:
+    image = Image.new("RGB", (8, 8))
+    episodes = tuple(
+        Episode(Prompt(f"p{v}"), 0, (Round(image, (1,), True, 0.9, "r"),), ()) for v in values
+    )
+    scores = tuple((None if math.isnan(v) else Score(v, v > 0.5, "r"),) for v in values)
+    return Group(
+        episodes, Outcome(scores, [[True]] * len(values), [[0.9]] * len(values), [0] * len(values))
+    )
+
+
+def test_the_page_of_a_step_of_which_groups_have_no_score(tmp_path):
+    job = SimpleNamespace(out=tmp_path, _last_scores=RLLoop._last_scores)
+    nan = math.nan
+    RLLoop.picture(
+        job, [group_of([nan, nan]), group_of([0.1, nan, 0.75]), group_of([0.5, 0.625])], 7
+    )
+    page = (tmp_path / "episodes" / "step-7.html").read_text()
+    assert (
+        page.index("p0.75") < page.index("p0.1") < page.index("p0.625") < page.index("p0.5")
+        and "pnan" not in page
+    )
+    RLLoop.picture(job, [group_of([nan, nan])], 8)
+    assert not (tmp_path / "episodes" / "step-8.html").exists()
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
+def test_a_step_with_fewer_turns_than_minibatches(tmp_path, algorithm):
+    assert sorted(i for part in minibatches(np.random.default_rng(0), 3, 8) for i in part) == [
+        0,
+        1,
+        2,
+    ]
+    (tmp_path / "prompts.txt").write_text("a photo of a red star\n")
+    few = {
+        "prompts_per_step": 1,
+        "group": 2,
+        "rounds": 1,
+        "minibatches": 7,
+        "epochs": 1,
+        "value_warmup": 0,
+        "value_epochs": 1,
+    }
+    config = RLConfig(
+        model="mini-base",
+        prompts=str(tmp_path / "prompts.txt"),
+        algorithm=algorithm,
+        form="segment",
+        **few,
+    )
+    told = RLLoop(config, tmp_path, Bright()).step(0)
+    assert math.isfinite(told["loss"]) and told["refused_steps"] == 0
+
+
+def step_metrics(yes_rate: float, agreement: float) -> dict[str, float]:
+    return {"missing": 0.0, "yes_rate": yes_rate, "agreement": agreement}
+
+
+def test_a_good_judge_of_easy_prompts_is_not_stopped_but_a_collapsed_one_is():
+    guard = RewardChecks(most_missing=0.2, one_verdict=0.99, patience=5, verdict_patience=20)
+    varied, flat = [[[1.0, 0.0]]], [[[0.0, 0.0]]]
+    for _ in range(100):
+        guard.check(step_metrics(0.995, 0.98), varied)
+    for _ in range(19):
+        guard.check(step_metrics(1.0, 0.8), varied)
+    stored = guard.state_dict()
+    resumed = RewardChecks(0.2, 0.99, 5, 20)
+    resumed.load_state_dict(stored)
+    with pytest.raises(Stopped, match=r"20 steps in a row had one verdict only .* 20% are wrong"):
+        resumed.check(step_metrics(1.0, 0.8), varied)
+    guard.check(step_metrics(0.9, 0.8), varied)
+    for _ in range(4):
+        guard.check(step_metrics(0.5, 0.5), flat)
+    with pytest.raises(Stopped, match="5 steps in a row had no variance"):
+        guard.check(step_metrics(0.5, 0.5), flat)
+
+
+def test_the_last_layers_gradient_is_summed_in_float32(monkeypatch):
+    """Of 256 parts in bfloat16, against float64: what is left is the products' rounding (summed in
+    bfloat16: .019)."""
+    rng = torch.Generator().manual_seed(0)
+    n, width, vocabulary = 2048, 32, 64
+    monkeypatch.setattr(sampling, "AT_ONCE", 8 * vocabulary)
+    features = torch.randn(n, width, generator=rng).bfloat16()
+    weight = (0.2 * torch.randn(vocabulary, width, generator=rng)).bfloat16().requires_grad_()
+    bias = torch.zeros(vocabulary).bfloat16().requires_grad_()
+    tokens = torch.randint(0, vocabulary, (n,), generator=rng)
+    wanted = torch.rand(n, generator=rng)
+    logp = sampling._TokenLogProbs.apply(
+        SamplingParams("code"), features, weight, bias, tokens, torch.zeros(n, dtype=torch.bool)
+    )
+    (logp * wanted).sum().backward()
+    exact_weight, exact_bias = (p.detach().double().requires_grad_() for p in (weight, bias))
+    logits = torch.nn.functional.linear(features.double(), exact_weight, exact_bias)
+    (logits.log_softmax(-1).gather(-1, tokens[:, None]).squeeze(-1) * wanted).sum().backward()
+    for p, exact in ((weight, exact_weight), (bias, exact_bias)):
+        assert (
+            p.grad.double() - exact.grad
+        ).norm() < 0.005 * exact.grad.norm() and p.grad.dtype == torch.bfloat16

@@ -1,0 +1,44 @@
+"""The simulation from its command line: which parts are run once, and what it ends with."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+simulate = pytest.importorskip("simulate")
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+def test_what_does_not_depend_on_the_size_is_run_once():
+    tasks = [
+        simulate.Task(
+            RECIPES / f"{stem}.toml",
+            part,
+            simulate.load(RECIPES / f"{stem}.toml")[1],
+            8,
+            80.0,
+            (0.4,),
+        )
+        for stem in ("grpo_1b", "grpo_7b", "grpo_7b_lora")
+        for part in ("order", "update")
+    ]
+    keys = [task.key for task in tasks]
+    assert len(set(keys)) == 5 and keys[0] == keys[2] != keys[4]
+
+
+def test_a_recipe_that_does_not_fit_ends_with_1(monkeypatch, tmp_path, capsys):
+    command = [
+        "simulate.py",
+        str(RECIPES / "edit_grpo_1b.toml"),
+        "--part",
+        "rollout",
+        "--json",
+        str(tmp_path / "s.json"),
+    ]
+    monkeypatch.setattr("sys.argv", [*command, "--memory", "20", "--jobs", "1"])
+    assert simulate.main() == 1 and "DOES NOT FIT" in capsys.readouterr().out
+    [result] = json.loads((tmp_path / "s.json").read_text())["results"]
+    assert (
+        result["recipe"] == "edit_grpo_1b"
+        and abs(result["plan"] / max(result["peaks"].values()) - 1) <= 0.1
+    )

@@ -1,0 +1,68 @@
+"""What an update holds, without weights: as with them, and as the plan says."""
+
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import torch.distributed as dist
+
+from secondlook.config import load
+from secondlook.models.janus.model import Janus
+from secondlook.train import memory_plan
+from secondlook.train.rl.config import RLConfig
+from secondlook.train.sft import SFTConfig
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+@pytest.fixture
+def update():
+    found = pytest.importorskip("simulate_update")
+    yield found
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("name", ["ppo_1b", "sft_1b_lora"])
+def test_as_much_as_with_weights(update, name):
+    """One rank, the same code on tensors that have numbers."""
+    kind, part = (SFTConfig, update.update_sft) if "sft" in name else (RLConfig, update.update_rl)
+    small = (
+        {"lora": 2}
+        if "lora" in name
+        else {"prompts_per_step": 2, "guidance": 5.0, "most_mean_gap": 1e9, "most_high_gap": 1e9}
+    )
+    config = replace(load(kind, RECIPES / f"{name}.toml", []), model="mini-base", micro=1, **small)
+    with update.weightless(memory_plan.config_of("mini-base"), 1, False) as without:
+        part(config, 1, without, False)
+    lists = patch(
+        "torch.optim.adam._default_to_fused_or_foreach", lambda *args, **kwargs: (False, True)
+    )
+    no_copies = patch("torch.equal", lambda *args: True)  # of encoders, in the CPU's memory
+    with lists, no_copies, update.Memory() as real:
+        part(config, 1, real, False)
+    assert real.peaks.keys() == without.peaks.keys()
+    assert without.peaks == pytest.approx(real.peaks, rel=0.02)
+
+
+def test_as_the_plan_says(update):
+    path = RECIPES / "edit_sft_1b.toml"
+    result = update.run(path, load(SFTConfig, path, []), 8, 80.0)
+    assert result["fits"] and result["plan"] == pytest.approx(
+        max(result["peaks"].values()), rel=0.1
+    )
+
+
+def test_a_pass_is_given_what_it_was_given(update):
+    """FSDP would make every dataclass anew."""
+    from secondlook.train.distributed import Ranks
+    from secondlook.train.optim import freeze
+    from secondlook.train.sharding import Shards
+    from secondlook.types import ImageCodes
+
+    janus = Janus.load("mini-base")
+    freeze(janus)
+    given, seen = [ImageCodes((1, 2))], []
+    Shards(janus, Ranks(), "bfloat16").run(lambda segments: seen.append(segments[0]), given)
+    assert seen[0] is given[0]

@@ -1,0 +1,431 @@
+"""Files as people have them: read as they were meant, or refused in one sentence that names the
+file and the line."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from secondlook.data import decontaminate, sanity_pairs
+from secondlook.data.labelled_images import read_pairs
+from secondlook.data.prompts import read_prompts
+from secondlook.io import (
+    append_rows,
+    as_rgb,
+    beside,
+    check_unicode,
+    decode_image,
+    disk_failure,
+    finite,
+    is_file,
+    parse_json,
+    read_image,
+    read_json,
+    read_lines,
+    read_parquet,
+    read_rows,
+    read_table,
+    read_text,
+    stored_rows,
+    whole_file,
+    whole_folder,
+    writable_folder,
+    write_json,
+)
+from secondlook.types import InputError
+
+CASES = Path(__file__).parents[1] / "cases"
+
+
+def sentence(error: pytest.ExceptionInfo) -> str:
+    text = str(error.value)
+    assert len(text.splitlines()) == 1
+    return text
+
+
+# ---------------------------------------------------------------------------------------------------------------------- text
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_text_of_another_system_is_read_as_it_was_meant(tmp_path, encoding, ending):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(f"a café\u2028 and a cup{ending}{ending}  a cat {ending}".encode(encoding))
+    assert read_lines(path) == [(1, "a café\u2028 and a cup"), (3, "a cat")]
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes(f'{{"prompt": "a\u2028\u0085b"}}{ending}{{"prompt": "c"}}'.encode(encoding))
+    assert [row["prompt"] for _, row in read_rows(path)] == ["a\u2028\u0085b", "c"]
+    path = tmp_path / "table.csv"
+    path.write_bytes(f'id,text{ending}1,"a\u2028b"{ending}'.encode(encoding))
+    assert read_table(path) == [{"id": "1", "text": "a\u2028b"}]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"a cat\na caf\xe9\n", "line 2 .*UTF-8"),
+        ("a cat\n".encode("utf-16-le"), "line 1 .*NUL"),
+        (b"\xff\xfea\x00b", "UTF-16"),
+        (b"a cat\ra dog\r", "carriage return"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git-lfs pointer"),
+    ],
+)
+def test_text_that_cannot_be_read_is_refused_with_its_line(tmp_path, data, words):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=words) as error:
+        read_lines(path)
+    assert "prompts.txt" in sentence(error)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{",
+        '{"a": NaN}',
+        '{"a": -Infinity}',
+        '{"a": 1e999}',
+        "[1]",
+        "3",
+        "null",
+        "[" * 100_000,
+        '{"a": "\u0001"}',
+    ],
+)
+def test_a_line_that_is_no_object_is_named(tmp_path, line):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n' + line + "\n")
+    with pytest.raises(InputError, match=r"line 2 of .*rows\.jsonl") as error:
+        read_rows(path)
+    sentence(error)
+
+
+def test_a_row_of_a_table_with_other_cells_is_named(tmp_path):
+    path = tmp_path / "t.csv"
+    for row in ("1,2,3", "1"):
+        path.write_text(f"a,b\n1,2\n{row}\n")
+        with pytest.raises(InputError, match="line 3 of"):
+            read_table(path)
+
+
+def test_what_is_no_number_is_none():
+    assert finite(0.5, 0, 1) and finite(1, 0, 1)
+    for value in (float("nan"), float("inf"), True, "0.5", None, 2, [0.5]):
+        assert not finite(value, 0, 1)
+    assert parse_json('{"a": 1.5}') == {"a": 1.5}
+
+
+def test_missing_folders_and_other_kinds_are_refused(tmp_path):
+    (tmp_path / "list.json").write_text("[1]")
+    (tmp_path / "cut.json").write_text('{"a": ')
+    for path, kind in (
+        (tmp_path, dict),
+        (tmp_path / "none", dict),
+        (tmp_path / "list.json", dict),
+        (tmp_path / "cut.json", dict),
+    ):
+        with pytest.raises(InputError) as error:
+            read_json(path, kind)
+        assert str(path) in sentence(error)
+    with pytest.raises(InputError, match="no\\\\x00name"):
+        read_text(Path("no\0name"))
+
+
+def test_own_rows_survive_a_killed_writer(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    append_rows(path, [{"a": "x\u2028y"}, {"a": 2}])
+    with open(path, "ab") as file:
+        file.write('{"a": "é'.encode()[:-1])  # torn inside of a character
+    append_rows(path, [{"a": "caf\udce9"}])
+    assert [row["a"] for row in stored_rows(path)] == ["x\u2028y", 2, "caf\udce9"]
+
+
+def test_names_of_other_systems_are_found(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "caf\u00e9.png").touch()
+    listed = tmp_path / "list.jsonl"
+    for name in ("pictures/caf\u00e9.png", "pictures\\caf\u00e9.png", "pictures/cafe\u0301.png"):
+        assert beside(listed, name).is_file()
+    assert not beside(listed, "pictures/none.png").is_file()
+
+
+# ------------------------------------------------------------------------------------------------------------------ pictures
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_pictures_look_as_in_a_viewer():
+    upright = np.asarray(read_image(CASES / "images" / "red_star.png"), dtype=int)
+    for name in ("turned_180.jpg", "turned_90.jpg"):  # upright by EXIF's orientation
+        shown = np.asarray(read_image(CASES / "images" / name).resize((48, 48)), dtype=int)
+        assert abs(shown - upright).mean() < 10, name
+    wide, narrow = (np.asarray(read_image(CASES / "images" / f"grey_{n}_bit.png")) for n in (16, 8))
+    assert np.array_equal(wide, narrow)
+
+
+def test_what_is_transparent_is_white():
+    hidden = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    palette = Image.new("P", (4, 4), 0)
+    palette.putpalette([255, 0, 0])
+    for data in (
+        encoded(hidden),
+        encoded(hidden, "WEBP", lossless=True),
+        encoded(palette, transparency=0),
+    ):
+        assert decode_image(data, "x").getpixel((1, 1)) == (255, 255, 255)
+    half = Image.new("LA", (4, 4), (0, 128))
+    assert abs(decode_image(encoded(half), "x").getpixel((1, 1))[0] - 127) <= 1
+
+
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "CMYK", "YCbCr", "LAB", "I", "F"]
+)
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "JPEG"])
+def test_every_mode_is_shown_or_refused(mode, kind):
+    image = Image.new(mode, (8, 8))
+    try:
+        data = encoded(image, kind)
+    except OSError:
+        return  # not every kind has every mode
+    try:
+        shown = decode_image(data, "x")
+    except InputError as error:
+        assert mode in ("I", "F") and "mode" in str(error)
+    else:
+        assert shown.mode == "RGB" and shown.size == (8, 8)
+
+
+def test_colours_are_those_of_the_pictures_profile():
+    image = Image.new("RGB", (4, 4), (200, 100, 50))
+    other = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+    assert decode_image(encoded(image, icc_profile=srgb.tobytes()), "x").getpixel((0, 0)) == (
+        200,
+        100,
+        50,
+    )
+    assert decode_image(encoded(image, icc_profile=b"no profile"), "x").getpixel((0, 0)) == (
+        200,
+        100,
+        50,
+    )
+    lab = ImageCms.profileToProfile(image, srgb, other, outputMode="LAB")
+    shown = decode_image(encoded(lab, "TIFF", icc_profile=other.tobytes()), "x").getpixel((0, 0))
+    assert max(abs(a - b) for a, b in zip(shown, (200, 100, 50), strict=True)) <= 3
+
+
+def test_pictures_that_are_none_are_refused(recwarn):
+    whole = encoded(Image.effect_noise((64, 64), 50))
+    for data in (
+        b"",
+        b"hello",
+        whole[:500],
+        whole[:-8000],
+        b"version https://git-lfs.github.com/spec/v1\n",
+    ):
+        with pytest.raises(InputError, match="'name'") as error:
+            decode_image(data, "name")
+        assert "BytesIO" not in sentence(error)
+    with pytest.raises(InputError, match=r"196000000|196,000,000") as error:
+        read_image(CASES / "images" / "pixels_196_million.png")
+    assert "178,956,970" in sentence(error)
+    assert not recwarn.list
+
+
+# ------------------------------------------------------------------------------------------------------------------- folders
+
+
+def test_nothing_is_left_of_a_write_that_failed(tmp_path):
+    (tmp_path / "x.json").write_text("old")
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "x.json", object())
+    with pytest.raises(OSError), whole_file(tmp_path / "x.json") as temporary:
+        temporary.write_text("half")
+        raise OSError(28, os.strerror(28), str(temporary))
+    with pytest.raises(OSError), whole_folder(tmp_path / "folder") as temporary:
+        (temporary / "half").touch()
+        raise OSError(28, os.strerror(28))
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"] and (
+        tmp_path / "x.json"
+    ).read_text() == "old"
+
+
+def test_a_failed_disk_is_told_whoever_met_it():
+    try:
+        try:
+            raise OSError(28, os.strerror(28), "/full/x")
+        except OSError as error:
+            raise RuntimeError("saving failed") from error
+    except RuntimeError as error:
+        assert disk_failure(error) == "No space left on device: '/full/x'"
+    assert (
+        disk_failure(ValueError("I/O error: No space left on device (os error 28)"))
+        == "No space left on device"
+    )
+    assert disk_failure(ValueError("something else")) is None
+
+
+def test_a_folder_belongs_to_one_process(tmp_path):
+    other = (
+        "import sys, pathlib; from secondlook.io import writable_folder; "
+        "writable_folder(pathlib.Path(sys.argv[1]))"
+    )
+    writable_folder(tmp_path / "out")
+    writable_folder(tmp_path / "out")  # again, by the same process
+
+    def try_it(folder, **environment):
+        command = [sys.executable, "-c", other, str(folder)]
+        return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+
+    refused = try_it(tmp_path / "out" / ".." / "out")
+    assert refused.returncode == 1 and f"in use by process {os.getpid()} on" in refused.stderr
+    assert try_it(tmp_path / "out", RANK="1").returncode == 0, (
+        "torchrun's other ranks share the first one's folder"
+    )
+    assert try_it(tmp_path / "free").returncode == 0
+    writable_folder(tmp_path / "free")  # whoever had it has ended
+
+
+# --------------------------------------------------------------------------------------------------------------------- lists
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("null_prompt.jsonl", "prompt: it is None in line 2"),
+        ("list_prompt.jsonl", r"prompt: it is \['a', 'b'\] in line 2"),
+        ("object_image.jsonl", "image: it is {.*} in line 2"),
+        ("number_image.jsonl", "image: it is 7 in line 2"),
+        ("missing_picture.jsonl", "line 2 of .*nowhere.png"),
+        ("number_prompt.parquet", "prompt: it is 5 in row 1"),
+        ("latin_1.jsonl", "line 2 of .*UTF-8"),
+        ("table.csv", r"\.jsonl or \.parquet"),
+        ("list.json", r"\.jsonl or \.parquet"),
+    ],
+)
+def test_lists_that_cannot_be_judged_name_the_place(name, words):
+    with pytest.raises(InputError, match=words) as error:
+        read_pairs(CASES / "pairs" / name, "a cat")
+    assert name in sentence(error)
+
+
+@pytest.mark.parametrize(
+    "name", ["line_separator.jsonl", "line_separator_escaped.jsonl", "bom.jsonl"]
+)
+def test_lists_of_other_systems_are_read(name):
+    assert len(read_pairs(CASES / "pairs" / name)) == 2
+    if "separator" in name:
+        assert "\u2028" in read_pairs(CASES / "pairs" / name)[0].prompt
+    assert len(read_pairs(CASES / "pairs" / "UPPER.JSONL")) == 1
+
+
+def test_files_of_a_folder_that_are_no_pictures_are_named(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.PNG")
+    Image.new("RGB", (4, 4)).save(tmp_path / "b.tiff")
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / ".DS_Store").touch()
+    left_out = []
+    assert [p.name for p in read_pairs(tmp_path, "a cat", None, left_out.append)] == [
+        "a.PNG",
+        "b.tiff",
+    ]
+    assert left_out == ["notes.txt"]
+
+
+def test_prompts_of_other_systems():
+    texts = {
+        name: [line.text for line in read_prompts(CASES / "prompts" / name)]
+        for name in ("line_separator.txt", "bom.txt")
+    }
+    assert len(texts["line_separator.txt"]) == 2 and texts["bom.txt"][0] == "a photo of a red star"
+    assert read_prompts(CASES / "prompts" / "bom.jsonl")[0].text == "a photo of a red star"
+    with pytest.raises(InputError, match=r"line 2 of .*latin_1\.txt"):
+        read_prompts(CASES / "prompts" / "latin_1.txt")
+
+
+def test_other_lists_name_the_place_too(tmp_path):
+    path = tmp_path / "canaries.jsonl"
+    row = {"prompt": "a cat", "image": str(CASES / "images" / "red_star.png"), "good": True}
+    for change, words in (
+        ({"good": "yes"}, "good is 'yes' in line 2"),
+        ({"image": "none.png"}, "line 2 .*none.png"),
+        ({"prompt": 3}, "prompt: it is 3 in line 2"),
+    ):
+        path.write_text("".join(json.dumps(r) + "\n" for r in (row, row | change)))
+        with pytest.raises(InputError, match=words):
+            sanity_pairs.read(path)
+    table = tmp_path / "benchmark.csv"
+    table.write_bytes("\ufeffprompt,tag\na cat,x\n".encode())
+    assert decontaminate.read(table) == ["a cat"]
+
+
+# --------------------------------------------------------------------------------------------- what others of each kind showed
+
+
+def test_a_number_that_no_float_holds_is_none():
+    assert not finite(10**400, 0, 1) and not finite(10**400)
+
+
+def test_what_stands_twice_is_refused(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "a", "prompt": "b"}\n')
+    with pytest.raises(InputError, match="'prompt' stands twice"):
+        read_rows(path)
+
+
+def test_marks_inside_joined_files_are_no_part_of_a_prompt(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(b"\xef\xbb\xbfa cat\n\xef\xbb\xbfa dog\n")
+    assert read_lines(path) == [(1, "a cat"), (2, "a dog")]
+    for text in ("\u200b", "a\0b", "\u2060\u200b"):
+        with pytest.raises(InputError, match="visible"):
+            check_unicode(text, "prompt")
+
+
+def test_pipes_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    for read in (read_json, read_text, read_parquet):
+        with pytest.raises(InputError, match="pipe"):
+            read(tmp_path / "pipe.json")
+    assert not is_file(tmp_path / ("x" * 300))
+
+
+def test_lists_of_other_kinds_are_no_prompts(tmp_path):
+    for name in ("p.csv", "p.json", "p.ndjson"):
+        (tmp_path / name).write_text("prompt\na cat\n")
+        with pytest.raises(InputError, match=r"\.txt .* or a \.jsonl"):
+            read_prompts(tmp_path / name)
+
+
+def test_more_bits_and_gamma_are_shown_as_in_a_viewer():
+    twelve = Image.fromarray(np.full((4, 4), 4095, dtype=np.uint16))
+    data = encoded(twelve, "TIFF", tiffinfo={258: 12})
+    bits = Image.open(io.BytesIO(data)).tag_v2.get(258)
+    if bits in (12, (12,)):  # where Pillow wrote what it was told
+        assert decode_image(data, "x").getpixel((0, 0)) == (255, 255, 255)
+    linear = Image.new("RGB", (4, 4), (50, 50, 50))
+    linear.info["gamma"] = 1.0
+    assert abs(as_rgb(linear).getpixel((0, 0))[0] - 122) <= 1
+    linear.info["gamma"] = 0.45455
+    assert as_rgb(linear).getpixel((0, 0)) == (50, 50, 50)
+
+
+def test_what_is_transparent_is_white_with_a_profile_too():
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    image = Image.new("RGB", (4, 4), (10, 20, 30))
+    assert decode_image(encoded(image, transparency=(10, 20, 30), icc_profile=srgb), "x").getpixel(
+        (0, 0)
+    ) == (255, 255, 255)
+    palette = Image.new("P", (4, 4), 0)
+    palette.putpalette([200, 100, 50])
+    assert decode_image(encoded(palette, icc_profile=srgb), "x").getpixel((0, 0)) == (200, 100, 50)

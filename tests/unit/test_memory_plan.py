@@ -1,0 +1,170 @@
+"""Recipes load and say what the paper's table 5 says; the account of memory against what passes
+really keep."""
+
+import json
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from secondlook.cli import app
+from secondlook.config import load
+from secondlook.engine.engine import Engine
+from secondlook.episode import SamplingConfig
+from secondlook.mini.verifier import Verifier
+from secondlook.models import sampling
+from secondlook.models.janus.model import Janus
+from secondlook.models.shipped import locate
+from secondlook.train.memory_plan import (
+    DEFAULT,
+    GIB,
+    SIZES,
+    SPARE,
+    account,
+    advice,
+    kept_per_token,
+    ranks_needed,
+    sizes,
+)
+from secondlook.train.optim import freeze, trainable
+from secondlook.train.rl.config import RLConfig
+from secondlook.train.rl.rollout import collect
+from secondlook.train.sft import SFTConfig
+from secondlook.types import Prompt
+
+RECIPES = sorted(
+    p
+    for p in (Path(__file__).parents[2] / "recipes").glob("*.toml")
+    if "data" not in p.stem.split("_")
+)
+TABLE_5 = {
+    "sft": {
+        "steps": 50_000,
+        "warmup": 1000,
+        "min_lr": 2e-7,
+        "batch": 128,
+        "weight_decay": 0.05,
+        "clip": 1.0,
+    },
+    "rl": {
+        "steps": 3000,
+        "warmup": 100,
+        "min_lr": 2e-7,
+        "convert_step": 400,
+        "group": 7,
+        "beta": 0.05,
+        "prompts_per_step": 128,
+    },
+}
+RATES = {"sft": {"lr": 2e-5}, "rl": {"lr": 6e-6, "convert_lr": 2e-6}}
+EDITING = {
+    "sft": {"steps": 40_000, "mix": (1.0, 0.0, 0.0), "good_edit": 0.7},
+    "rl": {
+        "steps": 2200,
+        "convert_step": 300,
+        "group": 8,
+        "lr": 1e-5,
+        "convert_lr": 2e-6,
+        "rounds": 1,
+    },
+}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_recipes_say_what_table_5_says(path):
+    name = path.stem.removeprefix("edit_")
+    stage = "sft" if name.startswith("sft") else "rl"
+    job = load(SFTConfig if stage == "sft" else RLConfig, path, [])
+    wanted = (
+        TABLE_5[stage]
+        | ({} if job.lora else RATES[stage])
+        | (EDITING[stage] if name != path.stem else {})
+    )
+    assert {field: getattr(job, field) for field in wanted} == wanted
+    if stage == "rl":
+        assert job.algorithm == name.split("_")[0]
+        assert all(job.prompts_per_step % ranks == 0 for ranks in (8, 16, 32, 64))
+    size = name.split("_")[1]
+    changes, enough = advice(sizes(size), job, 8, 80 * GIB)
+    assert enough and not changes, "recipes fit on eight GPUs of 80 GB"
+
+
+def test_the_planner_speaks_of_the_7b_recipe():
+    said = tomllib.loads((RECIPES[0].parent / "grpo_7b.toml").read_text())
+    assert all(said[name] == value for name, value in DEFAULT.items())
+
+
+def test_sizes_of_the_real_models():
+    assert [round((s.trained + s.frozen) / 1e9, 2) for s in map(sizes, SIZES)] == [2.08, 7.41]
+    mini = Janus.load(locate("mini-base"))
+    freeze(mini)
+    found = sizes("mini-base")
+    assert found.trained == sum(p.numel() for p in trainable(mini).values())
+    adapters = freeze(mini, lora=3)
+    assert adapters and found.adapter * 3 == sum(p.numel() for p in trainable(mini).values())
+
+
+def test_what_a_pass_keeps_for_the_gradient():
+    """Bytes that autograd holds after scoring turns, against the account."""
+    janus = Janus.load(locate("mini-base"))
+    freeze(janus)
+    engine, size = Engine(janus), sizes("mini-base")
+    groups = collect(
+        engine,
+        [Prompt("a photo of a cat below a cup")],
+        8,
+        1,
+        [0],
+        SamplingConfig(3.0, 1.0, 0, 0),
+        Verifier(),
+    )
+    turns = [t for g in groups for e in g.episodes for t in e.turns if t.kind == "draw"]
+    kept: dict[int, int] = {}
+
+    def pack(x):
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    own = {p.untyped_storage().data_ptr() for p in janus.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        logp = sampling.score(janus, engine.template, turns)
+    prompt = sum(len(s.ids) for t in turns for s in t.segments)
+    tokens = 2 * (prompt + sum(len(t.tokens) for t in turns))
+    foretold = tokens * kept_per_token(size, "none", 4, False) * size.layers
+    assert logp.requires_grad and 0.85 < sum(kept.values()) / foretold < 1.15
+
+
+def test_the_account_moves_as_it_should():
+    s, config = sizes("7b"), RLConfig("7b", **DEFAULT)
+    whole = account(s, config, 8)
+    assert account(s, config, 16).peak < whole.peak < account(s, config, 4).peak
+    assert (
+        account(s, replace(config, lora=64), 8).update["optimizer"] < whole.update["optimizer"] / 20
+    )
+    assert "reference" not in account(s, replace(config, reference="offload"), 8).update
+    assert (
+        account(s, replace(config, shard=4), 8).update["optimizer"] == 2 * whole.update["optimizer"]
+    )
+    for memory in (24, 48, 80, 141):
+        changes, enough = advice(s, config, 8, memory * GIB)
+        changed = replace(
+            config, **{k: json.loads(v) for k, v in (c.split(" = ") for c in changes)}
+        )
+        assert enough == (account(s, changed, 8).peak + SPARE <= memory * GIB)
+    ranks = ranks_needed(s, config, 60 * GIB)
+    assert ranks is None or account(s, config, ranks).peak + SPARE <= 60 * GIB
+
+
+def test_from_the_command_line(tmp_path):
+    run = CliRunner().invoke(
+        app, ["plan", "--model", "7b", "--gpus", "8", "--json", str(tmp_path / "plan.json")]
+    )
+    assert run.exit_code == 0 and "fits: " in run.output and "key-value cache" in run.output
+    assert json.loads((tmp_path / "plan.json").read_text())["fits"] is True
+    small = CliRunner().invoke(app, ["plan", "--model", "7b", "--gpus", "1", "--memory", "40"])
+    assert "does not fit" in small.output and "lora = 64" in small.output

@@ -1,0 +1,316 @@
+"""RL mathematics against reference values computed in plain numpy, and the invariants of an
+update."""
+
+import copy
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from secondlook.models import sampling
+from secondlook.train.optim import Schedule
+from secondlook.train.rl.advantages import (
+    advantages,
+    balanced,
+    comprehension,
+    episode_reward,
+    gae,
+    normalise,
+    segment_rewards,
+    turn_rewards,
+    varies,
+    verdict_advantage,
+    whiten,
+)
+from secondlook.train.rl.critic import Critic, ValueHead, whitened
+from secondlook.train.rl.losses import explained_variance, kl_k3, policy_loss, value_loss
+from secondlook.train.rl.minibatch import rows_of, total_weight
+from secondlook.types import InputError, SamplingParams, TokenIds, Turn
+
+FOLDER = Path(__file__).parents[1] / "golden" / "rl_math"
+TIGHT = {"rtol": 0, "atol": 1e-9}
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, torch.Tensor]:
+    with np.load(FOLDER / "rl_math.npz") as stored:
+        return {name: torch.from_numpy(np.asarray(stored[name])) for name in stored}
+
+
+def guided(g) -> torch.Tensor:
+    return g["uncond_logits"] + g["guidance"] * (g["cond_logits"] - g["uncond_logits"])
+
+
+def test_behaviour_logprobs(golden):
+    g = golden
+    picked = g["tokens"][..., None]
+    for sampling_params, name in (
+        (SamplingParams("code"), "logp_behaviour"),
+        (SamplingParams("code", temperature=0.7), "logp_behaviour_temperature_0.7"),
+    ):
+        ours = sampling.log_probs(sampling_params, guided(g)).gather(-1, picked).squeeze(-1)
+        torch.testing.assert_close(ours, g[name], **TIGHT)
+    best = (
+        sampling.log_probs(SamplingParams("code", top_k=8), guided(g))
+        .gather(-1, g["tokens_topk"][..., None])
+        .squeeze(-1)
+    )
+    torch.testing.assert_close(best, g["logp_behaviour_topk8"], **TIGHT)
+
+
+def test_restricted_verdict(golden):
+    sampling_params = SamplingParams("text", first=tuple(golden["verdict_ids"].tolist()))
+    ours = sampling.log_probs(sampling_params, golden["cond_logits"][:, 0], first=True)
+    picked = ours.gather(-1, golden["verdict_tokens"][:, None]).squeeze(-1)
+    torch.testing.assert_close(picked, golden["logp_verdict_restricted"], **TIGHT)
+
+
+def test_group_advantages(golden):
+    ours = np.stack([normalise(row) for row in golden["rewards"].numpy()])
+    np.testing.assert_allclose(ours, golden["advantages"].numpy(), **TIGHT)
+
+
+def test_episode_rewards():
+    for case in json.loads((FOLDER / "rl_math.json").read_text())["episodes"]["cases"]:
+        yes = [bool(v) for v in case["SE"]]
+        assert [comprehension(s, y) for s, y in zip(case["S"], yes, strict=True)] == pytest.approx(
+            case["r_comp"], abs=1e-9
+        )
+        for weight in ("T-K+1", "T-K"):
+            assert episode_reward(case["S"], yes, case["T"], weight) == pytest.approx(
+                case[f"reward_w_{weight}"], abs=1e-9
+            )
+
+
+def test_segment_rewards(golden):
+    g = {k: v.numpy() for k, v in golden.items()}
+    for i in range(7):
+        ours = segment_rewards(
+            [g["score_image1"][i], g["score_image2"][i]], [bool(g["said_yes"][i]), True]
+        )
+        wanted = [
+            g["segment_reward_draw"][i],
+            g["segment_reward_judge"][i],
+            g["segment_reward_redraw"][i],
+        ]
+        assert ours[:3] == pytest.approx(wanted, abs=1e-9)
+
+
+def test_clipped_loss_and_its_gradient(golden):
+    g = golden
+    keep = g["mask"].bool()
+    flat = {k: g[k][keep] for k in ("logp_new", "logp_old", "logp_ref")}
+    advantage = g["adv"][:, None].expand_as(g["mask"])[keep]
+    per_sequence = (1 / g["mask"].sum(1))[:, None].expand_as(g["mask"])[keep]
+    torch.testing.assert_close(kl_k3(g["logp_new"], g["logp_ref"]), g["kl_k3"], **TIGHT)
+    for name, weight in (
+        ("global_token_mean", torch.ones_like(per_sequence)),
+        ("mean_of_sequence_means", per_sequence),
+    ):
+        logp = flat["logp_new"].clone().requires_grad_()
+        limits = float(g["epsilon"]), float(g["beta"])
+        out = policy_loss(
+            logp,
+            flat["logp_old"],
+            flat["logp_ref"],
+            advantage,
+            weight,
+            float(weight.sum()),
+            *limits,
+        )
+        out.loss.backward()
+        torch.testing.assert_close(out.loss.detach(), g[f"loss_{name}"], **TIGHT)
+        torch.testing.assert_close(logp.grad, g[f"grad_{name}"][keep], **TIGHT)
+        assert float(out.clipped) / int(keep.sum()) == pytest.approx(
+            float(g["fraction_clipped"]), abs=1e-9
+        )
+
+
+def test_generalised_advantages(golden):
+    g = {k: v.numpy() for k, v in golden.items() if k.startswith("gae")}
+    for i, (r, v) in enumerate(zip(g["gae_rewards"], g["gae_values"], strict=True)):
+        a = gae(r, v, float(g["gae_gamma"]), float(g["gae_lambda"]), float(g["gae_bootstrap"][i]))
+        np.testing.assert_allclose(a, g["gae_advantages"][i], **TIGHT)
+        np.testing.assert_allclose(a + v, g["gae_returns"][i], **TIGHT)
+    np.testing.assert_allclose(
+        whiten(g["gae_advantages"].ravel()), g["gae_whitened"].ravel(), **TIGHT
+    )
+
+
+def test_clipped_value_loss(golden):
+    flat = [golden[k].flatten() for k in ("value_new", "gae_values", "gae_returns")]
+    ours = value_loss(*flat, torch.ones(len(flat[0])), len(flat[0]))
+    torch.testing.assert_close(ours, golden["value_loss"], **TIGHT)
+    far = value_loss(
+        torch.tensor([3.0]), torch.tensor([0.0]), torch.tensor([1.0]), torch.ones(1), 1.0, clip=None
+    )
+    assert float(far) == 2.0
+    assert explained_variance(flat[2], flat[2]) == 1.0 and math.isnan(
+        explained_variance(flat[2], torch.ones(18))
+    )
+
+
+def test_clipping_may_leave_more_room_above():
+    behaviour, advantage = torch.zeros(4), torch.tensor([1.0, 1.0, -1.0, -1.0])
+    logp = torch.log(torch.tensor([1.25, 1.35, 0.75, 0.85])).requires_grad_()
+    out = policy_loss(
+        logp, behaviour, behaviour, advantage, torch.ones(4), 4.0, 0.2, 0.0, clip_high=0.3
+    )
+    out.loss.backward()
+    assert (logp.grad == 0).tolist() == [False, True, True, False] and int(out.clipped) == 2
+
+
+def test_advantages_without_the_groups_spread():
+    rewards = np.array([0.0, 0.5, 1.0, np.nan])
+    np.testing.assert_allclose(normalise(rewards, scale="none"), [-0.5, 0.0, 0.5, np.nan])
+    scores, yes, p_yes = [[0.9], [0.1]], [[True], [True]], [[0.5], [0.5]]
+    found = advantages(scores, yes, 1, "expected", p_yes=p_yes, scale="none")
+    np.testing.assert_allclose(found, [[0.4, 0.4], [-0.4, -0.4]])
+    assert varies(found) and not varies([[0.0, 1.0], [math.nan, 0.0]])
+
+
+def turn(n: int, kind: str = "draw") -> Turn:
+    sampling_params = SamplingParams("text" if kind == "judge" else "code")
+    return Turn(kind, (TokenIds((1,)),), tuple(range(n)), (-1.0,) * n, sampling_params, 0)
+
+
+def test_reductions():
+    """What a long turn's and a short turn's tokens weigh, over the update's denominator."""
+    turns = [turn(2), turn(8), turn(3)]
+    for reduction, of_turns in (
+        ("token", [0.2, 0.8]),
+        ("turn", [0.5, 0.5]),
+        ("constant", [0.1, 0.4]),
+    ):
+        rows = rows_of(turns, [1.0, -1.0, math.nan], reduction, longest=10)
+        shares = [r.weight * len(r.turn.tokens) / total_weight(rows) for r in rows]
+        assert shares == pytest.approx(of_turns)
+
+
+def test_rewards_of_turns():
+    assert turn_rewards([0.2, 0.8], [False, True], 3, "segment") == pytest.approx(
+        [0.2, 0.8, 0.8, 0.8]
+    )
+    whole = episode_reward([0.2, 0.8], [False, True], 3)
+    assert turn_rewards([0.2, 0.8], [False, True], 3) == [whole] * 4
+    assert all(
+        math.isnan(r)
+        for form in ("episode", "segment")
+        for r in turn_rewards([math.nan], [True], 3, form)
+    )
+
+
+def test_the_critic_learns_what_states_earn():
+    """States that tell the reward: values follow it, advantages shrink; the states themselves get
+    no gradient."""
+    torch.manual_seed(0)
+    turns = [turn(4, kind) for kind in ("draw", "judge") for _ in range(16)]
+    rewards = [float(i % 2) for i in range(32)]
+    hidden = torch.randn(32, 4, 8)
+    hidden[:, :, 0] = torch.tensor(rewards)[:, None] * 3
+    hidden.requires_grad_()
+    rows = rows_of(turns, [0.0] * 32, rewards=rewards)
+    critic = Critic(ValueHead(8), lr=1e-2)
+    states = list(hidden)
+    explained = []
+    for _ in range(30):
+        judged, told = critic.judge(rows, states)
+        explained.append(told["explained_variance"])
+        critic.fit(judged, states, [list(range(0, 32, 2)), list(range(1, 32, 2))], clip=None)
+    assert explained[0] < 0.1 and explained[-1] > 0.9 and hidden.grad is None
+    resumed = Critic(ValueHead(8), lr=1e-2)
+    resumed.load_state_dict(copy.deepcopy(critic.state_dict()))
+    for each in (critic, resumed):
+        each.fit(judged, states, [[0, 20]], clip=0.2)
+    assert torch.equal(resumed.head(hidden[1], "text"), critic.head(hidden[1], "text"))
+    first, _ = critic.judge(
+        [replace(r, factor=1.0 if r.turn.kind == "draw" else 2.0) for r in rows], states
+    )
+    for kind in ("draw", "judge"):
+        flat = np.concatenate([r.advantages for r in first if r.turn.kind == kind])
+        assert abs(flat.mean()) < 1e-9 and flat.std(ddof=1) == pytest.approx(
+            1 if kind == "draw" else 2, abs=1e-6
+        )
+    assert whitened(first)[0].targets == first[0].targets
+
+
+def test_the_kl_may_be_taken_off_the_rewards():
+    [row] = rows_of([turn(3)], [0.0], rewards=[1.0])
+    row = replace(row, old=(-1.0, -1.0, -1.0), reference=(-1.0, -2.0, -1.0))
+    [judged], _ = Critic(ValueHead(8), 1e-2, lam=1.0, kl_weight=0.5).judge(
+        [row], [torch.zeros(3, 8)]
+    )
+    assert judged.targets == pytest.approx(
+        (0.5, 0.5, 1.0)
+    )  # the second token is e times likelier than to the reference
+
+
+def test_a_missing_score_is_masked_and_moves_nobody():
+    scores = [[0.9], [0.1], [0.5], [math.nan]]
+    yes = [[True], [True], [False], [True]]
+    p_yes = [[0.7], [0.7], [0.4], [0.5]]
+    for form in ("episode", "segment", "expected"):
+        with_missing = advantages(scores, yes, 1, form, p_yes=p_yes)
+        without = advantages(scores[:3], yes[:3], 1, form, p_yes=p_yes[:3])
+        assert with_missing[:3] == without
+        assert all(math.isnan(a) for a in with_missing[3])
+
+
+def test_segments_are_normalised_among_those_that_got_there():
+    scores, yes = [[0.9], [0.2, 0.8], [0.2, 0.4]], [[True], [False, True], [False, False]]
+    a = advantages(scores, yes, 2, "segment")
+    assert [len(x) for x in a] == [2, 4, 4]
+    assert a[1][2] == pytest.approx(-a[2][2]) and a[1][2] > 0  # two redraws, the better one above
+    assert a[0][1] > a[1][1] and a[1][1] == pytest.approx(
+        a[2][1]
+    )  # 0.9 called right: 0.9; 0.2 called wrong: 0.8
+    [same] = {tuple(x) for x in advantages([[0.5]] * 2, [[True]] * 2, 1, "segment")}
+    assert same == (0.0, 0.0)
+
+
+def test_a_true_no_among_right_images_is_not_unlearned():
+    scores, yes = [[1.0], [1.0], [1.0], [0.3, 1.0]], [[True], [True], [True], [False, True]]
+    p_yes = [[0.9], [0.9], [0.8], [0.3, 0.9]]
+    assert advantages(scores, yes, 2, "segment")[3][1] < -1  # the flaw: 0.7 beside three times 1.0
+    expected = advantages(scores, yes, 2, "expected", p_yes=p_yes)
+    assert expected[3][1] == pytest.approx(math.sqrt(0.3 / 0.7), rel=1e-2)
+    for s, p in ((1.0, 0.9), (0.3, 0.6), (0.0, 0.02)):
+        of_yes, of_no = (verdict_advantage(s, y, p) for y in (True, False))
+        assert p * of_yes + (1 - p) * of_no == pytest.approx(0, abs=1e-9)
+        assert (of_yes > of_no) == (s > 0.5)
+    assert verdict_advantage(1.0, True, 1.0) == 0 == verdict_advantage(0.5, True, 0.7)
+
+
+def test_balanced_verdicts_weigh_the_same_on_both_sides():
+    scores = [[[1.0], [1.0], [1.0]], [[0.2, 1.0], [1.0], [math.nan]]]
+    ones = [
+        [[1.0, 1.0] * len(s) if math.isfinite(s[0]) else [math.nan] * 2 for s in group]
+        for group in scores
+    ]
+    out = balanced(ones, scores)
+    assert out[0] == [[1.0, pytest.approx(0.6)]] * 3 and out[1][0] == pytest.approx(
+        [1.0, 3.0, 1.0, 0.6]
+    )
+    assert all(math.isnan(a) for a in out[1][2])
+    assert balanced([[[1.0, 1.0]]] * 30, [[[1.0]]] * 29 + [[[0.0]]])[-1] == [
+        [1.0, 5.0]
+    ]  # never more than five times
+
+
+def test_schedules():
+    rl = Schedule(steps=3000, peak=6e-6, low=2e-7, warmup=100, convert=2e-6, convert_step=400)
+    assert (
+        rl.at(0) == pytest.approx(6e-8)
+        and rl.at(99) == pytest.approx(6e-6)
+        and rl.at(100) == pytest.approx(6e-6)
+    )
+    assert rl.at(250) == pytest.approx(4e-6) and rl.at(400) == pytest.approx(2e-6)
+    assert rl.at(1700) == pytest.approx((2e-6 + 2e-7) / 2) and rl.at(3000) == pytest.approx(2e-7)
+    cosine = Schedule(steps=100, peak=1.0, low=0.0, warmup=0)
+    assert cosine.at(50) == pytest.approx(0.5)
+    with pytest.raises(InputError, match="convert_step"):
+        Schedule(steps=100, peak=1.0, low=0.0, warmup=10, convert=0.5, convert_step=100)
