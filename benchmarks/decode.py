@@ -1,8 +1,10 @@
-"""Drawing, three ways in one run: the original-style loop, transformers' own generate, and this
+r"""Drawing, three ways in one run: the original-style loop, transformers' own generate, and this
 engine. Same weights, same prompts, greedy with guidance; the codes must be equal.
 
-    python benchmarks/decode.py --device cpu --layers 12 --width 768 --batch 1 8 32 --json out/decode.json
-    python benchmarks/decode.py --device cuda --size 1b --dtype bfloat16 --batch 1 8 16 32 128 --json out/decode.json
+    python benchmarks/decode.py --device cpu --layers 12 --width 768 --batch 1 8 32 \
+        --json out/decode.json
+    python benchmarks/decode.py --device cuda --size 1b --dtype bfloat16 --batch 1 8 16 32 128 \
+        --json out/decode.json
 
 Times are of the codes alone; the first image is there after one picture's decoding more. The bound
 of an engine's step is the larger of two times: reading weights and keys and values once at the

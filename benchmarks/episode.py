@@ -1,8 +1,11 @@
-"""Whole introspections, two ways in one run: as the public script does it, and by this engine, half
+r"""Whole introspections, two ways in one run: as the public script does it, and by this engine,
+half
 of the verdicts being Yes.
 
-    python benchmarks/episode.py --device cpu --layers 12 --width 768 --episodes 16 --rounds 3 --json out/episode.json
-    python benchmarks/episode.py --device cuda --size 1b --dtype bfloat16 --episodes 64 --rounds 3 --json out/episode.json
+    python benchmarks/episode.py --device cpu --layers 12 --width 768 --episodes 16 --rounds 3 \
+        --json out/episode.json
+    python benchmarks/episode.py --device cuda --size 1b --dtype bfloat16 --episodes 64 --rounds 3 \
+        --json out/episode.json
 
 The public way redraws every image, also those judged Yes; begins every turn with an empty cache
 that grows; encodes every image again. Ours redraws what was judged No and goes on from what was

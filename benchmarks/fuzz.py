@@ -2,8 +2,8 @@
 says, or refused in one sentence that names it. No traceback, no hang, and nothing read that an
 independent reading does not find.
 
-    python benchmarks/fuzz.py                                   # 2,000 files, 500 answers of a judge
-    python benchmarks/fuzz.py --only checkpoint/config.json --case 17 --keep out/fuzz     # one again, and the file kept
+    python benchmarks/fuzz.py                # 2,000 files, 500 answers of a judge
+    python benchmarks/fuzz.py --only checkpoint/config.json --case 17 --keep out/fuzz
 
 Exits 1 on a fault.
 """

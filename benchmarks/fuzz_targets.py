@@ -384,9 +384,10 @@ def _training(home: Path) -> list[Target]:
         folder = in_folder(home / path.replace("/", "-"), {})
         shutil.copy(ROOT / f"{path}.toml", folder)
         name = f"{Path(path).name}.toml"
-        read: Callable[[Path], Any] = lambda f, kind=kind, name=name: configs.load(
-            kind, f / name, []
-        )
+
+        def read(folder: Path, kind: Any = kind, name: str = name) -> Any:
+            return configs.load(kind, folder / name, [])
+
         found.append(
             Target(f"toml/{name}", folder, name, read, config_values, names=("config: ", "judge: "))
         )

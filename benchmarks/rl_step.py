@@ -1,7 +1,9 @@
-"""One GRPO or PPO step of a model of Janus-Pro's size with random weights: seconds, tokens a second
+r"""One GRPO or PPO step of a model of Janus-Pro's size with random weights: seconds, tokens a
+second
 and peak memory, for full training and for adapters.
 
-    python benchmarks/rl_step.py --size 1b --device cuda --dtype bfloat16 --lora 0 32 --json out/rl_step.json
+    python benchmarks/rl_step.py --size 1b --device cuda --dtype bfloat16 \
+        --lora 0 32 --json out/rl_step.json
 
 The judge is a toy (how bright a picture is), so that what is timed is rolling out and updating. The
 first step, which compiles and warms up, is not counted.

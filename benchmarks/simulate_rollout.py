@@ -230,13 +230,13 @@ def rollout(
         patch.object(
             Engine, "serve", lambda engine, tasks, need: serve(engine, watched(tasks), need)
         ),
-        patch.object(decode, "Rows", replaced["decode.Rows"]),
-        patch.object(decode, "Pictures", replaced["decode.Pictures"]),
-        patch.object(running_batch, "Kept", replaced["rows.Kept"]),
+        patch.object(decode, "RunningBatch", replaced["decode.Rows"]),
+        patch.object(decode, "ImageCodec", replaced["decode.Pictures"]),
+        patch.object(running_batch, "CachedPrefix", replaced["rows.Kept"]),
         patch.object(running_batch, "assemble", replaced["rows.assemble"]),
         patch.object(Janus, "hidden", replaced["janus.hidden"]),
         patch.object(
-            model_runner, "joined", model_runner.side_by_side
+            model_runner, "fuse_linear", model_runner.side_by_side
         ),  # as with weights that FSDP gathered
         counted,
     ):

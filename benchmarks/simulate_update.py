@@ -52,7 +52,7 @@ from secondlook.types import Turn
 T = TypeVar("T")
 
 
-# --- tensors without numbers -------------------------------------------------------------------------------------------------
+# --- tensors without numbers ---
 
 
 class Alike(Ranks):
@@ -183,7 +183,7 @@ def weightless(config: JanusConfig, ranks: int, flash: bool) -> Iterator[Memory]
         dist.destroy_process_group()
 
 
-# --- what the job is given ---------------------------------------------------------------------------------------------------
+# --- what the job is given ---
 
 
 def prompt_of(template: ChatTemplate, tokens: int) -> str:
@@ -360,7 +360,7 @@ def update_sft(config: SFTConfig, ranks: int, memory: Memory, editing: bool) -> 
                 job.step(0)
 
 
-# --- the part ----------------------------------------------------------------------------------------------------------------
+# --- the part ---
 
 
 def run(

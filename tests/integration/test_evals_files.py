@@ -22,7 +22,10 @@ from secondlook.models.janus.template import MAX_PROMPT
 from secondlook.types import InputError
 
 CASES = Path(__file__).parents[1] / "cases" / "dpg"
-HEAD = "item_id,text,keywords,proposition_id,dependency,category_broad,category_detailed,tuple,question_natural_language\n"
+HEAD = (
+    "item_id,text,keywords,proposition_id,dependency,category_broad,category_detailed,tuple,"
+    "question_natural_language\n"
+)
 RED = "star_1,a photo of a red star,,1,0,entity,whole,entity - whole (star),Is there a star?\n"
 
 
@@ -276,9 +279,10 @@ def test_what_has_no_number_is_missing_and_named(tmp_path):
         shown = [{"picture": name, "yes": True, "p_yes": 0.9, "reason": "…"}]
         lines.append(record | {"row": i, "id": row.id, "prompt": row.prompt, "rounds": shown})
     records.append_rows(tmp_path / "episodes-000.jsonl", lines)
-    scorer = lambda items: [
-        {"value": float("nan") if row.id == "00003" else 1.0} for row, _ in items
-    ]
+
+    def scorer(items):
+        return [{"value": float("nan") if row.id == "00003" else 1.0} for row, _ in items]
+
     records.score(scorer, every, settings, tmp_path)
     records.score(scorer, every, settings, tmp_path)  # 1 of 1 again, but of 20 in all
     scores = records.scores_of(tmp_path, records.SHARE)

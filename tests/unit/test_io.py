@@ -49,7 +49,7 @@ def sentence(error: pytest.ExceptionInfo) -> str:
     return text
 
 
-# ---------------------------------------------------------------------------------------------------------------------- text
+# --- text ---
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
@@ -155,7 +155,7 @@ def test_names_of_other_systems_are_found(tmp_path):
     assert not beside(listed, "pictures/none.png").is_file()
 
 
-# ------------------------------------------------------------------------------------------------------------------ pictures
+# --- pictures ---
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -242,7 +242,7 @@ def test_pictures_that_are_none_are_refused(recwarn):
     assert not recwarn.list
 
 
-# ------------------------------------------------------------------------------------------------------------------- folders
+# --- folders ---
 
 
 def test_nothing_is_left_of_a_write_that_failed(tmp_path):
@@ -296,7 +296,7 @@ def test_a_folder_belongs_to_one_process(tmp_path):
     writable_folder(tmp_path / "free")  # whoever had it has ended
 
 
-# --------------------------------------------------------------------------------------------------------------------- lists
+# --- lists ---
 
 
 @pytest.mark.parametrize(
@@ -369,7 +369,7 @@ def test_other_lists_name_the_place_too(tmp_path):
     assert decontaminate.read(table) == ["a cat"]
 
 
-# --------------------------------------------------------------------------------------------- what others of each kind showed
+# --- what others of each kind showed ---
 
 
 def test_a_number_that_no_float_holds_is_none():

@@ -1,10 +1,14 @@
 """The arithmetic of benchmarks that ask questions about an image: DSG, DPG-Bench, TIFA and POPE. No
 model is needed here.
 
-Sources: DSG (arXiv 2310.18235): a question whose parent is answered with no is not valid and counts as no; parents are looked
-up in the raw answers. DPG-Bench (arXiv 2403.05135, released code): the same in the table's order and in place, so that zeroes
-cascade; its categories are taken before that. TIFA (arXiv 2303.11897): of its own check, the correlations. POPE (arXiv
-2305.10355, released evaluate.py): F1 of "yes".
+Sources:
+
+- DSG (arXiv 2310.18235): a question whose parent is answered with no is not valid and counts as no;
+  parents are looked up in the raw answers.
+- DPG-Bench (arXiv 2403.05135, released code): the same in the table's order and in place, so that
+  zeroes cascade; its categories are taken before that.
+- TIFA (arXiv 2303.11897): of its own check, the correlations.
+- POPE (arXiv 2305.10355, released evaluate.py): F1 of "yes".
 """
 
 from __future__ import annotations

@@ -22,12 +22,14 @@ AGAIN = {408, 409, 425}
 """Statuses, beside 5xx, of a server that may answer the next attempt."""
 OVER = re.compile(
     r"insufficient_(user_)?(quota|balance|credit|fund)|exceeded_current_quota|quota_(exceeded|exhausted)|billing|arrear|overdue|"
-    r"(no|out_of|not_enough)_(quota|balance|credit)|payment_required|(credits?|balance)_(exhausted|too_low|depleted)",
+    r"(no|out_of|not_enough)_(quota|balance|credit)|payment_required|"
+    r"(credits?|balance)_(exhausted|too_low|depleted)",
     re.IGNORECASE,
 )
 """Codes and types of errors of an account that has nothing left: waiting does not help."""
 EMPTY = re.compile(
-    r"insufficient (balance|credit|fund|quota)|(balance|credits?|quota)[^.]* (too low|insufficient|exhausted|used up)|"
+    r"insufficient (balance|credit|fund|quota)|"
+    r"(balance|credits?|quota)[^.]* (too low|insufficient|exhausted|used up)|"
     r"exceeded your current quota",
     re.IGNORECASE,
 )
@@ -35,8 +37,10 @@ EMPTY = re.compile(
 TOO_LARGE = re.compile(r"(request|prompt|input|image) (is |was )?too (large|long)", re.IGNORECASE)
 """A question beyond a whole minute's limit: no later attempt passes."""
 UNKNOWN = re.compile(
-    r"unsupported|(not|n't) (be )?(supported?|known|permitted|allowed|valid|accepted)|unknown|unrecogni[sz]ed|unexpected|"
-    r"extra |additional propert|instead|deprecated|invalid (parameter|argument|field)|only the default",
+    r"unsupported|(not|n't) (be )?(supported?|known|permitted|allowed|valid|accepted)|"
+    r"unknown|unrecogni[sz]ed|unexpected|"
+    r"extra |additional propert|instead|deprecated|invalid (parameter|argument|field)|"
+    r"only the default",
     re.IGNORECASE,
 )
 """How servers say that they do not take a field."""
@@ -255,7 +259,8 @@ class Dialect:
         )
         of_no_other = not any(name in said for name in ("logprobs", "temperature", "max_", "image"))
         extra = re.search(
-            r"(extra|unknown|unrecogni|unexpected|additional)\w* (\w+ )?(field|param|arg|input|key|propert)",
+            r"(extra|unknown|unrecogni|unexpected|additional)\w* "
+            r"(\w+ )?(field|param|arg|input|key|propert)",
             said,
             re.I,
         )

@@ -5,10 +5,12 @@ Wording and drawing of the prompts follow GenEval's generator (article + class t
 draws per task, then de-duplicated). A composition is held out when a hash of its canonical key says
 so; its parts all occur elsewhere:
 
-- ``single_object``: half of the objects are never asked for alone without a colour (they are with one, and beside others);
+- ``single_object``: half of the objects are never asked for alone without a colour (they are with
+  one, and beside others);
 - ``two_object``: 40 of 120 object pairs never share a picture;
 - ``counting``: each object misses one of the counts 2, 3, 4;
-- ``colors``: each object misses five colours when it is alone in a picture (it has them in company);
+- ``colors``: each object misses five colours when it is alone in a picture (it has them in
+  company);
 - ``position``: 60 ordered (A, relation, B) are true of no training picture, in either wording;
 - ``color_attr``: a fifth of the pairings {colour A, colour B} occur in no training picture.
 """

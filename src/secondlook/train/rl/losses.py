@@ -86,7 +86,8 @@ def value_loss(
     denominator: float,
     clip: float | None = 0.2,
 ) -> Tensor:
-    """Clipped value loss (PPO, arXiv 1707.06347, as its public code has it), per token, all arguments (N,):
+    """Clipped value loss of PPO (arXiv 1707.06347, its public code), per token, all arguments (N,):
+
     0.5 max((v - R)^2, (clip(v, v_old ± clip) - R)^2), weighted as the policy's. ``clip`` None:
     no clipping."""
     error = (value - target) ** 2

@@ -79,9 +79,10 @@ def rows_of(
     """Turns worth learning from, numbered from ``start``: those whose advantage is missing (NaN)
     are left out.
 
-    ``token``: every token of the update weighs the same; ``turn``: every turn does; ``constant``: every token does, and the
-    denominator is turns times ``longest``, so that a turn's length does not decide how much its tokens count (Dr. GRPO, arXiv
-    2503.20783).
+    - ``token``: every token of the update weighs the same;
+    - ``turn``: every turn does;
+    - ``constant``: every token does, and the denominator is turns times ``longest``, so that a
+      turn's length does not decide how much its tokens count (Dr. GRPO, arXiv 2503.20783).
     """
     rows: list[Row] = []
     for i, (turn, a) in enumerate(zip(turns, advantages, strict=True)):
