@@ -1,6 +1,6 @@
 """Draws the picture of the first page: two episodes of the miniature, each image with its verdict.
 
-    python docs/make_pictures.py        # writes docs/episodes.png
+python docs/make_pictures.py        # writes docs/episodes.png
 """
 
 from pathlib import Path

@@ -25,6 +25,12 @@ few = ["--rows-per-task", "1", "--samples", "1"]
 subprocess.run([sys.executable, "-m", "secondlook.cli", *measure, *few], check=True)
 
 name = sys.argv[1] if len(sys.argv) > 1 else ""
-push = ["push", "out/mine/final", name or "me/my-model", "--results", "out/mine-geneval/result.json"]
+push = [
+    "push",
+    "out/mine/final",
+    name or "me/my-model",
+    "--results",
+    "out/mine-geneval/result.json",
+]
 dry_run = [] if name else ["--dry-run", "out/pushed"]
 subprocess.run([sys.executable, "-m", "secondlook.cli", *push, *dry_run], check=True)

@@ -25,7 +25,9 @@ for number, name in enumerate(objects):
         path = f"{number}-{len(pictures)}.png"
         episode.image.save(folder / path)
         reason = f"There is a red {name}." if good else f"There is no red {name}."
-        pictures.append({"img_path": path, "prob": 0.95 if good else 0.1, "reason": reason, "state": good})
+        pictures.append(
+            {"img_path": path, "prob": 0.95 if good else 0.1, "reason": reason, "state": good}
+        )
     rows.append({"promptid": number, "prompt": f"a photo of a red {name}", "data": pictures})
 data = folder / "pictures.jsonl"
 data.write_text("".join(json.dumps(row) + "\n" for row in rows))

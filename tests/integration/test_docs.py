@@ -1,8 +1,9 @@
 """Every code block of the README, the documentation, the examples and the notebook runs, on the miniature.
 
-A page is a story: its blocks run in order in one process, in an empty folder. Run are blocks of ``python`` and, in blocks of ``bash``, the
-lines that begin with ``secondlook`` or ``printf`` (``sh`` marks what is shown only: set-up, scripts, servers). A block whose first line is
-``# not run in the tests: REASON`` needs a GPU, a hub or a server.
+A page's blocks run in order, in one process and an empty folder: ``python`` blocks, and of ``bash``
+blocks the lines that begin with ``secondlook`` or ``printf``. ``sh`` marks what is only shown: set-up,
+scripts, servers. A block whose first line is ``# not run in the tests: REASON`` needs a GPU, a hub or a
+server.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import re
 import subprocess
 import sys
 import traceback
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -32,26 +34,32 @@ def pages() -> list[Path]:
     docs = ROOT / "docs"
     written = [p for p in sorted(docs.rglob("*.md")) if not p.name.startswith("_")]
     shown = [p for p in written if not str(p.relative_to(docs)).startswith(NOT_PAGES)]
-    examples = sorted((ROOT / "examples").glob("*.py")) + sorted((ROOT / "examples").glob("*.ipynb"))
+    examples = sorted((ROOT / "examples").glob("*.py")) + sorted(
+        (ROOT / "examples").glob("*.ipynb")
+    )
     return [ROOT / "README.md", *shown, *examples]
 
 
 def blocks_of(page: Path) -> list[tuple[str, str]]:
-    """(language, text) of a page's blocks that run; a script is one block, a notebook's cells are one each."""
+    """(language, text) of what runs: a page's blocks, a whole script, or each cell of a notebook."""
     if page.suffix == ".py":
         return [("python", page.read_text())]
     if page.suffix == ".ipynb":
         cells = json.loads(page.read_text())["cells"]
         return [("python", "".join(c["source"])) for c in cells if c["cell_type"] == "code"]
     found = BLOCK.findall(page.read_text())
-    return [(kind, text) for kind, text in found if kind in ("python", "bash") and not text.startswith(NOT_RUN)]
+    return [
+        (kind, text)
+        for kind, text in found
+        if kind in ("python", "bash") and not text.startswith(NOT_RUN)
+    ]
 
 
 PAGES = [page for page in pages() if blocks_of(page)]
 
 
 def run_command(line: str) -> None:
-    """One line of a ``bash`` block: ``secondlook …`` in this process, ``printf`` by the shell."""
+    """A line of a ``bash`` block: ``secondlook …`` in this process, ``printf`` by the shell."""
     import shlex
 
     from secondlook.cli import main
@@ -68,7 +76,8 @@ def run_command(line: str) -> None:
 
 
 def run_page(page: Path, folder: Path) -> None:
-    """All blocks of a page, in this process and ``folder``; what they print goes to output.txt there."""
+    """All blocks of a page, in this process and ``folder``; what is printed goes to output.txt beside
+    it."""
     output = os.open(folder.parent / "output.txt", os.O_CREAT | os.O_WRONLY)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -107,7 +116,8 @@ def test_blocks_run(page, tmp_path):
 
 def test_what_is_not_run_says_why():
     for page in pages():
-        for kind, text in BLOCK.findall(page.read_text()) if page.suffix == ".md" else []:
+        blocks = BLOCK.findall(page.read_text()) if page.suffix == ".md" else []
+        for kind, text in blocks:
             where = f"{page.relative_to(ROOT)}: {text.splitlines()[0] if text else ''}"
             assert kind in ("python", "bash", "sh", "toml", "json", "text"), f"{kind!r} in {where}"
             if text.startswith(NOT_RUN):
@@ -117,11 +127,11 @@ def test_what_is_not_run_says_why():
 
 
 def named_rows(page: Path) -> list[tuple[str, list[str]]]:
-    """(file, names) of a page's table rows whose cells are a file below src/secondlook and names in it."""
+    """(file, names) of table rows with a file below src/secondlook and, beside it, names in it."""
     rows = []
     for line in page.read_text().splitlines():
         cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
-        for where, names in zip(cells, cells[1:], strict=False):
+        for where, names in pairwise(cells):
             if re.fullmatch(r"`[\w/]+\.(py|toml)`", where):
                 rows.append((where.strip("`"), CODE_SPAN.findall(names)))
     return rows
