@@ -1,6 +1,6 @@
 """A checkpoint of one's own to the hub, with a model card made of its run.
 
-python examples/push_checkpoint.py               # writes what would be uploaded, and uploads nothing
+python examples/push_checkpoint.py               # writes what would be uploaded, no more
 python examples/push_checkpoint.py me/my-model   # uploads it (log in first: hf auth login)
 """
 

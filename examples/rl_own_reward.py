@@ -1,7 +1,7 @@
 """Reinforcement learning with a reward of one's own: any function of a prompt and a picture.
 
-This one likes dark pictures, which no prompt asks for. After enough steps everything is drawn in dark colours, and
-the verdicts follow: a reward is what the model will do, so check it on pictures first (``sanity_pairs``).
+This one likes dark pictures, which no prompt asks for. A reward is what the model will do: check it
+on pictures first (``sanity_pairs``).
 """
 
 import secondlook

@@ -1,7 +1,8 @@
 """Supervised fine-tuning on pictures of one's own, with what a person said of them.
 
-Stage 1 reads a JSONL file: each line a prompt with its pictures, each picture with a score between 0 and 1 and a
-reason. Good pictures (0.8 and more) are drawn from, good (0.7) and bad (below 0.5) ones are judged side by side.
+Stage 1 reads a JSONL file: each line a prompt with its pictures, each picture with a score between
+0 and 1 and a reason. From 0.8 on a picture is learned to be drawn; one from 0.7 on and one below
+0.5 are judged side by side.
 """
 
 import json

@@ -1,9 +1,10 @@
-"""Every code block of the README, the documentation, the examples and the notebook runs, on the miniature.
+"""Every code block of the README, the documentation, the examples and the notebook runs, on the
+miniature.
 
 A page's blocks run in order, in one process and an empty folder: ``python`` blocks, and of ``bash``
-blocks the lines that begin with ``secondlook`` or ``printf``. ``sh`` marks what is only shown: set-up,
-scripts, servers. A block whose first line is ``# not run in the tests: REASON`` needs a GPU, a hub or a
-server.
+blocks the lines that begin with ``secondlook`` or ``printf``. ``sh`` marks what is only shown:
+set-up, scripts, servers. A block whose first line is ``# not run in the tests: REASON`` needs a
+GPU, a hub or a server.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def pages() -> list[Path]:
 
 
 def blocks_of(page: Path) -> list[tuple[str, str]]:
-    """(language, text) of what runs: a page's blocks, a whole script, or each cell of a notebook."""
+    """(language, text) of what runs: a page's blocks, a whole script, a notebook's cells."""
     if page.suffix == ".py":
         return [("python", page.read_text())]
     if page.suffix == ".ipynb":
@@ -76,7 +77,7 @@ def run_command(line: str) -> None:
 
 
 def run_page(page: Path, folder: Path) -> None:
-    """All blocks of a page, in this process and ``folder``; what is printed goes to output.txt beside
+    """All blocks of a page, in this process and ``folder``. What is printed goes to a file beside
     it."""
     output = os.open(folder.parent / "output.txt", os.O_CREAT | os.O_WRONLY)
     os.dup2(output, 1)
