@@ -15,8 +15,7 @@ episodes = model.draw(prompt, n=8, rounds=3, seed=20)
 for episode in episodes:
     print(f"seed {episode.seed}")
     for round_ in episode.rounds:
-        verdict = "Yes" if round_.yes else "No "
-        print(f"  {verdict} p(yes) {round_.p_yes:.2f}  {round_.reason}")
+        print(f"  {round_.verdict}")
 
 redrawn = [e for e in episodes if len(e.rounds) > 1]
 print(f"{len(redrawn)} of {len(episodes)} were drawn again")

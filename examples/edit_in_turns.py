@@ -1,4 +1,4 @@
-"""Edit a picture by several instructions, one after another, and put the way there side by side.
+"""Edit a picture by several instructions, one after another, and show the way there.
 
 python examples/edit_in_turns.py
 """
@@ -13,14 +13,11 @@ PROMPT = "a photo of a red star and a blue cat"
 INSTRUCTIONS = ["make the star green", "remove the cat", "add a white cup"]
 
 editor = secondlook.load("mini-edit")  # draws as well as mini does
-image = editor.draw(PROMPT, seed=0).image
-steps = [image]
-for instruction in INSTRUCTIONS:
-    episode = editor.edit(image, instruction, seed=1)
-    verdict = episode.verdict
-    print(f"{instruction}: {'Yes' if verdict.yes else 'No'} ({verdict.reason})")
-    image = episode.image
-    steps.append(image)
+first = editor.draw(PROMPT, seed=0).image
+edits = editor.edit(first, INSTRUCTIONS, seed=1)  # each on what the one before has made
+for edit in edits:
+    print(f"{edit.prompt.text}: {edit.verdict}")
+steps = [first, *(edit.image for edit in edits)]
 
 side = 192
 strip = Image.new("RGB", (side * len(steps), side))

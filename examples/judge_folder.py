@@ -6,8 +6,6 @@ python examples/judge_folder.py FOLDER "what they should show"
 import sys
 from pathlib import Path
 
-from PIL import Image
-
 import secondlook
 
 model = secondlook.load("mini")
@@ -21,11 +19,9 @@ else:  # no folder given: draw one, half of it something else
         episode.image.save(folder / f"{i}.png")
 
 paths = sorted(path for path in folder.iterdir() if path.suffix in (".png", ".jpg"))
-images = [Image.open(path) for path in paths]
-verdicts = model.judge(images, [prompt] * len(images))
+verdicts = model.judge(paths, prompt)
 
 by_doubt = sorted(zip(paths, verdicts, strict=True), key=lambda pair: -pair[1].p_yes)
 for path, verdict in by_doubt:
-    says = "Yes" if verdict.yes else "No "
-    print(f"{says} {verdict.p_yes:.3f}  {path.name}: {verdict.reason}")
+    print(f"{path.name}: {verdict}")
 print(f"{sum(v.yes for v in verdicts)} of {len(verdicts)} match")
