@@ -4,13 +4,14 @@ This one likes dark pictures, which no prompt asks for. A reward is what the mod
 on pictures first (``sanity_pairs``).
 """
 
+import numpy as np
+
 import secondlook
 
 
 def darkness(prompt: str, image) -> float | None:
     """1 minus the mean brightness; None would mean "no score", which is never the same as 0."""
-    brightness = list(image.convert("L").getdata())
-    return 1 - sum(brightness) / len(brightness) / 255
+    return 1 - np.asarray(image.convert("L")).mean() / 255
 
 
 def mean_darkness(model) -> float:

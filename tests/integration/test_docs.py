@@ -152,13 +152,13 @@ def test_files_and_names_are_where_the_page_says(page):
 
 
 def defined(text: str) -> set[str]:
-    """Names of a module's classes, functions and top-level assignments."""
+    """Names that a module gives to something: classes, functions, variables."""
     names = set()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             names.add(node.name)
-        elif isinstance(node, ast.Assign):
-            names |= {t.id for t in node.targets if isinstance(t, ast.Name)}
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
     return names
 
 
