@@ -15,8 +15,7 @@ secondlook.train_rl(
     out="out/mine",
     model="mini",
     steps=1,
-    prompts_per_step=2,
-    rollout={"group_size": 4},
+    rollout={"prompts_per_step": 2, "group_size": 4},
 )
 
 # Scores with intervals for the card (more rows and samples in earnest).

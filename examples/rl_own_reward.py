@@ -26,8 +26,7 @@ trained = secondlook.train_rl(
     reward=darkness,
     model="mini",
     steps=2,  # some hundred to see it happen
-    prompts_per_step=4,
     sanity_pairs="",
-    rollout={"group_size": 4, "rounds": 1},
+    rollout={"prompts_per_step": 4, "group_size": 4, "rounds": 1},
 )
 print(f"after:  {mean_darkness(trained):.3f}")

@@ -2,9 +2,10 @@
 miniature.
 
 A page's blocks run in order, in one process and an empty folder: ``python`` blocks, and of ``bash``
-blocks the lines that begin with ``secondlook`` or ``printf``. ``sh`` marks what is only shown:
-set-up, scripts, servers. A block whose first line is ``# not run in the tests: REASON`` needs a
-GPU, a hub or a server.
+blocks the lines that begin with ``secondlook`` or ``printf``. A block whose first line is a comment
+with a file's name alone (``# my_reward.py``) is written to that file instead. ``sh`` marks what is
+only shown: set-up, scripts, servers. A block whose first line is ``# not run in the tests: REASON``
+needs a GPU, a hub or a server.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 NOT_RUN = "# not run in the tests:"
+FILE = re.compile(r"# ([\w-]+\.(?:py|toml|txt|jsonl))\n")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 CODE_SPAN = re.compile(r"`([^`]+)`")
 NOT_PAGES = ("LOG.md", "reference/", "results/")  # what was measured, and what docstrings say
@@ -48,12 +50,13 @@ def blocks_of(page: Path) -> list[tuple[str, str]]:
     if page.suffix == ".ipynb":
         cells = json.loads(page.read_text())["cells"]
         return [("python", "".join(c["source"])) for c in cells if c["cell_type"] == "code"]
-    found = BLOCK.findall(page.read_text())
-    return [
-        (kind, text)
-        for kind, text in found
-        if kind in ("python", "bash") and not text.startswith(NOT_RUN)
-    ]
+    blocks = []
+    for kind, text in BLOCK.findall(page.read_text()):
+        if FILE.match(text):
+            blocks.append(("file", text))
+        elif kind in ("python", "bash") and not text.startswith(NOT_RUN):
+            blocks.append((kind, text))
+    return blocks
 
 
 PAGES = [page for page in pages() if blocks_of(page)]
@@ -87,7 +90,9 @@ def run_page(page: Path, folder: Path) -> None:
     sys.argv = [str(page)]
     try:
         for kind, text in blocks_of(page):
-            if kind == "python":
+            if kind == "file":
+                Path(FILE.match(text)[1]).write_text(text)
+            elif kind == "python":
                 exec(compile(text, f"{page.name}: {text.splitlines()[0]}", "exec"), names)
             else:
                 joined = text.replace("\\\n", " ")
