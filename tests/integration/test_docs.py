@@ -2,10 +2,10 @@
 miniature.
 
 A page's blocks run in order, in one process and an empty folder: ``python`` blocks, and of ``bash``
-and ``console`` blocks the lines that begin with ``secondlook`` or ``printf``. A block whose first line is a comment
-with a file's name alone (``# my_reward.py``) is written to that file instead. ``sh`` marks what is
-only shown: set-up, scripts, servers. A block whose first line is ``# not run in the tests: REASON``
-needs a GPU, a hub or a server.
+and ``console`` blocks the lines that begin with ``secondlook`` or ``printf``. A block whose first
+line is a comment with a file's name alone (``# my_reward.py``) is written to that file instead.
+``sh`` marks what is only shown: set-up, scripts, servers. A block whose first line is
+``# not run in the tests: REASON`` needs a GPU, a hub or a server.
 """
 
 from __future__ import annotations
