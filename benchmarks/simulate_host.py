@@ -248,7 +248,7 @@ def run(
             f"{NODE * (1 + workers) / GIB:.1f}",
             f"{form}: a step chooses {m['chosen']:.0f} pictures; the ranks read "
             f"{', '.join(f'{n:.0f}' for n in m['reads'])}; "
-            f"{'each example is read by one rank' if m['once'] else 'EXAMPLES READ TWICE OR NEVER'} "
+            f"{'each example is read by one rank' if m['once'] else 'SOME READ TWICE OR NEVER'} "
             f"({m['shared']:.1%} of the pictures are in examples of two ranks); "
             f"{m['seconds_a_read'] * 1e3:.1f} ms a picture",
         ]

@@ -236,7 +236,10 @@ def no_weights(folder):
 
 BROKEN = {
     cut: r"model\.safetensors' is not a whole weight file: \S+ is cut off",
-    foreign: r"model\.safetensors' holds 'transformer\.h\.0\.attn', which its config\.json has no place for",
+    foreign: (
+        r"model\.safetensors' holds 'transformer\.h\.0\.attn', "
+        r"which its config\.json has no place for"
+    ),
     misshapen: r"model\.safetensors': lm_head\.weight has the shape \(3, 5\)",
     lacking: r"lacks 1 tensors .* the first is model\.generation_head\.vision_head\.bias",
     lost_shard: r"index\.json' names model-7\.safetensors, which is not there",
