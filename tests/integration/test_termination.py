@@ -10,13 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
-from test_nurse import Toy, Weight
 
 from secondlook.cli import main
 from secondlook.train.distributed import Ranks
 from secondlook.train.termination import NOTE, SAVED, EndRequest, Saved, noted
 from secondlook.train.trainer import Trainer, saved_steps
 from secondlook.types import InputError, Stopped
+from toy_job import Toy, Weight
 
 RUNS = Path(__file__).parents[2] / "runs"
 

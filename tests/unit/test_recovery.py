@@ -2,7 +2,6 @@
 kill."""
 
 import json
-from dataclasses import dataclass
 from functools import partial
 
 import pytest
@@ -12,25 +11,7 @@ from secondlook.io import fingerprint
 from secondlook.train.rl.recovery import AutoRecovery, RecoveryConfig
 from secondlook.train.trainer import Trainer, saved_steps
 from secondlook.types import InputError, Stopped
-
-
-@dataclass
-class Toy:
-    steps: int = 40
-
-
-class Weight:
-    """One number that grows by the rate; beyond a limit the reward is gone."""
-
-    def __init__(self):
-        self.value = torch.zeros(1)
-
-    def state_dict(self):
-        return {"value": self.value}
-
-    def load_state_dict(self, state):
-        self.value = state["value"]
-
+from toy_job import Toy, Weight
 
 CONFIG = RecoveryConfig(window=3, drop=0.2, lr_cut=0.5, decline=0.01, patience=4, most=50)
 

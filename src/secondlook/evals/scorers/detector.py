@@ -27,7 +27,7 @@ DETECTOR = "facebook/mask2former-swin-small-coco-instance"
 CLIP = "openai/clip-vit-large-patch14"
 THRESHOLD, COUNTING_THRESHOLD, MOST = 0.3, 0.9, 16
 GREY = np.array((153, 153, 153), np.uint8)
-CLASSES = tuple(files("secondlook.evals").joinpath("coco.txt").read_text().split("\n")[:80])
+CLASSES = tuple(files("secondlook.evals.scorers").joinpath("coco.txt").read_text().split("\n")[:80])
 """COCO's 80 in their order, in GenEval's words."""
 
 
