@@ -13,8 +13,9 @@ out=${OUT:-out/r1} algorithm=${ALGORITHM:-grpo}
 if [ "${TINY:-0}" = 1 ]; then
   out=${OUT:-out/tiny-r1}
   python runs/tiny/files.py "$out/tiny"
-  python runs/tiny/judge.py "${PORT:=8765}" & judge=$!
-  trap 'kill $judge' EXIT
+  PORT=${PORT:-8765}
+  python runs/tiny/judge.py "$PORT" & judge=$!
+  trap 'kill $judge 2> /dev/null || true' EXIT
   source runs/tiny/settings.sh
 else
   source recipes/r1.sh

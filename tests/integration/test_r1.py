@@ -4,6 +4,7 @@ goes through."""
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -160,3 +161,36 @@ def test_the_script_goes_from_nothing_to_the_table(tmp_path):
     ):
         assert name in table
     assert (tmp_path / "r1" / "canaries" / "canaries.html").exists()
+
+
+def commands_of(tmp_path, **settings: str) -> list[str]:
+    """What the script would run: every program is replaced by one that prints its arguments."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name in ("secondlook", "python", "torchrun"):
+        program = programs / name
+        program.write_text(f'#!/bin/sh\nfor arg in {name} "$@"; do printf "%s\\037" "$arg"; done\necho\n')
+        program.chmod(0o755)
+    script = tmp_path / "repository"
+    shutil.copytree(ROOT / "runs", script / "runs")
+    shutil.copytree(ROOT / "recipes", script / "recipes")
+    environment = {k: v for k, v in os.environ.items() if k not in ("PORT", "TINY")} | settings
+    environment["PATH"] = f"{programs}:{environment['PATH']}"
+    done = subprocess.run([script / "runs" / "r1.sh"], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return [line.replace("\037", " ") for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("settings", [{}, {"TINY": "1"}], ids=["full size", "tiny"])
+def test_every_stage_is_given_its_files_and_servers(tmp_path, settings):
+    out = tmp_path / "out"
+    addresses = {"JUDGE_URL": "http://judge:1/v1", "WRITER_URL": "http://writer:1/v1"}
+    lines = commands_of(tmp_path, OUT=str(out), **addresses, **settings)
+    [drawing] = [line for line in lines if "data build --config recipes/data.toml" in line]
+    [editing] = [line for line in lines if "data build --config recipes/edit_data.toml" in line]
+    assert f"prompts={out}/edits/edits.jsonl" in editing and "seeds.txt" not in editing
+    assert "seeds.txt" in drawing and "expand=" in drawing and "edits.jsonl" not in drawing
+    trained = [line for line in lines if " train rl " in line]
+    assert len(trained) == 2
+    for line in (drawing, editing, *trained):
+        assert "judges=[{" in line and ("http://judge:1/v1" in line or "TINY" in settings)
