@@ -41,6 +41,7 @@ from secondlook.data.generate import BuildConfig
 from secondlook.data.labelled_images import read_pairs
 from secondlook.data.prompts import read_prompts
 from secondlook.data.sft_dataset import Pool
+from secondlook.errors import InputError
 from secondlook.io import png, read_image, read_json, stored_rows
 from secondlook.llm.client import Answers
 from secondlook.mini.pretrain.base_model import BaseConfig
@@ -49,7 +50,6 @@ from secondlook.models.shipped import locate
 from secondlook.train.rl.config import RLConfig
 from secondlook.train.sft import SFTConfig
 from secondlook.train.trainer import Trainer
-from secondlook.types import InputError
 
 ROOT = Path(__file__).parents[1]
 

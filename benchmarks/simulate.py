@@ -27,10 +27,10 @@ from typing import Any
 import torch
 
 from secondlook import config as configs
+from secondlook.errors import InputError
 from secondlook.io import versions, write_json
 from secondlook.train.rl.config import RLConfig
 from secondlook.train.sft import SFTConfig
-from secondlook.types import InputError
 
 PARTS = {"rollout": ("rl",), "update": ("rl", "sft"), "order": ("rl",), "host": ("sft",)}
 """Parts, and the stages that have them."""

@@ -29,6 +29,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 import secondlook.train.rl.rollout as rollout
 from secondlook.engine.engine import Engine
+from secondlook.errors import InputError, Stopped
 from secondlook.mini.datasets import EDITS, KINDS
 from secondlook.rewards.reward import Score
 from secondlook.train.distributed import Ranks
@@ -37,7 +38,7 @@ from secondlook.train.optim import Update
 from secondlook.train.rl.config import RLConfig
 from secondlook.train.rl.critic import Critic, ValueHead
 from secondlook.train.rl.loop import RLLoop
-from secondlook.types import Episode, InputError, Prompt, Stopped
+from secondlook.types import Episode, Prompt
 
 RANKS, GROUP = 4, 2
 NEAR = 1e-5

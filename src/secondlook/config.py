@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
+from secondlook.errors import InputError
 from secondlook.io import finite, is_file, read_text
-from secondlook.types import InputError
 
 T = TypeVar("T")
 

@@ -31,7 +31,8 @@ from secondlook.train.rl.config import RLConfig
 from secondlook.train.rl.rollout import collect, describe
 from secondlook.train.trainer import Trainer
 from secondlook.train.sft import SFTConfig, train_sft
-from secondlook.types import InputError, Prompt, Stopped
+from secondlook.errors import InputError, Stopped
+from secondlook.types import Prompt
 from secondlook.mini.world.language import benchmark
 
 

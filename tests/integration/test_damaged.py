@@ -16,11 +16,11 @@ from transformers import JanusForConditionalGeneration
 
 from conftest import GOLDEN
 from secondlook.engine.engine import Engine
+from secondlook.errors import InputError, Stopped
 from secondlook.models.janus import checkpoint
 from secondlook.models.janus.model import Janus
 from secondlook.models.shipped import locate
 from secondlook.rewards.self_judge import PolicyJudge
-from secondlook.types import InputError, Stopped
 
 WEIGHTS = "model.safetensors"
 LFS = (

@@ -15,13 +15,13 @@ from jobs import RL, SFT
 from secondlook.data.generate import BuildConfig, build
 from secondlook.data.generators import GeneratorConfig
 from secondlook.engine.engine import Engine
+from secondlook.errors import InputError
 from secondlook.mini.verifier import Verifier
 from secondlook.models.janus.model import Janus
 from secondlook.models.shipped import locate
 from secondlook.train.rl.config import RLConfig
 from secondlook.train.rl.loop import train_rl
 from secondlook.train.sft import SFTConfig, train_sft
-from secondlook.types import InputError
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 HERE = Path(__file__).parents[1]

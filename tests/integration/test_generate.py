@@ -22,8 +22,9 @@ from secondlook.data.generate import BuildConfig, ExpandConfig, build
 from secondlook.data.generators import Diffusers, GeneratorConfig, Shard, make
 from secondlook.data.sft_dataset import Pool
 from secondlook.data.stored_images import check_built
+from secondlook.errors import InputError
 from secondlook.rewards.reward import Score
-from secondlook.types import InputError, Prompt, WorkerShard
+from secondlook.types import Prompt, WorkerShard
 
 BENCHMARKS = Path(__file__).parents[3] / "shared" / "benchmarks"
 COLORS = {

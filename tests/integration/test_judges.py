@@ -14,6 +14,7 @@ from PIL import Image
 from misbehaving import FAULTS, UNREADABLE, Judge, truth
 from secondlook.config import load
 from secondlook.data.prompts import Line
+from secondlook.errors import InputError
 from secondlook.llm.client import Answers, Asker, Endpoint, Unanswered
 from secondlook.mini.verifier import Verifier
 from secondlook.rewards.config import JudgeConfig, make
@@ -22,7 +23,7 @@ from secondlook.rewards.self_judge import PolicyJudge
 from secondlook.rewards.vlm import EndpointJudge, p_yes, questions_of, yes_or_no
 from secondlook.train.rl.config import RLConfig
 from secondlook.train.rl.prompt_checks import check_lines
-from secondlook.types import InputError, Prompt, Request, SamplingParams
+from secondlook.types import Prompt, Request, SamplingParams
 
 PATIENT = {"timeout": 3.0, "attempts": 6, "backoff": 0.01, "concurrency": 64}
 CALLS = int(os.environ.get("SECONDLOOK_JUDGE_CALLS", "400"))

@@ -20,10 +20,11 @@ import fullsize
 from secondlook.cli import main
 from secondlook.engine.cpu_linear import fast_linear
 from secondlook.engine.engine import Engine
+from secondlook.errors import InputError
 from secondlook.models import packing, sampling
 from secondlook.models.janus import checkpoint, convert
 from secondlook.models.janus.model import Janus, quick
-from secondlook.types import InputError, Request, SamplingParams
+from secondlook.types import Request, SamplingParams
 
 CODEBOOK = "model.vqmodel.quantize.embedding.weight"
 

@@ -20,12 +20,12 @@ from transformers import (
     LlavaProcessor,
 )
 
+from secondlook.errors import InputError
 from secondlook.llm.client import Answers, Asker, Endpoint
 from secondlook.llm.local import LocalModel
 from secondlook.rewards.config import JudgeConfig, make
 from secondlook.rewards.reward import why_missing
 from secondlook.rewards.vlm import EndpointJudge, in_words, yes_or_no
-from secondlook.types import InputError
 
 TOKENIZER = Path(__file__).parents[1] / "golden" / "official_tiny" / "tokenizer"
 TEMPLATE = (

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from secondlook.engine.engine import Engine
 from secondlook.episode import SamplingConfig
+from secondlook.errors import InputError
 from secondlook.mini.verifier import Verifier
 from secondlook.models import sampling
 from secondlook.models.janus.model import Janus
@@ -21,7 +22,7 @@ from secondlook.train.rl.loop import train_rl
 from secondlook.train.rl.rollout import collect
 from secondlook.train.sft import SFTConfig
 from secondlook.train.sharding import Shards
-from secondlook.types import InputError, Prompt
+from secondlook.types import Prompt
 
 peft = pytest.importorskip("peft")
 

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from secondlook.data.prompts import read_prompts
+from secondlook.errors import InputError, Stopped
 from secondlook.mini.verifier import Verifier
 from secondlook.models import sampling
 from secondlook.models.janus.checkpoint import load_tokenizer
@@ -22,7 +23,7 @@ from secondlook.train.rl.loop import RLLoop, minibatches
 from secondlook.train.rl.prompt_checks import check_lines
 from secondlook.train.rl.reward_checks import RewardChecks
 from secondlook.train.rl.rollout import Group, Outcome
-from secondlook.types import Episode, InputError, Prompt, Round, SamplingParams, Stopped
+from secondlook.types import Episode, Prompt, Round, SamplingParams
 
 
 class Bright:

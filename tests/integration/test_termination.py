@@ -13,10 +13,10 @@ import pytest
 from test_nurse import Toy, Weight
 
 from secondlook.cli import main
+from secondlook.errors import InputError, Stopped
 from secondlook.train.distributed import Ranks
 from secondlook.train.termination import NOTE, SAVED, EndRequest, Saved, noted
 from secondlook.train.trainer import Trainer, saved_steps
-from secondlook.types import InputError, Stopped
 
 RUNS = Path(__file__).parents[2] / "runs"
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from secondlook.config import load
 from secondlook.data.generate import BuildConfig
+from secondlook.errors import InputError
 from secondlook.mini.pretrain.base_model import BaseConfig, text_tokenizer
 from secondlook.mini.pretrain.image_tokenizer import TokenizerConfig, cluster, describe
 from secondlook.mini.pretrain.vision_encoder import VisionConfig, train_vision
@@ -22,7 +23,6 @@ from secondlook.train.muon import orthogonalize
 from secondlook.train.rl.config import RLConfig
 from secondlook.train.sft import SFTConfig
 from secondlook.train.trainer import Trainer, schedule
-from secondlook.types import InputError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 JOBS = {

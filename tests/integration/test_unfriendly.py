@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from secondlook.data import generate
+from secondlook.errors import InputError, Stopped
 from secondlook.evals import records
 from secondlook.evals.scorers.vqa import Questions
 from secondlook.llm import replies
@@ -26,7 +27,7 @@ from secondlook.rewards.config import JudgeConfig
 from secondlook.rewards.reward import tell_missing, why_missing
 from secondlook.rewards.vlm import EndpointJudge, in_words, yes_or_no
 from secondlook.train.rl.reward_checks import RewardChecks, check_reward
-from secondlook.types import InputError, Prompt, Stopped
+from secondlook.types import Prompt
 
 CASE = Path(__file__).parents[1] / "cases" / "unfriendly_judge.py"
 SPEC = importlib.util.spec_from_file_location("unfriendly_judge", CASE)

@@ -24,11 +24,11 @@ from secondlook.data import stored_images
 from secondlook.data.export import write_examples
 from secondlook.data.image_index import taught
 from secondlook.data.sft_dataset import Pool
+from secondlook.errors import InputError, Stopped
 from secondlook.io import png
 from secondlook.train import sft
 from secondlook.train.distributed import Ranks
 from secondlook.train.sft import Codes, SFTConfig, SFTJob, Steps
-from secondlook.types import InputError, Stopped
 
 CASES = Path(__file__).parents[1] / "cases" / "sft"
 ROWS = (

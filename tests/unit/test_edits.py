@@ -17,6 +17,7 @@ from secondlook.data.generators import GeneratorConfig
 from secondlook.data.prompts import Prompts
 from secondlook.data.sft_dataset import Pool
 from secondlook.episode import SamplingConfig, run_episodes
+from secondlook.errors import InputError
 from secondlook.mini import datasets
 from secondlook.mini.evals import pie
 from secondlook.mini.verifier import Verifier
@@ -32,7 +33,7 @@ from secondlook.train.distributed import Ranks
 from secondlook.train.rl.config import RLConfig
 from secondlook.train.rl.loop import RLLoop
 from secondlook.train.sft import SFTConfig, SFTJob, Steps
-from secondlook.types import ImageCodes, ImageInput, InputError, Prompt, TokenIds
+from secondlook.types import ImageCodes, ImageInput, Prompt, TokenIds
 
 SOURCE = Scene.of([Thing(0, 0, "star", "red"), Thing(16, 24, "cat", "blue")])
 EDITS = {kind: 0.2 for kind in edits.KINDS}

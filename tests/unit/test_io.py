@@ -15,6 +15,7 @@ from PIL import Image, ImageCms
 from secondlook.data import decontaminate, sanity_pairs
 from secondlook.data.labelled_images import read_pairs
 from secondlook.data.prompts import read_prompts
+from secondlook.errors import InputError
 from secondlook.io import (
     append_rows,
     as_rgb,
@@ -38,7 +39,6 @@ from secondlook.io import (
     writable_folder,
     write_json,
 )
-from secondlook.types import InputError
 
 CASES = Path(__file__).parents[1] / "cases"
 

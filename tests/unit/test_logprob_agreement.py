@@ -9,6 +9,7 @@ import torch
 
 from secondlook.engine.engine import Engine
 from secondlook.episode import SamplingConfig, run_episodes
+from secondlook.errors import Stopped
 from secondlook.models import sampling
 from secondlook.models.janus.model import Janus
 from secondlook.rewards.reward import Score
@@ -18,7 +19,7 @@ from secondlook.train.rl.logprob_agreement import LIMITS, Agreement
 from secondlook.train.rl.loop import RLLoop
 from secondlook.train.rl.losses import importance_weights, policy_loss
 from secondlook.train.rl.minibatch import pack, rows_of
-from secondlook.types import Prompt, SamplingParams, Stopped, TokenIds, Turn
+from secondlook.types import Prompt, SamplingParams, TokenIds, Turn
 
 
 class Bright:

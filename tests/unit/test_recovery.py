@@ -8,10 +8,10 @@ from functools import partial
 import pytest
 import torch
 
+from secondlook.errors import InputError, Stopped
 from secondlook.io import fingerprint
 from secondlook.train.rl.recovery import AutoRecovery, RecoveryConfig
 from secondlook.train.trainer import Trainer, saved_steps
-from secondlook.types import InputError, Stopped
 
 
 @dataclass

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from secondlook.errors import InputError
 from secondlook.models import sampling
 from secondlook.train.optim import Schedule
 from secondlook.train.rl.advantages import (
@@ -29,7 +30,7 @@ from secondlook.train.rl.advantages import (
 from secondlook.train.rl.critic import Critic, ValueHead, whitened
 from secondlook.train.rl.losses import explained_variance, kl_k3, policy_loss, value_loss
 from secondlook.train.rl.minibatch import rows_of, total_weight
-from secondlook.types import InputError, SamplingParams, TokenIds, Turn
+from secondlook.types import SamplingParams, TokenIds, Turn
 
 FOLDER = Path(__file__).parents[1] / "golden" / "rl_math"
 TIGHT = {"rtol": 0, "atol": 1e-9}

@@ -32,10 +32,11 @@ from secondlook.cli.plan import plan
 from secondlook.cli.show import show
 from secondlook.cli.table import bench_table
 from secondlook.cli.train import train_app
+from secondlook.errors import InputError, Stopped
 from secondlook.io import check_unicode, disk_failure, finite, interrupted
 from secondlook.models.shipped import locate
 from secondlook.train.termination import restarts, tell, told
-from secondlook.types import Episode, InputError, Prompt, Stopped
+from secondlook.types import Episode, Prompt
 
 app = typer.Typer(
     add_completion=False,

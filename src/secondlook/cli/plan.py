@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from secondlook.cli.common import Set, at_least, console, say
-from secondlook.types import InputError
+from secondlook.errors import InputError
 
 if TYPE_CHECKING:
     from secondlook.train.memory_plan import Plan

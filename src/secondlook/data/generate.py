@@ -31,6 +31,7 @@ from secondlook.data.export import write_examples
 from secondlook.data.generators import GeneratorConfig, Load, Picture, Shard, left_out, make
 from secondlook.data.prompts import Line, Prompts, check_prompts
 from secondlook.data.sft_dataset import BAD, GOOD_EDIT, GOOD_TO_DRAW, GOOD_TO_JUDGE, Pool, quality
+from secondlook.errors import InputError
 from secondlook.io import (
     decode_image,
     png,
@@ -49,7 +50,7 @@ from secondlook.models.janus.template import ChatTemplate
 from secondlook.report import embed, page
 from secondlook.rewards.config import JudgeConfig
 from secondlook.rewards.reward import Reward, score, tell_missing, why_missing
-from secondlook.types import InputError, Prompt, WorkerShard, digest
+from secondlook.types import Prompt, WorkerShard, digest
 
 
 @dataclass

@@ -14,9 +14,10 @@ from PIL import Image
 
 from secondlook.engine.engine import Engine
 from secondlook.episode import SamplingConfig, turn_seed
+from secondlook.errors import InputError
 from secondlook.io import EXTENSIONS, beside, read_image, read_rows, text_field
 from secondlook.mini import datasets
-from secondlook.types import InputError, Prompt, Request
+from secondlook.types import Prompt, Request
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from secondlook.errors import InputError
 from secondlook.io import (
     beside,
     check_unicode,
@@ -19,7 +20,7 @@ from secondlook.io import (
 )
 from secondlook.mini import datasets
 from secondlook.models.janus.template import ChatTemplate
-from secondlook.types import InputError, Prompt
+from secondlook.types import Prompt
 
 
 @dataclass(frozen=True)

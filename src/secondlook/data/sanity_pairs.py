@@ -14,6 +14,7 @@ from PIL import Image
 
 from secondlook.data.decontaminate import normal
 from secondlook.data.stored_images import Kept, Place, Shard
+from secondlook.errors import InputError
 from secondlook.io import (
     beside,
     read_image,
@@ -25,7 +26,7 @@ from secondlook.io import (
 )
 from secondlook.mini import datasets
 from secondlook.report import embed, page
-from secondlook.types import InputError, Prompt
+from secondlook.types import Prompt
 
 Pair = tuple[Prompt, Image.Image]
 """A prompt (with a source: an instruction) and a picture."""

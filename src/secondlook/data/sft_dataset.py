@@ -18,7 +18,7 @@ from PIL import Image
 
 from secondlook.data.image_index import BAD, Index, Use
 from secondlook.data.stored_images import Words
-from secondlook.types import InputError
+from secondlook.errors import InputError
 
 GOOD_TO_DRAW, GOOD_TO_JUDGE, GOOD_EDIT = 0.8, 0.7, 0.7
 TASKS = ("draw", "judge", "redraw")

@@ -11,10 +11,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from secondlook.errors import InputError
 from secondlook.io import append_rows, finite, stored_rows, versions, write_json, write_text
 from secondlook.rewards.reward import score
 from secondlook.rewards.self_judge import PolicyJudge
-from secondlook.types import InputError, Prompt
+from secondlook.types import Prompt
 
 if TYPE_CHECKING:
     from PIL.Image import Image

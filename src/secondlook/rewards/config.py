@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from secondlook.errors import InputError
 from secondlook.llm.client import Answers, Asker, Endpoint
 from secondlook.mini.verifier import Verifier
 from secondlook.rewards.reward import Reward, Weighted
 from secondlook.rewards.vlm import EndpointJudge
-from secondlook.types import InputError
 
 
 @dataclass(frozen=True)

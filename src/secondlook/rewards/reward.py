@@ -12,8 +12,9 @@ from typing import Any, Protocol
 
 from PIL.Image import Image
 
+from secondlook.errors import InputError
 from secondlook.io import finite
-from secondlook.types import InputError, Prompt
+from secondlook.types import Prompt
 
 
 @dataclass(frozen=True)

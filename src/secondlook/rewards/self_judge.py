@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from PIL.Image import Image
 
 from secondlook.engine.engine import Engine
+from secondlook.errors import InputError
 from secondlook.rewards.reward import Edited, Missing, Score
-from secondlook.types import InputError, Prompt, Request, SamplingParams, Segment
+from secondlook.types import Prompt, Request, SamplingParams, Segment
 
 
 class PolicyJudge:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from secondlook.types import InputError, Stopped
+from secondlook.errors import InputError, Stopped
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=2)

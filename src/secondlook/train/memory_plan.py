@@ -27,11 +27,11 @@ from transformers.initialization import no_init_weights
 
 from secondlook.engine.capacity import Need
 from secondlook.engine.image_codec import PIXELS
+from secondlook.errors import InputError
 from secondlook.models.janus import checkpoint
 from secondlook.models.shipped import SHIPPED, locate
 from secondlook.train.rl.config import RLConfig
 from secondlook.train.sft import SFTConfig
-from secondlook.types import InputError
 
 GIB = 2**30
 SPARE = 4 * GIB

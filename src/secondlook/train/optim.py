@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from secondlook.errors import InputError
 from secondlook.models.janus.model import Janus
 from secondlook.train.lora import Adapters
 from secondlook.train.muon import Optimizer
-from secondlook.types import InputError
 
 
 def freeze(

@@ -7,13 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from secondlook.errors import InputError
 from secondlook.models import sampling
 from secondlook.models.janus.model import Janus
 from secondlook.models.janus.template import ChatTemplate
 from secondlook.train.optim import trainable
 from secondlook.train.rl.config import RLConfig
 from secondlook.train.sharding import Shards
-from secondlook.types import InputError, Turn
+from secondlook.types import Turn
 
 
 class Reference:

@@ -34,6 +34,7 @@ from secondlook.data.sft_dataset import (
     Scored,
 )
 from secondlook.data.stored_images import check_built
+from secondlook.errors import InputError, Stopped
 from secondlook.io import fingerprint
 from secondlook.models.janus.checkpoint import fetch
 from secondlook.models.janus.model import Janus
@@ -45,7 +46,7 @@ from secondlook.train.distributed import Ranks
 from secondlook.train.optim import Average, Schedule, Update, freeze, trainable
 from secondlook.train.sharding import Dtype, Shards
 from secondlook.train.trainer import MAY_CHANGE, Stateful, Trainer
-from secondlook.types import ImageCodes, InputError, Segment, Stopped, TokenIds
+from secondlook.types import ImageCodes, Segment, TokenIds
 
 
 @dataclass

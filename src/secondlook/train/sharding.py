@@ -29,11 +29,11 @@ from torch.distributed.fsdp import (
     fully_shard,
 )
 
+from secondlook.errors import InputError
 from secondlook.io import whole_folder
 from secondlook.models.janus.model import Janus
 from secondlook.train.distributed import Ranks, backend
 from secondlook.train.lora import Adapters
-from secondlook.types import InputError
 
 Dtype = Literal["float32", "bfloat16"]
 

@@ -33,6 +33,7 @@ from rich.progress import (
 )
 from torch.distributed.checkpoint.api import CheckpointException
 
+from secondlook.errors import InputError
 from secondlook.io import (
     append_rows,
     finite,
@@ -46,7 +47,6 @@ from secondlook.io import (
 from secondlook.train.distributed import Ranks
 from secondlook.train.state_files import load_state
 from secondlook.train.termination import EndRequest, Saved
-from secondlook.types import InputError
 
 STATES, ORIGIN = "states", "origin.json"
 MAY_CHANGE = ("steps", "device", "threads", "micro", "dtype", "shard", "log_every", "save_every")

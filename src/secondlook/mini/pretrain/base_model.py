@@ -29,6 +29,7 @@ from transformers import (
 )
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
+from secondlook.errors import InputError
 from secondlook.mini import datasets
 from secondlook.models.janus.model import Janus
 from secondlook.models.janus.template import (
@@ -44,7 +45,7 @@ from secondlook.models.sampling import cross_entropy
 from secondlook.train.muon import Optimizer
 from secondlook.train.optim import Average, freeze, hidden_modules, trainable
 from secondlook.train.trainer import Trainer
-from secondlook.types import ImageCodes, InputError, Segment, TokenIds
+from secondlook.types import ImageCodes, Segment, TokenIds
 
 
 @dataclass

@@ -27,10 +27,10 @@ from transformers import (
 )
 from transformers.initialization import no_init_weights
 
+from secondlook.errors import InputError
 from secondlook.io import check_name, read_text, whole_folder, writable_folder
 from secondlook.models.janus import convert, weight_files
 from secondlook.models.shipped import locate
-from secondlook.types import InputError
 
 IMAGE_TOKENS = {
     "image_token": "<image_placeholder>",

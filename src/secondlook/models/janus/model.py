@@ -19,11 +19,11 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import JanusForConditionalGeneration, JanusProcessor, JanusVQVAE
 
+from secondlook.errors import InputError
 from secondlook.io import as_rgb
 from secondlook.models import packing
 from secondlook.models.janus import checkpoint
 from secondlook.models.shipped import locate
-from secondlook.types import InputError
 
 GREY, SMALLEST = 127, 14
 ATTENTION = ("sdpa", "eager")

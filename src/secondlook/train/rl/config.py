@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from secondlook.errors import InputError
 from secondlook.mini import datasets
 from secondlook.rewards.config import JudgeConfig
 from secondlook.train.activation_checkpointing import Checkpointing
@@ -12,7 +13,6 @@ from secondlook.train.rl.advantages import Form, Scale, Weight
 from secondlook.train.rl.minibatch import Reduction
 from secondlook.train.rl.recovery import RecoveryConfig
 from secondlook.train.sharding import Dtype
-from secondlook.types import InputError
 
 
 @dataclass

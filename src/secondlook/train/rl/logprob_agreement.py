@@ -18,10 +18,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
+from secondlook.errors import Stopped
 from secondlook.train.distributed import Ranks
 from secondlook.train.rl.minibatch import Packed
 from secondlook.train.sharding import Dtype
-from secondlook.types import SamplingParams, Stopped
+from secondlook.types import SamplingParams
 
 LIMITS: dict[Dtype, tuple[float, float]] = {"float32": (2e-4, 2e-3), "bfloat16": (0.04, 0.4)}
 """Mean and quantile of |scored - recorded| that are rounding, of tokens sampled without guidance.

@@ -27,6 +27,7 @@ from secondlook.data import sanity_pairs
 from secondlook.data.prompts import Prompts
 from secondlook.engine.engine import Engine
 from secondlook.episode import SamplingConfig
+from secondlook.errors import InputError, Stopped
 from secondlook.io import fingerprint, write_text
 from secondlook.models import sampling as policy
 from secondlook.models.janus.checkpoint import fetch, load_tokenizer
@@ -60,7 +61,6 @@ from secondlook.train.rl.reward_checks import RewardChecks, check_reward
 from secondlook.train.rl.rollout import Group, Outcome, collect, describe
 from secondlook.train.sharding import Shards
 from secondlook.train.trainer import MAY_CHANGE, Stateful, Trainer
-from secondlook.types import InputError, Stopped
 
 
 def minibatches(rng: np.random.Generator, n_rows: int, n: int) -> list[list[int]]:

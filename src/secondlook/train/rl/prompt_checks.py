@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from secondlook.data.prompts import Line, check_prompts
+from secondlook.errors import InputError
 from secondlook.models.janus.template import ChatTemplate
 from secondlook.rewards.reward import Reward, Weighted
 from secondlook.train.distributed import Ranks
-from secondlook.types import InputError, Prompt
+from secondlook.types import Prompt
 
 
 def check_lines(

@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from secondlook.errors import InputError, Stopped
 from secondlook.io import write_text
 from secondlook.train.trainer import Trainer, saved_steps
-from secondlook.types import InputError, Stopped
 
 
 @dataclass(frozen=True)

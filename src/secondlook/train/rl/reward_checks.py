@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from secondlook.data.sanity_pairs import Pair
+from secondlook.errors import Stopped
 from secondlook.rewards.reward import Reward, score, why_missing
 from secondlook.train.rl.advantages import varies
-from secondlook.types import Stopped
 
 
 def check_reward(reward: Reward, good: list[Pair], bad: list[Pair], least: float = 1.0) -> None:
