@@ -121,7 +121,7 @@ class RLConfig:
     all count once."""
     seed: int = 0
     threads: int = 2
-    device: str = "cpu"
+    device: str = "auto"
     dtype: Dtype = "float32"
     """What is computed in; with bfloat16, weights and optimizer stay in float32."""
     shard: int = 0

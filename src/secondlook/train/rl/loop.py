@@ -30,6 +30,7 @@ from secondlook.episode import SamplingConfig
 from secondlook.errors import InputError, Stopped
 from secondlook.io import fingerprint, write_text
 from secondlook.models import sampling as policy
+from secondlook.models.device import resolve_device
 from secondlook.models.janus.checkpoint import fetch, load_tokenizer
 from secondlook.models.janus.model import Janus
 from secondlook.models.janus.template import ChatTemplate
@@ -77,7 +78,7 @@ class RLLoop:
         self, config: RLConfig, out: Path, reward: Reward | None = None, ranks: Ranks | None = None
     ):
         self.config, self.out = config, out
-        self.ranks = ranks or Ranks(device=config.device)
+        self.ranks = ranks or Ranks(device=str(resolve_device(config.device)))
         if config.prompts_per_step % self.ranks.size:
             raise InputError(
                 f"config: prompts_per_step is {config.prompts_per_step}; it must be a multiple "
