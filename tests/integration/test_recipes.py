@@ -10,7 +10,7 @@ import pytest
 
 from secondlook import config
 from secondlook.rewards.reward import Score
-from secondlook.train.distributed import Ranks
+from secondlook.train.distributed import ProcessGroup
 from secondlook.train.rl.config import RLConfig
 from secondlook.train.rl.loop import RLLoop
 from secondlook.train.rl.rollout import Group, Outcome
@@ -53,7 +53,7 @@ def rows_of(settings: RLConfig, outcome: Outcome):
     """A job's rows of one group, whose learning knows nothing but its settings."""
     job = SimpleNamespace(
         config=settings,
-        ranks=Ranks(),
+        ranks=ProcessGroup(),
         janus=SimpleNamespace(n_codes=576),
         sampling=SimpleNamespace(reason_tokens=48),
     )

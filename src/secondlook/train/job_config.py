@@ -12,17 +12,15 @@ from typing import Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from secondlook.train.activation_checkpointing import Checkpointing
-from secondlook.train.sharding import Dtype
-
 CHECKED = ConfigDict(extra="forbid", allow_inf_nan=False)
 """How pydantic checks a job's settings: no unknown names, no NaN."""
 
-Tracker = Literal["tensorboard", "wandb", "trackio"]
-"""Where metrics may be sent to, beside ``metrics.jsonl`` (``train.trackers``)."""
-
 MAY_CHANGE = ("steps", "runtime")
 """Settings that may have other values when a run is resumed."""
+
+Dtype = Literal["float32", "bfloat16"]
+Checkpointing = Literal["none", "selective", "full"]
+TrackerName = Literal["tensorboard", "wandb", "trackio"]
 
 
 @dataclass(config=CHECKED)
@@ -42,16 +40,28 @@ class OptimConfig:
 
 
 @dataclass(config=CHECKED)
-class RuntimeConfig:
+class BasicRuntimeConfig:
+    """``[runtime]`` of a job whose model fits everywhere (the miniature's parts)."""
+
+    device: str = "auto"
+    """auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps."""
+    threads: int = Field(2, ge=1)
+    """Threads of each process on the CPU."""
+    log_every: int = Field(50, ge=1)
+    """Steps whose metrics are averaged into one row."""
+    save_every: int = Field(250, ge=1)
+    """Steps between two states from which the run can be resumed."""
+    report_to: tuple[TrackerName, ...] = ("tensorboard",)
+    """Where metrics go beside ``metrics.jsonl`` (``train.trackers``)."""
+
+
+@dataclass(config=CHECKED)
+class RuntimeConfig(BasicRuntimeConfig):
     """``[runtime]``: where and how a job runs. What is learned does not depend on it, but for
     rounding."""
 
-    device: str = "auto"
-    """"auto" (CUDA, else MPS, else CPU), "cpu", "cuda", "cuda:1", "mps"."""
     dtype: Dtype = "float32"
     """What is computed in; with bfloat16, trained weights and optimizer stay in float32."""
-    threads: int = Field(2, ge=1)
-    """Threads of each process on the CPU."""
     micro_batch_size: int = Field(64, ge=1)
     """Sequences that go through the model together; gradients are summed over micro-batches."""
     dp_shard_degree: int = Field(0, ge=0)
@@ -59,9 +69,3 @@ class RuntimeConfig:
     gathering stays inside nodes (HSDP)."""
     activation_checkpointing: Checkpointing = "none"
     """Which activations are computed again for the gradient, to save memory."""
-    log_every: int = Field(50, ge=1)
-    """Steps whose metrics are averaged into one row."""
-    save_every: int = Field(250, ge=1)
-    """Steps between two states from which the run can be resumed."""
-    report_to: tuple[Tracker, ...] = ("tensorboard",)
-    """Where metrics go beside ``metrics.jsonl``."""
