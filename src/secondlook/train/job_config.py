@@ -1,0 +1,67 @@
+"""Settings that training jobs share, as sections of a job's TOML file.
+
+A job's own dataclass has ``steps`` and ``seed``, a section ``[optim]`` (what is learned at which
+rate) and a section ``[runtime]`` (where and how it runs). When a run is resumed, ``steps`` and
+everything in ``[runtime]`` may have other values; all else must be what the run was begun with.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from secondlook.train.activation_checkpointing import Checkpointing
+from secondlook.train.sharding import Dtype
+
+CHECKED = ConfigDict(extra="forbid", allow_inf_nan=False)
+"""How pydantic checks a job's settings: no unknown names, no NaN."""
+
+Tracker = Literal["tensorboard", "wandb", "trackio"]
+"""Where metrics may be sent to, beside ``metrics.jsonl`` (``train.trackers``)."""
+
+MAY_CHANGE = ("steps", "runtime")
+"""Settings that may have other values when a run is resumed."""
+
+
+@dataclass(config=CHECKED)
+class OptimConfig:
+    """``[optim]``: AdamW (beta 0.9 and 0.95) with gradient clipping, and its schedule. A job with
+    other defaults or more settings derives its own."""
+
+    lr: float = Field(2e-5, ge=0)
+    """Learning rate after the warm-up."""
+    min_lr: float = Field(2e-7, ge=0)
+    """Learning rate at the last step, reached by a cosine."""
+    warmup_steps: int = Field(100, ge=0)
+    """Steps over which the rate rises linearly from 0."""
+    weight_decay: float = Field(0.05, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients of a larger norm are scaled down to this one."""
+
+
+@dataclass(config=CHECKED)
+class RuntimeConfig:
+    """``[runtime]``: where and how a job runs. What is learned does not depend on it, but for
+    rounding."""
+
+    device: str = "auto"
+    """"auto" (CUDA, else MPS, else CPU), "cpu", "cuda", "cuda:1", "mps"."""
+    dtype: Dtype = "float32"
+    """What is computed in; with bfloat16, trained weights and optimizer stay in float32."""
+    threads: int = Field(2, ge=1)
+    """Threads of each process on the CPU."""
+    micro_batch_size: int = Field(64, ge=1)
+    """Sequences that go through the model together; gradients are summed over micro-batches."""
+    dp_shard_degree: int = Field(0, ge=0)
+    """Ranks that share one copy of the weights (FSDP2); 0: all of them. With the GPUs of a node,
+    gathering stays inside nodes (HSDP)."""
+    activation_checkpointing: Checkpointing = "none"
+    """Which activations are computed again for the gradient, to save memory."""
+    log_every: int = Field(50, ge=1)
+    """Steps whose metrics are averaged into one row."""
+    save_every: int = Field(250, ge=1)
+    """Steps between two states from which the run can be resumed."""
+    report_to: tuple[Tracker, ...] = ("tensorboard",)
+    """Where metrics go beside ``metrics.jsonl``."""
