@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from secondlook.errors import InputError, Stopped
+from secondlook.models.device import resolve_device
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=2)
@@ -63,12 +64,13 @@ class Ranks:
 
     @staticmethod
     def start(device: str) -> Ranks:
-        """Join the processes that torchrun started; without it, a run of one. ``device`` "cuda"
-        becomes the rank's own GPU.
+        """Join the processes that torchrun started; without it, a run of one. ``device``
+        "auto" is resolved, and "cuda" becomes the rank's own GPU.
 
         Raises InputError where a node has fewer GPUs than ranks, or the environment does not say
         all that a rank must know.
         """
+        device = str(resolve_device(device))
         if "TORCHELASTIC_RUN_ID" not in os.environ and "RANK" not in os.environ:
             return Ranks(0, 1, device)
         rank, size, local = (

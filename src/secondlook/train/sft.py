@@ -36,6 +36,7 @@ from secondlook.data.sft_dataset import (
 from secondlook.data.stored_images import check_built
 from secondlook.errors import InputError, Stopped
 from secondlook.io import fingerprint
+from secondlook.models.device import resolve_device
 from secondlook.models.janus.checkpoint import fetch
 from secondlook.models.janus.model import Janus
 from secondlook.models.janus.template import MAX_REASON, ChatTemplate
@@ -94,7 +95,7 @@ class SFTConfig:
     between."""
     micro: int = 64
     """Examples scored together."""
-    device: str = "cpu"
+    device: str = "auto"
     dtype: Dtype = "float32"
     shard: int = 0
     """These two: as ``train rl`` has them."""
@@ -283,7 +284,7 @@ class SFTJob:
     """The loop's step, and the model it trains."""
 
     def __init__(self, config: SFTConfig, ranks: Ranks | None = None):
-        self.config, self.ranks = config, ranks or Ranks(device=config.device)
+        self.config, self.ranks = config, ranks or Ranks(device=str(resolve_device(config.device)))
         self.janus = Janus.load(config.model, self.ranks.device).train()
         self.janus.history = "codes"
         self.template = ChatTemplate(self.janus.tokenizer, self.janus.history)

@@ -31,6 +31,7 @@ from transformers.models.janus.image_processing_pil_janus import JanusImageProce
 
 from secondlook.errors import InputError
 from secondlook.mini import datasets
+from secondlook.models.device import resolve_device
 from secondlook.models.janus.model import Janus
 from secondlook.models.janus.template import (
     AGAIN,
@@ -99,7 +100,7 @@ class BaseConfig:
     ema: float = 0.995
     seed: int = 0
     threads: int = 2
-    device: str = "cpu"
+    device: str = "auto"
     log_every: int = 50
     save_every: int = 250
     guidance: float = 1.0
@@ -261,7 +262,7 @@ class BaseJob:
     def __init__(self, config: BaseConfig, out: Path):
         self.config = config
         self.janus = Janus.load(config.start).train() if config.start else self._fresh(out)
-        self.janus.to(config.device)
+        self.janus.to(resolve_device(config.device))
         freeze(self.janus)
         self.template = ChatTemplate(self.janus.tokenizer, self.janus.history)
         net = self.janus.net

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import JanusVQVAE, JanusVQVAEConfig
 
 from secondlook.mini import datasets
+from secondlook.models.device import resolve_device
 from secondlook.models.janus.model import code_scores, decode, encode, to_bytes
 from secondlook.train.muon import Optimizer
 from secondlook.train.trainer import Trainer, schedule
@@ -45,7 +46,7 @@ class TokenizerConfig:
     adam_lr: float = 2e-3
     seed: int = 0
     threads: int = 2
-    device: str = "cpu"
+    device: str = "auto"
     log_every: int = 50
     save_every: int = 250
     probe_images: int = 300
@@ -153,8 +154,9 @@ class TokenizerJob:
         codebook.requires_grad_(False)
         codebook.copy_(F.normalize(torch.randn_like(codebook), dim=1))
         codebook[: len(vectors)] = vectors
-        self.vq.to(config.device)
-        self.centres = self.centres.to(config.device)
+        self.device = resolve_device(config.device)
+        self.vq.to(self.device)
+        self.centres = self.centres.to(self.device)
         self.optimizer = Optimizer(
             self.vq, [self.vq.encoder, self.vq.decoder], config.muon_lr, config.adam_lr
         )
@@ -162,7 +164,7 @@ class TokenizerJob:
     def pictures(self, key: int, n: int) -> tuple[list[datasets.Picture], Tensor]:
         """``n`` pictures of a step and their pixels (n, 3, S, S)."""
         items = datasets.pictures(np.random.default_rng([self.config.seed, key]), n)
-        return items, datasets.pixels(items).to(self.config.device)
+        return items, datasets.pixels(items).to(self.device)
 
     def step(self, step: int) -> dict[str, float]:
         c = self.config

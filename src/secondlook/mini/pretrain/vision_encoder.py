@@ -19,6 +19,7 @@ from torch import nn
 from transformers import JanusVisionConfig, JanusVisionModel
 
 from secondlook.mini.datasets import N_COLORS, N_PARTS, SIDE, cells, pictures, pixels
+from secondlook.models.device import resolve_device
 from secondlook.train.muon import Optimizer
 from secondlook.train.trainer import Trainer, schedule
 
@@ -38,7 +39,7 @@ class VisionConfig:
     adam_lr: float = 2e-3
     seed: int = 0
     threads: int = 2
-    device: str = "cpu"
+    device: str = "auto"
     log_every: int = 50
     save_every: int = 200
 
@@ -60,7 +61,8 @@ class VisionJob:
             )
         )
         self.probe_head = nn.Linear(config.width, N_PARTS + N_COLORS + 2 * SIDE)
-        self.all = nn.ModuleList([self.encoder, self.probe_head]).to(config.device)
+        self.device = resolve_device(config.device)
+        self.all = nn.ModuleList([self.encoder, self.probe_head]).to(self.device)
         self.optimizer = Optimizer(self.all, [self.encoder.encoder], config.muon_lr, config.adam_lr)
 
     def batch(self, key: int, n: int, disturb: bool):
@@ -76,7 +78,7 @@ class VisionJob:
                 rng.normal(0, 0.1, (n // 2, *x.shape[1:])).astype(np.float32)
             )
             x = x.clamp(-1, 1)
-        return x.to(self.config.device), labels.to(self.config.device)
+        return x.to(self.device), labels.to(self.device)
 
     def predict(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Logits (n, patches, …) of part, colour, row and column."""

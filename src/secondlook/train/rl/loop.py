@@ -32,6 +32,7 @@ from secondlook.engine.engine import Engine
 from secondlook.episode import SamplingConfig
 from secondlook.errors import InputError, Stopped
 from secondlook.io import fingerprint
+from secondlook.models.device import resolve_device
 from secondlook.models.janus.checkpoint import fetch, load_tokenizer
 from secondlook.models.janus.model import Janus
 from secondlook.models.janus.template import ChatTemplate
@@ -68,7 +69,7 @@ class RLLoop:
         """Raises InputError or Stopped, on all ranks, for what would end the run later: settings,
         prompts that nobody can read or score, a reward that is dead."""
         self.config, self.out = config, out
-        self.ranks = ranks or Ranks(device=config.runtime.device)
+        self.ranks = ranks or Ranks(device=str(resolve_device(config.runtime.device)))
         self._check_prompts_per_step()
         algorithm_class = algorithms.get(config.algorithm)
         self.prompts = Prompts(config.prompts, config.kinds)
