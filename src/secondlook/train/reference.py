@@ -23,18 +23,21 @@ class Reference:
     def __init__(self, config: RLConfig, shards: Shards):
         self.adapters, self.shards = shards.adapters, shards
         if self.adapters is None:
-            offload = config.reference == "offload"
+            offload = config.runtime.reference == "offload"
             janus = Janus.load(config.model, "cpu" if offload else shards.ranks.device)
             janus.requires_grad_(False)
-            self.shards = Shards(janus, shards.ranks, config.dtype, config.shard, offload=offload)
+            runtime = config.runtime
+            self.shards = Shards(
+                janus, shards.ranks, runtime.dtype, runtime.dp_shard_degree, offload=offload
+            )
 
     def movable(self) -> nn.ParameterDict:
         """What ``become`` changes, as a part of a run's state. Raises InputError where the
         reference has no weights of its own."""
         if self.adapters is not None:
             raise InputError(
-                "config: nurse.ease is 'reference'; with lora the reference is the model "
-                "itself, use 'beta'"
+                "config: auto_recovery.on_decline is 'move_reference'; with lora_rank the reference is "
+                "the model itself, use 'lower_beta'"
             )
         frozen = ("model.vqmodel.", "model.vision_model.")
         named = self.shards.janus.net.named_parameters()
