@@ -17,7 +17,7 @@ from secondlook.models import sampling
 from secondlook.models.janus.checkpoint import load_tokenizer
 from secondlook.models.janus.template import ChatTemplate
 from secondlook.rewards.reward import Score, Weighted
-from secondlook.train.distributed import Ranks
+from secondlook.train.distributed import ProcessGroup
 from secondlook.train.rl.config import RLConfig
 from secondlook.train.rl.loop import RLLoop, minibatches
 from secondlook.train.rl.prompt_checks import check_lines
@@ -94,7 +94,7 @@ def test_prompts_that_nobody_can_score_are_found_with_their_line(tmp_path, templ
     check_lines(template, Verifier(), written(tmp_path, edits[:1]))
 
 
-class Two(Ranks):
+class Two(ProcessGroup):
     """One of two ranks; ``other`` is what the second one says."""
 
     other = None

@@ -35,7 +35,7 @@ from secondlook.train.schedule import Schedule
 from secondlook.train.sft_config import SFTConfig
 from secondlook.train.sft_data import CodeCache, SFTBatch, SFTBatches
 from secondlook.train.sharding import ShardedModel
-from secondlook.train.trainer import Trainer, set_up_process
+from secondlook.train.trainer import Stateful, Trainer, set_up_process
 from secondlook.types import ImageCodes, Segment, TokenIds
 
 MIN_READ = 1000
@@ -272,7 +272,11 @@ def train_sft(config: SFTConfig, out: str | Path) -> None:
     set_up_process(config.runtime)
     ranks = ProcessGroup.join(config.runtime.device)
     job = SFTJob(config, ranks)
-    parts = {"net": job.trainable, "optimizer": job.optimizer, "average": job.average}
+    parts: dict[str, Stateful] = {
+        "net": job.trainable,
+        "optimizer": job.optimizer,
+        "average": job.average,
+    }
     trainer = Trainer(out, config, parts, ranks, weights=fingerprint(fetch(locate(config.model))))
     for step in trainer.steps(config.steps):
         trainer.finish_step(job.step(step))

@@ -18,7 +18,7 @@ from secondlook.train.job_config import CHECKED, OptimConfig, RuntimeConfig
 class SFTOptimConfig(OptimConfig):
     """``[optim]``: AdamW as in the paper's table 5, or Muon for the hidden matrices."""
 
-    muon_lr_ratio: float = Field(0.0, ge=0)
+    muon_lr_ratio: float = Field(default=0.0, ge=0)
     """Train the hidden matrices by Muon, at so many times ``lr``; 0: AdamW for everything, as the
     paper."""
 
@@ -27,7 +27,7 @@ class SFTOptimConfig(OptimConfig):
 class SFTRuntimeConfig(RuntimeConfig):
     """``[runtime]``: where and how the job runs."""
 
-    dataloader_workers: int = Field(0, ge=0)
+    dataloader_workers: int = Field(default=0, ge=0)
     """Processes of each rank that read the coming steps' pictures while one is trained on; 0: they
     are read in between."""
 
@@ -44,33 +44,33 @@ class SFTConfig:
     data_weights: list[float] = field(default_factory=list)
     """How often each of several places of ``data`` is drawn from; empty: every prompt as often as
     any other."""
-    steps: int = Field(1500, ge=1)
+    steps: int = Field(default=1500, ge=1)
     """Updates of the run."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Seed of everything that is drawn: examples, dropped prompts, adapters."""
-    batch_size: int = Field(48, ge=1)
+    batch_size: int = Field(default=48, ge=1)
     """Examples a step, of all ranks, divided among the tasks by ``mix``."""
     mix: tuple[float, float, float] = (0.2, 0.3, 0.5)
     """How often an example is of text-to-image, self-evaluation and regeneration."""
-    good_to_draw: float = Field(GOOD_TO_DRAW, ge=BAD, le=1)
+    good_to_draw: float = Field(default=GOOD_TO_DRAW, ge=BAD, le=1)
     """Score from which on a picture is learned to be drawn."""
-    good_to_judge: float = Field(GOOD_TO_JUDGE, ge=BAD, le=1)
+    good_to_judge: float = Field(default=GOOD_TO_JUDGE, ge=BAD, le=1)
     """Score from which on a picture is learned to be judged Yes."""
     good_edit: float = GOOD_EDIT
     """Following and preserving from which on an edit is learned."""
-    judge_context: int = Field(3, ge=1)
+    judge_context: int = Field(default=3, ge=1)
     """Most pictures in a self-evaluation, the judged one included."""
-    redraw_context: int = Field(2, ge=1)
+    redraw_context: int = Field(default=2, ge=1)
     """Most wrong pictures before a regeneration."""
-    prompt_dropout: float = Field(0.1, ge=0, le=1)
+    prompt_dropout: float = Field(default=0.1, ge=0, le=1)
     """How often a drawing goes without its prompt, for classifier-free guidance."""
-    verdict_weight: float = Field(0.8, ge=0, le=1)
+    verdict_weight: float = Field(default=0.8, ge=0, le=1)
     """Weight of the verdict in a self-evaluation's loss; the reason has the rest."""
-    ema_decay: float = Field(0.99, ge=0, lt=1)
+    ema_decay: float = Field(default=0.99, ge=0, lt=1)
     """Decay of the running average of the weights, which is what is saved."""
-    lora_rank: int = Field(0, ge=0)
+    lora_rank: int = Field(default=0, ge=0)
     """Train adapters of this rank (``train.lora``) instead of the weights; 0: the weights."""
-    lora_alpha: int = Field(0, ge=0)
+    lora_alpha: int = Field(default=0, ge=0)
     """Scale of the adapters, divided by their rank; 0: twice the rank."""
     optim: SFTOptimConfig = field(default_factory=SFTOptimConfig)
     runtime: SFTRuntimeConfig = field(default_factory=SFTRuntimeConfig)

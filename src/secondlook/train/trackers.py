@@ -152,7 +152,7 @@ def open_trackers(
     return [TRACKERS[name](out, config, step) for name in report_to]
 
 
-def filmstrip(episode: Episode) -> CaptionedImage:
+def episode_strip(episode: Episode) -> CaptionedImage:
     """An episode as one picture, its rounds side by side, with what was said of each."""
     images = [episode.prompt.source] if episode.prompt.source else []
     images += [r.image for r in episode.rounds]

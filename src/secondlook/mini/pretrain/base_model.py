@@ -27,7 +27,7 @@ from secondlook.models.janus.template import ChatTemplate
 from secondlook.models.sampling import cross_entropy
 from secondlook.train.optim import Optimizer, WeightAverage, freeze, hidden_modules, trainable
 from secondlook.train.schedule import Schedule
-from secondlook.train.trainer import Trainer, set_up_process
+from secondlook.train.trainer import Stateful, Trainer, set_up_process
 from secondlook.types import ImageCodes, Segment, TokenIds
 
 TrainingRows = tuple[list[tuple[Segment, ...]], list[ImageCodes] | list[TokenIds]]
@@ -169,7 +169,11 @@ def train_base(config: BaseConfig, out: str | Path) -> None:
     set_up_process(config.runtime)
     out = Path(out)
     job = BaseJob(config, out)
-    parts = {"net": job.trainable, "optimizer": job.optimizer, "average": job.average}
+    parts: dict[str, Stateful] = {
+        "net": job.trainable,
+        "optimizer": job.optimizer,
+        "average": job.average,
+    }
     trainer = Trainer(out, config, parts)
     for step in trainer.steps(config.steps):
         trainer.finish_step(job.step(step))

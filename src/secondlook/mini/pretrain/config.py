@@ -15,9 +15,9 @@ from secondlook.train.job_config import CHECKED, BasicRuntimeConfig
 class MuonConfig:
     """``[optim]``: Muon for the matrices of the hidden layers, AdamW for everything else."""
 
-    muon_lr: float = Field(0.02, ge=0)
+    muon_lr: float = Field(default=0.02, ge=0)
     """Highest learning rate of Muon."""
-    adamw_lr: float = Field(2e-3, ge=0)
+    adamw_lr: float = Field(default=2e-3, ge=0)
     """Highest learning rate of AdamW."""
 
 
@@ -25,12 +25,12 @@ class MuonConfig:
 class BaseOptimConfig(MuonConfig):
     """``[optim]`` of ``train base``: linear warm-up, constant, linear down to 0."""
 
-    adamw_lr: float = Field(3e-3, ge=0)
+    adamw_lr: float = Field(default=3e-3, ge=0)
     """Highest learning rate of AdamW."""
-    weight_decay: float = Field(0.01, ge=0)
-    warmup_steps: int = Field(100, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    warmup_steps: int = Field(default=100, ge=0)
     """Steps over which the learning rates rise."""
-    cooldown: float = Field(0.35, gt=0, le=1)
+    cooldown: float = Field(default=0.35, gt=0, le=1)
     """Share of the steps, at the end, over which the learning rates fall linearly to 0."""
 
 
@@ -45,48 +45,48 @@ class BaseConfig:
     """Folder of a trained image tokenizer."""
     vision: str = "out/vision/final"
     """Folder of a trained vision encoder."""
-    vocabulary: int = Field(640, ge=1)
+    vocabulary: int = Field(default=640, ge=1)
     """Tokens of the text tokenizer, which is trained on the world's sentences."""
-    width: int = Field(192, ge=1)
-    layers: int = Field(6, ge=1)
-    heads: int = Field(6, ge=1)
-    inner: int = Field(512, ge=1)
+    width: int = Field(default=192, ge=1)
+    layers: int = Field(default=6, ge=1)
+    heads: int = Field(default=6, ge=1)
+    inner: int = Field(default=512, ge=1)
     """Width of the layers' feed-forward parts."""
-    pool: int = Field(60000, ge=1)
+    pool: int = Field(default=60000, ge=1)
     """Pictures that are encoded once and drawn from again and again."""
-    steps: int = Field(2300, ge=1)
-    draws: int = Field(24, ge=0)
+    steps: int = Field(default=2300, ge=1)
+    draws: int = Field(default=24, ge=0)
     """Text-to-image sequences a step."""
-    questions: int = Field(40, ge=0)
+    questions: int = Field(default=40, ge=0)
     """Sequences about a picture a step."""
-    chains: int = Field(8, ge=0)
+    chains: int = Field(default=8, ge=0)
     """Redraws every ``chain_every`` steps."""
-    chain_every: int = Field(4, ge=1)
+    chain_every: int = Field(default=4, ge=1)
     kinds: dict[str, float] = field(default_factory=lambda: dict(datasets.KINDS))
     """Shares of the kinds of prompts that are drawn and asked about."""
     question_weights: dict[str, float] = field(default_factory=lambda: dict(datasets.ASKED))
     """Shares of the kinds of questions (there, parts, describe, verdict); comparing stays at chance
     as one task of many (docs/LOG.md), so that one stage asks nothing but "is there …?"."""
-    alone: float = Field(0.0, ge=0, le=1)
+    alone: float = Field(default=0.0, ge=0, le=1)
     """Share of the pictures asked about that show one object; comparing is learned on these
     first."""
-    objects: int = Field(datasets.N_OBJECTS, ge=4, le=datasets.N_OBJECTS)
+    objects: int = Field(default=datasets.N_OBJECTS, ge=4, le=datasets.N_OBJECTS)
     """How many classes of objects (the first ones) are asked about; relations are learned on few
     first."""
-    aimed: float = Field(0.0, ge=0, le=1)
+    aimed: float = Field(default=0.0, ge=0, le=1)
     """Share of the near misses asked about that attack what the prompt asks for: a relation, a
     count, who has which colour."""
-    judge_context: int = Field(1, ge=1)
+    judge_context: int = Field(default=1, ge=1)
     """Most pictures in a verdict's context, the judged one included."""
-    prompt_dropout: float = Field(0.1, ge=0, le=1)
+    prompt_dropout: float = Field(default=0.1, ge=0, le=1)
     """How often a drawing goes without its prompt, for classifier-free guidance."""
-    ema_decay: float = Field(0.995, ge=0, lt=1)
+    ema_decay: float = Field(default=0.995, ge=0, lt=1)
     """Decay of the running average of the weights, which is what is saved."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     guidance: float = 1.0
     """Written to the checkpoint's generation config: the guidance it is sampled with unless told
     otherwise."""
-    snapshot_every: int = Field(250, ge=1)
+    snapshot_every: int = Field(default=250, ge=1)
     """Steps between averaged checkpoints (step-N), for curves of what was learned when."""
     optim: BaseOptimConfig = field(default_factory=BaseOptimConfig)
     runtime: BasicRuntimeConfig = field(default_factory=BasicRuntimeConfig)

@@ -38,26 +38,26 @@ WARMUP_STEPS = 20
 class TokenizerConfig:
     """``train tokenizer``; sizes are the network's, the rest the loop's."""
 
-    image_size: int = Field(48, ge=1)
+    image_size: int = Field(default=48, ge=1)
     """Pixels of a picture's side."""
-    codes: int = Field(768, ge=1)
+    codes: int = Field(default=768, ge=1)
     """Entries of the codebook."""
-    color_features: int = Field(15, ge=1)
-    mask_features: int = Field(64, ge=1)
+    color_features: int = Field(default=15, ge=1)
+    mask_features: int = Field(default=64, ge=1)
     """Numbers of a code's vector that tell its shape (``color_features``: its colour)."""
-    base_channels: int = Field(32, ge=1)
+    base_channels: int = Field(default=32, ge=1)
     channel_multiplier: tuple[int, ...] = (1, 1, 2, 2)
     """Channels of each resolution, in ``base_channels``; each but the last halves the side."""
-    latent_channels: int = Field(64, ge=1)
-    start_images: int = Field(6000, ge=1)
+    latent_channels: int = Field(default=64, ge=1)
+    start_images: int = Field(default=6000, ge=1)
     """Pictures whose patches are clustered into the codebook."""
-    encoder_steps: int = Field(500, ge=0)
-    decoder_steps: int = Field(2500, ge=0)
-    batch_size: int = Field(16, ge=1)
+    encoder_steps: int = Field(default=500, ge=0)
+    decoder_steps: int = Field(default=2500, ge=0)
+    batch_size: int = Field(default=16, ge=1)
     """Pictures a step."""
-    probe_images: int = Field(300, ge=1)
+    probe_images: int = Field(default=300, ge=1)
     """Pictures on which what was learned is measured."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     optim: MuonConfig = field(default_factory=MuonConfig)
     runtime: BasicRuntimeConfig = field(default_factory=BasicRuntimeConfig)
 

@@ -35,17 +35,17 @@ WARMUP_STEPS = 20
 class VisionConfig:
     """``train vision``: sizes are the network's, the rest the loop's."""
 
-    image_size: int = Field(48, ge=1)
+    image_size: int = Field(default=48, ge=1)
     """Pixels of a picture's side."""
-    patch: int = Field(8, ge=1)
+    patch: int = Field(default=8, ge=1)
     """Pixels of a patch's side."""
-    width: int = Field(128, ge=1)
-    layers: int = Field(3, ge=1)
-    heads: int = Field(4, ge=1)
-    steps: int = Field(600, ge=1)
-    batch_size: int = Field(48, ge=1)
+    width: int = Field(default=128, ge=1)
+    layers: int = Field(default=3, ge=1)
+    heads: int = Field(default=4, ge=1)
+    steps: int = Field(default=600, ge=1)
+    batch_size: int = Field(default=48, ge=1)
     """Pictures a step."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     optim: MuonConfig = field(default_factory=MuonConfig)
     runtime: BasicRuntimeConfig = field(default_factory=lambda: BasicRuntimeConfig(save_every=200))
 
