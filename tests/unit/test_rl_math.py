@@ -315,9 +315,8 @@ def test_segments_are_normalised_among_those_that_got_there():
 def test_a_true_no_among_right_images_is_not_unlearned():
     scores, yes = [[1.0], [1.0], [1.0], [0.3, 1.0]], [[True], [True], [True], [False, True]]
     p_yes = [[0.9], [0.9], [0.8], [0.3, 0.9]]
-    assert (
-        group_advantages(scores, yes, 2, "segment")[3][1] < -1
-    )  # the flaw: 0.7 beside three times 1.0
+    segment = group_advantages(scores, yes, 2, "segment")
+    assert segment[3][1] < -1  # the flaw: 0.7 beside three times 1.0
     expected = group_advantages(scores, yes, 2, "expected", p_yes=p_yes)
     assert expected[3][1] == pytest.approx(math.sqrt(0.3 / 0.7), rel=1e-2)
     for s, p in ((1.0, 0.9), (0.3, 0.6), (0.0, 0.02)):
