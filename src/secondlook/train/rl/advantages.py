@@ -9,10 +9,10 @@ segment is that of the public code. Departures:
 - Segments: T rounds instead of two, each normalised by itself.
 - An episode with a missing score takes no part: its advantages are NaN (masked), and its group is
   normalised without it.
-- "expected" credit is ours. In a group, verdicts are on different images, and 1 - |S - SE| is larger
-  on the better ones: among right images a true No on a half-right one (S = 0.3, reward 0.7) is worse
-  than the group's mean and would be unlearned. Here a verdict is compared with what the same policy
-  earns on the same image on average.
+- "expected" credit is ours. In a group, verdicts are on different images, and 1 - |S - SE| is
+  larger on the better ones: among right images a true No on a half-right one (S = 0.3, reward 0.7)
+  is worse than the group's mean and would be unlearned. Here a verdict is compared with what the
+  same policy earns on the same image on average.
 
 Suffixes of arrays: G episodes of a group, T tokens of a turn, N tokens of many turns.
 """

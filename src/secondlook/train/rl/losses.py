@@ -61,9 +61,9 @@ def policy_loss(
     The ratio is clipped to [1 - clip_range, 1 + clip_range_high]; without the latter both sides are
     ``clip_range`` (DAPO, arXiv 2503.14476, leaves more room above, so that rare tokens can become
     likelier). ``old`` are the log-probabilities that the policy scored before its first update;
-    ``importance`` (default: 1) weighs the surrogate for what the sampler had in their stead, and has
-    no gradient. ``weight`` is the token's weight (0 masks it: padding, a missing reward), and the
-    sum of weights over the whole update is ``denominator``.
+    ``importance`` (default: 1) weighs the surrogate for what the sampler had in their stead, and
+    has no gradient. ``weight`` is the token's weight (0 masks it: padding, a missing reward), and
+    the sum of weights over the whole update is ``denominator``.
     """
     ratio = (logp - old).exp()
     high = clip_range if clip_range_high is None else clip_range_high

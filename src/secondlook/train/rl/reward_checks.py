@@ -1,4 +1,5 @@
-"""A reward is checked before it rewards anything, and a run that has nothing to learn from stops."""
+"""A reward is checked before it rewards anything, and a run that has nothing to learn from is
+stopped."""
 
 from __future__ import annotations
 

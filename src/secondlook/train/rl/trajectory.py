@@ -78,9 +78,7 @@ class TrajectoryTurn:
     def token_advantages(self) -> list[float]:
         """The scaled advantage of each token."""
         n_tokens = len(self.turn.tokens)
-        each = (
-            self.advantage if isinstance(self.advantage, tuple) else (self.advantage,) * n_tokens
-        )
+        each = self.advantage if isinstance(self.advantage, tuple) else (self.advantage,) * n_tokens
         return [advantage * self.advantage_scale for advantage in each]
 
 
@@ -103,9 +101,7 @@ class Trajectory:
     """Its pictures and tokens; None where another rank drew it."""
 
     @staticmethod
-    def of_episode(
-        episode: Episode, scores: Sequence[Score | None], group: int = 0
-    ) -> Trajectory:
+    def of_episode(episode: Episode, scores: Sequence[Score | None], group: int = 0) -> Trajectory:
         """``scores`` are of the episode's images."""
         turns = []
         for k, turn in enumerate(episode.turns):

@@ -46,8 +46,8 @@ def scale_verdicts(trajectories: list[Trajectory], config: AdvantageConfig) -> N
     """Set the verdicts' ``advantage_scale``.
 
     It is 0 without a ``judging_weight``, whatever the credit: an episode's reward and whitened
-    advantages would teach them something else. With ``balance_verdicts`` those on right and on wrong
-    images weigh the same.
+    advantages would teach them something else. With ``balance_verdicts`` those on right and on
+    wrong images weigh the same.
     """
     complete = [t for t in trajectories if t.is_complete]
     balance = verdict_balance([score for t in complete for score in t.image_scores])
