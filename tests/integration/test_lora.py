@@ -15,13 +15,13 @@ from secondlook.mini.verifier import Verifier
 from secondlook.models import sampling
 from secondlook.models.janus.model import Janus
 from secondlook.models.shipped import locate
-from secondlook.train.distributed import Ranks
+from secondlook.train.distributed import ProcessGroup
 from secondlook.train.optim import freeze, trainable
 from secondlook.train.rl.config import RLConfig
 from secondlook.train.rl.loop import train_rl
 from secondlook.train.rl.rollout import collect
 from secondlook.train.sft import SFTConfig
-from secondlook.train.sharding import Shards
+from secondlook.train.sharding import ShardedModel
 from secondlook.types import Prompt
 
 peft = pytest.importorskip("peft")
@@ -52,7 +52,7 @@ def scores(janus: Janus, turns) -> torch.Tensor:
         return torch.cat([sampling.score(janus, template, [t]) for t in turns])
 
 
-def moved() -> tuple[Janus, Shards]:
+def moved() -> tuple[Janus, ShardedModel]:
     """A model with adapters that are not 0."""
     janus = Janus.load(locate("mini-base"), dtype=torch.float64)
     adapters = freeze(janus, lora=4, alpha=12, seed=1)
@@ -60,7 +60,7 @@ def moved() -> tuple[Janus, Shards]:
     for name, p in trainable(janus).items():
         assert "lora_" in name
         torch.nn.init.normal_(p, std=0.05)
-    return janus, Shards(janus, Ranks(), adapters=adapters)
+    return janus, ShardedModel(janus, ProcessGroup(), adapters=adapters)
 
 
 def test_merged_and_exported_they_say_the_same(plain, turns, tmp_path):
@@ -158,7 +158,7 @@ def test_small_changes_and_frozen_parts_survive_training_in_bfloat16(tmp_path):
     }
     adapters = freeze(janus, lora=4, alpha=4, seed=1)
     try:
-        shards = Shards(janus, Ranks(), "bfloat16", adapters=adapters)
+        shards = ShardedModel(janus, ProcessGroup(), "bfloat16", adapters=adapters)
         base = {n: w.clone() for n, w in shards.weights().items()}
         with torch.no_grad():
             for p in trainable(janus).values():

@@ -9,7 +9,7 @@ import pytest
 
 from secondlook import config
 from secondlook.rewards.reward import Score
-from secondlook.train.distributed import Ranks
+from secondlook.train.distributed import ProcessGroup
 from secondlook.train.rl.algorithms import algorithms
 from secondlook.train.rl.config import RLConfig
 from secondlook.train.rl.trajectory import Trajectory, TrajectoryTurn
@@ -56,7 +56,7 @@ def trajectory(scores: list[Score], verdicts: list[bool]) -> Trajectory:
 
 def with_advantages(settings: RLConfig, group: list[Trajectory], janus) -> list[TrajectoryTurn]:
     """What a step with these settings learns of one group."""
-    algorithm = algorithms.get(settings.algorithm)(settings, janus, Ranks())
+    algorithm = algorithms.get(settings.algorithm)(settings, janus, ProcessGroup())
     algorithm.advantages(group)
     return select_turns(group, settings.advantage, settings.loss.reduction, 576)
 

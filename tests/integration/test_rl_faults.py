@@ -16,7 +16,7 @@ from secondlook.models import sampling
 from secondlook.models.janus.checkpoint import load_tokenizer
 from secondlook.models.janus.template import ChatTemplate
 from secondlook.rewards.reward import Score, Weighted
-from secondlook.train.distributed import Ranks
+from secondlook.train.distributed import ProcessGroup
 from secondlook.train.rl.config import RewardChecksConfig, RLConfig
 from secondlook.train.rl.episode_pages import write_page
 from secondlook.train.rl.loop import RLLoop
@@ -95,23 +95,23 @@ def test_prompts_that_nobody_can_score_are_found_with_their_line(tmp_path, templ
     check_lines(template, Verifier(), written(tmp_path, edits[:1]))
 
 
-class Two(Ranks):
+class Two(ProcessGroup):
     """One of two ranks; ``other`` is what the second one says."""
 
     other = None
 
-    def gather(self, value):
+    def all_gather(self, value):
         return [value, self.other]
 
 
 def test_what_one_rank_finds_all_raise():
     first = Two(0, 2)
-    with first.together():
+    with first.all_raise():
         pass
-    with pytest.raises(Stopped, match="mine"), first.together():
+    with pytest.raises(Stopped, match="mine"), first.all_raise():
         raise Stopped("mine")
     object.__setattr__(first, "other", InputError("line 7 of prompts.txt"))
-    with pytest.raises(InputError, match="line 7"), first.together():
+    with pytest.raises(InputError, match="line 7"), first.all_raise():
         pass
 
 

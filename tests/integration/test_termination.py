@@ -14,14 +14,14 @@ from test_nurse import Toy, Weight
 
 from secondlook.cli import main
 from secondlook.errors import InputError, Stopped
-from secondlook.train.distributed import Ranks
+from secondlook.train.distributed import ProcessGroup
 from secondlook.train.termination import NOTE, SAVED, EndRequest, Saved, noted
 from secondlook.train.trainer import Trainer, saved_steps
 
 RUNS = Path(__file__).parents[2] / "runs"
 
 
-def toy(out: Path, number: signal.Signals | None = None, ranks: Ranks = Ranks()) -> float:
+def toy(out: Path, number: signal.Signals | None = None, ranks: ProcessGroup = ProcessGroup()) -> float:
     """A run of twelve steps; amid the eighth it gets a signal."""
     weight = Weight()
     run = Trainer(out, Toy(12), {"weight": weight}, ranks=ranks)
@@ -50,13 +50,13 @@ def test_asked_to_end_it_saves_after_the_step_under_way(tmp_path, number):
 
 
 def test_ranks_of_which_another_one_was_asked_leave_together(tmp_path):
-    class First(Ranks):
+    class First(ProcessGroup):
         """The first of two, the second of which is asked to end from the start."""
 
-        def gather(self, value):
+        def all_gather(self, value):
             return [value, True] if isinstance(value, bool) else [value]
 
-        def wait(self):
+        def barrier(self):
             pass
 
     with pytest.raises(Saved, match="state of step 1,"):
@@ -163,14 +163,14 @@ def test_a_launcher_that_says_too_little_is_named(monkeypatch):
         for name, value in ({"RANK": "0"} | known).items():
             monkeypatch.setenv(name, value)
         with pytest.raises(InputError, match=word):
-            Ranks.start("cpu")
+            ProcessGroup.join("cpu")
     monkeypatch.setenv("LOCAL_RANK", "first")
     with pytest.raises(InputError, match="LOCAL_RANK is 'first'"):
-        Ranks.start("cpu")
+        ProcessGroup.join("cpu")
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="MASTER_ADDR"):
-        Ranks.start("cpu")
+        ProcessGroup.join("cpu")
 
 
 FAKES = {

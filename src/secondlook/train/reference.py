@@ -13,21 +13,21 @@ from secondlook.models.janus.model import Janus
 from secondlook.models.janus.template import ChatTemplate
 from secondlook.train.optim import trainable
 from secondlook.train.rl.config import RLConfig
-from secondlook.train.sharding import Shards
+from secondlook.train.sharding import ShardedModel
 from secondlook.types import Turn
 
 
 class Reference:
     """Of the policy ``shards``, which has not been trained yet."""
 
-    def __init__(self, config: RLConfig, shards: Shards):
+    def __init__(self, config: RLConfig, shards: ShardedModel):
         self.adapters, self.shards = shards.adapters, shards
         if self.adapters is None:
             offload = config.runtime.reference == "offload"
             janus = Janus.load(config.model, "cpu" if offload else shards.ranks.device)
             janus.requires_grad_(False)
             runtime = config.runtime
-            self.shards = Shards(
+            self.shards = ShardedModel(
                 janus, shards.ranks, runtime.dtype, runtime.dp_shard_degree, offload=offload
             )
 
@@ -46,7 +46,7 @@ class Reference:
         )
 
     @torch.no_grad()
-    def become(self, policy: Shards) -> None:
+    def become(self, policy: ShardedModel) -> None:
         """The policy as it is now."""
         theirs = trainable(policy.janus)
         for name, p in self.movable().items():

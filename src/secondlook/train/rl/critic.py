@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secondlook.train.distributed import Ranks
-from secondlook.train.muon import load_named_state, named_state
+from secondlook.train.distributed import ProcessGroup
+from secondlook.train.optim import Optimizer
 from secondlook.train.rl.advantages import gae, whiten
 from secondlook.train.rl.losses import explained_variance, value_loss
 from secondlook.train.rl.trajectory import TrajectoryTurn
@@ -52,13 +52,10 @@ class Critic:
     lr: float
     gamma: float = 1.0
     gae_lambda: float = 0.95
-    ranks: Ranks = field(default_factory=Ranks)
+    ranks: ProcessGroup = field(default_factory=ProcessGroup)
 
     def __post_init__(self) -> None:
-        self.names = {p: n for n, p in self.value_head.named_parameters()}
-        self.optimizer = torch.optim.AdamW(
-            self.value_head.parameters(), self.lr, betas=(0.9, 0.95), eps=1e-6, weight_decay=0.0
-        )
+        self.optimizer = Optimizer(self.value_head, self.lr, eps=1e-6)
 
     @torch.no_grad()
     def estimate(
@@ -93,7 +90,7 @@ class Critic:
         """Of all ranks' tokens."""
         values: list[float] = []
         returns: list[float] = []
-        for part in self.ranks.gather([(turn.values, turn.returns) for turn in turns]):
+        for part in self.ranks.all_gather([(turn.values, turn.returns) for turn in turns]):
             for turn_values, turn_returns in part:
                 values += turn_values
                 returns += turn_returns
@@ -112,14 +109,13 @@ class Critic:
         losses = []
         for part in parts:
             own = [place[number] for number in part if number in place]
-            denominator = self.ranks.total({"weight": total_weight([turns[i] for i in own])})
+            denominator = self.ranks.all_sum({"weight": total_weight([turns[i] for i in own])})
             loss = self._backward(
                 [turns[i] for i in own], [states[i] for i in own], denominator["weight"], clip_range
             )
-            self.ranks.add_gradients(self.value_head.parameters())
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-            losses.append(self.ranks.total({"loss": loss})["loss"])
+            self.ranks.all_sum_gradients(self.value_head.parameters())
+            self.optimizer.step(1.0)
+            losses.append(self.ranks.all_sum({"loss": loss})["loss"])
         return float(np.mean(losses))
 
     def _backward(
@@ -158,22 +154,22 @@ class Critic:
     def state_dict(self) -> dict:
         return {
             "value_head": self.value_head.state_dict(),
-            "optimizer": named_state(self.optimizer, self.names),
+            "optimizer": self.optimizer.state_dict(),
         }
 
     def load_state_dict(self, state: dict) -> None:
         self.value_head.load_state_dict(state["value_head"])
-        load_named_state(self.optimizer, self.names, state["optimizer"])
+        self.optimizer.load_state_dict(state["optimizer"])
 
 
-def whiten_advantages(turns: list[TrajectoryTurn], ranks: Ranks = Ranks()) -> None:
+def whiten_advantages(turns: list[TrajectoryTurn], ranks: ProcessGroup = ProcessGroup()) -> None:
     """Whiten token advantages over all ranks' tokens of a kind of turn: verdicts and drawings earn
     on different scales."""
     for kind in KINDS:
         of_kind = [turn for turn in turns if turn.kind == kind]
         advantages = [np.array(turn.advantage) for turn in of_kind]  # (n,) each
         own_N = np.concatenate([np.zeros(0), *advantages])
-        parts = ranks.gather(own_N)
+        parts = ranks.all_gather(own_N)
         white_N = whiten(np.concatenate(parts))
         rank_ends = np.cumsum([len(part) for part in parts])[:-1]
         own_white_N = np.split(white_N, rank_ends)[ranks.rank]

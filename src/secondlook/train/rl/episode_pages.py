@@ -14,17 +14,18 @@ from secondlook.types import Episode
 MAX_GROUPS = 4
 
 
-def write_page(out: Path, trajectories: list[Trajectory], step: int) -> None:
+def write_page(out: Path, trajectories: list[Trajectory], step: int) -> list[Episode]:
     """Write ``out``/episodes/step-N.html: the best and the worst episode of the groups whose final
     images vary most. ``trajectories`` were drawn by this rank; groups without any score are passed
-    over, and without any group there is no page."""
+    over, and without any group there is no page. Returns the episodes on it."""
     episodes = best_and_worst(trajectories)
     if not episodes:
-        return
+        return []
     folder = out / "episodes"
     folder.mkdir(parents=True, exist_ok=True)
     title = f"step {step}: best and worst episodes of a group"
     write_text(folder / f"step-{step}.html", filmstrip(episodes, title))
+    return episodes
 
 
 def best_and_worst(trajectories: list[Trajectory]) -> list[Episode]:

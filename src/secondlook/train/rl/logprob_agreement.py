@@ -19,7 +19,7 @@ import numpy as np
 from torch import Tensor
 
 from secondlook.errors import Stopped
-from secondlook.train.distributed import Ranks
+from secondlook.train.distributed import ProcessGroup
 from secondlook.train.rl.micro_batches import MicroBatch
 from secondlook.train.sharding import Dtype
 from secondlook.types import SamplingParams
@@ -64,7 +64,7 @@ class Agreement:
     """The clip range: ratios below 1 - ``clip_low`` and above 1 + ``clip_high`` are clipped."""
     importance_cap: float
     """Largest importance weight; infinite: none is cut."""
-    ranks: Ranks = field(default_factory=Ranks)
+    ranks: ProcessGroup = field(default_factory=ProcessGroup)
     agreed: bool = False
     """Sampler and scorer have been compared since the start (or resumption), before any update."""
     differences: dict[tuple[str, float], list[np.ndarray]] = field(
@@ -90,7 +90,7 @@ class Agreement:
         the start."""
         own = {key: np.concatenate(values) for key, values in self.differences.items()}
         self.differences.clear()
-        parts = self.ranks.gather(own)
+        parts = self.ranks.all_gather(own)
         everyone: dict[tuple[str, float], np.ndarray] = {}
         for key in sorted({key for part in parts for key in part}):
             everyone[key] = np.concatenate([part[key] for part in parts if key in part])

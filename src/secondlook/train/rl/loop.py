@@ -24,7 +24,6 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from secondlook.data import sanity_pairs
 from secondlook.data.prompts import Prompts
@@ -40,9 +39,8 @@ from secondlook.models.shipped import locate
 from secondlook.rewards.config import make
 from secondlook.rewards.reward import Reward, tell_missing, why_missing
 from secondlook.train.activation_checkpointing import activation_checkpointing
-from secondlook.train.distributed import Ranks
-from secondlook.train.job_config import MAY_CHANGE
-from secondlook.train.optim import Schedule, freeze, trainable
+from secondlook.train.distributed import ProcessGroup
+from secondlook.train.optim import freeze, trainable
 from secondlook.train.reference import Reference
 from secondlook.train.rl.algorithms import algorithms
 from secondlook.train.rl.config import RLConfig
@@ -55,8 +53,11 @@ from secondlook.train.rl.reward_checks import RewardChecks, check_reward
 from secondlook.train.rl.rollout import describe, gather_trajectories, rollout, score_episodes
 from secondlook.train.rl.trajectory import Trajectory
 from secondlook.train.rl.turn_weights import select_turns
-from secondlook.train.sharding import Shards
-from secondlook.train.trainer import Stateful, Trainer
+from secondlook.train.schedule import Schedule
+from secondlook.train.sharding import ShardedModel
+from secondlook.train.trackers import episode_strip
+from secondlook.train.trainer import Stateful, Trainer, set_up_process
+from secondlook.types import Episode
 
 
 class RLLoop:
@@ -64,12 +65,16 @@ class RLLoop:
     trained."""
 
     def __init__(
-        self, config: RLConfig, out: Path, reward: Reward | None = None, ranks: Ranks | None = None
+        self,
+        config: RLConfig,
+        out: Path,
+        reward: Reward | None = None,
+        ranks: ProcessGroup | None = None,
     ):
         """Raises InputError or Stopped, on all ranks, for what would end the run later: settings,
         prompts that nobody can read or score, a reward that is dead."""
         self.config, self.out = config, out
-        self.ranks = ranks or Ranks(device=str(resolve_device(config.runtime.device)))
+        self.ranks = ranks or ProcessGroup(device=str(resolve_device(config.runtime.device)))
         self._check_prompts_per_step()
         algorithm_class = algorithms.get(config.algorithm)
         self.prompts = Prompts(config.prompts, config.kinds)
@@ -82,13 +87,13 @@ class RLLoop:
         adapters = freeze(
             self.janus, config.lora_rank, config.lora_alpha, config.seed, config.model
         )
-        self.shards = Shards(
+        self.shards = ShardedModel(
             self.janus, self.ranks, runtime.dtype, runtime.dp_shard_degree, adapters
         )
         self.reference = Reference(config, self.shards)
         self.schedule = schedule_of(config)
         episodes_of_rank = (
-            config.rollout.prompts_per_step * config.rollout.group_size // self.ranks.size
+            config.rollout.prompts_per_step * config.rollout.group_size // self.ranks.world_size
         )
         batch_size = config.rollout.rollout_batch_size or episodes_of_rank
         self.engine = Engine(self.janus, batch_size, bounded=False)
@@ -106,14 +111,16 @@ class RLLoop:
             config.reward_checks, verdicts_learn=bool(config.advantage.judging_weight)
         )
         self.recovery = AutoRecovery(config.auto_recovery)
+        self.shown_episodes: list[Episode] = []
+        """Of the last step, where it has a page."""
         self._check_reward()
 
     def _check_prompts_per_step(self) -> None:
         prompts_per_step = self.config.rollout.prompts_per_step
-        if prompts_per_step % self.ranks.size:
+        if prompts_per_step % self.ranks.world_size:
             raise InputError(
                 f"config: rollout.prompts_per_step is {prompts_per_step}; it must be a multiple of "
-                f"the number of ranks, which is {self.ranks.size}"
+                f"the number of ranks, which is {self.ranks.world_size}"
             )
 
     def _check_reward(self) -> None:
@@ -130,7 +137,7 @@ class RLLoop:
         else:
             good, bad = sanity_pairs.of_the_world(config.seed, config.kinds)
         # each rank asks for itself, and may be the only one whose reward is dead
-        with self.ranks.together():
+        with self.ranks.all_raise():
             check_reward(self.reward, good, bad, config.reward_checks.min_separation)
 
     def step(self, step: int) -> dict[str, float]:
@@ -158,21 +165,22 @@ class RLLoop:
                 "lr_factor": self.recovery.lr_factor,
                 "beta_factor": self.recovery.beta_factor,
             }
-        n_tokens = self.ranks.total({"tokens": sum(count_tokens(t) for t in own)})["tokens"]
+        n_tokens = self.ranks.all_sum({"tokens": sum(count_tokens(t) for t in own)})["tokens"]
         metrics["tokens_per_second"] = n_tokens / (time.perf_counter() - began)
-        if step % config.runtime.picture_every == 0 and self.ranks.first:
-            write_page(self.out, own, step)
+        self.shown_episodes = []
+        if step % config.runtime.picture_every == 0 and self.ranks.is_main:
+            self.shown_episodes = write_page(self.out, own, step)
         return metrics
 
     def roll_out_and_score(self, rng: np.random.Generator, step: int) -> list[Trajectory]:
-        """This rank's trajectories of a step: every ``ranks.size``-th prompt's episodes, with the
+        """This rank's trajectories of a step: its part of the prompts' episodes, with the
         scores of their images."""
         config, settings = self.config, self.config.rollout
         n_prompts, group_size = settings.prompts_per_step, settings.group_size
-        own_groups = self.ranks.share(range(n_prompts))
+        own_groups = self.ranks.local_part(range(n_prompts))
         first_seed = (config.seed * 10**6 + step) * n_prompts * group_size
         seeds = [first_seed + number * group_size for number in own_groups]
-        with self.ranks.together(), self.shards.whole():
+        with self.ranks.all_raise(), self.shards.gathered():
             prompts = self.prompts.draw(rng, n_prompts, own_groups)
             episodes = rollout(
                 self.engine, prompts, group_size, settings.rounds, seeds, self.sampling
@@ -207,16 +215,17 @@ class RLLoop:
             )
         return metrics
 
-    def recover(self, trainer: Trainer, metrics: dict[str, float], will_save: bool) -> bool:
-        """After a step: act where its reward has fallen, and say whether the run's state was
-        changed (and saved)."""
+    def recover(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        """After a step: act where its reward has fallen, which saves the run's state."""
         finding = self.recovery.observe(metrics.get("score"))
         if finding:
             self.recovery.act(finding, trainer, self.reference, self.shards)
-            return True
-        if will_save:
+        elif trainer.due(self.config.runtime.save_every):
             self.recovery.note_saving(trainer.step)
-        return False
+
+    def steps_to_keep(self) -> tuple[int, ...]:
+        """Steps whose states the run may go back to."""
+        return (self.recovery.good_step,)
 
     def state(self) -> dict[str, Stateful]:
         """What a resumed run needs."""
@@ -234,7 +243,7 @@ class RLLoop:
 
     def _why_missing(self) -> str:
         """Why scores are missing, from whichever rank knows."""
-        reasons = [why for why in self.ranks.gather(why_missing(self.reward)) if why]
+        reasons = [why for why in self.ranks.all_gather(why_missing(self.reward)) if why]
         return reasons[0] if reasons else ""
 
 
@@ -266,7 +275,7 @@ def sampling_of(config: RLConfig, janus: Janus) -> SamplingConfig:
     )
 
 
-def agreement_of(config: RLConfig, ranks: Ranks) -> Agreement:
+def agreement_of(config: RLConfig, ranks: ProcessGroup) -> Agreement:
     """How far sampler and scorer may be from each other."""
     loss, checks = config.loss, config.reward_checks
     mean, p99 = LIMITS[config.runtime.dtype]
@@ -288,30 +297,20 @@ def count_tokens(trajectory: Trajectory) -> int:
 
 def train_rl(config: RLConfig, out: str | Path, reward: Reward | None = None) -> None:
     """Train, resume if ``out`` holds a state, and write the checkpoint to ``out``/final."""
-    torch.set_num_threads(config.runtime.threads)
-    out, ranks = Path(out), Ranks.start(config.runtime.device)
+    set_up_process(config.runtime)
+    out, ranks = Path(out), ProcessGroup.join(config.runtime.device)
     loop = RLLoop(config, out, reward, ranks)
     trainer = Trainer(
         out,
         config,
         loop.state(),
-        may_change=MAY_CHANGE,
-        ranks=ranks,
-        start=fingerprint(fetch(locate(config.model))),
+        ranks,
+        weights=fingerprint(fetch(locate(config.model))),
+        keep_steps=loop.steps_to_keep,
     )
-
-    def kept_steps() -> tuple[int, ...]:
-        return (loop.recovery.good_step,)
-
-    def after_step(metrics: dict[str, float], will_save: bool) -> bool:
-        return loop.recover(trainer, metrics, will_save)
-
-    trainer.keep = kept_steps
-    trainer.loop(
-        config.steps,
-        loop.step,
-        log_every=config.runtime.log_every,
-        save_every=config.runtime.save_every,
-        watch=after_step,
-    )
+    for step in trainer.steps(config.steps):
+        metrics = loop.step(step)
+        trainer.finish_step(metrics)
+        trainer.log_images("episodes", [episode_strip(e) for e in loop.shown_episodes])
+        loop.recover(trainer, metrics)
     loop.shards.save(out / "final")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from secondlook.train.distributed import Ranks
+from secondlook.train.distributed import ProcessGroup
 from secondlook.train.rl.trajectory import TrajectoryTurn
 from secondlook.types import SamplingParams, Turn
 
@@ -110,13 +110,13 @@ def idle_turn(turn: Turn) -> TrajectoryTurn:
 
 
 def with_idle(
-    batches: list[MicroBatch], idle_turns: dict[str, TrajectoryTurn], ranks: Ranks
+    batches: list[MicroBatch], idle_turns: dict[str, TrajectoryTurn], ranks: ProcessGroup
 ) -> list[MicroBatch]:
     """``batches``, and idle ones for the heads of which another rank has more: ranks that share
     weights gather them together. ``idle_turns`` has one turn for each head."""
-    if ranks.size == 1:
+    if ranks.world_size == 1:
         return batches
-    counts = ranks.gather(Counter(batch.sampling_params.head for batch in batches))
+    counts = ranks.all_gather(Counter(batch.sampling_params.head for batch in batches))
     padded: list[MicroBatch] = []
     for head, turn in sorted(idle_turns.items()):
         own = [batch for batch in batches if batch.sampling_params.head == head]

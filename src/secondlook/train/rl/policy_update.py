@@ -11,7 +11,7 @@ from torch import Tensor
 
 from secondlook.models import sampling
 from secondlook.models.janus.template import ChatTemplate
-from secondlook.train.optim import Update
+from secondlook.train.optim import Optimizer
 from secondlook.train.reference import Reference
 from secondlook.train.rl.algorithms import Algorithm
 from secondlook.train.rl.config import RLConfig
@@ -25,7 +25,7 @@ from secondlook.train.rl.micro_batches import (
 )
 from secondlook.train.rl.trajectory import TrajectoryTurn
 from secondlook.train.rl.turn_weights import total_weight
-from secondlook.train.sharding import Shards
+from secondlook.train.sharding import ShardedModel
 from secondlook.types import Turn
 
 
@@ -37,7 +37,7 @@ class PolicyUpdate:
         self,
         config: RLConfig,
         algorithm: Algorithm,
-        shards: Shards,
+        shards: ShardedModel,
         reference: Reference,
         template: ChatTemplate,
         agreement: Agreement,
@@ -46,8 +46,11 @@ class PolicyUpdate:
         self.shards, self.reference, self.template = shards, reference, template
         self.agreement = agreement
         self.janus, self.ranks = shards.janus, shards.ranks
-        self.optimizer = Update(
-            self.janus.net, config.optim.weight_decay, config.optim.max_grad_norm
+        self.optimizer = Optimizer(
+            self.janus.net,
+            weight_decay=config.optim.weight_decay,
+            max_grad_norm=config.optim.max_grad_norm,
+            eps=1e-6,
         )
         self.idle_turns: dict[str, TrajectoryTurn] = {}
         """Of each head, a turn for micro-batches in which this rank has nothing to learn."""
@@ -108,7 +111,7 @@ class PolicyUpdate:
         """One update from this rank's ``part`` of a minibatch; returns its metrics. A turn without
         old log-probabilities gets those of its own forward pass, for before the step's first update
         they are the same."""
-        denominator = self.ranks.total({"weight": total_weight(part)})["weight"]
+        denominator = self.ranks.all_sum({"weight": total_weight(part)})["weight"]
         sums = {"kl": 0.0, "clipped": 0.0, "loss": 0.0, "entropy": 0.0, "tokens": 0.0}
         for batch in self.micro_batches(part):
             logprobs = self.shards.run(sampling.score, self.janus, self.template, batch.turns)
@@ -122,7 +125,7 @@ class PolicyUpdate:
             sums["clipped"] += float(out.clipped)
             sums["entropy"] -= float((batch.weights * logprobs.detach()).sum()) / denominator
             sums["tokens"] += float((batch.weights > 0).sum())
-        metrics = self.ranks.total(sums)
+        metrics = self.ranks.all_sum(sums)
         metrics["clipped"] /= metrics.pop("tokens")
         if is_first:
             metrics |= self.agreement.check() | {"clipped_first": metrics["clipped"]}

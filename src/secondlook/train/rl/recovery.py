@@ -16,11 +16,12 @@ import numpy as np
 from secondlook.errors import Stopped
 from secondlook.io import write_text
 from secondlook.train.rl.config import RecoveryConfig
-from secondlook.train.trainer import Trainer, saved_steps
+from secondlook.train.state_files import saved_steps
+from secondlook.train.trainer import Trainer
 
 if TYPE_CHECKING:
     from secondlook.train.reference import Reference
-    from secondlook.train.sharding import Shards
+    from secondlook.train.sharding import ShardedModel
 
 Finding = Literal["", "drop", "decline"]
 
@@ -82,7 +83,7 @@ class AutoRecovery:
         finding: Finding,
         trainer: Trainer,
         reference: Reference | None = None,
-        policy: Shards | None = None,
+        policy: ShardedModel | None = None,
     ) -> None:
         """Act on a finding, write it down, and save the run's state. ``reference`` and ``policy``
         are needed where the reference may be moved.
@@ -116,18 +117,18 @@ class AutoRecovery:
             action |= {"act": "move the reference"}
         action |= {"lr_factor": self.lr_factor, "beta_factor": self.beta_factor}
         self.actions = [*self.actions, action]
-        if trainer.ranks.first:
+        if trainer.ranks.is_main:
             lines = [json.dumps(each) + "\n" for each in self.actions]
             write_text(trainer.out / "acts.jsonl", "".join(lines))
         trainer.save()
-        trainer.forget_later()
+        trainer.forget_later_steps()
 
     def _go_back(self, trainer: Trainer) -> bool:
         """Take over the last good state, but for what is known here; whether there is one."""
         if self.good_step not in saved_steps(trainer.out):
             return False
         own = self.state_dict()
-        trainer.resume(self.good_step)
+        trainer.load(self.good_step)
         self.load_state_dict(own)
         return True
 

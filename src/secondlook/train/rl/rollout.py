@@ -9,7 +9,7 @@ import numpy as np
 from secondlook.engine.engine import Engine
 from secondlook.episode import SamplingConfig, run_episodes
 from secondlook.rewards.reward import Reward, Score, score
-from secondlook.train.distributed import Ranks
+from secondlook.train.distributed import ProcessGroup
 from secondlook.train.rl.trajectory import Trajectory
 from secondlook.types import Episode, Prompt
 
@@ -48,12 +48,12 @@ def score_episodes(
     return trajectories
 
 
-def gather_trajectories(own: list[Trajectory], ranks: Ranks) -> list[Trajectory]:
+def gather_trajectories(own: list[Trajectory], ranks: ProcessGroup) -> list[Trajectory]:
     """The trajectories of all ranks, in order of their groups. Of the others' only scores and
     verdicts are known: no picture leaves a rank."""
-    if ranks.size == 1:
+    if ranks.world_size == 1:
         return own
-    parts = ranks.gather([trajectory.without_episode() for trajectory in own])
+    parts = ranks.all_gather([trajectory.without_episode() for trajectory in own])
     parts[ranks.rank] = own
     everyone = [trajectory for part in parts for trajectory in part]
     return sorted(everyone, key=lambda trajectory: trajectory.group)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 
 from secondlook.config import parse
-from secondlook.train.distributed import Ranks
+from secondlook.train.distributed import ProcessGroup
 from secondlook.train.rl.advantages import Credit, group_advantages
 from secondlook.train.rl.losses import PolicyLoss, importance_weights, policy_loss
 from secondlook.train.rl.micro_batches import MicroBatch
@@ -39,7 +39,7 @@ class Algorithm:
     has_critic: ClassVar[bool] = False
     """``learn_before`` is given the final hidden states of all turns."""
 
-    def __init__(self, config: RLConfig, janus: Janus, ranks: Ranks):
+    def __init__(self, config: RLConfig, janus: Janus, ranks: ProcessGroup):
         """Raises InputError for ``[algorithm_options]`` that ``config_class`` does not have."""
         self.config = config
         self.ranks = ranks

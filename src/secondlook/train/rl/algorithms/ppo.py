@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from secondlook.train.distributed import Ranks
+from secondlook.train.distributed import ProcessGroup
 from secondlook.train.rl.advantages import Credit, turn_rewards
 from secondlook.train.rl.algorithms import register_algorithm
 from secondlook.train.rl.algorithms.base import Algorithm
@@ -29,7 +29,7 @@ class PPO(Algorithm):
 
     has_critic = True
 
-    def __init__(self, config: RLConfig, janus: Janus, ranks: Ranks):
+    def __init__(self, config: RLConfig, janus: Janus, ranks: ProcessGroup):
         super().__init__(config, janus, ranks)
         torch.manual_seed(config.seed)
         width = janus.net.config.text_config.hidden_size
