@@ -1,15 +1,19 @@
 """Settings of the small jobs that run on one rank and on two."""
 
-COMMON = {
+SFT = {
     "model": "mini-base",
     "steps": 3,
-    "threads": 1,
-    "log_every": 1,
-    "save_every": 1,
-    "lr": 1e-4,
-    "warmup": 0,
+    "batch_size": 9,
+    "prompt_dropout": 0.3,
+    "optim": {"lr": 1e-4, "warmup_steps": 0, "muon_lr_ratio": 5.0},
+    "runtime": {
+        "device": "cpu",
+        "threads": 1,
+        "micro_batch_size": 2,
+        "log_every": 1,
+        "save_every": 1,
+    },
 }
-SFT = COMMON | {"batch": 9, "micro": 2, "muon": 5.0, "drop_prompt": 0.3}
 RL = {
     "model": "mini-base",
     "steps": 3,

@@ -135,7 +135,15 @@ def test_verifier_has_no_score_for_words_it_does_not_know():
 
 @pytest.mark.slow
 def test_sft_resumes_exactly_and_learns(data, start, tmp_path, monkeypatch):
-    config = SFTConfig(model=start, data=str(data), steps=30, batch=16, lr=3e-3, warmup=3, log_every=5, save_every=10, ema=0.9)
+    config = SFTConfig(
+        model=start,
+        data=str(data),
+        steps=30,
+        batch_size=16,
+        ema_decay=0.9,
+        optim={"lr": 3e-3, "warmup_steps": 3},
+        runtime={"device": "cpu", "log_every": 5, "save_every": 10},
+    )
     train_sft(config, tmp_path / "whole")
     killed_then_resumed(monkeypatch, lambda: train_sft(config, tmp_path / "cut"), 10)
     assert same_weights(tmp_path / "whole", tmp_path / "cut")
@@ -332,7 +340,7 @@ def test_bad_configs_are_named(tmp_path):
         with pytest.raises(InputError, match=word):
             parse(RLConfig, {"model": "mini"} | bad)
     with pytest.raises(InputError, match="mix"):
-        SFTConfig(model="mini", data="d", mix=(0.0, 0.0, 0.0))
+        parse(SFTConfig, {"model": "mini", "data": "d", "mix": (0.0, 0.0, 0.0)})
     with pytest.raises(InputError, match="prompts"):
         RLLoop(RLConfig(model="mini", prompts=str(tmp_path / "none.txt")), tmp_path)
     with pytest.raises(InputError, match="data"):
@@ -371,7 +379,14 @@ def test_sft_follows_its_golden_trajectory(tmp_path, exact):
     exact_mini = Engine(Janus.load(locate("mini-base")))
     plain = replace(DATA, generators=[RENDER], examples="none")
     pictures = build(plain, Verifier(), tmp_path / "data", lambda _: exact_mini)
-    config = SFTConfig(model="mini-base", data=str(pictures), steps=12, batch=12, lr=1e-3, warmup=3, log_every=1)
+    config = SFTConfig(
+        model="mini-base",
+        data=str(pictures),
+        steps=12,
+        batch_size=12,
+        optim={"lr": 1e-3, "warmup_steps": 3},
+        runtime={"device": "cpu", "log_every": 1},
+    )
     train_sft(config, tmp_path / "run")
     check_trajectory("sft", tmp_path / "run", ("draw_loss", "redraw_loss", "verdict_loss", "reason_loss", "grad_norm", "lr"))
 

@@ -21,7 +21,8 @@ from secondlook.models.janus.model import Janus
 from secondlook.models.shipped import locate
 from secondlook.train.rl.config import RLConfig
 from secondlook.train.rl.loop import train_rl
-from secondlook.train.sft import SFTConfig, train_sft
+from secondlook.train.sft import train_sft
+from secondlook.train.sft_config import SFTConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 HERE = Path(__file__).parents[1]

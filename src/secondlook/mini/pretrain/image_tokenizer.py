@@ -141,7 +141,7 @@ class TokenizerJob:
     """What is trained, one step of training it, and the probe of what it has learned."""
 
     def __init__(self, config: TokenizerConfig):
-        self.config = config
+        self.config, self.device = config, resolve_device(config.runtime.device)
         torch.manual_seed(config.seed)
         self.vq = JanusVQVAE(
             JanusVQVAEConfig(
@@ -164,7 +164,6 @@ class TokenizerJob:
         codebook.requires_grad_(False)
         codebook.copy_(F.normalize(torch.randn_like(codebook), dim=1))
         codebook[: len(vectors)] = vectors
-        self.device = resolve_device(config.runtime.device)
         self.vq.to(self.device)
         self.centres = self.centres.to(self.device)
         self.optimizer = Optimizer(

@@ -20,15 +20,15 @@ from secondlook.train.rl.trajectory import Reduction
 class RolloutConfig:
     """``[rollout]``: how a step's episodes are drawn."""
 
-    prompts_per_step: int = Field(8, ge=1)
+    prompts_per_step: int = Field(default=8, ge=1)
     """Prompts of a step, all ranks together; a multiple of the number of ranks."""
-    group_size: int = Field(8, ge=2)
+    group_size: int = Field(default=8, ge=2)
     """Episodes of each prompt, which are compared with each other."""
-    rounds: int = Field(3, ge=1)
+    rounds: int = Field(default=3, ge=1)
     """Most images of an episode (T)."""
-    rollout_batch_size: int = Field(0, ge=0)
+    rollout_batch_size: int = Field(default=0, ge=0)
     """Episodes that a rank decodes together, to save memory; 0: all of its own."""
-    temperature: float = Field(1.0, ge=0)
+    temperature: float = Field(default=1.0, ge=0)
     """Temperature of drawings and verdicts."""
     guidance: float | None = None
     """Classifier-free guidance of drawings; default: the checkpoint's own."""
@@ -51,7 +51,7 @@ class AdvantageConfig:
     last_image_weight: LastImageWeight = "T-K+1"
     """Weight of the K-th and last image's score in the reward of an episode of at most T images;
     the paper states both."""
-    judging_weight: float = Field(1.0, ge=0)
+    judging_weight: float = Field(default=1.0, ge=0)
     """Weight of what verdicts earn (the comprehension reward). 0: verdicts are sampled and teach
     nothing, the KL holds them where they are, and they are not checked for collapse."""
     balance_verdicts: bool = False
@@ -65,13 +65,13 @@ class AdvantageConfig:
 class LossConfig:
     """``[loss]``: the clipped surrogate with the KL to the reference."""
 
-    clip_range: float = Field(0.2, ge=0)
+    clip_range: float = Field(default=0.2, ge=0)
     """The ratio of new to old probability is clipped to 1 - clip_range … 1 + clip_range."""
-    clip_range_high: float | None = Field(None, ge=0)
+    clip_range_high: float | None = Field(default=None, ge=0)
     """The upper side's own clip range (DAPO); default: clip_range."""
-    beta: float = Field(0.05, ge=0)
+    beta: float = Field(default=0.05, ge=0)
     """Weight of the KL to the reference."""
-    importance_cap: float = Field(2.0, ge=0)
+    importance_cap: float = Field(default=2.0, ge=0)
     """A token counts min(exp(scored - recorded), this) times in the surrogate, because the sampler
     rounds otherwise than the policy that is trained (``losses.importance_weights``); 0: once."""
     reduction: Reduction = "token"
@@ -86,17 +86,17 @@ class PPOConfig:
     kl_in: Literal["loss", "reward"] = "loss"
     """"loss": the k3 estimator of the KL, as in GRPO. "reward": log pi - log reference is taken off
     each token's reward."""
-    gamma: float = Field(1.0, ge=0, le=1)
+    gamma: float = Field(default=1.0, ge=0, le=1)
     """Discount from token to token."""
-    gae_lambda: float = Field(0.95, ge=0, le=1)
+    gae_lambda: float = Field(default=0.95, ge=0, le=1)
     """Lambda of generalised advantage estimation."""
-    value_lr: float = Field(1e-3, ge=0)
+    value_lr: float = Field(default=1e-3, ge=0)
     """Learning rate of the value head."""
-    value_clip: float = Field(0.2, ge=0)
+    value_clip: float = Field(default=0.2, ge=0)
     """Clip range of the value loss."""
-    value_epochs: int = Field(8, ge=1)
+    value_epochs: int = Field(default=8, ge=1)
     """Passes of the value head over a step's turns."""
-    value_warmup_steps: int = Field(5, ge=0)
+    value_warmup_steps: int = Field(default=5, ge=0)
     """Steps in which the value head learns and the policy does not move yet: it would follow values
     that tell nothing."""
 
@@ -105,18 +105,18 @@ class PPOConfig:
 class RLOptimConfig(OptimConfig):
     """``[optim]``: how a step's turns become updates."""
 
-    lr: float = Field(6e-6, ge=0)
+    lr: float = Field(default=6e-6, ge=0)
     """Learning rate after the warm-up."""
-    warmup_steps: int = Field(10, ge=0)
+    warmup_steps: int = Field(default=10, ge=0)
     """Steps over which the rate rises linearly from 0."""
-    convert_lr: float = Field(2e-6, ge=0)
+    convert_lr: float = Field(default=2e-6, ge=0)
     """Rate at ``convert_step``, to which it falls linearly (table 5 of the paper)."""
-    convert_step: int = Field(0, ge=0)
+    convert_step: int = Field(default=0, ge=0)
     """Step from which the rate falls by a cosine, from convert_lr; 0: from the warm-up's end, from
     lr."""
-    minibatches: int = Field(2, ge=1)
+    minibatches: int = Field(default=2, ge=1)
     """Updates of each pass over a step's turns."""
-    epochs: int = Field(2, ge=1)
+    epochs: int = Field(default=2, ge=1)
     """Passes over a step's turns."""
 
 
@@ -127,11 +127,11 @@ class RLRuntimeConfig(RuntimeConfig):
     reference: Literal["copy", "offload"] = "copy"
     """Where the frozen reference lies: on the device, or in the CPU's memory while it is not asked.
     With adapters it is the same model without them, and lies nowhere."""
-    log_every: int = Field(5, ge=1)
+    log_every: int = Field(default=5, ge=1)
     """Steps whose metrics are averaged into one row."""
-    save_every: int = Field(25, ge=1)
+    save_every: int = Field(default=25, ge=1)
     """Steps between two states from which the run can be resumed."""
-    picture_every: int = Field(50, ge=1)
+    picture_every: int = Field(default=50, ge=1)
     """Steps between two pages with the best and worst episodes."""
 
 
@@ -139,25 +139,25 @@ class RLRuntimeConfig(RuntimeConfig):
 class RewardChecksConfig:
     """``[reward_checks]``: what stops a run that has nothing to learn from."""
 
-    min_separation: float = Field(1.0, ge=0, le=1)
+    min_separation: float = Field(default=1.0, ge=0, le=1)
     """Share of the pairs of a known-good and a known-bad picture that the reward must tell apart
     before the run; a learned judge is not perfect."""
-    max_missing: float = Field(0.2, ge=0, le=1)
+    max_missing: float = Field(default=0.2, ge=0, le=1)
     """Largest share of a step's scores that may be missing."""
-    max_flat_steps: int = Field(5, ge=1)
+    max_flat_steps: int = Field(default=5, ge=1)
     """So many steps in a row without variance in any group stop the run."""
-    single_verdict_share: float = Field(0.99, ge=0)
+    single_verdict_share: float = Field(default=0.99, ge=0)
     """A step has a single verdict where so large a share of its verdicts are the same, and 5 % or
     more of them are wrong."""
-    max_single_verdict_steps: int = Field(50, ge=1)
+    max_single_verdict_steps: int = Field(default=50, ge=1)
     """So many steps in a row with a single verdict stop the run: a judge that has drifted may come
     back while drawings are still taught."""
-    max_logprob_diff_mean: float | None = Field(None, ge=0)
+    max_logprob_diff_mean: float | None = Field(default=None, ge=0)
     """Largest mean of |scored - recorded| log-probability before the first update, of tokens of any
     kind; above, the sampler is not the policy and the run stops. Of tokens without guidance: with
     guidance 5 rounding is 6.4 times larger, and so is what is allowed. Default:
     ``logprob_agreement.LIMITS``, which says why."""
-    max_logprob_diff_p99: float | None = Field(None, ge=0)
+    max_logprob_diff_p99: float | None = Field(default=None, ge=0)
     """Largest 99 % quantile of the same differences; default as there."""
 
 
@@ -166,21 +166,21 @@ class RecoveryConfig:
     """``[auto_recovery]``: what is done when the reward falls (``recovery``). The reward is the
     mean score of a step's final images, averaged over ``window`` steps."""
 
-    window: int = Field(10, ge=1)
+    window: int = Field(default=10, ge=1)
     """Steps of the moving average."""
-    drop: float = Field(0.1, gt=0, lt=1)
+    drop: float = Field(default=0.1, gt=0, lt=1)
     """So far below the best average is a sharp drop: the rate is cut, and the run goes back."""
-    lr_cut: float = Field(0.6, gt=0, lt=1)
+    lr_cut: float = Field(default=0.6, gt=0, lt=1)
     """Factor of the rate at each sharp drop."""
-    decline: float = Field(0.03, gt=0, lt=1)
+    decline: float = Field(default=0.03, gt=0, lt=1)
     """So far below the best average is a decline."""
-    patience: int = Field(50, ge=1)
+    patience: int = Field(default=50, ge=1)
     """Steps in a row in a decline after which ``on_decline`` is done."""
     on_decline: Literal["lower_beta", "move_reference"] = "lower_beta"
     """Lower the KL's weight, or let the reference become the current policy."""
-    beta_cut: float = Field(0.5, gt=0, lt=1)
+    beta_cut: float = Field(default=0.5, gt=0, lt=1)
     """Factor of the KL's weight at each decline."""
-    max_actions: int = Field(5, ge=1)
+    max_actions: int = Field(default=5, ge=1)
     """More actions than these stop the run."""
 
 
@@ -206,13 +206,13 @@ class RLConfig:
     judges: list[JudgeConfig] = field(default_factory=list)
     """Who scores the images, a weighted mean when several; default: the verifier of the miniature's
     world."""
-    steps: int = Field(200, ge=1)
+    steps: int = Field(default=200, ge=1)
     """Steps of the run; each draws episodes and learns from them."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Seed of prompts, episodes and minibatches."""
-    lora_rank: int = Field(0, ge=0)
+    lora_rank: int = Field(default=0, ge=0)
     """Train adapters of this rank (``train.lora``) instead of the weights; 0: the weights."""
-    lora_alpha: int = Field(0, ge=0)
+    lora_alpha: int = Field(default=0, ge=0)
     """Scale of the adapters, divided by their rank; 0: twice the rank."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
