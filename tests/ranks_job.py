@@ -1,5 +1,5 @@
-"""What each rank of tests/integration/test_distributed.py runs: both stages in turn. The second rank kills
-itself once, amid RL."""
+"""What each rank of tests/integration/test_distributed.py runs: both stages in turn. The second
+rank kills itself once, amid RL."""
 
 import os
 import signal

@@ -16,9 +16,9 @@ import torch
 from secondlook.cli import main
 from secondlook.errors import InputError, Stopped
 from secondlook.train.distributed import ProcessGroup
-from secondlook.train.termination import NOTE, SAVED, EndRequest, Saved, noted
 from secondlook.train.job_config import BasicRuntimeConfig
 from secondlook.train.state_files import saved_steps
+from secondlook.train.termination import NOTE, SAVED, EndRequest, Saved, noted
 from secondlook.train.trainer import Trainer
 
 RUNS = Path(__file__).parents[2] / "runs"

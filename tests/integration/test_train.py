@@ -182,7 +182,7 @@ def test_a_run_of_an_earlier_layout_is_refused(tmp_path):
     origin = tmp_path / "origin.json"
     stored = json.loads(origin.read_text())
     origin.write_text(json.dumps({"start": "", "versions": stored["versions"]}))
-    with pytest.raises(InputError, match="another version of secondlook.*another folder"):
+    with pytest.raises(InputError, match=r"another version of secondlook.*another folder"):
         train_vision(VisionConfig(runtime=runtime, **small), tmp_path)
 
 
@@ -209,7 +209,11 @@ def test_config_errors_name_the_key(tmp_path):
     path.write_text("decoder_steps = 5\nchannel_multiplier = [1, 2]\n")
     assert load(TokenizerConfig, path, ["batch_size=3"]).batch_size == 3
     assert load(TokenizerConfig, path, []).channel_multiplier == (1, 2)
-    for bad, word in (("nonsense=1", "nonsense"), ("batch_size=many", "batch_size"), ("batch_size", "key=value")):
+    for bad, word in (
+        ("nonsense=1", "nonsense"),
+        ("batch_size=many", "batch_size"),
+        ("batch_size", "key=value"),
+    ):
         with pytest.raises(InputError, match=word):
             load(TokenizerConfig, path, [bad])
     with pytest.raises(InputError, match="TOML"):
