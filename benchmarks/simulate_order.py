@@ -261,7 +261,9 @@ def work(
             dist.init_process_group(
                 "gloo", store=shared, rank=rank, world_size=size, timeout=timedelta(seconds=SECONDS)
             )
-        runner = Runner(config, Path(store).parent / f"{size}-{rank}", ProcessGroup(rank, size, "cpu"))
+        runner = Runner(
+            config, Path(store).parent / f"{size}-{rank}", ProcessGroup(rank, size, "cpu")
+        )
         for i, case in enumerate(cases):
             told.put((size, rank, i, runner.run(case, config)))
     except BaseException as error:

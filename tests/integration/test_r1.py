@@ -93,31 +93,30 @@ def test_every_recipe_trains_two_steps(recipe, start, tmp_path):
     """With its own settings, but for sizes, places and the judge."""
     small = {
         "model": start / "model",
-        "device": "cpu",
-        "dtype": "float32",
         "steps": 2,
-        "warmup": 0,
-        "threads": 1,
-        "log_every": 1,
+        "optim.warmup_steps": 0,
+        "runtime.device": "cpu",
+        "runtime.dtype": "float32",
+        "runtime.threads": 1,
+        "runtime.log_every": 1,
     }
     if "sft" in recipe.stem:
         small |= {
             "data": start / ("edited.jsonl" if "edit" in recipe.stem else "drawn.jsonl"),
-            "batch": 6,
+            "batch_size": 6,
         }
         job, kind = train_sft, SFTConfig
     else:
         small |= {
             "prompts": "",
-            "canaries": "",
+            "sanity_pairs": "",
             "judges": [],
-            "prompts_per_step": 2,
-            "group": 2,
-            "patience": 9,
+            "rollout.prompts_per_step": 2,
+            "rollout.group_size": 2,
+            "ppo.value_warmup_steps": 1,
+            "optim.convert_step": 0,
+            "reward_checks.max_flat_steps": 9,
         }
-        small |= (
-            {"convert_step": 0, "value_warmup": 1} if "ppo" in recipe.stem else {"convert_step": 0}
-        )
         small |= {"kinds": {"recolour": 1.0}} if "edit" in recipe.stem else {}
         job, kind = train_rl, RLConfig
     settings = [
