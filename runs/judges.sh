@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 run=${RUN:-out/mini} out=${OUT:-out/judges} device=${DEVICE:-cpu} threads=${THREADS:-2}
 export OMP_NUM_THREADS=$threads
 train() {
-  secondlook train "$1" --config "configs/mini/$2.toml" --out "$out/$3" --set "device=$device" --set "threads=$threads" "${@:4}"
+  secondlook train "$1" --config "configs/mini/$2.toml" --out "$out/$3" --set "runtime.device=$device" --set "runtime.threads=$threads" "${@:4}"
 }
 measure() { [ -f "$out/$1/geneval/result.json" ] || secondlook bench geneval --rounds 1 --model "$2" --out "$out/$1/geneval" --device "$device"; }
 train tokenizer tokenizer tokenizer --set seed=7

@@ -47,7 +47,7 @@ echo "4. canaries: look at $out/canaries/canaries.html, and take wrong lines out
 
 echo "5. stage 2"
 train rl "$algorithm" "$algorithm" --set "model=$out/sft/final" --set "prompts=$out/data/prompts.jsonl" \
-  --set "canaries=$out/canaries/canaries.jsonl" "${rl_settings[@]}"
+  --set "sanity_pairs=$out/canaries/canaries.jsonl" "${rl_settings[@]}"
 
 compared=(base="$out/benchmarks/base" sft="$out/benchmarks/sft" "$algorithm=$out/benchmarks/$algorithm")
 if [ "${EDITS:-1}" = 1 ]; then
@@ -58,7 +58,7 @@ if [ "${EDITS:-1}" = 1 ]; then
   [ -f "$out/edit_canaries/canaries.jsonl" ] ||
     secondlook data canaries "$out/edit_data" --out "$out/edit_canaries" "${canary_settings[@]}"
   train rl edit_grpo edit_grpo --set "model=$out/edit_sft/final" --set "prompts=$out/edits/edits.jsonl" \
-    --set "canaries=$out/edit_canaries/canaries.jsonl" "${rl_settings[@]}"
+    --set "sanity_pairs=$out/edit_canaries/canaries.jsonl" "${rl_settings[@]}"
   compared+=(edit-sft="$out/benchmarks/edit-sft" edit-grpo="$out/benchmarks/edit-grpo")
 fi
 
