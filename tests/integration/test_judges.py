@@ -16,9 +16,10 @@ from secondlook.config import load
 from secondlook.data.prompts import Line
 from secondlook.errors import InputError
 from secondlook.llm.client import Answers, Asker, Endpoint, Unanswered
+from secondlook.llm.missing import why_missing
 from secondlook.mini.verifier import Verifier
 from secondlook.rewards.config import JudgeConfig, make
-from secondlook.rewards.reward import Score, Weighted, why_missing
+from secondlook.rewards.reward import Score, Weighted
 from secondlook.rewards.self_judge import PolicyJudge
 from secondlook.rewards.vlm import EndpointJudge, p_yes, questions_of, yes_or_no
 from secondlook.train.rl.config import RLConfig

@@ -23,8 +23,8 @@ from transformers import (
 from secondlook.errors import InputError
 from secondlook.llm.client import Answers, Asker, Endpoint
 from secondlook.llm.local import LocalModel
+from secondlook.llm.missing import why_missing
 from secondlook.rewards.config import JudgeConfig, make
-from secondlook.rewards.reward import why_missing
 from secondlook.rewards.vlm import EndpointJudge, in_words, yes_or_no
 
 TOKENIZER = Path(__file__).parents[1] / "golden" / "official_tiny" / "tokenizer"

@@ -22,9 +22,9 @@ from secondlook.evals import records
 from secondlook.evals.scorers.vqa import Questions
 from secondlook.llm import replies
 from secondlook.llm.client import Answers, Asker, Endpoint, Question, question_key
+from secondlook.llm.missing import tell_missing, why_missing
 from secondlook.llm.parsing import p_yes, texts_of
 from secondlook.rewards.config import JudgeConfig
-from secondlook.rewards.reward import tell_missing, why_missing
 from secondlook.rewards.vlm import EndpointJudge, in_words, yes_or_no
 from secondlook.train.rl.reward_checks import RewardChecks, check_reward
 from secondlook.types import Prompt

@@ -44,12 +44,13 @@ from secondlook.io import (
     write_json,
     write_text,
 )
+from secondlook.llm.missing import tell_missing, why_missing
 from secondlook.mini import datasets as miniature
 from secondlook.models.janus.checkpoint import load_tokenizer
 from secondlook.models.janus.template import ChatTemplate
 from secondlook.report import embed, page
 from secondlook.rewards.config import JudgeConfig
-from secondlook.rewards.reward import Reward, score, tell_missing, why_missing
+from secondlook.rewards.reward import Reward, score
 from secondlook.types import Prompt, WorkerShard, digest
 
 

@@ -9,7 +9,8 @@ from PIL.Image import Image
 
 from secondlook.engine.engine import Engine
 from secondlook.errors import InputError
-from secondlook.rewards.reward import Edited, Missing, Score
+from secondlook.llm.missing import Missing
+from secondlook.rewards.reward import Edited, Score
 from secondlook.types import Prompt, Request, SamplingParams, Segment
 
 

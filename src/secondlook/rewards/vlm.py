@@ -18,8 +18,9 @@ from PIL.Image import Image
 
 from secondlook.io import png
 from secondlook.llm.client import Question
+from secondlook.llm.missing import Missing, missing_of
 from secondlook.llm.parsing import p_yes, questions_of, text_of
-from secondlook.rewards.reward import Edited, Missing, Score, missing_of
+from secondlook.rewards.reward import Edited, Score
 
 MATCHES = 'Does this image match the description "{}", please directly respond with yes or no.'
 ATOMIC = "{} Please directly respond with yes or no."

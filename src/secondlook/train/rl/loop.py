@@ -29,6 +29,7 @@ from secondlook.engine.engine import Engine
 from secondlook.episode import SamplingConfig
 from secondlook.errors import InputError, Stopped
 from secondlook.io import fingerprint, write_text
+from secondlook.llm.missing import tell_missing, why_missing
 from secondlook.models import sampling as policy
 from secondlook.models.janus.checkpoint import fetch, load_tokenizer
 from secondlook.models.janus.model import Janus
@@ -36,7 +37,7 @@ from secondlook.models.janus.template import ChatTemplate
 from secondlook.models.shipped import locate
 from secondlook.report import filmstrip
 from secondlook.rewards.config import make
-from secondlook.rewards.reward import Reward, tell_missing, why_missing
+from secondlook.rewards.reward import Reward
 from secondlook.train.activation_checkpointing import activation_checkpointing
 from secondlook.train.distributed import Ranks
 from secondlook.train.optim import Schedule, Update, freeze, trainable
