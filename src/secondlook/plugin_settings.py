@@ -24,7 +24,10 @@ def settings_class(thing: Callable[..., Any], provided: frozenset[str]) -> type:
     if hasattr(thing, "Config"):
         return thing.Config
     try:
-        hints = get_type_hints(thing.__init__ if isinstance(thing, type) else thing)  # type: ignore[misc]
+        hints = get_type_hints(
+            thing.__init__ if isinstance(thing, type) else thing,  # type: ignore[misc]
+            include_extras=True,  # bounds, as in Annotated[int, Field(ge=1)]
+        )
     except (NameError, TypeError):  # names that only a type checker imports
         hints = {}
     fields: list[tuple[str, Any, Any]] = []

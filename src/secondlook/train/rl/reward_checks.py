@@ -25,7 +25,7 @@ def check_reward(reward: Reward, good: list[Pair], bad: list[Pair], least: float
     if missing:
         why = why_missing(reward)
         raise Stopped(
-            f"reward: {missing} of {len(scores)} canary pictures got no score; the judge is not "
+            f"reward: {missing} of {len(scores)} sanity pictures got no score; the judge is not "
             f"working{why}"
         )
     values = [s.value for s in scores if s]
