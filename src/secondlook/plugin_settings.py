@@ -38,9 +38,9 @@ def settings_class(thing: Callable[..., Any], provided: frozenset[str]) -> type:
         if parameter.default is parameter.empty:
             fields.append((name, annotation, field(kw_only=True)))
         else:
-            default = parameter.default  # a factory, as a dataclass refuses a list as default
-            make_default = field(kw_only=True, default_factory=lambda value=default: value)
-            fields.append((name, annotation, make_default))
+            # a factory, as a dataclass refuses a list as default
+            default = partial(_same, parameter.default)
+            fields.append((name, annotation, field(kw_only=True, default_factory=default)))
     return make_dataclass(f"{getattr(thing, '__name__', 'Thing')}Settings", fields, frozen=True)
 
 
@@ -60,7 +60,7 @@ def check_settings(
     if not isinstance(values, Mapping):
         raise InputError(f"config: {where}: {values!r} is wrong; give a table of settings")
     rule = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
-    adapter = TypeAdapter(with_config(rule)(kind))
+    adapter: TypeAdapter[Any] = TypeAdapter(with_config(rule)(kind))
     try:
         # strict JSON lets a list be a tuple and a text be a path, but no text be a number
         return adapter.validate_json(_as_json(values))
@@ -98,6 +98,10 @@ def takes(function: Callable[..., Any], name: str) -> bool:
 
 def _parameters(thing: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(thing).parameters
+
+
+def _same(value: Any) -> Any:
+    return value
 
 
 def _as_json(values: Mapping[str, Any]) -> str:

@@ -15,21 +15,21 @@ from secondlook.data.decontaminate import normal
 from secondlook.data.stored_images import Kept, Place, Shard
 from secondlook.errors import InputError
 from secondlook.io import (
-    beside,
     read_image,
-    read_rows,
-    text_field,
     writable_folder,
     write_bytes,
     write_text,
 )
 from secondlook.report import embed, page
 
+
 def choose(data: Path, out: Path, n: int = 16, sure: float = 0.95, seed: int = 0) -> Path:
     """Write sanity pairs of a folder of ``data build`` to the folder ``out`` (sanity_pairs.jsonl,
-    their pictures, sanity_pairs.html to look at): ``n`` pictures that its judge was sure of, each with its
-    own prompt (good) and with one that shares no word (bad). Of an edit the bad picture is the
-    source itself, where nothing was done. Returns the list's path.
+    their pictures, sanity_pairs.html to look at).
+
+    They are ``n`` pictures that its judge was sure of, each with its own prompt (good) and with one
+    that shares no word (bad). Of an edit the bad picture is the source itself, where nothing was
+    done. Returns the list's path.
 
     The judge chose the good ones, so a person has to look: a judge that is wrong on all of them
     would pass its own check. Raises InputError where the folder has fewer.

@@ -149,9 +149,7 @@ def build(
         missing = [s for s in mine if not _scored(out, s).exists() and not part[s.number].exists()]
         if not missing:
             continue
-        run = make_generator(
-            generator, load, config.seed, config.device, config.prompt_options
-        )
+        run = make_generator(generator, load, config.seed, config.device, config.prompt_options)
         for shard in track(missing, escape(f"drawing: {generator.kind} {generator.model}")):
             _write(part[shard.number], [_row(p, generator) for p in run(shard)])
         del run

@@ -75,9 +75,7 @@ class GeneratorConfig:
         object.__setattr__(self, "settings", checked)
 
 
-FROM_THE_JOB = frozenset(
-    {"model", "images", "batch", "load", "seed", "device", "prompt_options"}
-)
+FROM_THE_JOB = frozenset({"model", "images", "batch", "load", "seed", "device", "prompt_options"})
 """What a generator's class is given, where its constructor names it. ``load`` makes the engine of a
 model's name; ``prompt_options`` are the config's."""
 FROM_THE_PROMPT = frozenset({"prompt", "seed", "source"})
@@ -167,9 +165,7 @@ class Model:
             drawn = self.engine.draw(requests, rule.draw_params(editing)) if those else []
             tokens |= {i: turn.tokens for i, turn in zip(those, drawn, strict=True)}
         images = self.engine.pictures([tokens[i] for i in range(len(asked))])
-        return [
-            Picture(p, i, self.model, s) for p, i, s in zip(asked, images, seeds, strict=True)
-        ]
+        return [Picture(p, i, self.model, s) for p, i, s in zip(asked, images, seeds, strict=True)]
 
     def _request(self, p: Prompt, codes: dict[str, tuple[int, ...]], seed: int) -> Request:
         template = self.engine.template
@@ -250,7 +246,8 @@ class Diffusers:
                 torch.cuda.empty_cache()
                 continue
             found += [
-                Picture(p, image, self.model, s) for p, image, s in zip(part, images, own, strict=True)
+                Picture(p, image, self.model, s)
+                for p, image, s in zip(part, images, own, strict=True)
             ]
         return found
 

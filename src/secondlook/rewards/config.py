@@ -29,12 +29,13 @@ class RewardConfig:
     __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}  # noqa: RUF012
 
     kind: str
-    """The registered name: ``vlm`` (a served model), ``local`` (one of transformers), ``self_judge``
-    (a checkpoint of this package), ``mini`` (the miniature's reader), or a plugin's."""
+    """The registered name: ``vlm`` (a served model), ``local`` (one of transformers),
+    ``self_judge`` (a checkpoint of this package), ``mini`` (the miniature's reader), or a
+    plugin's."""
     weight: float = 1.0
     """Of the weighted mean of several."""
     settings: Any = field(default_factory=dict)
-    """In Python a dictionary or the kind's own config class; always the latter once it is checked."""
+    """In Python a dictionary or the kind's own config class; once checked, always the latter."""
 
     @model_validator(mode="before")
     @classmethod

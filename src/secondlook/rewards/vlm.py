@@ -1,5 +1,5 @@
-"""A vision-language model as reward, served (``vlm``) or loaded here (``local``): P(yes) of the paper's question, of a
-prompt's parts, and of an edit.
+"""A vision-language model as reward, served (``vlm``) or loaded here (``local``): P(yes) of the
+paper's question, of a prompt's parts, and of an edit.
 
 Source: arXiv 2506.01480, sections 3.1 and 3.2: "Does this image match the description …, please
 directly respond with yes or no", P(yes) over the variants of both words; a long prompt is split
@@ -310,6 +310,4 @@ class LocalVLMReward(VLMReward):
 
 def _check_given(kind: str, name: str, value: str) -> None:
     if not value:
-        raise InputError(
-            f"config: rewards: {name} is empty; a reward of kind {kind!r} needs it"
-        )
+        raise InputError(f"config: rewards: {name} is empty; a reward of kind {kind!r} needs it")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from secondlook.errors import InputError
 from secondlook.data.prompts import check_prompt_options
+from secondlook.errors import InputError
 from secondlook.rewards.config import RewardConfig
 from secondlook.train.activation_checkpointing import Checkpointing
 from secondlook.train.rl.advantages import Form, Scale, Weight

@@ -129,14 +129,15 @@ class RLLoop:
         self.nurse = AutoRecovery(c.nurse)
         self.idle: dict[str, Row] = {}
         known = open_sanity_pairs(c.sanity_pairs, c.prompts, c.seed, c.prompt_options)
-        if known:
+        if known is not None:
             with (
                 self.ranks.together()
             ):  # each rank asks for itself, and may be the only one whose judge is dead
                 check_reward(self.reward, *known, c.least_separation)
         else:
             warnings.warn(
-                "config: sanity_pairs is empty: the reward is not checked before the run", stacklevel=2
+                "config: sanity_pairs is empty: the reward is not checked before the run",
+                stacklevel=2,
             )
 
     def step(self, step: int) -> dict[str, float]:
