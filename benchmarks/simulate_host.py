@@ -29,7 +29,7 @@ from secondlook import config as configs
 from secondlook.data import image_index as data_index
 from secondlook.data.sft_dataset import TASKS, Pool
 from secondlook.io import png, write_json
-from secondlook.train.distributed import Ranks
+from secondlook.train.distributed import ProcessGroup
 from secondlook.train.sft import Codes, SFTConfig, Steps
 
 GIB = 2**30
@@ -160,7 +160,7 @@ def measure(config: SFTConfig, ranks: int, steps: int) -> dict[str, Any]:
     found["codes"] = codes.most
     config = replace(config, steps=steps)
     began, n = time.perf_counter(), 0
-    for batch, found["worker"] in Measured(config, pool, Ranks(0, ranks)).start(0):
+    for batch, found["worker"] in Measured(config, pool, ProcessGroup(0, ranks)).start(0):
         n += batch.read
     found |= {"seconds_a_read": (time.perf_counter() - began) / max(1, n), "rank": own_bytes()}
     return found | reads(config, pool, ranks)
@@ -180,13 +180,13 @@ def reads(config: SFTConfig, pool: Pool, ranks: int) -> dict[str, Any]:
 
         data_index.Index.image = counted  # type: ignore[method-assign]
         for step in range(config.steps):
-            batch = Steps(config, pool, Ranks(rank, ranks))[step]
+            batch = Steps(config, pool, ProcessGroup(rank, ranks))[step]
             sizes = len(batch.drawing), len(batch.redrawing), len(batch.judging)
             once &= sizes == tuple(len(range(rank, n, ranks)) for n in batch.counts)
     data_index.Index.image = image  # type: ignore[method-assign]
     chosen: Counter[int] = Counter()
     for step in range(config.steps):
-        drawing, redrawing, judging, _ = Steps(config, pool, Ranks()).chosen(step)
+        drawing, redrawing, judging, _ = Steps(config, pool, ProcessGroup()).chosen(step)
         chosen.update(
             row
             for choice in (*drawing, *redrawing, *judging)

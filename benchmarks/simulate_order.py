@@ -32,7 +32,7 @@ from secondlook.engine.engine import Engine
 from secondlook.errors import InputError, Stopped
 from secondlook.mini.datasets import EDITS, KINDS
 from secondlook.rewards.reward import Score
-from secondlook.train.distributed import Ranks
+from secondlook.train.distributed import ProcessGroup
 from secondlook.train.memory_plan import edits
 from secondlook.train.optim import Update
 from secondlook.train.rl.config import RLConfig
@@ -203,7 +203,7 @@ def once(introspect: Callable) -> Callable:
 class Runner:
     """A job that begins anew with every case."""
 
-    def __init__(self, config: RLConfig, out: Path, ranks: Ranks):
+    def __init__(self, config: RLConfig, out: Path, ranks: ProcessGroup):
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
         self.judge = Judge()
@@ -261,7 +261,7 @@ def work(
             dist.init_process_group(
                 "gloo", store=shared, rank=rank, world_size=size, timeout=timedelta(seconds=SECONDS)
             )
-        runner = Runner(config, Path(store).parent / f"{size}-{rank}", Ranks(rank, size, "cpu"))
+        runner = Runner(config, Path(store).parent / f"{size}-{rank}", ProcessGroup(rank, size, "cpu"))
         for i, case in enumerate(cases):
             told.put((size, rank, i, runner.run(case, config)))
     except BaseException as error:

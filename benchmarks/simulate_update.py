@@ -39,7 +39,7 @@ from secondlook.models.shipped import locate
 from secondlook.rewards.reward import Score
 from secondlook.train import memory_plan
 from secondlook.train.activation_checkpointing import activation_checkpointing
-from secondlook.train.distributed import Ranks
+from secondlook.train.distributed import ProcessGroup
 from secondlook.train.memory_plan import GIB, PROMPT, REASON, SPARE
 from secondlook.train.optim import Update
 from secondlook.train.rl.config import RLConfig
@@ -55,10 +55,10 @@ T = TypeVar("T")
 # --- tensors without numbers ---
 
 
-class Alike(Ranks):
+class Alike(ProcessGroup):
     """Ranks that all have the same work, so that each knows what the others say."""
 
-    def gather(self, value: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         return [value] * self.size
 
 
@@ -298,7 +298,7 @@ def teach_critic(
     step's turns: passes are made for one micro-batch of a kind, and what it leaves is taken as
     often as there are turns."""
     c, width = job.config, job.janus.net.config.text_config.hidden_size
-    n = c.prompts_per_step // job.ranks.size * c.group * c.rounds
+    n = c.prompts_per_step // job.ranks.world_size * c.group * c.rounds
     all_rows: list[Row] = []
     all_states: list[Tensor] = []
     for part in rows:

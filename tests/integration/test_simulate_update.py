@@ -56,13 +56,15 @@ def test_as_the_plan_says(update):
 
 def test_a_pass_is_given_what_it_was_given(update):
     """FSDP would make every dataclass anew."""
-    from secondlook.train.distributed import Ranks
+    from secondlook.train.distributed import ProcessGroup
     from secondlook.train.optim import freeze
-    from secondlook.train.sharding import Shards
+    from secondlook.train.sharding import ShardedModel
     from secondlook.types import ImageCodes
 
     janus = Janus.load("mini-base")
     freeze(janus)
     given, seen = [ImageCodes((1, 2))], []
-    Shards(janus, Ranks(), "bfloat16").run(lambda segments: seen.append(segments[0]), given)
+    ShardedModel(janus, ProcessGroup(), "bfloat16").run(
+        lambda segments: seen.append(segments[0]), given
+    )
     assert seen[0] is given[0]

@@ -27,7 +27,7 @@ from secondlook.data.sft_dataset import Pool
 from secondlook.errors import InputError, Stopped
 from secondlook.io import png
 from secondlook.train import sft
-from secondlook.train.distributed import Ranks
+from secondlook.train.distributed import ProcessGroup
 from secondlook.train.sft import Codes, SFTConfig, SFTJob, Steps
 
 CASES = Path(__file__).parents[1] / "cases" / "sft"
@@ -291,15 +291,15 @@ def test_each_rank_reads_its_own_share(tmp_path, monkeypatch):
 
     monkeypatch.setattr(data_index.Index, "image", counted)
     for step in range(3):
-        whole = rows_of(Steps(config, pool, Ranks())[step])
+        whole = rows_of(Steps(config, pool, ProcessGroup())[step])
         alone = Counter(reads)
         reads.clear()
-        parts = [Steps(config, pool, Ranks(rank, 3))[step] for rank in range(3)]
+        parts = [Steps(config, pool, ProcessGroup(rank, 3))[step] for rank in range(3)]
         for kind, examples in enumerate(whole):
             assert [rows_of(parts[i % 3])[kind][i // 3] for i in range(len(examples))] == examples
         assert reads == alone, "each example's pictures are read once by all ranks together"
         reads.clear()
-    known = Steps(config, pool, Ranks(), lambda index: True)[0]
+    known = Steps(config, pool, ProcessGroup(), lambda index: True)[0]
     assert reads.total() == sum(len(e.pictures) for e in known.judging), (
         "codes are known of what is drawn"
     )
@@ -311,10 +311,10 @@ def test_another_example_takes_the_place_of_one_that_breaks(tmp_path, monkeypatc
     (tmp_path / "3-2.png").write_bytes(b"broken")
     config = SFTConfig("mini", str(path), steps=8, batch=12, micro=8, log_every=1, threads=1)
     pool = Pool(path)
-    step = next(s for s in range(8) if Steps(config, pool, Ranks())[s].unreadable)
-    one = Steps(config, pool, Ranks())[step]
+    step = next(s for s in range(8) if Steps(config, pool, ProcessGroup())[s].unreadable)
+    one = Steps(config, pool, ProcessGroup())[step]
     assert "line 4 of" in one.unreadable[0] and "3-2.png" in one.unreadable[0]
-    parts = [Steps(config, Pool(path), Ranks(rank, 2))[step] for rank in range(2)]
+    parts = [Steps(config, Pool(path), ProcessGroup(rank, 2))[step] for rank in range(2)]
     for kind, examples in enumerate(rows_of(one)):
         assert [rows_of(parts[i % 2])[kind][i // 2] for i in range(len(examples))] == examples, (
             "on any number of ranks"

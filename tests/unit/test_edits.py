@@ -29,7 +29,7 @@ from secondlook.mini.world.scene import Scene, Thing
 from secondlook.models import sampling as policy
 from secondlook.rewards.reward import Score, Weighted, score
 from secondlook.rewards.self_judge import SelfJudge
-from secondlook.train.distributed import Ranks
+from secondlook.train.distributed import ProcessGroup
 from secondlook.train.rl.config import RLConfig
 from secondlook.train.rl.loop import RLLoop
 from secondlook.train.sft import SFTConfig, SFTJob, Steps
@@ -269,7 +269,8 @@ def test_data_of_edits(data):
 def test_batches_made_ahead_are_the_same(data):
     config = SFTConfig("mini", str(data), steps=4, batch=10, seed=3)
     here, ahead = (
-        Steps(replace(config, workers=n), Pool(config.data), Ranks()).start(2) for n in (0, 1)
+        Steps(replace(config, workers=n), Pool(config.data), ProcessGroup()).start(2)
+        for n in (0, 1)
     )
     for a, b in zip(here, ahead, strict=True):
         assert a == b, "prompts, rows and files of pictures, who goes without a prompt"

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from secondlook.train.rl.minibatch import pack, rows_of
 
 from secondlook.engine.engine import Engine
 from secondlook.episode import SamplingConfig, run_episodes
@@ -13,12 +14,11 @@ from secondlook.errors import Stopped
 from secondlook.models import sampling
 from secondlook.models.janus.model import Janus
 from secondlook.rewards.reward import Score
-from secondlook.train.distributed import Ranks
+from secondlook.train.distributed import ProcessGroup
 from secondlook.train.rl.config import RLConfig
 from secondlook.train.rl.logprob_agreement import LIMITS, Agreement
 from secondlook.train.rl.loop import RLLoop
 from secondlook.train.rl.losses import importance_weights, policy_loss
-from secondlook.train.rl.minibatch import pack, rows_of
 from secondlook.types import Prompt, SamplingParams, TokenIds, Turn
 
 
@@ -117,7 +117,7 @@ def batch_of(gaps, sampling_params=SamplingParams("code")):
     return batch, gaps.flatten() - 1
 
 
-def agreement(ranks=Ranks(), dtype="bfloat16") -> Agreement:
+def agreement(ranks=ProcessGroup(), dtype="bfloat16") -> Agreement:
     return Agreement(*LIMITS[dtype], 0.2, 0.2, 2.0, ranks)
 
 
@@ -174,8 +174,8 @@ def test_all_ranks_decide_alike_also_one_that_had_nothing():
     bad.add(*batch_of(np.full((1, 100), 0.1)))
     theirs = {key: np.concatenate(values) for key, values in bad.gaps.items()}
 
-    class Second(Ranks):
-        def gather(self, value):
+    class Second(ProcessGroup):
+        def all_gather(self, value):
             return [theirs, value]
 
     with pytest.raises(Stopped, match="disagree"):

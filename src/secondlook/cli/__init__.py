@@ -81,7 +81,7 @@ def draw(
     ] = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 1.0,
     out: Out = Path("out/draw"),
-    device: Device = "cpu",
+    device: Device = "auto",
     dtype: Dtype = "auto",
     attention: Attention = "sdpa",
 ) -> None:
@@ -135,7 +135,7 @@ def edit(
     ] = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 1.0,
     out: Out = Path("out/edit"),
-    device: Device = "cpu",
+    device: Device = "auto",
     dtype: Dtype = "auto",
     attention: Attention = "sdpa",
 ) -> None:
@@ -235,7 +235,7 @@ def judge(
         "out/judge"
     ),
     batch: Annotated[int, typer.Option(help="Pictures judged together.")] = 64,
-    device: Device = "cpu",
+    device: Device = "auto",
     dtype: Dtype = "auto",
     attention: Attention = "sdpa",
 ) -> None:
@@ -290,7 +290,7 @@ def ask(
     question: Annotated[str, typer.Argument(help="The question.")],
     model: Model = "mini",
     max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 64,
-    device: Device = "cpu",
+    device: Device = "auto",
     dtype: Dtype = "auto",
     attention: Attention = "sdpa",
 ) -> None:
