@@ -158,9 +158,9 @@ def tiny(config: RLConfig, model: str, editing: bool) -> RLConfig:
     """The recipe's settings for a small model, one prompt a rank, in float32."""
     small: dict[str, Any] = {
         "model": model,
-        "prompts": "",
+        "prompts": "mini",
         "sanity_pairs": "",
-        "kinds": EDITS if editing else KINDS,
+        "prompt_options": {"kinds": EDITS if editing else KINDS},
         "lora_rank": 2 if config.lora_rank else 0,
         "rollout.prompts_per_step": RANKS,
         "rollout.group_size": GROUP,

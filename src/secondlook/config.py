@@ -19,6 +19,7 @@ from pydantic.dataclasses import is_pydantic_dataclass
 
 from secondlook.errors import InputError
 from secondlook.io import finite, is_file, read_text
+from secondlook.registry import load_config_plugins
 
 T = TypeVar("T")
 
@@ -59,6 +60,7 @@ def parse(job: type[T], values: dict[str, Any], where: str = "the settings") -> 
 
     Raises InputError that names the field, the value and what would be right.
     """
+    load_config_plugins(values)  # before what they register is asked for
     _refuse_renamed(job, values)
     _check_numbers(job, values, "")
     checked: Any = job
