@@ -131,7 +131,9 @@ def _section(hint: Any) -> type | None:
     None for any other field."""
     parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     classes = [part for part in parts if part is not type(None)]
-    return classes[0] if len(classes) == 1 and dataclasses.is_dataclass(classes[0]) else None
+    if len(classes) != 1 or not isinstance(classes[0], type):
+        return None
+    return classes[0] if dataclasses.is_dataclass(classes[0]) else None
 
 
 def _refuse_renamed(job: type, values: dict[str, Any]) -> None:
