@@ -248,7 +248,7 @@ def update_rl(config: RLConfig, ranks: int, memory: Memory, editing: bool) -> No
     n_minibatches = config.optim.minibatches
     one_pass = {
         "model": "mini-base",
-        "prompts": "",
+        "prompts": "mini",
         "sanity_pairs": "",
         "runtime.device": "cpu",
         "reward_checks.min_separation": 0.0,

@@ -19,6 +19,7 @@ from pydantic.dataclasses import is_pydantic_dataclass
 
 from secondlook.errors import InputError
 from secondlook.io import finite, is_file, read_text
+from secondlook.registry import load_config_plugins
 
 T = TypeVar("T")
 
@@ -40,17 +41,22 @@ def load(job: type[T], path: Path, settings: list[str]) -> T:
 
     Raises InputError that names the file or field, the value and what would be right.
     """
+    values = read(path)
+    for setting in settings:
+        _apply(values, setting)
+    return parse(job, values, repr(str(path)))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A TOML file's values. Raises InputError that names the file."""
     if not is_file(path):
         raise InputError(
             f"config: {str(path)!r} is not a file; give a TOML file such as configs/mini/base.toml"
         )
     try:
-        values = tomllib.loads(read_text(path))
+        return tomllib.loads(read_text(path))
     except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
         raise InputError(f"config: {str(path)!r} is not valid TOML ({error})") from error
-    for setting in settings:
-        _apply(values, setting)
-    return parse(job, values, repr(str(path)))
 
 
 def parse(job: type[T], values: dict[str, Any], where: str = "the settings") -> T:
@@ -59,6 +65,8 @@ def parse(job: type[T], values: dict[str, Any], where: str = "the settings") -> 
 
     Raises InputError that names the field, the value and what would be right.
     """
+    values = dict(values)
+    load_config_plugins(values)  # before what they register is asked for
     _refuse_renamed(job, values)
     _check_numbers(job, values, "")
     checked: Any = job
@@ -123,7 +131,9 @@ def _section(hint: Any) -> type | None:
     None for any other field."""
     parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     classes = [part for part in parts if part is not type(None)]
-    return classes[0] if len(classes) == 1 and dataclasses.is_dataclass(classes[0]) else None
+    if len(classes) != 1 or not isinstance(classes[0], type):
+        return None
+    return classes[0] if dataclasses.is_dataclass(classes[0]) else None
 
 
 def _refuse_renamed(job: type, values: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from secondlook.config import parse
-from secondlook.data import sanity_pairs
+from secondlook.data.sanity_pairs import read_sanity_pairs
 from secondlook.data.generate import BuildConfig, build
 from secondlook.data.generators import GeneratorConfig
 from secondlook.data.sft_dataset import Pool
@@ -57,7 +57,7 @@ def mini():
 
 
 RENDER, DRAW = GeneratorConfig("render", "mini-base", 5), GeneratorConfig("model", "mini-base", 1)
-DATA = BuildConfig([RENDER, DRAW], n_prompts=30, shard=20)
+DATA = BuildConfig([RENDER, DRAW], prompts="mini", n_prompts=30, shard=20)
 
 
 @pytest.fixture(scope="module")
@@ -317,7 +317,7 @@ def test_sanity_pairs_of_ones_own_prompts(start, tmp_path):
     ):
         path.write_text("".join(json.dumps(r) + "\n" for r in bad))
         with pytest.raises(InputError, match=word):
-            sanity_pairs.read(path)
+            read_sanity_pairs(path)
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "ppo"])

@@ -23,6 +23,7 @@ from secondlook.train.rl.loop import RLLoop
 from secondlook.train.rl.micro_batches import minibatches
 from secondlook.train.rl.prompt_checks import check_lines
 from secondlook.train.rl.reward_checks import RewardChecks
+from secondlook.train.rl.rollout import gather_trajectories
 from secondlook.train.rl.trajectory import Trajectory, TrajectoryTurn
 from secondlook.types import Episode, Prompt, Round, SamplingParams
 
@@ -146,6 +147,25 @@ def test_the_page_of_a_step_of_which_groups_have_no_score(tmp_path):
     assert places == sorted(places) and "pnan" not in page
     write_page(tmp_path, group_of(without, 0), 8)
     assert not (tmp_path / "episodes" / "step-8.html").exists()
+
+
+class Listening(ProcessGroup):
+    """The first of two ranks, which keeps what it was given for the other."""
+
+    def all_gather(self, value):
+        object.__setattr__(self, "told", value)
+        return [value, group_of([0.25], 1)]
+
+
+def test_ranks_tell_each_other_scores_and_verdicts_but_no_pictures():
+    ranks = Listening(0, 2)
+    own = [*group_of([0.5, 0.75], 0), *group_of([0.1], 2)]
+    everyone = gather_trajectories(own, ranks)
+    assert [t.image_scores for t in everyone] == [[0.5], [0.75], [0.25], [0.1]]
+    assert everyone[0] is own[0] and everyone[3] is own[2], "its own keep their pictures"
+    for trajectory in ranks.told:
+        assert trajectory.episode is None and trajectory.scores and trajectory.verdicts == (True,)
+        assert all(turn.sampled is None for turn in trajectory.turns)
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "ppo"])

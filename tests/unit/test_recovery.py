@@ -93,6 +93,21 @@ def test_it_goes_back_to_the_last_good_state_at_a_lower_rate(tmp_path):
     assert recovery.good_step in saved_steps(tmp_path)
 
 
+def test_it_goes_back_to_a_state_of_before_an_earlier_action(tmp_path):
+    """A decline first, and then a drop: the good state has no action in it yet."""
+    weight, recovery = Weight(), AutoRecovery(CONFIG)
+    trainer = Trainer(tmp_path, Toy(), {"weight": weight, "auto_recovery": recovery})
+    trainer.save()
+    trainer.step = 5
+    recovery.act("decline", trainer)
+    recovery.act("drop", trainer)
+    assert trainer.step == 0
+    assert [action["act"] for action in recovery.actions] == [
+        "lower beta",
+        "lower the rate and go back",
+    ]
+
+
 def test_what_it_did_survives_a_kill(tmp_path):
     weight, recovery, _ = toy(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):

@@ -13,7 +13,6 @@ import torch
 from secondlook.errors import InputError
 from secondlook.models import sampling
 from secondlook.rewards.reward import Score
-from secondlook.train.optim import Schedule
 from secondlook.train.rl.advantages import (
     comprehension,
     episode_reward,
@@ -31,6 +30,7 @@ from secondlook.train.rl.critic import Critic, ValueHead, whiten_advantages
 from secondlook.train.rl.losses import explained_variance, kl_k3, policy_loss, value_loss
 from secondlook.train.rl.trajectory import Trajectory, TrajectoryTurn, varies
 from secondlook.train.rl.turn_weights import scale_verdicts, select_turns, total_weight, weigh
+from secondlook.train.schedule import Schedule
 from secondlook.types import SamplingParams, TokenIds, Turn
 
 FOLDER = Path(__file__).parents[1] / "golden" / "rl_math"
@@ -351,15 +351,17 @@ def test_one_sided_steps_are_balanced_too():
 
 
 def test_schedules():
-    rl = Schedule(steps=3000, peak=6e-6, low=2e-7, warmup=100, convert=2e-6, convert_step=400)
-    assert (
-        rl.at(0) == pytest.approx(6e-8)
-        and rl.at(99) == pytest.approx(6e-6)
-        and rl.at(100) == pytest.approx(6e-6)
-    )
-    assert rl.at(250) == pytest.approx(4e-6) and rl.at(400) == pytest.approx(2e-6)
-    assert rl.at(1700) == pytest.approx((2e-6 + 2e-7) / 2) and rl.at(3000) == pytest.approx(2e-7)
-    cosine = Schedule(steps=100, peak=1.0, low=0.0, warmup=0)
-    assert cosine.at(50) == pytest.approx(0.5)
+    table_5 = Schedule(3000, 6e-6, 2e-7, warmup_steps=100, convert_lr=2e-6, convert_step=400)
+    for step, lr in (
+        (0, 6e-8),
+        (99, 6e-6),
+        (100, 6e-6),
+        (250, 4e-6),
+        (400, 2e-6),
+        (1700, (2e-6 + 2e-7) / 2),
+        (3000, 2e-7),
+    ):
+        assert table_5.at(step) == pytest.approx(lr), f"step {step}"
+    assert Schedule(steps=100).at(50) == pytest.approx(0.5)
     with pytest.raises(InputError, match="convert_step"):
-        Schedule(steps=100, peak=1.0, low=0.0, warmup=10, convert=0.5, convert_step=100)
+        Schedule(steps=100, warmup_steps=10, convert_lr=0.5, convert_step=100)

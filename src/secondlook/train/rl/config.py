@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from secondlook.data.prompts import check_prompt_options
 from secondlook.errors import InputError
-from secondlook.mini import datasets
-from secondlook.rewards.config import JudgeConfig
+from secondlook.rewards.config import RewardConfig
 from secondlook.train.job_config import CHECKED, OptimConfig, RuntimeConfig
 from secondlook.train.rl.advantages import Credit, LastImageWeight, Scale
 from secondlook.train.rl.trajectory import Reduction
@@ -194,18 +194,18 @@ class RLConfig:
     """"grpo", "ppo", or a name registered by ``@register_algorithm`` (``train.rl.algorithms``)."""
     algorithm_options: dict[str, Any] = field(default_factory=dict)
     """Settings of a registered algorithm of one's own, checked by its ``config_class``."""
-    prompts: str = ""
-    """A text file with one prompt a line, or a JSONL file of prompts and of instructions with
-    sources (``data.prompts``); empty: prompts of the miniature's world."""
-    kinds: dict[str, float] = field(default_factory=lambda: dict(datasets.KINDS))
-    """Shares of the kinds of the world's prompts, edits among them (recolour, replace, add, remove,
-    move)."""
+    prompts: str = "mini"
+    """A text file with one prompt a line, a JSONL file of prompts and of instructions with sources
+    (``data.prompts``), or a registered name (``mini``)."""
+    prompt_options: dict[str, Any] = field(default_factory=dict)
+    """Settings of a registered prompt source; of ``mini``: ``kinds``."""
     sanity_pairs: str = ""
-    """A JSONL file of known-good and known-bad pictures (``data.sanity_pairs.read``) on which the
-    reward is checked before the run; empty: the world's own, and for a file of prompts none."""
-    judges: list[JudgeConfig] = field(default_factory=list)
-    """Who scores the images, a weighted mean when several; default: the verifier of the miniature's
-    world."""
+    """A JSONL file of known-good and known-bad pictures (``data.sanity_pairs``), or a registered
+    name, on which the reward is checked before the run; empty: those registered under the name of
+    ``prompts``, and for a file of prompts none."""
+    rewards: list[RewardConfig] = field(default_factory=list)
+    """Who scores the images, a weighted mean when several; default: the reward registered under the
+    name of ``prompts``."""
     steps: int = Field(default=200, ge=1)
     """Steps of the run; each draws episodes and learns from them."""
     seed: int = Field(default=0, ge=0)
@@ -226,6 +226,8 @@ class RLConfig:
 
     RENAMED: ClassVar[dict[str, str]] = {
         "canaries": "sanity_pairs",
+        "judges": "rewards",
+        "kinds": "prompt_options.kinds",
         "lora": "lora_rank",
         "prompts_per_step": "rollout.prompts_per_step",
         "group": "rollout.group_size",
@@ -289,4 +291,4 @@ class RLConfig:
                 "config: ppo.kl_in is 'reward', but only algorithm = \"ppo\" has a reward for each "
                 "token; use 'loss'"
             )
-        datasets.check_shares("kinds", self.kinds, datasets.WISHES)
+        check_prompt_options(self.prompts, self.prompt_options)

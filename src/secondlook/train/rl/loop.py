@@ -25,19 +25,20 @@ from pathlib import Path
 
 import numpy as np
 
-from secondlook.data import sanity_pairs
-from secondlook.data.prompts import Prompts
+from secondlook.data.prompts import open_prompts
+from secondlook.data.sanity_pairs import open_sanity_pairs
 from secondlook.engine.engine import Engine
 from secondlook.episode import SamplingConfig
 from secondlook.errors import InputError, Stopped
 from secondlook.io import fingerprint
+from secondlook.llm.missing import tell_missing, why_missing
 from secondlook.models.device import resolve_device
 from secondlook.models.janus.checkpoint import fetch, load_tokenizer
 from secondlook.models.janus.model import Janus
 from secondlook.models.janus.template import ChatTemplate
 from secondlook.models.shipped import locate
-from secondlook.rewards.config import make
-from secondlook.rewards.reward import Reward, tell_missing, why_missing
+from secondlook.rewards.config import make_reward
+from secondlook.rewards.reward import Reward
 from secondlook.train.activation_checkpointing import activation_checkpointing
 from secondlook.train.distributed import ProcessGroup
 from secondlook.train.optim import freeze, trainable
@@ -77,8 +78,10 @@ class RLLoop:
         self.ranks = ranks or ProcessGroup(device=str(resolve_device(config.runtime.device)))
         self._check_prompts_per_step()
         algorithm_class = algorithms.get(config.algorithm)
-        self.prompts = Prompts(config.prompts, config.kinds)
-        self.reward = reward or make(config.judges, self.ranks.device)
+        self.prompts = open_prompts(config.prompts, config.prompt_options)
+        self.reward = reward or make_reward(
+            config.rewards, self.ranks.device, prompts=config.prompts
+        )
         template = ChatTemplate(load_tokenizer(config.model))
         check_lines(template, self.reward, self.prompts.lines, self.ranks)
 
@@ -126,16 +129,16 @@ class RLLoop:
     def _check_reward(self) -> None:
         """Try the reward on sanity pairs before anything is learned from it."""
         config = self.config
-        if config.prompts and not config.sanity_pairs:
+        pairs = open_sanity_pairs(
+            config.sanity_pairs, config.prompts, config.seed, config.prompt_options
+        )
+        if pairs is None:
             warnings.warn(
                 "config: sanity_pairs is empty: the reward is not checked before the run",
                 stacklevel=3,
             )
             return
-        if config.sanity_pairs:
-            good, bad = sanity_pairs.read(config.sanity_pairs)
-        else:
-            good, bad = sanity_pairs.of_the_world(config.seed, config.kinds)
+        good, bad = pairs
         # each rank asks for itself, and may be the only one whose reward is dead
         with self.ranks.all_raise():
             check_reward(self.reward, good, bad, config.reward_checks.min_separation)

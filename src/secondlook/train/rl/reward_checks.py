@@ -10,7 +10,8 @@ import numpy as np
 
 from secondlook.data.sanity_pairs import Pair
 from secondlook.errors import Stopped
-from secondlook.rewards.reward import Reward, score, why_missing
+from secondlook.llm.missing import why_missing
+from secondlook.rewards.reward import Reward, score
 from secondlook.train.rl.config import RewardChecksConfig
 from secondlook.train.rl.trajectory import Trajectory, groups_of, varies
 
