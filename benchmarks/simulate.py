@@ -19,7 +19,7 @@ import time
 import tomllib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -27,25 +27,25 @@ from typing import Any
 import torch
 
 from secondlook import config as configs
+from secondlook.errors import InputError
 from secondlook.io import versions, write_json
 from secondlook.train.rl.config import RLConfig
-from secondlook.train.sft import SFTConfig
-from secondlook.types import InputError
+from secondlook.train.sft_config import SFTConfig
 
 PARTS = {"rollout": ("rl",), "update": ("rl", "sft"), "order": ("rl",), "host": ("sft",)}
 """Parts, and the stages that have them."""
 OF_SIZE = {
     "model",
     "data",
-    "at_once",
-    "micro",
-    "checkpointing",
-    "lora",
-    "lr",
+    "rollout.rollout_batch_size",
+    "runtime.micro_batch_size",
+    "runtime.activation_checkpointing",
+    "lora_rank",
+    "optim.lr",
     "steps",
     "good_edit",
-    "dtype",
-    "device",
+    "runtime.dtype",
+    "runtime.device",
 }
 """Settings that differ between the recipes of two sizes and do not matter to ``order`` and
 ``host``."""
@@ -73,6 +73,17 @@ def load(recipe: Path, settings: Sequence[str] = ()) -> tuple[str, Any]:
     )
 
 
+def dotted(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by "section.key"."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            flat |= dotted(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
 @dataclass(frozen=True)
 class Task:
     """A part of a recipe."""
@@ -90,8 +101,12 @@ class Task:
         one, whatever the size."""
         if self.part not in ("order", "host"):
             return f"{self.recipe} {self.part}"
-        settings = {name: value for name, value in vars(self.config).items() if name not in OF_SIZE}
-        adapters = self.part == "order" and bool(self.config.lora)
+        settings = {
+            name: value
+            for name, value in dotted(asdict(self.config)).items()
+            if name not in OF_SIZE
+        }
+        adapters = self.part == "order" and bool(self.config.lora_rank)
         return f"{self.part} {self.ranks} {'edit' in self.recipe.stem} {adapters} {settings!r}"
 
 
@@ -156,7 +171,10 @@ def main() -> int:
     )
     parser.add_argument("--part", choices=[*PARTS, "all"], default="all")
     parser.add_argument(
-        "--set", nargs="+", default=[], help="key=value in place of the recipe's, as shard=8"
+        "--set",
+        nargs="+",
+        default=[],
+        help="key=value in place of the recipe's, as runtime.dp_shard_degree=8",
     )
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--json", type=Path)

@@ -265,13 +265,14 @@ def run(
     model, editing = memory_plan.model_of(recipe, config), memory_plan.edits(recipe)
     planned = memory_plan.account(memory_plan.sizes(model), config, ranks, editing).rollout
     besides = sum(size for name, size in planned.items() if name not in DRAWING) / GIB
-    janus = janus_of(model, torch.bfloat16 if config.dtype == "bfloat16" else torch.float32)
-    episodes = -(-config.prompts_per_step // ranks) * config.group
-    batch = config.at_once or episodes
+    janus = janus_of(model, torch.bfloat16 if config.runtime.dtype == "bfloat16" else torch.float32)
+    settings = config.rollout
+    episodes = -(-settings.prompts_per_step // ranks) * settings.group_size
+    batch = settings.rollout_batch_size or episodes
     peaks, lines = {}, []
     for share, shortest in (*((share, SHORT) for share in yes), (0.0, memory_plan.REASON)):
         log, counted = rollout(
-            janus, batch, episodes, config.rounds, config.group, editing, share, shortest
+            janus, batch, episodes, settings.rounds, settings.group_size, editing, share, shortest
         )
         peaks[f"{share:g} yes, reasons of {shortest} tokens and more"] = (
             besides + counted.peak / GIB

@@ -6,8 +6,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${OUT:-out/mini} device=${DEVICE:-cpu} seed=${SEED:-0} threads=${THREADS:-2}
 export OMP_NUM_THREADS=$threads
-job() { secondlook "$1" "$2" --config "configs/mini/$3.toml" --out "$out/$4" --set "device=$device" --set "seed=$seed" "${@:5}"; }
-train() { job train "$1" "$1" "$2" --set "threads=$threads" "${@:3}"; }
+job() { secondlook "$1" "$2" --config "configs/mini/$3.toml" --out "$out/$4" --set "seed=$seed" "${@:5}"; }
+train() { job train "$1" "$1" "$2" --set "runtime.device=$device" --set "runtime.threads=$threads" "${@:3}"; }
 bench() { # what has been measured is not measured again
   local to="$out/$2/$1"
   [ -f "$to/result.json" ] || secondlook bench "$1" "${@:4}" --model "$3" --out "$to" --device "$device"
@@ -16,7 +16,7 @@ seconds() { # a step of a run, the median over its log (other work on the machin
   python -c 'import json, statistics, sys; rows = [json.loads(line) for line in open(sys.argv[1])]
 print(statistics.median(row["seconds"] for row in rows) / rows[0]["step"], rows[-1]["step"])' "$1"
 }
-job data build data data
+job data build data data --set "device=$device"
 train sft sft --set data="$out/data"
 train rl rl --set model="$out/sft/final"
 read -r of_rl taken <<<"$(seconds "$out/rl/metrics.jsonl")"

@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${OUT:-out} device=${DEVICE:-cpu}
-train() { secondlook train "$1" --config "configs/mini/$2.toml" --out "$out/$3" --set "device=$device" "${@:4}"; }
+train() { secondlook train "$1" --config "configs/mini/$2.toml" --out "$out/$3" --set "runtime.device=$device" "${@:4}"; }
 train tokenizer tokenizer tokenizer
 train vision vision vision
 train base base base --set tokenizer="$out/tokenizer/final" --set vision="$out/vision/final"

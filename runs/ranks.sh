@@ -2,7 +2,7 @@
 # A job on every GPU of this machine, started again where a rank dies (it resumes from the last state):
 #   runs/ranks.sh train rl --config recipes/grpo_7b.toml --out out/grpo
 # On several machines, on each of them (NODES how many, HEAD the first one's address):
-#   NODES=4 HEAD=10.0.0.1 runs/ranks.sh train rl --config recipes/grpo_7b.toml --out /shared/grpo --set shard=8
+#   NODES=4 HEAD=10.0.0.1 runs/ranks.sh train rl --config recipes/grpo_7b.toml --out /shared/grpo --set runtime.dp_shard_degree=8
 # RANKS: a machine's ranks (gpu: as many as it has GPUs). RESTARTS: how often (3). The folder must be one that all machines share.
 # USR1 or TERM: training saves its state after the step under way and ends with 75; the same command goes on. A second TERM ends it at
 # once, as the first one does to everything else. What stopped by its own rules (1) or cannot use what it was given (2) is not tried again.

@@ -8,7 +8,7 @@
 #SBATCH --requeue
 #SBATCH --signal=B:USR1@1200
 # From the repository's folder:
-#   sbatch runs/slurm.sh train rl --config recipes/grpo_7b.toml --out /shared/grpo --set shard=8
+#   sbatch runs/slurm.sh train rl --config recipes/grpo_7b.toml --out /shared/grpo --set runtime.dp_shard_degree=8
 # One launcher a node, eight ranks each; with shard=8 weights are divided inside a node and held once a node. When the job's time is
 # nearly up (1200 seconds before: longer than a step and saving take), training saves its state after the step under way and the job
 # goes back into the queue; so it does when a node fails, and resumes from its last state.

@@ -14,13 +14,13 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from secondlook.engine.capacity import Need
+from secondlook.errors import InputError
 from secondlook.models.janus.template import length
 from secondlook.types import (
     DecodeImage,
     EncodeImage,
     Episode,
     GenerateRequest,
-    InputError,
     Prompt,
     Request,
     Round,

@@ -8,18 +8,10 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
+from secondlook.errors import InputError, Stopped
+
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-
-class InputError(ValueError):
-    """What a user gave cannot be used. The message is one sentence: the field, the value and what
-    would be right."""
-
-
-class Stopped(RuntimeError):
-    """A run ended itself because going on would do harm. The message is one sentence: what was seen
-    and what is allowed."""
 
 
 @dataclass(frozen=True)

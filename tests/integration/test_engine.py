@@ -10,6 +10,7 @@ from secondlook.engine import running_batch as rows_module
 from secondlook.engine.engine import Engine
 from secondlook.engine.running_batch import RunningBatch
 from secondlook.episode import SamplingConfig, run_episodes
+from secondlook.errors import InputError
 from secondlook.models import sampling
 from secondlook.models.janus.model import Janus
 from secondlook.models.janus.template import (
@@ -21,15 +22,7 @@ from secondlook.models.janus.template import (
     rest,
 )
 from secondlook.train.activation_checkpointing import activation_checkpointing
-from secondlook.types import (
-    GenerateRequest,
-    ImageCodes,
-    InputError,
-    Prompt,
-    Request,
-    SamplingParams,
-    TokenIds,
-)
+from secondlook.types import GenerateRequest, ImageCodes, Prompt, Request, SamplingParams, TokenIds
 
 PROMPTS = [
     "a photo of a red star",

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from secondlook.cli import app, main
 from secondlook.engine.engine import Engine
 from secondlook.episode import SamplingConfig
+from secondlook.errors import InputError
 from secondlook.evals import fetch, pope, rows, runner
 from secondlook.evals import records as gather
 from secondlook.evals.records import Settings
@@ -25,7 +26,7 @@ from secondlook.evals.scorers.background import LEAST_MSE, background
 from secondlook.evals.scorers.detector import CLASSES, Colors, Detector, Found, evaluate
 from secondlook.evals.scorers.vqa import Blip
 from secondlook.models.shipped import locate
-from secondlook.types import InputError, WorkerShard
+from secondlook.types import WorkerShard
 
 ROWS = [
     {

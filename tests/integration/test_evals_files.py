@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from cases.unfriendly_judge import Handler
 from secondlook.cli import app
+from secondlook.errors import InputError
 from secondlook.evals import records, rows, runner
 from secondlook.evals.records import RowRange, Settings, fault_of
 from secondlook.evals.rows import Row
@@ -19,7 +20,6 @@ from secondlook.evals.scorers import benchmarks
 from secondlook.llm.client import Unanswered
 from secondlook.mini.evals import audit, compare, judging, seeds
 from secondlook.models.janus.template import MAX_PROMPT
-from secondlook.types import InputError
 
 CASES = Path(__file__).parents[1] / "cases" / "dpg"
 HEAD = (

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from secondlook.cli import app
 from secondlook.data.labelled_images import read_pairs
 from secondlook.engine.engine import Engine
+from secondlook.errors import InputError
 from secondlook.evals import evaluator
 from secondlook.mini import datasets
 from secondlook.mini.evals import judging
@@ -21,7 +22,7 @@ from secondlook.mini.world.language import parse
 from secondlook.mini.world.reader import judge, names_a_failure
 from secondlook.models.janus.model import Janus
 from secondlook.models.shipped import locate
-from secondlook.types import ImageInput, InputError
+from secondlook.types import ImageInput
 
 CASES = Path(__file__).parents[1] / "cases"
 

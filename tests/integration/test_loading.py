@@ -20,10 +20,12 @@ import fullsize
 from secondlook.cli import main
 from secondlook.engine.cpu_linear import fast_linear
 from secondlook.engine.engine import Engine
+from secondlook.errors import InputError
 from secondlook.models import packing, sampling
+from secondlook.models.device import inference_dtype
 from secondlook.models.janus import checkpoint, convert
-from secondlook.models.janus.model import Janus, quick
-from secondlook.types import InputError, Request, SamplingParams
+from secondlook.models.janus.model import Janus
+from secondlook.types import Request, SamplingParams
 
 CODEBOOK = "model.vqmodel.quantize.embedding.weight"
 
@@ -316,9 +318,10 @@ def test_auto_is_half_precision_on_a_gpu_alone(tmp_path):
     precision stays as it is."""
     cpu, cuda, apple = map(torch.device, ("cpu", "cuda", "mps"))
     single, brain, half = torch.float32, torch.bfloat16, torch.float16
-    assert [quick(cpu, t) for t in (single, brain, half, None)] == [single] * 4
-    assert [quick(cuda, t) for t in (single, brain, half, None)] == [brain, brain, half, brain]
-    assert [quick(apple, t) for t in (single, brain, None)] == [single, brain, None]
+    assert [inference_dtype(cpu, t) for t in (single, brain, half, None)] == [single] * 4
+    on_cuda = [inference_dtype(cuda, t) for t in (single, brain, half, None)]
+    assert on_cuda == [brain, brain, half, brain]
+    assert [inference_dtype(apple, t) for t in (single, brain, None)] == [single, brain, None]
     Janus.load("mini-base", dtype=brain).save(tmp_path / "m")
     assert (
         Janus.load(tmp_path / "m", dtype="auto").dtype == single

@@ -8,10 +8,10 @@ from typer.testing import CliRunner
 
 from secondlook.cli import app
 from secondlook.episode import SamplingConfig
+from secondlook.errors import InputError
 from secondlook.evals.intervals import Sample, agreement, bootstrap, by_prompt, mean_of_tasks
 from secondlook.mini.evals import geneval
 from secondlook.mini.world.language import benchmark
-from secondlook.types import InputError
 
 
 def test_overall_is_the_mean_of_tasks_and_prompts_are_resampled():

@@ -34,15 +34,15 @@ def test_what_the_data_recipes_name_is_fetched_or_made():
         "data",
         "edit_data",
         "data/prompts.jsonl",
-        "canaries/canaries.jsonl",
+        "sanity_pairs/sanity_pairs.jsonl",
     }
-    made |= {"edit_canaries/canaries.jsonl", "edits/edits.jsonl", "files/seeds.txt"}
+    made |= {"edit_sanity_pairs/sanity_pairs.jsonl", "edits/edits.jsonl", "files/seeds.txt"}
     made |= {f"files/{name}" for name in fetch.FILES}
     for recipe in (ROOT / "recipes").glob("*.toml"):
         for name in re.findall(r'"out/r1/([^"]+)"', read_text(recipe)):
             assert name in made or name.endswith(".sqlite"), f"{recipe.name} names {name}"
     for name in (
-        "canaries/canaries.jsonl",
+        "sanity_pairs/sanity_pairs.jsonl",
         "edits/edits.jsonl",
         "data/prompts.jsonl",
         "seeds.txt",
@@ -51,7 +51,7 @@ def test_what_the_data_recipes_name_is_fetched_or_made():
         assert name in page
     for command in (
         "data fetch",
-        "data canaries",
+        "data sanity-pairs",
         "data edits",
         "train sft",
         "train rl",
@@ -94,39 +94,38 @@ def test_every_recipe_trains_two_steps(recipe, start, tmp_path):
     """With its own settings, but for sizes, places and the judge."""
     small = {
         "model": start / "model",
-        "device": "cpu",
-        "dtype": "float32",
         "steps": 2,
-        "warmup": 0,
-        "threads": 1,
-        "log_every": 1,
+        "optim.warmup_steps": 0,
+        "runtime.device": "cpu",
+        "runtime.dtype": "float32",
+        "runtime.threads": 1,
+        "runtime.log_every": 1,
     }
     if "sft" in recipe.stem:
         small |= {
             "data": start / ("edited.jsonl" if "edit" in recipe.stem else "drawn.jsonl"),
-            "batch": 6,
+            "batch_size": 6,
         }
         job, kind = train_sft, SFTConfig
     else:
         small |= {
-            "prompts": "",
-            "canaries": "",
-            "judges": [],
-            "prompts_per_step": 2,
-            "group": 2,
-            "patience": 9,
+            "prompts": "mini",
+            "sanity_pairs": "",
+            "rewards": [],
+            "rollout.prompts_per_step": 2,
+            "rollout.group_size": 2,
+            "ppo.value_warmup_steps": 1,
+            "optim.convert_step": 0,
+            "reward_checks.max_flat_steps": 9,
         }
-        small |= (
-            {"convert_step": 0, "value_warmup": 1} if "ppo" in recipe.stem else {"convert_step": 0}
-        )
-        small |= {"kinds": {"recolour": 1.0}} if "edit" in recipe.stem else {}
+        small |= {"prompt_options": {"kinds": {"recolour": 1.0}}} if "edit" in recipe.stem else {}
         job, kind = train_rl, RLConfig
     settings = [
         f"{name}={json.dumps(str(v) if isinstance(v, Path) else v)}"
         for name, v in small.items()
-        if name != "kinds"
+        if name != "prompt_options"
     ]
-    settings += ["kinds={recolour = 1.0}"] if "kinds" in small else []
+    settings += ["prompt_options={kinds = {recolour = 1.0}}"] if "prompt_options" in small else []
     job(config.load(kind, recipe, settings), tmp_path)
     rows = stored_rows(tmp_path / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2] and all(
@@ -160,7 +159,7 @@ def test_the_script_goes_from_nothing_to_the_table(tmp_path):
         "grpo over sft",
     ):
         assert name in table
-    assert (tmp_path / "r1" / "canaries" / "canaries.html").exists()
+    assert (tmp_path / "r1" / "sanity_pairs" / "sanity_pairs.html").exists()
 
 
 def commands_of(tmp_path, **settings: str) -> list[str]:
@@ -193,4 +192,4 @@ def test_every_stage_is_given_its_files_and_servers(tmp_path, settings):
     trained = [line for line in lines if " train rl " in line]
     assert len(trained) == 2
     for line in (drawing, editing, *trained):
-        assert "judges=[{" in line and ("http://judge:1/v1" in line or "TINY" in settings)
+        assert "rewards=[{" in line and ("http://judge:1/v1" in line or "TINY" in settings)

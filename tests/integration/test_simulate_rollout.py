@@ -2,7 +2,6 @@
 says."""
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,7 +34,7 @@ def janus(simulated):
 def test_a_recipe_holds_what_the_plan_says(stem, simulated):
     """An eighth of its step; what is under way at once is its own."""
     recipe = ROOT / "recipes" / f"{stem}.toml"
-    config = replace(load(RLConfig, recipe, []), prompts_per_step=16)
+    config = load(RLConfig, recipe, ["rollout.prompts_per_step=16"])
     result = simulated.run(recipe, config, 8, 80.0, yes=())
     most = max(result["peaks"].values())
     assert result["fits"] and 0.99 * most < result["plan"] < 1.1 * most, result["lines"]

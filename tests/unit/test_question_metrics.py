@@ -13,8 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 from secondlook.cli import app
+from secondlook.errors import InputError
 from secondlook.evals import fetch, question_metrics
-from secondlook.types import InputError
 
 DATA = Path(__file__).parents[3] / "shared" / "benchmarks"
 stored = pytest.mark.skipif(not DATA.exists(), reason="the benchmarks' files are not here")

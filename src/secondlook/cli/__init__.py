@@ -10,6 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from secondlook import registry
 from secondlook.cli.common import (
     Attention,
     Device,
@@ -32,10 +33,11 @@ from secondlook.cli.plan import plan
 from secondlook.cli.show import show
 from secondlook.cli.table import bench_table
 from secondlook.cli.train import train_app
+from secondlook.errors import InputError, Stopped
 from secondlook.io import check_unicode, disk_failure, finite, interrupted
 from secondlook.models.shipped import locate
 from secondlook.train.termination import restarts, tell, told
-from secondlook.types import Episode, InputError, Prompt, Stopped
+from secondlook.types import Episode, Prompt
 
 app = typer.Typer(
     add_completion=False,
@@ -50,6 +52,23 @@ app.add_typer(bench_app, name="bench")
 app.add_typer(data_app, name="data")
 
 
+@app.callback()
+def load_plugins(
+    plugin: Annotated[
+        list[str],
+        typer.Option(
+            help=(
+                "A .py file or a module that registers rewards, benchmarks, prompts, …; may be "
+                "given several times. Also: SECONDLOOK_PLUGINS."
+            )
+        ),
+    ] = [],  # noqa: B006
+) -> None:
+    """Options before the command's name."""
+    for name in plugin:
+        registry.load_plugin(name)
+
+
 @app.command()
 def draw(
     prompt: Annotated[str, typer.Argument(help="What to draw.")],
@@ -62,7 +81,7 @@ def draw(
     ] = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 1.0,
     out: Out = Path("out/draw"),
-    device: Device = "cpu",
+    device: Device = "auto",
     dtype: Dtype = "auto",
     attention: Attention = "sdpa",
 ) -> None:
@@ -116,7 +135,7 @@ def edit(
     ] = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 1.0,
     out: Out = Path("out/edit"),
-    device: Device = "cpu",
+    device: Device = "auto",
     dtype: Dtype = "auto",
     attention: Attention = "sdpa",
 ) -> None:
@@ -216,7 +235,7 @@ def judge(
         "out/judge"
     ),
     batch: Annotated[int, typer.Option(help="Pictures judged together.")] = 64,
-    device: Device = "cpu",
+    device: Device = "auto",
     dtype: Dtype = "auto",
     attention: Attention = "sdpa",
 ) -> None:
@@ -271,7 +290,7 @@ def ask(
     question: Annotated[str, typer.Argument(help="The question.")],
     model: Model = "mini",
     max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 64,
-    device: Device = "cpu",
+    device: Device = "auto",
     dtype: Dtype = "auto",
     attention: Attention = "sdpa",
 ) -> None:
@@ -342,7 +361,10 @@ def main() -> None:
 
 
 def _end_interrupted() -> NoReturn:
-    resumed = " ".join(sys.argv[1:]).startswith(RESUMED)
+    words = sys.argv[1:]
+    while words[:1] == ["--plugin"]:
+        words = words[2:]
+    resumed = " ".join(words).startswith(RESUMED)
     _end(130, "interrupted; the same command resumes it" if resumed else "interrupted")
 
 

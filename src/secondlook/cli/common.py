@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from secondlook.types import InputError
+from secondlook.errors import InputError
 
 CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 """Characters that move a terminal's cursor or steer it, except the newline."""
@@ -76,7 +76,9 @@ Model = Annotated[
 ]
 Out = Annotated[Path, typer.Option(help="Folder for the results.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed; equal seeds give equal results.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, …")]
+Device = Annotated[
+    str, typer.Option(help="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps.")
+]
 Dtype = Annotated[
     str,
     typer.Option(
@@ -95,11 +97,11 @@ DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 
 
 def own_device(device: str) -> str:
-    """Of several processes each has a GPU of its own, as far as there are as many."""
-    import torch
+    """The device that a user's word means; of several processes each has a GPU of its own, as far
+    as there are as many."""
+    from secondlook.models.device import worker_device
 
-    gpus, rank = torch.cuda.device_count(), os.environ.get("LOCAL_RANK")
-    return f"cuda:{int(rank) % gpus}" if device == "cuda" and rank and gpus else device
+    return str(worker_device(device))
 
 
 def load_engine(

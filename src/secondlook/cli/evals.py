@@ -24,8 +24,8 @@ from secondlook.cli.common import (
     progress_bar,
     say,
 )
+from secondlook.errors import InputError, Stopped
 from secondlook.models.shipped import SHIPPED, locate
-from secondlook.types import InputError, Stopped
 
 if TYPE_CHECKING:
     from secondlook.evals.rows import Row

@@ -20,8 +20,8 @@ from secondlook.cli.common import (
     name_left_out,
 )
 from secondlook.cli.show import show
+from secondlook.errors import InputError
 from secondlook.models.shipped import locate
-from secondlook.types import InputError
 
 if TYPE_CHECKING:
     from secondlook.engine.engine import Engine

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from secondlook.cli.common import Set, at_least, console, say
-from secondlook.types import InputError
+from secondlook.errors import InputError
 
 if TYPE_CHECKING:
     from secondlook.train.memory_plan import Plan
@@ -92,7 +92,7 @@ def plan(
             if ranks
             else "as it is, it fits on no number of such GPUs"
         )
-    if isinstance(job, RLConfig) and any(judge.kind == "endpoint" for judge in job.judges):
+    if isinstance(job, RLConfig) and any(reward.kind == "vlm" for reward in job.rewards):
         say("the judge's server is not counted; it needs GPUs of its own")
     if json_:
         said = {

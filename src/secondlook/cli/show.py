@@ -11,8 +11,8 @@ import typer
 from rich.table import Table
 
 from secondlook.cli.common import console, interval, say, share
+from secondlook.errors import InputError
 from secondlook.io import read_json, stored_rows
-from secondlook.types import InputError
 
 
 def show(

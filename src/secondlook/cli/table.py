@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from secondlook.cli.common import Out, say
-from secondlook.types import InputError
+from secondlook.errors import InputError
 
 
 def bench_table(

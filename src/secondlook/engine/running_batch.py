@@ -17,6 +17,7 @@ from torch import Tensor
 
 from secondlook.engine.kv_cache import KVCache, in_columns, rounded
 from secondlook.engine.model_runner import ModelRunner
+from secondlook.errors import Stopped
 from secondlook.models import sampling
 from secondlook.models.janus.model import Janus
 from secondlook.models.janus.template import (
@@ -27,7 +28,7 @@ from secondlook.models.janus.template import (
     in_common,
     rest,
 )
-from secondlook.types import GenerateRequest, SamplingParams, Segment, Stopped, Turn
+from secondlook.types import GenerateRequest, SamplingParams, Segment, Turn
 
 
 @dataclass(eq=False)

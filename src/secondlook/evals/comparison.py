@@ -9,12 +9,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from secondlook.errors import InputError
 from secondlook.evals import records, runner
 from secondlook.evals.intervals import Interval, Sample, mean_of_tasks
 from secondlook.io import read_json, versions, write_json, write_text
 from secondlook.mini.evals.claims import holds
 from secondlook.report import page
-from secondlook.types import InputError
 
 IMAGES: tuple[Literal["first", "final"], ...] = ("first", "final")
 COMPARED = ("samples", "rounds", "seed", "only", "judge")

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import httpx
 
+from secondlook.errors import InputError
 from secondlook.io import read_lines, write_bytes, write_json
-from secondlook.types import InputError
 
 SERVER = "https://raw.githubusercontent.com"
 

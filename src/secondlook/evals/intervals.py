@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, cohen_kappa_score
 
-from secondlook.types import InputError
+from secondlook.errors import InputError
 
 
 @dataclass(frozen=True)

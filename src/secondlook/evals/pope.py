@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from secondlook.engine.engine import Engine
+from secondlook.errors import InputError
 from secondlook.evals import fetch, rows
 from secondlook.evals.intervals import Interval, bootstrap
 from secondlook.evals.question_metrics import pope, pope_answer
@@ -23,7 +24,7 @@ from secondlook.evals.records import MOST_MISSING, stored
 from secondlook.evals.rows import Row
 from secondlook.io import append_rows, read_image, same_config, versions, write_json, write_text
 from secondlook.report import page
-from secondlook.types import InputError, Request, SamplingParams, WorkerShard
+from secondlook.types import Request, SamplingParams, WorkerShard
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ import numpy as np
 from scipy.stats import kendalltau, spearmanr
 from sklearn.metrics import f1_score
 
+from secondlook.errors import InputError
 from secondlook.io import read_json, read_table
-from secondlook.types import InputError
 
 STORED = (
     "dsg/tifa160-likert-anns.csv",

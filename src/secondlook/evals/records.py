@@ -20,6 +20,7 @@ from PIL import Image
 
 from secondlook.engine.engine import Engine
 from secondlook.episode import SamplingConfig, run_episodes
+from secondlook.errors import InputError, Stopped
 from secondlook.evals.intervals import check_counts
 from secondlook.evals.rows import Row
 from secondlook.io import (
@@ -31,8 +32,8 @@ from secondlook.io import (
     write_image,
     write_json,
 )
-from secondlook.rewards.reward import missing_of, tell_missing
-from secondlook.types import InputError, Prompt, Stopped, WorkerShard
+from secondlook.llm.missing import missing_of, tell_missing
+from secondlook.types import Prompt, WorkerShard
 
 Progress = Callable[[int, int], None]
 MOST_MISSING = 0.05

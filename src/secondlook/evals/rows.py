@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from secondlook.data.prompts import Line
+from secondlook.errors import InputError
 from secondlook.evals import fetch
 from secondlook.evals.question_metrics import parents_of, table
 from secondlook.io import finite, read_json, read_lines, read_rows, text_field
-from secondlook.types import InputError
 
 
 @dataclass(frozen=True)

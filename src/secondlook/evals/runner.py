@@ -19,6 +19,7 @@ import numpy as np
 from secondlook.data.prompts import check_prompts
 from secondlook.engine.engine import Engine
 from secondlook.episode import SamplingConfig
+from secondlook.errors import InputError
 from secondlook.evals import fetch, rows
 from secondlook.evals import records as gather
 from secondlook.evals.intervals import Interval, Sample, agreement, mean_of_tasks
@@ -33,7 +34,7 @@ from secondlook.llm.client import Asker, Endpoint
 from secondlook.mini.evals.best_of_n import Tried, plot, points
 from secondlook.models.janus.template import ChatTemplate
 from secondlook.report import embed, page
-from secondlook.types import InputError, WorkerShard
+from secondlook.types import WorkerShard
 
 
 @dataclass(frozen=True)

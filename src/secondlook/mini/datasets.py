@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from secondlook.data.sft_dataset import short
+from secondlook.errors import InputError
 from secondlook.mini.world import edits, samples
 from secondlook.mini.world.edits import Edit
 from secondlook.mini.world.language import NUMBERS, Spec, phrase, plurals
@@ -18,7 +19,7 @@ from secondlook.mini.world.reader import judge
 from secondlook.mini.world.render import render
 from secondlook.mini.world.scene import CELL, COLORS, OBJECTS, RELATIONS, SIZE, STEP, Scene
 from secondlook.models.janus.model import to_unit
-from secondlook.types import InputError, Prompt
+from secondlook.types import Prompt
 
 SIDE = SIZE // STEP
 KINDS, EDITS = samples.KINDS, edits.KINDS

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from stat import S_ISDIR
 
-from secondlook.types import InputError
+from secondlook.errors import InputError
 
 SHIPPED = ("mini", "mini-base", "mini-edit")
 

@@ -21,8 +21,9 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, ClassVar
 
+from secondlook.errors import InputError, Stopped
 from secondlook.io import read_json, write_json
-from secondlook.types import InputError, Stopped, WorkerShard
+from secondlook.types import WorkerShard
 
 NOTE = "stopped.json"
 SAVED = 75

@@ -20,8 +20,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from secondlook.errors import InputError
 from secondlook.mini.world.scene import COLORS, relations
-from secondlook.types import InputError
 
 DETECTOR = "facebook/mask2former-swin-small-coco-instance"
 CLIP = "openai/clip-vit-large-patch14"

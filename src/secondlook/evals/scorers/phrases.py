@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 
-from secondlook.types import InputError
+from secondlook.errors import InputError
 
 NOT_ASKED = ("top", "the side", "the left", "the right")
 MOST = 8

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from PIL import Image
 
+from secondlook.errors import InputError
 from secondlook.evals.scorers.detector import loading
 from secondlook.llm.client import Answers, Asker, Endpoint
 from secondlook.llm.local import LocalModel
-from secondlook.rewards.reward import Missing, missing_of
+from secondlook.llm.missing import Missing, missing_of
 from secondlook.rewards.vlm import ATOMIC, yes_or_no
-from secondlook.types import InputError
 
 BLIP = "Salesforce/blip-vqa-capfilt-large"
 SIDE = 480

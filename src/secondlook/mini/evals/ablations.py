@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from secondlook.errors import InputError
 from secondlook.evals.intervals import Interval
 from secondlook.io import versions, write_json, write_text
 from secondlook.mini.evals import compare
@@ -25,7 +26,6 @@ from secondlook.mini.evals.compare import (
     same_verdicts,
 )
 from secondlook.report import page
-from secondlook.types import InputError
 
 
 def judging(a: Measured, b: Measured) -> Interval:

@@ -16,12 +16,12 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from secondlook.engine.engine import Engine
+from secondlook.errors import InputError
 from secondlook.evals.intervals import Sample, bootstrap, by_prompt, written_by
 from secondlook.io import read_json, versions, write_image, write_json
 from secondlook.mini.world import second_detector
 from secondlook.mini.world.language import Spec, parse
 from secondlook.mini.world.reader import Verdict, judge
-from secondlook.types import InputError
 
 Shown = tuple[Spec, Image.Image, Verdict, bool]
 """A row, an image, the reader's verdict, and whether the second detector finds it right."""

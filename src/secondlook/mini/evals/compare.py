@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from secondlook.errors import InputError
 from secondlook.evals.intervals import Interval, Sample, bootstrap, mean_of_tasks, written_by
 from secondlook.io import read_image, read_json, write_json, write_text
 from secondlook.mini.evals import judging
 from secondlook.mini.evals.best_of_n import plot
 from secondlook.mini.evals.claims import claims, goals
 from secondlook.report import curves, embed, page
-from secondlook.types import InputError
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,14 @@ from secondlook.data.labelled_images import lines_of, read_pairs
 from secondlook.data.prompts import check_prompts
 from secondlook.engine.engine import Engine
 from secondlook.episode import SamplingConfig
+from secondlook.errors import InputError
 from secondlook.evals.intervals import Interval, agreement, bootstrap, written_by
 from secondlook.io import finite, read_json, versions, whole_file, write_json
 from secondlook.mini.evals.audit import painted, read_codes
 from secondlook.mini.world.language import parse
 from secondlook.mini.world.reader import judge, names_a_failure
 from secondlook.models.janus.template import ChatTemplate
-from secondlook.types import InputError, Request
+from secondlook.types import Request
 
 BINS = 10
 

@@ -10,11 +10,12 @@ import numpy as np
 from PIL import Image
 
 from secondlook.engine.engine import Engine
+from secondlook.errors import InputError
 from secondlook.evals.intervals import agreement
 from secondlook.io import versions, write_json
 from secondlook.mini.world.render import render
 from secondlook.mini.world.samples import question, sample_scene
-from secondlook.types import InputError, Request, SamplingParams
+from secondlook.types import Request, SamplingParams
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from secondlook.errors import InputError
 from secondlook.evals.intervals import written_by
 from secondlook.io import read_json, versions, write_json, write_text
 from secondlook.report import page
-from secondlook.types import InputError
 
 Row = dict[str, Any]
 

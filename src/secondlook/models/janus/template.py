@@ -20,9 +20,10 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from secondlook.errors import InputError
 from secondlook.io import check_unicode
 from secondlook.models.janus.model import Janus
-from secondlook.types import ImageCodes, ImageInput, InputError, PositionSkip, Segment, TokenIds
+from secondlook.types import ImageCodes, ImageInput, PositionSkip, Segment, TokenIds
 
 END = "<｜end▁of▁sentence｜>"
 BOI, EOI = "<begin_of_image>", "<end_of_image>"
