@@ -23,7 +23,7 @@ from secondlook.models.janus.template import (
     rest,
 )
 from secondlook.train.activation_checkpointing import activation_checkpointing
-from secondlook.types import GenerateRequest, ImageCodes, Prompt, Request, SamplingParams, TokenIds
+from secondlook.types import ImageCodes, Prompt, Request, SamplingParams, TokenIds
 
 PROMPTS = [
     "a photo of a red star",
