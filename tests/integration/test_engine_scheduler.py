@@ -4,6 +4,7 @@ as it is done; whatever happens beside them, tasks give what they give alone."""
 import asyncio
 import copy
 import io
+import weakref
 from concurrent.futures import CancelledError, InvalidStateError
 
 import pytest
@@ -163,6 +164,25 @@ def test_cancelling_frees_slots_at_once(engine):
     assert engine._running_batch.slots_used == 2
     engine.cancel(handles[3])
     assert is_empty(engine) and engine.idle and set(engine.step()) == set(handles)
+
+
+def cached_prefixes(engine):
+    found = []
+    for scheduled in engine._scheduler.tasks.values():
+        for prefixes in scheduled.prefixes.values():
+            found += [weakref.ref(prefix) for prefix in prefixes]
+    return found
+
+
+def test_cancelling_frees_cached_prefixes(engine):
+    handles = [engine.submit(task(engine, seed)) for seed in range(4)]
+    kept = []
+    while not kept:
+        engine.step()
+        kept = cached_prefixes(engine)
+    for handle in handles:
+        engine.cancel(handle)
+    assert [prefix() for prefix in kept] == [None] * len(kept)
 
 
 def test_a_task_that_fails_ends_alone(engine, alone):
