@@ -136,7 +136,7 @@ def test_dtype_and_attention(parts, janus, tmp_path):
 def test_peak_memory(official_folder):
     """The model and a few tensors, not the model twice."""
     program = (
-        "import sys; from pathlib import Path; from secondlook.models import checkpoint\n"
+        "import sys; from pathlib import Path; from secondlook.models.janus import checkpoint\n"
         "import transformers.models.janus.modeling_janus\n"
         "memory = lambda key: int(open('/proc/self/status').read().split(key)[1].split()[0]) * "
         "1024\n"
