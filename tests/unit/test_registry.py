@@ -300,10 +300,11 @@ def test_sanity_pairs_come_with_the_prompts_name(clean):
         prompt = Prompt(f"a {prompt_options.get('color', 'red')} picture {seed}")
         return [(prompt, IMAGE)], [(prompt, Image.new("RGB", (4, 4)))]
 
-    good, bad = open_sanity_pairs("", "reds", 3, {"color": "blue"})
+    good, bad = open_sanity_pairs(None, "reds", 3, {"color": "blue"})
     assert good[0][0].text == "a blue picture 3" and bad[0][1].getpixel((0, 0)) == (0, 0, 0)
     assert open_sanity_pairs("reds", "prompts.txt", 3, {}) is not None
-    assert open_sanity_pairs("", "prompts.txt", 3, {}) is None
+    assert open_sanity_pairs(None, "prompts.txt", 3, {}) is None
+    assert open_sanity_pairs("", "reds", 3, {}) is None
     with pytest.raises(InputError, match="sanity_pairs is 'none', which is not a file"):
         open_sanity_pairs("none", "reds", 3, {})
 
