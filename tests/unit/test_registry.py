@@ -73,7 +73,7 @@ def test_a_name_is_registered_once():
 
     with pytest.raises(InputError, match=r"things: 'one' is registered by .*first and by .*other"):
         table.register("one")(other)
-    with pytest.raises(InputError, match="'own' of .*other is a name of this package's own"):
+    with pytest.raises(InputError, match=r"'own' of .*other is a name of this package's own"):
         table.register("own")(other)
     with pytest.raises(InputError, match="things: 'two' is unknown; known are one, own"):
         table.get("two")
@@ -228,7 +228,7 @@ def test_a_function_is_a_reward_and_what_fails_is_missing():
     reward([("crash", IMAGE)])
     assert "RuntimeError: out of order" in why_missing(reward)
     for wrong in (1.5, -0.1, "good", True + 1):
-        with pytest.raises(InputError, match="reward: .*returned"):
+        with pytest.raises(InputError, match=r"reward: .*returned"):
             as_reward(lambda prompt, image, wrong=wrong: wrong)(TWO)
 
 
@@ -288,7 +288,7 @@ def test_prompts_are_a_list_or_made_up(clean):
     ):
         with pytest.raises(InputError, match=words):
             RLConfig("mini", prompts=name, prompt_options=options)
-    with pytest.raises(InputError, match="is not a file; give .* a registered name of counted, "):
+    with pytest.raises(InputError, match=r"is not a file; give .* a registered name of counted, "):
         open_prompts("nonesuch")
     with pytest.raises(InputError, match="prompts is empty"):
         open_prompts("")
