@@ -28,8 +28,8 @@ from secondlook.evals.benchmark import (
 )
 from secondlook.evals.scorers import CLIP_SCORE
 from secondlook.io import read_lines
+from secondlook.llm.missing import Missing, missing_of, why_missing
 from secondlook.registry import register_benchmark
-from secondlook.rewards.reward import Missing, missing_of, why_missing
 
 if TYPE_CHECKING:
     from secondlook.evals.scorers.clip import Clip

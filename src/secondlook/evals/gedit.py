@@ -28,9 +28,9 @@ from secondlook.evals.benchmark import (
 from secondlook.evals.scorers import BLIP
 from secondlook.io import read_image, read_json
 from secondlook.llm.client import Answers, Asker, Endpoint, Question, Unanswered
+from secondlook.llm.missing import Missing, missing_of, why_missing
 from secondlook.llm.parsing import json_in, text_of
 from secondlook.registry import register_benchmark
-from secondlook.rewards.reward import Missing, missing_of, why_missing
 from secondlook.rewards.vlm import in_words
 
 EDIT_QUESTION = (

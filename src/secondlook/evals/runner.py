@@ -28,7 +28,7 @@ from secondlook.evals.benchmark import (
 )
 from secondlook.evals.records import EvalSettings, Job, Record
 from secondlook.io import append_rows, read_image, write_image
-from secondlook.rewards.reward import missing_of, tell_missing
+from secondlook.llm.missing import missing_of, tell_missing
 from secondlook.types import Prompt, WorkerShard
 
 if TYPE_CHECKING:

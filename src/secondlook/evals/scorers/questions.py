@@ -16,7 +16,7 @@ from PIL import Image
 from secondlook.errors import InputError
 from secondlook.evals.benchmark import Row, ScoreOrReason
 from secondlook.io import read_table, text_field
-from secondlook.rewards.reward import Missing, missing_of, why_missing
+from secondlook.llm.missing import Missing, missing_of, why_missing
 
 if TYPE_CHECKING:
     from secondlook.evals.scorers.vqa import Answerer

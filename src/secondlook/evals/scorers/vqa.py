@@ -17,7 +17,7 @@ from secondlook.evals.scorers import BLIP
 from secondlook.evals.scorers.models import check_model, loading
 from secondlook.llm.client import Answers, Asker, Endpoint
 from secondlook.llm.local import LocalModel
-from secondlook.rewards.reward import Missing, missing_of
+from secondlook.llm.missing import Missing, missing_of
 from secondlook.rewards.vlm import ATOMIC, yes_or_no
 
 SIDE = 480
