@@ -12,6 +12,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from secondlook.errors import InputError
 from secondlook.io import finite, is_file, read_text
+from secondlook.registry import load_config_plugins
 
 T = TypeVar("T")
 
@@ -45,6 +46,7 @@ def load(kind: type[T], path: Path, settings: list[str]) -> T:
                     f"{{a = 1}}"
                 ) from error
             values[key] = text
+    load_config_plugins(values)  # before what they register is asked for
     _check_kinds(kind, values)
     checked = with_config(ConfigDict(extra="forbid", allow_inf_nan=False))(kind)
     try:

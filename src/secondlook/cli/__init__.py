@@ -10,6 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from secondlook import registry
 from secondlook.cli.common import (
     Attention,
     Device,
@@ -45,6 +46,23 @@ app = typer.Typer(
 app.add_typer(train_app, name="train")
 app.add_typer(eval_app, name="eval")
 app.add_typer(data_app, name="data")
+
+
+@app.callback()
+def load_plugins(
+    plugin: Annotated[
+        list[str],
+        typer.Option(
+            help=(
+                "A .py file or a module that registers rewards, benchmarks, prompts, …; may be "
+                "given several times. Also: SECONDLOOK_PLUGINS."
+            )
+        ),
+    ] = [],  # noqa: B006
+) -> None:
+    """Options before the command's name."""
+    for name in plugin:
+        registry.load_plugin(name)
 
 
 @app.command()
@@ -339,7 +357,10 @@ def main() -> None:
 
 
 def _end_interrupted() -> NoReturn:
-    resumed = " ".join(sys.argv[1:]).startswith(RESUMED)
+    words = sys.argv[1:]
+    while words[:1] == ["--plugin"]:
+        words = words[2:]
+    resumed = " ".join(words).startswith(RESUMED)
     _end(130, "interrupted; the same command resumes it" if resumed else "interrupted")
 
 
