@@ -272,7 +272,7 @@ def test_the_page_shows_what_is_wrong_and_was_judged_yes(tmp_path):
     0 is no share."""
     from PIL import Image
 
-    from secondlook.mini.evals.geneval import ReadEpisode, gallery, write
+    from secondlook.mini.evals.geneval import MiniGenEval, ReadEpisode, gallery, write
     from secondlook.mini.world.language import parse
     from secondlook.mini.world.reader import read
     from secondlook.types import Episode, Prompt, Round
