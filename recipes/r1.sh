@@ -20,5 +20,7 @@ sanity_settings=()
 rl_settings=(--set "rewards=$judges")
 writer=(--url "$writer_url" --model "$writer_model")
 edit_data_settings=(--set "rewards=$judges" --set "against=[$against]" --set "prompts=$out/edits/edits.jsonl")
-bench_settings=(--device cuda --vqa "$judge_model" --url "$judge_url")
+bench_settings=(--device cuda)
+answerer_settings=(--vqa "$judge_model" --url "$judge_url") # of compbench, dsg, dpg and gedit
+pie_settings=()
 simulate_settings=()

@@ -20,7 +20,7 @@ sft() { # folder, settings
     --set runtime.threads=1 --set "runtime.dataloader_workers=$workers" "${@:2}"
 }
 measure() { # benchmark, folder, model
-  [ -f "$out/$2/$1/result.json" ] || secondlook bench "$1" --model "$3" --out "$out/$2/$1" --device "$device"
+  [ -f "$out/$2/$1/result.json" ] || secondlook eval "mini-$1" --model "$3" --out "$out/$2/$1" --device "$device"
 }
 build data pictures "$pictures"
 build edit_data edits "$edits"
@@ -34,7 +34,7 @@ sft sft --set "data=[\"$out/data/pictures\", \"$out/data/edits\", \"$out/data/ow
   --set model="$out/chains/final" "${chains[@]}"
 many "$ranks" train rl --config configs/mini/edit_rl.toml --out "$out/rl" --set "runtime.device=$device" --set runtime.threads=1 \
   --set model="$out/sft/final"
-measure editing base mini
-measure editing sft "$out/sft/final"
-measure editing rl "$out/rl/final"
+measure pie base mini
+measure pie sft "$out/sft/final"
+measure pie rl "$out/rl/final"
 measure geneval rl "$out/rl/final"

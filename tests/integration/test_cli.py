@@ -137,8 +137,8 @@ BAD = {
         ["train", "base", "--config", "{toml}", "--set", "tokenizer=none"],
         "tokenizer",
     ),
-    "zero samples": (["bench", "geneval", "--model", "{model}", "--samples", "0"], "samples"),
-    "unknown split": (["bench", "geneval", "--model", "{model}", "--split", "x"], "split"),
+    "zero samples": (["eval", "mini-geneval", "--model", "{model}", "--samples", "0"], "samples"),
+    "unknown split": (["eval", "mini-geneval", "--model", "{model}", "--split", "x"], "split"),
     "unknown start": (
         ["train", "sft", "--config", "{toml}", "--set", "model=nonesuch", "--set", "data={empty}"],
         "model",
@@ -192,8 +192,9 @@ BAD = {
         ],
         "auto_recovery.lr_cut",
     ),
-    "not a pair": (["bench", "compare", "out"], "NAME=FOLDER"),
-    "no results": (["bench", "compare", "a={empty}"], "result.json"),
+    "unknown benchmark": (["eval", "genevil", "--model", "{model}"], "'genevil' is unknown"),
+    "not a pair": (["eval", "table", "out"], "NAME=FOLDER"),
+    "no results": (["eval", "table", "a={empty}"], "result.json"),
     "nothing to show": (["show", "{empty}"], "folder"),
 }
 

@@ -27,11 +27,9 @@ from secondlook.cli.common import (
     visible,
 )
 from secondlook.cli.data import data_app
-from secondlook.cli.evals import public_app
-from secondlook.cli.mini_evals import bench_app
+from secondlook.cli.evals import eval_app
 from secondlook.cli.plan import plan
 from secondlook.cli.show import show
-from secondlook.cli.table import bench_table
 from secondlook.cli.train import train_app
 from secondlook.errors import InputError, Stopped
 from secondlook.io import check_unicode, disk_failure, finite, interrupted
@@ -46,9 +44,7 @@ app = typer.Typer(
     help="Models that draw an image, take a second look, and draw again.",
 )
 app.add_typer(train_app, name="train")
-bench_app.registered_commands += public_app.registered_commands
-bench_app.command("table")(bench_table)
-app.add_typer(bench_app, name="bench")
+app.add_typer(eval_app, name="eval")
 app.add_typer(data_app, name="data")
 
 
@@ -229,7 +225,7 @@ def judge(
     ] = "",
     threshold: Annotated[float, typer.Option(help="P(Yes) above which the verdict is Yes.")] = 0.5,
     calibration: Annotated[
-        Path | None, typer.Option(help="A folder of bench judging, whose threshold is used.")
+        Path | None, typer.Option(help="A folder of eval mini-judging, whose threshold is used.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the verdicts on several pictures.")] = Path(
         "out/judge"
@@ -251,8 +247,8 @@ def judge(
         found = overall.get("calibrated") if isinstance(overall, dict) else None
         if not isinstance(found, dict) or not finite(found.get("threshold"), 0, 1):
             raise InputError(
-                f"calibration: {str(calibration)!r} has no threshold; give a folder that bench "
-                "judging wrote"
+                f"calibration: {str(calibration)!r} has no threshold; give a folder that eval "
+                "mini-judging wrote"
             )
         threshold = found["threshold"]
     if not finite(threshold, 0, 1):
@@ -323,7 +319,7 @@ app.command()(show)
 app.command()(plan)
 
 
-RESUMED = ("train ", "data build ", "judge ", "bench all ", "bench public ")
+RESUMED = ("train ", "data build ", "judge ", "eval ")
 """Commands that go on with what an interrupted call of the same command has written."""
 
 
