@@ -131,7 +131,7 @@ class TokenizerJob:
     """The loop's step and probe, and the network they train."""
 
     def __init__(self, config: TokenizerConfig):
-        self.config = config
+        self.config, self.device = config, resolve_device(config.device)
         torch.manual_seed(config.seed)
         self.vq = JanusVQVAE(
             JanusVQVAEConfig(
@@ -154,7 +154,6 @@ class TokenizerJob:
         codebook.requires_grad_(False)
         codebook.copy_(F.normalize(torch.randn_like(codebook), dim=1))
         codebook[: len(vectors)] = vectors
-        self.device = resolve_device(config.device)
         self.vq.to(self.device)
         self.centres = self.centres.to(self.device)
         self.optimizer = Optimizer(
