@@ -21,15 +21,7 @@ def load(kind: type[T], path: Path, settings: list[str]) -> T:
 
     Raises InputError that names the file or field, the value and what would be right.
     """
-    if not is_file(path):
-        raise InputError(
-            f"config: {str(path)!r} is not a file; give a TOML file such as configs/mini/base.toml"
-        )
-    text = read_text(path)
-    try:
-        values = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
-        raise InputError(f"config: {str(path)!r} is not valid TOML ({error})") from error
+    values = read(path)
     for setting in settings:
         key, found, text = setting.partition("=")
         if not found or not key:
@@ -45,6 +37,24 @@ def load(kind: type[T], path: Path, settings: list[str]) -> T:
                     f"{{a = 1}}"
                 ) from error
             values[key] = text
+    return parse(kind, values, repr(str(path)))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A TOML file's values. Raises InputError that names the file."""
+    if not is_file(path):
+        raise InputError(
+            f"config: {str(path)!r} is not a file; give a TOML file such as configs/mini/base.toml"
+        )
+    try:
+        return tomllib.loads(read_text(path))
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
+        raise InputError(f"config: {str(path)!r} is not valid TOML ({error})") from error
+
+
+def parse(kind: type[T], values: dict[str, Any], where: str = "the settings") -> T:
+    """A job's dataclass from its settings, which ``where`` names. Raises InputError that names the
+    field, the value and what would be right."""
     _check_kinds(kind, values)
     checked = with_config(ConfigDict(extra="forbid", allow_inf_nan=False))(kind)
     try:
@@ -53,9 +63,7 @@ def load(kind: type[T], path: Path, settings: list[str]) -> T:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "?"
         if first["type"] == "missing":
-            raise InputError(
-                f"config: {key} is missing from {str(path)!r}; this job needs it"
-            ) from error
+            raise InputError(f"config: {key} is missing from {where}; this job needs it") from error
         if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
             known = ", ".join(kind.__dataclass_fields__)  # type: ignore[attr-defined]
             others = f"; known are {known}" if len(first["loc"]) == 1 else ""
