@@ -61,7 +61,7 @@ class Prompt:
 @dataclass(frozen=True)
 class TokenIds:
     """A piece of a sequence: token ids. ``droppable`` are the prompt's own tokens, which the
-    unconditional twin pads."""
+    unconditional branch pads."""
 
     ids: tuple[int, ...]
     droppable: bool = False
@@ -102,7 +102,7 @@ class SamplingParams:
     """``"code"`` (generation head) or ``"text"`` (lm_head)."""
     guidance: float = 1.0
     """Classifier-free guidance s: logits u + s (c - u); 1 is no guidance and needs no unconditional
-    twin."""
+    branch."""
     temperature: float = 1.0
     """Logits are divided by it; 0 is greedy (log-probabilities are then those of temperature 1)."""
     top_k: int = 0
@@ -119,33 +119,6 @@ class Request:
     """``draw``, ``judge``, ``redraw``, ``edit`` or ``ask``."""
     segments: tuple[Segment, ...]
     seed: int
-
-
-@dataclass(frozen=True)
-class GenerateRequest:
-    """What an episode asks the engine for: a sequence continued under a rule by at most so many
-    tokens."""
-
-    request: Request
-    sampling_params: SamplingParams
-    steps: int
-    keep: bool = False
-    """A later sequence of the episode may begin like this one and its tokens: keep what was
-    computed."""
-
-
-@dataclass(frozen=True)
-class DecodeImage:
-    """What an episode asks the engine for: the picture of drawn codes."""
-
-    codes: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class EncodeImage:
-    """What an episode asks the engine for: the codes of a picture."""
-
-    image: Image
 
 
 @dataclass(frozen=True)
@@ -254,3 +227,35 @@ class Episode:
         from secondlook.report import episode_strip
 
         return episode_strip(self)
+
+
+@dataclass(frozen=True)
+class RowDrawn:
+    """While an episode is drawn: another row of its current image is there."""
+
+    prompt_index: int
+    round_index: int
+    codes: tuple[int, ...]
+    """All codes of the image so far, row by row from the top."""
+    rows: int
+    """Rows that are finished."""
+
+
+@dataclass(frozen=True)
+class VerdictGiven:
+    """While an episode is drawn: a round has its image and its verdict."""
+
+    prompt_index: int
+    round_index: int
+    round: Round
+
+
+@dataclass(frozen=True)
+class EpisodeFinished:
+    """An episode is whole."""
+
+    prompt_index: int
+    episode: Episode
+
+
+Event = RowDrawn | VerdictGiven | EpisodeFinished

@@ -10,7 +10,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from secondlook.engine import model_runner as step_module
-from secondlook.engine.capacity import Need, fitting
+from secondlook.engine.capacity import Need, episodes_that_fit
 from secondlook.engine.engine import Engine
 from secondlook.engine.model_runner import ModelRunner
 from secondlook.episode import SamplingConfig, run_episodes
@@ -183,13 +183,13 @@ def test_no_more_episodes_than_fit(free, fits, monkeypatch):
         net=SimpleNamespace(config=SimpleNamespace(text_config=text)),
     )
     need, size = Need.of(PROMPT, 576, 3, REASON), sizes("7b")
-    most = fitting(wide, need, 32)
+    most = episodes_that_fit(wide, need, 32)
     held = [
         (need.cache(n) + need.kept(n, 7)) * size.column(2) + size.side**2 * 7 * 512 * 2
         for n in (most, most + 1)
     ]
     assert most == fits and (most == 1 or held[0] <= (free - 4) * 2**30 < held[1] + 2**26)
-    assert fitting(wide, need, 3) == min(3, fits)
+    assert episodes_that_fit(wide, need, 3) == min(3, fits)
 
 
 def test_tokens_are_chosen_in_float64_where_the_device_has_none():

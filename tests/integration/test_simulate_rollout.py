@@ -41,19 +41,16 @@ def test_a_recipe_holds_what_the_plan_says(stem, simulated):
     assert result["fits"] and 0.99 * most < result["plan"] < 1.1 * most, result["lines"]
 
 
-def waits_in(pictures: ImageCodec) -> int:
-    return len(pictures._asked) + sum(len(p.asked) for p in pictures._painting)
-
-
 def test_no_more_are_under_way_than_the_batch(simulated, janus, monkeypatch):
     """Pictures are late, as on a GPU: nobody new begins for those who wait for one."""
     waiting: list[int] = []
-    answers = ImageCodec.answers
-    monkeypatch.setattr(
-        ImageCodec,
-        "answers",
-        lambda self, step, idle: (waiting.append(waits_in(self)), answers(self, step, idle))[1],
-    )
+    collect = ImageCodec.collect
+
+    def counted(codec, step, idle):
+        waiting.append(codec.pending)
+        return collect(codec, step, idle)
+
+    monkeypatch.setattr(ImageCodec, "collect", counted)
     log, _ = simulated.rollout(janus, 4, 10, 2, 2, False, 0.3, 16)
     assert log.most == 4 == max(waiting)
 
