@@ -117,19 +117,15 @@ class Model:
         """How many numbers its weights are."""
         return sum(weight.numel() for weight in self.janus.parameters())
 
-    def sampling(
-        self, guidance: float | None = None, temperature: float = 1.0, editing: bool = False
-    ) -> SamplingConfig:
-        """How episodes are sampled: the checkpoint's own guidance scales where ``guidance`` (of
-        edits where ``editing``) is None. Raises InputError for numbers out of range."""
+    def sampling(self, guidance: float | None = None, temperature: float = 1.0) -> SamplingConfig:
+        """How episodes are sampled; ``guidance`` is that of drawing and of editing, None the
+        checkpoint's own of each. Raises InputError for numbers out of range."""
         check_sampling(guidance, temperature)
         own = SamplingConfig.of(self.janus.net.generation_config)
         sampling = replace(own, temperature=temperature)
         if guidance is None:
             return sampling
-        if editing:
-            return replace(sampling, edit_guidance=guidance)
-        return replace(sampling, guidance=guidance)
+        return replace(sampling, guidance=guidance, edit_guidance=guidance)
 
     @overload
     def draw(  # type: ignore[overload-overlap]
@@ -249,7 +245,7 @@ class Model:
             InputError: The image or an instruction cannot be read, or a number is out of range.
         """
         at_least("rounds", rounds)
-        sampling = self.sampling(guidance, temperature, editing=True)
+        sampling = self.sampling(guidance, temperature)
         instructions = [instruction] if isinstance(instruction, str) else list(instruction)
         for text in instructions:
             check_text("instruction", text, "say what to change")

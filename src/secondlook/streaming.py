@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from PIL import Image
 
@@ -28,7 +29,7 @@ class PartialImage:
     """What is drawn so far; the rest is grey."""
 
 
-StreamEvent = PartialImage | VerdictGiven | EpisodeFinished
+StreamEvent: TypeAlias = PartialImage | VerdictGiven | EpisodeFinished
 
 
 def stream_events(
