@@ -21,7 +21,6 @@ from safetensors.torch import load_file
 from transformers import JanusConfig, JanusForConditionalGeneration
 
 from fuzz_checks import (
-    canary_rows,
     config_values,
     differ,
     each_row_is_used,
@@ -31,15 +30,17 @@ from fuzz_checks import (
     prompts_rows,
     prompts_text,
     published_rows,
+    sanity_rows,
     shard_rows,
 )
 from mutate import mutate
 from secondlook import config as configs
 from secondlook.cli.show import show
-from secondlook.data import decontaminate, sanity_pairs
+from secondlook.data import decontaminate
 from secondlook.data.generate import BuildConfig
 from secondlook.data.labelled_images import read_pairs
 from secondlook.data.prompts import read_prompts
+from secondlook.data.sanity_pairs import read_sanity_pairs
 from secondlook.data.sft_dataset import Pool
 from secondlook.errors import InputError
 from secondlook.io import png, read_image, read_json, stored_rows
@@ -345,11 +346,11 @@ def _lists(home: Path) -> list[Target]:
             rebuilt=odd_parquet(columns),
         ),
         Target(
-            "canaries/pairs.jsonl",
+            "sanity/pairs.jsonl",
             folder,
             "pairs.jsonl",
-            lambda f: sanity_pairs.read(f / "pairs.jsonl"),
-            canary_rows,
+            lambda f: read_sanity_pairs(f / "pairs.jsonl"),
+            sanity_rows,
             True,
         ),
     ]

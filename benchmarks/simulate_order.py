@@ -158,13 +158,13 @@ def tiny(config: RLConfig, model: str, editing: bool) -> RLConfig:
     small: dict[str, Any] = {
         "model": model,
         "micro": 64,
-        "prompts": "",
-        "canaries": "",
+        "prompts": "mini",
+        "sanity_pairs": "",
         "device": "cpu",
         "dtype": "float32",
     }
     small |= {
-        "kinds": EDITS if editing else KINDS,
+        "prompt_options": {"kinds": EDITS if editing else KINDS},
         "prompts_per_step": RANKS,
         "group": GROUP,
         "rounds": min(config.rounds, 2),

@@ -242,7 +242,12 @@ def update_rl(config: RLConfig, ranks: int, memory: Memory, editing: bool) -> No
     """A step's learning from one micro-batch of drawn and from one of written turns, each as a
     later one of its minibatch."""
     config = replace(
-        config, model="mini-base", prompts="", canaries="", device="cpu", least_separation=0.0
+        config,
+        model="mini-base",
+        prompts="mini",
+        sanity_pairs="",
+        device="cpu",
+        least_separation=0.0,
     )
     parts = config.minibatches
     config = replace(config, minibatches=1, epochs=1, value_epochs=1)

@@ -10,16 +10,16 @@ edit_benchmarks=${EDIT_BENCHMARKS:-}   # pie and gedit want their authors' pictu
 judge_url=${JUDGE_URL:-http://localhost:8000/v1} judge_model=${JUDGE_MODEL:-OpenGVLab/InternVL2_5-26B}
 writer_url=${WRITER_URL:-http://localhost:8001/v1} writer_model=${WRITER_MODEL:-Qwen/Qwen2.5-32B-Instruct}
 
-judges="[{kind = \"endpoint\", url = \"$judge_url\", model = \"$judge_model\", answers = \"$out/answers.sqlite\", start_patience = 20.0"
+judges="[{kind = \"vlm\", url = \"$judge_url\", model = \"$judge_model\", answers = \"$out/answers.sqlite\", start_patience = 20.0"
 judges+=", decomposer_url = \"$writer_url\", decomposer_model = \"$writer_model\"}]"
 against=$(sed -n 's|^  "out/r1/files/\(.*\)",$|"'"$files"'/\1"|p' recipes/data.toml | paste -sd, -)
-data_settings=(--set "judges=$judges" --set "against=[$against]" --set "prompts=$seeds" --set "expand={url = \"$writer_url\", model = \"$writer_model\", short = 20, long = 30}")
+data_settings=(--set "rewards=$judges" --set "against=[$against]" --set "prompts=$seeds" --set "expand={url = \"$writer_url\", model = \"$writer_model\", short = 20, long = 30}")
 train_settings=()
 sft_settings=()
-canary_settings=()
-rl_settings=(--set "judges=$judges")
+sanity_settings=()
+rl_settings=(--set "rewards=$judges")
 writer=(--url "$writer_url" --model "$writer_model")
 edit_against=$(sed -n 's|^  "out/r1/files/\(.*\)",$|"'"$files"'/\1"|p' recipes/data.toml | paste -sd, -)
-data_settings=(--set "judges=$judges" --set "against=[$against]" --set "prompts=$out/edits/edits.jsonl")
+data_settings=(--set "rewards=$judges" --set "against=[$against]" --set "prompts=$out/edits/edits.jsonl")
 bench_settings=(--device cuda --vqa "$judge_model" --url "$judge_url")
 simulate_settings=()

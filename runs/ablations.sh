@@ -32,7 +32,7 @@ rewards() { # what RL is paid for
   rl rl-first "$run/sft/final" --set rounds=1
 }
 thresholds() { # positives of a judge in doubt, the base itself: the world's own reader knows no doubt
-  job data build data doubted --set 'judges=[{kind = "policy", model = "mini-base"}]'
+  job data build data doubted --set 'rewards=[{kind = "self_judge", model = "mini-base"}]'
   for name in strict loose; do
     thresholds=(--set good_to_draw=0.8 --set good_to_judge=0.7)
     [ "$name" = loose ] && thresholds=(--set good_to_draw=0.5 --set good_to_judge=0.5)

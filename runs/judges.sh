@@ -25,12 +25,12 @@ for name in base sft rl; do
   others+=(--over "$out/judging-$name")
 done
 reward() { # name, judges
-  train rl other_rl "$1" --set model="$out/other/final" --set "judges=$2"
+  train rl other_rl "$1" --set model="$out/other/final" --set "rewards=$2"
   measure "$1" "$out/$1/final"
 }
-reward by-base '[{kind = "policy", model = "mini-base"}]'
-reward by-sft "[{kind = \"policy\", model = \"$run/sft/final\"}]"
-reward by-rl "[{kind = \"policy\", model = \"$run/rl/final\"}]"
-reward by-reader '[{kind = "verifier"}]'
+reward by-base '[{kind = "self_judge", model = "mini-base"}]'
+reward by-sft "[{kind = \"self_judge\", model = \"$run/sft/final\"}]"
+reward by-rl "[{kind = \"self_judge\", model = \"$run/rl/final\"}]"
+reward by-reader '[{kind = "mini"}]'
 secondlook bench compare other="$out/other" by-base="$out/by-base" by-sft="$out/by-sft" by-rl="$out/by-rl" by-reader="$out/by-reader" \
   --out "$out/report" --notes "A smaller generator after RL with different judges as its reward; the truth is the world's reader."

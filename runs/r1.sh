@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The paper from nothing to its table: prompts, pictures, stage 1, canaries, stage 2, editing, benchmarks of base, SFT and RL, one report.
+# The paper from nothing to its table: prompts, pictures, stage 1, sanity pairs, stage 2, editing, benchmarks of base, SFT and RL, one report.
 #   MODEL=deepseek-ai/Janus-Pro-7B runs/r1.sh       on a node with GPUs, beside the two servers of recipes/README.md
 #   TINY=1 runs/r1.sh                                the same script whole in minutes on two cores, with random weights and a toy judge
 # Every stage resumes when the script is run again. What each file that a recipe names is, and where it comes from: recipes/README.md.
@@ -42,12 +42,12 @@ data data "${data_settings[@]}"
 echo "3. stage 1"
 train sft sft sft --set "model=$base" --set "data=$out/data" "${sft_settings[@]}"
 
-echo "4. canaries: look at $out/canaries/canaries.html, and take wrong lines out of canaries.jsonl"
-[ -f "$out/canaries/canaries.jsonl" ] || secondlook data canaries "$out/data" --out "$out/canaries" "${canary_settings[@]}"
+echo "4. sanity pairs: look at $out/sanity_pairs/sanity_pairs.html, and take wrong lines out of sanity_pairs.jsonl"
+[ -f "$out/sanity_pairs/sanity_pairs.jsonl" ] || secondlook data sanity-pairs "$out/data" --out "$out/sanity_pairs" "${sanity_settings[@]}"
 
 echo "5. stage 2"
 train rl "$algorithm" "$algorithm" --set "model=$out/sft/final" --set "prompts=$out/data/prompts.jsonl" \
-  --set "canaries=$out/canaries/canaries.jsonl" "${rl_settings[@]}"
+  --set "sanity_pairs=$out/sanity_pairs/sanity_pairs.jsonl" "${rl_settings[@]}"
 
 compared=(base="$out/benchmarks/base" sft="$out/benchmarks/sft" "$algorithm=$out/benchmarks/$algorithm")
 if [ "${EDITS:-1}" = 1 ]; then
@@ -55,10 +55,10 @@ if [ "${EDITS:-1}" = 1 ]; then
   [ -f "$out/edits/edits.jsonl" ] || secondlook data edits "$out/data" --out "$out/edits" "${writer[@]}"
   data edit_data "${edit_data_settings[@]}"
   train sft edit_sft edit_sft --set "model=$out/$algorithm/final" --set "data=$out/edit_data" "${sft_settings[@]}"
-  [ -f "$out/edit_canaries/canaries.jsonl" ] ||
-    secondlook data canaries "$out/edit_data" --out "$out/edit_canaries" "${canary_settings[@]}"
+  [ -f "$out/edit_sanity_pairs/sanity_pairs.jsonl" ] ||
+    secondlook data sanity-pairs "$out/edit_data" --out "$out/edit_sanity_pairs" "${sanity_settings[@]}"
   train rl edit_grpo edit_grpo --set "model=$out/edit_sft/final" --set "prompts=$out/edits/edits.jsonl" \
-    --set "canaries=$out/edit_canaries/canaries.jsonl" "${rl_settings[@]}"
+    --set "sanity_pairs=$out/edit_sanity_pairs/sanity_pairs.jsonl" "${rl_settings[@]}"
   compared+=(edit-sft="$out/benchmarks/edit-sft" edit-grpo="$out/benchmarks/edit-grpo")
 fi
 

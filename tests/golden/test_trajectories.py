@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from secondlook.data import sanity_pairs
+from secondlook.data.sanity_pairs import read_sanity_pairs
 from secondlook.data.generate import BuildConfig, build
 from secondlook.data.generators import GeneratorConfig
 from secondlook.data.sft_dataset import Pool
@@ -55,7 +55,7 @@ def mini():
 
 
 RENDER, DRAW = GeneratorConfig("render", "mini-base", 5), GeneratorConfig("model", "mini-base", 1)
-DATA = BuildConfig([RENDER, DRAW], n_prompts=30, shard=20)
+DATA = BuildConfig([RENDER, DRAW], prompts="mini", n_prompts=30, shard=20)
 
 
 @pytest.fixture(scope="module")
@@ -271,16 +271,16 @@ def test_a_step_whose_groups_are_all_flat_changes_nothing(start, tmp_path, algor
     assert all(torch.equal(a, b) for a, b in zip(before, flat.trainable.values(), strict=True))
 
 
-def test_canaries_of_ones_own_prompts(start, tmp_path):
+def test_sanity_pairs_of_ones_own_prompts(start, tmp_path):
     Image.new("RGB", (48, 48), (200, 20, 20)).save(tmp_path / "red.png")
     Image.new("RGB", (48, 48), (20, 200, 20)).save(tmp_path / "green.png")
-    path = tmp_path / "canaries.jsonl"
+    path = tmp_path / "sanity_pairs.jsonl"
     rows = [{"prompt": "a red picture", "image": f"{color}.png", "good": color == "red"} for color in ("red", "green")]
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    job(start, tmp_path, Red(), canaries=str(path))
+    job(start, tmp_path, Red(), sanity_pairs=str(path))
     path.write_text("".join(json.dumps(r | {"good": not r["good"]}) + "\n" for r in rows))
     with pytest.raises(Stopped, match="tell them apart"):
-        job(start, tmp_path, Red(), canaries=str(path))
+        job(start, tmp_path, Red(), sanity_pairs=str(path))
     for bad, word in (
         ([rows[0]], "good = false"),
         ([rows[0] | {"good": "yes"}], "line 1"),
@@ -289,7 +289,7 @@ def test_canaries_of_ones_own_prompts(start, tmp_path):
     ):
         path.write_text("".join(json.dumps(r) + "\n" for r in bad))
         with pytest.raises(InputError, match=word):
-            sanity_pairs.read(path)
+            read_sanity_pairs(path)
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "ppo"])

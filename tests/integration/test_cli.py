@@ -130,7 +130,7 @@ BAD = {
     "unknown key": (["train", "vision", "--config", "{toml}", "--set", "depth=3"], "depth"),
     "wrong value": (["train", "vision", "--config", "{toml}", "--set", "layers=few"], "layers"),
     "JSON for a table": (
-        ["train", "rl", "--config", "{toml}", "--set", 'kinds={{"two": 1}}'],
+        ["train", "rl", "--config", "{toml}", "--set", 'prompt_options={{"two": 1}}'],
         "not TOML",
     ),
     "missing tokenizer": (
@@ -158,8 +158,17 @@ BAD = {
     ),
     "missing setting": (["data", "build", "--config", "{toml}"], "generators is missing"),
     "unknown judge": (
-        ["train", "rl", "--config", "{toml}", "--set", "model=m", "--set", "judges=[{{kind='x'}}]"],
-        "judges.0.kind",
+        [
+            "train",
+            "rl",
+            "--config",
+            "{toml}",
+            "--set",
+            "model=m",
+            "--set",
+            "rewards=[{{kind='x'}}]",
+        ],
+        "config: rewards: 'x' is unknown",
     ),
     "wrong nurse": (
         ["train", "rl", "--config", "{toml}", "--set", "model=m", "--set", "nurse={{lr_cut=3.0}}"],

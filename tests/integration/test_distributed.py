@@ -29,7 +29,9 @@ HERE = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    config = BuildConfig([GeneratorConfig("render", "mini-base", 5)], n_prompts=20, examples="none")
+    config = BuildConfig(
+        [GeneratorConfig("render", "mini-base", 5)], prompts="mini", n_prompts=20, examples="none"
+    )
     return str(
         build(
             config,

@@ -33,15 +33,15 @@ def test_what_the_data_recipes_name_is_fetched_or_made():
         "data",
         "edit_data",
         "data/prompts.jsonl",
-        "canaries/canaries.jsonl",
+        "sanity_pairs/sanity_pairs.jsonl",
     }
-    made |= {"edit_canaries/canaries.jsonl", "edits/edits.jsonl", "files/seeds.txt"}
+    made |= {"edit_sanity_pairs/sanity_pairs.jsonl", "edits/edits.jsonl", "files/seeds.txt"}
     made |= {f"files/{name}" for name in fetch.FILES}
     for recipe in (ROOT / "recipes").glob("*.toml"):
         for name in re.findall(r'"out/r1/([^"]+)"', read_text(recipe)):
             assert name in made or name.endswith(".sqlite"), f"{recipe.name} names {name}"
     for name in (
-        "canaries/canaries.jsonl",
+        "sanity_pairs/sanity_pairs.jsonl",
         "edits/edits.jsonl",
         "data/prompts.jsonl",
         "seeds.txt",
@@ -50,7 +50,7 @@ def test_what_the_data_recipes_name_is_fetched_or_made():
         assert name in page
     for command in (
         "data fetch",
-        "data canaries",
+        "data sanity-pairs",
         "data edits",
         "train sft",
         "train rl",
@@ -108,9 +108,9 @@ def test_every_recipe_trains_two_steps(recipe, start, tmp_path):
         job, kind = train_sft, SFTConfig
     else:
         small |= {
-            "prompts": "",
-            "canaries": "",
-            "judges": [],
+            "prompts": "mini",
+            "sanity_pairs": "",
+            "rewards": [],
             "prompts_per_step": 2,
             "group": 2,
             "patience": 9,
@@ -118,14 +118,14 @@ def test_every_recipe_trains_two_steps(recipe, start, tmp_path):
         small |= (
             {"convert_step": 0, "value_warmup": 1} if "ppo" in recipe.stem else {"convert_step": 0}
         )
-        small |= {"kinds": {"recolour": 1.0}} if "edit" in recipe.stem else {}
+        small |= {"prompt_options": {"kinds": {"recolour": 1.0}}} if "edit" in recipe.stem else {}
         job, kind = train_rl, RLConfig
     settings = [
         f"{name}={json.dumps(str(v) if isinstance(v, Path) else v)}"
         for name, v in small.items()
-        if name != "kinds"
+        if name != "prompt_options"
     ]
-    settings += ["kinds={recolour = 1.0}"] if "kinds" in small else []
+    settings += ["prompt_options={kinds = {recolour = 1.0}}"] if "prompt_options" in small else []
     job(config.load(kind, recipe, settings), tmp_path)
     rows = stored_rows(tmp_path / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2] and all(
@@ -159,4 +159,4 @@ def test_the_script_goes_from_nothing_to_the_table(tmp_path):
         "grpo over sft",
     ):
         assert name in table
-    assert (tmp_path / "r1" / "canaries" / "canaries.html").exists()
+    assert (tmp_path / "r1" / "sanity_pairs" / "sanity_pairs.html").exists()

@@ -14,7 +14,7 @@ from secondlook.cli import app
 from secondlook.cli.common import load_engine
 from secondlook.data.generate import BuildConfig, build
 from secondlook.data.generators import GeneratorConfig
-from secondlook.data.prompts import Prompts
+from secondlook.data.prompts import open_prompts
 from secondlook.data.sft_dataset import Pool
 from secondlook.episode import SamplingConfig, run_episodes
 from secondlook.errors import InputError
@@ -28,7 +28,7 @@ from secondlook.mini.world.render import render
 from secondlook.mini.world.scene import Scene, Thing
 from secondlook.models import sampling as policy
 from secondlook.rewards.reward import Score, Weighted, score
-from secondlook.rewards.self_judge import PolicyJudge
+from secondlook.rewards.self_judge import SelfJudge
 from secondlook.train.distributed import Ranks
 from secondlook.train.rl.config import RLConfig
 from secondlook.train.rl.loop import RLLoop
@@ -196,9 +196,9 @@ def test_rewards_of_edits(mini):
     assert copied.edit[0] < 0.5 < copied.edit[1] and lost.edit[1] < 0.5 < lost.edit[0]
     assert copied.value == pytest.approx((0.5 * copied.edit[0] + copied.edit[1]) / 1.5)
     assert score(Verifier(), [(Prompt("paint it", source), done)]) == [None], "missing, not 0"
-    both = Weighted([(1.0, Verifier()), (3.0, PolicyJudge(mini))])
+    both = Weighted([(1.0, Verifier()), (3.0, SelfJudge(mini))])
     [mixed] = score(both, [(asked, done)])
-    [own] = PolicyJudge(mini).edits([(e.instruction, source, done)])
+    [own] = SelfJudge(mini).edits([(e.instruction, source, done)])
     assert mixed.edit[0] == pytest.approx((1.0 + 3 * own.edit[0]) / 4, abs=1e-5)
     with pytest.raises(InputError, match="cannot judge edits"):
         score(lambda items: [Score(1.0, True, "")] * len(items), [(asked, done)])
@@ -210,12 +210,12 @@ def test_prompts_of_a_file(tmp_path):
     file.write_text(
         '{"prompt": "remove the cat", "source": "one.png"}\n\n{"prompt": "a photo of a cat"}\n'
     )
-    prompts = Prompts(str(file))
-    assert [prompts.get(i).source is None for i in range(2)] == [False, True]
-    assert prompts.get(0).key != prompts.get(0).text and prompts.get(1).key == "a photo of a cat"
+    edit, drawing = [line.prompt() for line in open_prompts(str(file)).lines]
+    assert edit.source is not None and drawing.source is None
+    assert edit.key != edit.text and drawing.key == "a photo of a cat"
     file.write_text('{"text": "remove the cat"}\n')
     with pytest.raises(InputError, match=r"prompt: it is missing in line 1 of"):
-        Prompts(str(file))
+        open_prompts(str(file))
 
 
 @pytest.fixture(scope="module")
@@ -227,9 +227,10 @@ def data(tmp_path_factory, mini):
     kinds = EDITS | {"colored": 0.5}
     config = BuildConfig(
         generators,
+        prompts="mini",
         n_prompts=24,
         shard=12,
-        kinds=kinds,
+        prompt_options={"kinds": kinds},
         examples="webdataset",
         examples_per_prompt=2,
     )
@@ -305,7 +306,7 @@ def test_both_stages_on_edits(data, tmp_path):
         group=2,
         rounds=2,
         epochs=1,
-        kinds=kinds,
+        prompt_options={"kinds": kinds},
         form="expected",
         picture_every=1,
     )
@@ -313,7 +314,7 @@ def test_both_stages_on_edits(data, tmp_path):
     metrics = job.step(0)
     assert metrics["sampler_gap"] < 1e-3 and metrics["missing"] == 0 and 0 <= metrics["score"] <= 1
     assert "to be edited" in (tmp_path / "episodes" / "step-0.html").read_text()
-    asked = Prompts("", kinds).draw(np.random.default_rng(0), 40)
+    asked = open_prompts("mini", {"kinds": kinds}).draw(np.random.default_rng(0), 40)
     assert {p.source is None for p in asked} == {True, False}
     only = datasets.prompts(np.random.default_rng(0), 5, {"remove": 1.0})
     assert all(isinstance(w, datasets.EditPicture) and w.edit.kind == "remove" for w in only)
@@ -363,7 +364,7 @@ def test_the_shipped_model_edits_and_judges_edits():
     right = datasets.edit_pictures(rng, 48)
     wrong = [datasets.wrong_edits(rng, p, 1)[0] for p in right]
     said = score(
-        PolicyJudge(engine),
+        SelfJudge(engine),
         [(p.prompt, image) for p, w in zip(right, wrong, strict=True) for image in (p.image, w)],
     )
     assert np.mean([a.value > b.value for a, b in zip(said[::2], said[1::2], strict=True)]) > 0.75

@@ -92,7 +92,7 @@ def plan(
             if ranks
             else "as it is, it fits on no number of such GPUs"
         )
-    if isinstance(job, RLConfig) and any(judge.kind == "endpoint" for judge in job.judges):
+    if isinstance(job, RLConfig) and any(reward.kind == "vlm" for reward in job.rewards):
         say("the judge's server is not counted; it needs GPUs of its own")
     if json_:
         said = {

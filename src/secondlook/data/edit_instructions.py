@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from secondlook.data.sanity_pairs import sure_rows
+from secondlook.data.choose_sanity_pairs import sure_rows
 from secondlook.errors import InputError
 from secondlook.io import writable_folder, write_bytes, write_text
 from secondlook.llm.client import Answers, Asker, Endpoint, Question

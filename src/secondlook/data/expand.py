@@ -10,8 +10,8 @@ from pathlib import Path
 from secondlook.errors import InputError
 from secondlook.io import read_rows, text_field, write_text
 from secondlook.llm.client import Answers, Asker, Endpoint, Question
+from secondlook.llm.missing import tell_missing, why_missing
 from secondlook.llm.parsing import texts_of
-from secondlook.rewards.reward import tell_missing, why_missing
 from secondlook.rewards.vlm import in_words
 
 EXPAND = (

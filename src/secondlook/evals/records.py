@@ -32,7 +32,7 @@ from secondlook.io import (
     write_image,
     write_json,
 )
-from secondlook.rewards.reward import missing_of, tell_missing
+from secondlook.llm.missing import missing_of, tell_missing
 from secondlook.types import Prompt, WorkerShard
 
 Progress = Callable[[int, int], None]

@@ -26,8 +26,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from secondlook.errors import InputError
 from secondlook.io import fingerprint
 from secondlook.llm.client import Answers, Question, Refused, Unanswered, question_key
+from secondlook.llm.missing import Missing
 from secondlook.llm.replies import short
-from secondlook.rewards.reward import Missing
 
 ANSWERING = 2
 """Version of how answers are made: stored ones of another version are not used. 2: it is known

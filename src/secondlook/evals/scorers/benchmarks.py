@@ -21,8 +21,8 @@ from secondlook.evals.scorers.background import background, to_unit
 from secondlook.io import read_image
 from secondlook.llm.client import Answers, Asker, Endpoint, Question, Unanswered
 from secondlook.llm.local import LocalModel
+from secondlook.llm.missing import Missing, missing_of, why_missing
 from secondlook.llm.parsing import json_in, text_of
-from secondlook.rewards.reward import Missing, missing_of, why_missing
 from secondlook.rewards.vlm import in_words
 
 DINO = "facebook/dino-vitb8"

@@ -16,7 +16,7 @@ from secondlook.errors import InputError
 from secondlook.evals.scorers.detector import loading
 from secondlook.llm.client import Answers, Asker, Endpoint
 from secondlook.llm.local import LocalModel
-from secondlook.rewards.reward import Missing, missing_of
+from secondlook.llm.missing import Missing, missing_of
 from secondlook.rewards.vlm import ATOMIC, yes_or_no
 
 BLIP = "Salesforce/blip-vqa-capfilt-large"

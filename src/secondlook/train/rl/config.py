@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+from secondlook.data.prompts import check_prompt_options
 from secondlook.errors import InputError
-from secondlook.mini import datasets
-from secondlook.rewards.config import JudgeConfig
+from secondlook.rewards.config import RewardConfig
 from secondlook.train.activation_checkpointing import Checkpointing
 from secondlook.train.rl.advantages import Form, Scale, Weight
 from secondlook.train.rl.minibatch import Reduction
@@ -22,21 +22,21 @@ class RLConfig:
     model: str
     """The checkpoint to start from; frozen, it is the KL reference too."""
     algorithm: Literal["grpo", "ppo"] = "grpo"
-    prompts: str = ""
-    """A text file with one prompt a line, or a JSONL file of prompts and of instructions with
-    sources (``data.prompts``); empty: prompts of the miniature's world."""
-    canaries: str = ""
-    """A JSONL file of known-good and known-bad pictures (``data.canaries.read``) on which the judge
-    is checked before the run; empty: the world's own, and for a file of prompts none."""
+    prompts: str = "mini"
+    """A text file with one prompt a line, a JSONL file of prompts and of instructions with sources
+    (``data.prompts``), or a registered name (``mini``)."""
+    prompt_options: dict[str, Any] = field(default_factory=dict)
+    """Settings of a registered prompt source; of ``mini``: ``kinds``."""
+    sanity_pairs: str = ""
+    """A JSONL file of known-good and known-bad pictures (``data.sanity_pairs``), or a registered
+    name, on which the reward is checked before the run; empty: those registered under the name of
+    ``prompts``, and for a file of prompts none."""
     least_separation: float = 1.0
-    """Share of the pairs of a good canary and a bad one that the judge must tell apart; a learned
+    """Share of the pairs of a good picture and a bad one that the reward must tell apart; a learned
     judge is not perfect."""
-    judges: list[JudgeConfig] = field(default_factory=list)
-    """Who scores the images, a weighted mean when several; default: the verifier of the miniature's
-    world."""
-    kinds: dict[str, float] = field(default_factory=lambda: dict(datasets.KINDS))
-    """Shares of the kinds of the world's prompts, edits among them (recolour, replace, add, remove,
-    move)."""
+    rewards: list[RewardConfig] = field(default_factory=list)
+    """Who scores the images, a weighted mean when several; default: the reward registered under the
+    name of ``prompts``."""
     steps: int = 200
     prompts_per_step: int = 8
     group: int = 8
@@ -167,4 +167,4 @@ class RLConfig:
             raise InputError(
                 "config: kl_in is 'reward'; only ppo has a reward for each token, use 'loss'"
             )
-        datasets.check_shares("kinds", self.kinds, datasets.WISHES)
+        check_prompt_options(self.prompts, self.prompt_options)

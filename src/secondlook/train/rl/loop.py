@@ -23,12 +23,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from secondlook.data import sanity_pairs
-from secondlook.data.prompts import Prompts
+from secondlook.data.prompts import open_prompts
+from secondlook.data.sanity_pairs import open_sanity_pairs
 from secondlook.engine.engine import Engine
 from secondlook.episode import SamplingConfig
 from secondlook.errors import InputError, Stopped
 from secondlook.io import fingerprint, write_text
+from secondlook.llm.missing import tell_missing, why_missing
 from secondlook.models import sampling as policy
 from secondlook.models.device import resolve_device
 from secondlook.models.janus.checkpoint import fetch, load_tokenizer
@@ -36,8 +37,8 @@ from secondlook.models.janus.model import Janus
 from secondlook.models.janus.template import ChatTemplate
 from secondlook.models.shipped import locate
 from secondlook.report import filmstrip
-from secondlook.rewards.config import make
-from secondlook.rewards.reward import Reward, tell_missing, why_missing
+from secondlook.rewards.config import make_reward
+from secondlook.rewards.reward import Reward
 from secondlook.train.activation_checkpointing import activation_checkpointing
 from secondlook.train.distributed import Ranks
 from secondlook.train.optim import Schedule, Update, freeze, trainable
@@ -86,8 +87,8 @@ class RLLoop:
                 f"which is {self.ranks.size}"
             )
         device = self.ranks.device
-        self.prompts = Prompts(config.prompts, config.kinds)
-        self.reward = reward or make(config.judges, device)
+        self.prompts = open_prompts(config.prompts, config.prompt_options)
+        self.reward = reward or make_reward(config.rewards, device, prompts=config.prompts)
         check_lines(
             ChatTemplate(load_tokenizer(config.model)), self.reward, self.prompts.lines, self.ranks
         )
@@ -128,19 +129,16 @@ class RLLoop:
         self.guard = RewardChecks(c.most_missing, one_verdict, c.patience, c.verdict_patience)
         self.nurse = AutoRecovery(c.nurse)
         self.idle: dict[str, Row] = {}
-        if c.canaries or not c.prompts:
-            known = (
-                sanity_pairs.read(c.canaries)
-                if c.canaries
-                else sanity_pairs.of_the_world(c.seed, c.kinds)
-            )
+        known = open_sanity_pairs(c.sanity_pairs, c.prompts, c.seed, c.prompt_options)
+        if known is not None:
             with (
                 self.ranks.together()
             ):  # each rank asks for itself, and may be the only one whose judge is dead
                 check_reward(self.reward, *known, c.least_separation)
         else:
             warnings.warn(
-                "config: canaries is empty: the judge is not checked before the run", stacklevel=2
+                "config: sanity_pairs is empty: the reward is not checked before the run",
+                stacklevel=2,
             )
 
     def step(self, step: int) -> dict[str, float]:

@@ -9,7 +9,8 @@ import numpy as np
 
 from secondlook.data.sanity_pairs import Pair
 from secondlook.errors import Stopped
-from secondlook.rewards.reward import Reward, score, why_missing
+from secondlook.llm.missing import why_missing
+from secondlook.rewards.reward import Reward, score
 from secondlook.train.rl.advantages import varies
 
 
@@ -24,7 +25,7 @@ def check_reward(reward: Reward, good: list[Pair], bad: list[Pair], least: float
     if missing:
         why = why_missing(reward)
         raise Stopped(
-            f"reward: {missing} of {len(scores)} canary pictures got no score; the judge is not "
+            f"reward: {missing} of {len(scores)} sanity pictures got no score; the judge is not "
             f"working{why}"
         )
     values = [s.value for s in scores if s]
