@@ -11,7 +11,7 @@ import inspect
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import field, make_dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, get_type_hints
 
 from secondlook.errors import InputError
