@@ -13,12 +13,10 @@ import typer
 from secondlook.cli.common import say, visible
 from secondlook.cli.data import data_app
 from secondlook.cli.draw import draw, edit
-from secondlook.cli.evals import public_app
+from secondlook.cli.evals import eval_app
 from secondlook.cli.judge import ask, judge
-from secondlook.cli.mini_evals import bench_app
 from secondlook.cli.plan import plan
 from secondlook.cli.show import show
-from secondlook.cli.table import bench_table
 from secondlook.cli.train import train_app
 from secondlook.errors import InputError, Stopped
 from secondlook.io import disk_failure, interrupted
@@ -32,9 +30,7 @@ app = typer.Typer(
     help="Models that draw an image, take a second look, and draw again.",
 )
 app.add_typer(train_app, name="train")
-bench_app.registered_commands += public_app.registered_commands
-bench_app.command("table")(bench_table)
-app.add_typer(bench_app, name="bench")
+app.add_typer(eval_app, name="eval")
 app.add_typer(data_app, name="data")
 
 
@@ -59,7 +55,7 @@ app.command()(show)
 app.command()(plan)
 
 
-RESUMED = ("train ", "data build ", "judge ", "bench all ", "bench public ")
+RESUMED = ("train ", "data build ", "judge ", "eval ")
 """Commands that go on with what an interrupted call of the same command has written."""
 
 
