@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,10 @@ def open_picture(picture: Picture) -> Image.Image:
 
 
 def as_list(given: Any, single: Any) -> list[Any]:
-    """A list of one thing (of the types ``single``), or of several."""
-    return [given] if isinstance(given, single) else list(given)
+    """A list of one thing (of the types ``single``), or of several. What is neither is taken for
+    one, and refused by whoever reads it."""
+    several = isinstance(given, Iterable) and not isinstance(given, single)
+    return list(given) if several else [given]
 
 
 def one_each(name: str, given: Any, n: int, single: Any) -> list[Any]:
@@ -51,7 +54,7 @@ def one_each(name: str, given: Any, n: int, single: Any) -> list[Any]:
     Raises InputError."""
     if isinstance(given, single):
         return [given] * n
-    found = list(given)
+    found = as_list(given, single)
     if len(found) != n:
         raise InputError(f"{name}: {len(found)} are given for {n} images; give one for all, or {n}")
     return found

@@ -55,7 +55,8 @@ def train_rl(
             function ``reward(prompt, image, source=None)`` scores edits too: then ``source`` is
             the image that was edited, and ``prompt`` the instruction. A callable of one parameter
             gets a list of (prompt, image) and returns a list
-            (``secondlook.rewards.reward.Reward``).
+            (``secondlook.rewards.reward.Reward``). A callable may want anything, so it need not
+            tell the prompts' sanity pairs apart, unless ``sanity_pairs`` names some.
         settings: Single settings, which override those of ``config``; those of a section are a
             dictionary: ``rollout={"group_size": 8}``.
 
@@ -70,7 +71,10 @@ def train_rl(
     from secondlook.train.rl import loop
     from secondlook.train.rl.config import RLConfig
 
-    loaded = configs.parse(RLConfig, _values(config, settings), _where(config))
+    values = _values(config, settings)
+    if callable(reward) and not values.get("sanity_pairs"):
+        values["reward_checks"] = {"min_separation": 0.0, **values.get("reward_checks", {})}
+    loaded = configs.parse(RLConfig, values, _where(config))
     scored = None if reward is None else as_reward(reward)
     loop.train_rl(loaded, writable_folder(Path(out)), scored)
     return load(Path(out) / "final", _device_of(loaded))
