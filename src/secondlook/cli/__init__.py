@@ -12,9 +12,9 @@ import typer
 
 from secondlook.cli.common import say, visible
 from secondlook.cli.data import data_app
-from secondlook.cli.draw import draw, edit
+from secondlook.cli.drawing import draw, edit
 from secondlook.cli.evals import eval_app
-from secondlook.cli.judge import ask, judge
+from secondlook.cli.judging import ask, judge
 from secondlook.cli.plan import plan
 from secondlook.cli.show import show
 from secondlook.cli.train import train_app
