@@ -6,6 +6,7 @@ import copy
 import pytest
 import torch
 
+from secondlook.engine import prefill
 from secondlook.engine import running_batch as batch_module
 from secondlook.engine.engine import Engine
 from secondlook.engine.requests import GenerateRequest
@@ -23,7 +24,7 @@ from secondlook.models.janus.template import (
     rest,
 )
 from secondlook.train.activation_checkpointing import activation_checkpointing
-from secondlook.types import GenerateRequest, ImageCodes, Prompt, Request, SamplingParams, TokenIds
+from secondlook.types import ImageCodes, Prompt, Request, SamplingParams, TokenIds
 
 PROMPTS = [
     "a photo of a red star",
@@ -261,7 +262,7 @@ def test_what_was_kept_is_not_computed_again(exact, monkeypatch):
     assert any(len(e.rounds) == 3 for e in kept)
     short = sum(prefilled)
     prefilled.clear()
-    monkeypatch.setattr(batch_module, "in_common", lambda columns, earlier: 0)
+    monkeypatch.setattr(prefill, "in_common", lambda columns, earlier: 0)
     for a, b in zip(kept, episodes(exact, 6, 3.0), strict=True):
         assert [t.tokens for t in a.turns] == [t.tokens for t in b.turns]
         for t, u in zip(a.turns, b.turns, strict=True):

@@ -223,7 +223,9 @@ class Engine:
         max_tokens: int,
     ) -> list[Turn]:
         if sampling_params.head != head:
-            raise ValueError(f"rule: head is {sampling_params.head!r}; it must be {head!r} here")
+            raise ValueError(
+                f"sampling_params: head is {sampling_params.head!r}; it must be {head!r} here"
+            )
 
         async def continued(request: Request) -> Turn:
             return await self.generate(request, sampling_params, max_tokens)

@@ -25,9 +25,7 @@ class Handle(Generic[T]):
         """What the task returned. Raises what the task raised, CancelledError where it was
         cancelled, InvalidStateError where it is not done."""
         if not self.done:
-            raise InvalidStateError(
-                "handle: its task is not done; step the engine until it is"
-            )
+            raise InvalidStateError("handle: its task is not done; step the engine until it is")
         if self.cancelled:
             raise CancelledError("handle: its task was cancelled")
         if self._error is not None:

@@ -10,7 +10,7 @@ its neighbours. The host waits for the device only where a sequence ends.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,33 +18,13 @@ from torch import Tensor
 from secondlook.engine.decode_state import DecodeState
 from secondlook.engine.kv_cache import KVCache, in_columns, rounded
 from secondlook.engine.model_runner import ModelRunner
+from secondlook.engine.prefill import Prefill, assign_slots, distinct_prompts
 from secondlook.engine.sequence import CachedPrefix, Sequence
 from secondlook.errors import Stopped
 from secondlook.models import sampling
 from secondlook.models.janus.model import Janus
-from secondlook.models.janus.template import (
-    ChatTemplate,
-    Column,
-    assemble,
-    columns_of,
-    in_common,
-    rest,
-)
-from secondlook.types import SamplingParams, Segment, Turn
-
-
-@dataclass(eq=False)
-class _Prefill:
-    """A distinct prompt to prefill once, for every sequence or unconditional branch that has it."""
-
-    segments: tuple[Segment, ...]
-    users: list[tuple[Sequence, bool]] = field(default_factory=list)
-    """Who needs it: (sequence, whether it is the unconditional branch)."""
-    columns: list[Column] = field(default_factory=list)
-    cached: int = 0
-    """Columns at its beginning that ``prefix`` holds."""
-    prefix: CachedPrefix | None = None
-    slot: int = -1
+from secondlook.models.janus.template import ChatTemplate, assemble, columns_of, rest
+from secondlook.types import SamplingParams, Turn
 
 
 @dataclass
@@ -125,11 +105,11 @@ class RunningBatch:
         """Prefill distinct prompts, those of like length in one pass; sequences with the same
         prompt fork from it. What a cached prefix has in common with a prompt is not computed
         again."""
-        prefills = self._distinct_prompts(entering)
+        prefills = distinct_prompts(entering, self.template, self.janus.n_patches)
         new_columns = [len(p.columns) - p.cached for p in prefills]
         buckets = [[prefills[i] for i in b] for b in sampling.bucket_by_length(new_columns)]
         first = self.slots_used
-        sources, targets = _assign_slots(prefills, buckets, first)
+        sources, targets = assign_slots(prefills, buckets, first)
         end = first + len(prefills) + len(targets)
         self._reserve(
             end,
@@ -153,30 +133,7 @@ class RunningBatch:
         self.sequences += entering
         self._regroup()
 
-    def _distinct_prompts(self, entering: list[Sequence]) -> list[_Prefill]:
-        prefills: dict[tuple[Segment, ...], _Prefill] = {}
-        for sequence in entering:
-            segments = sequence.spec.request.segments
-            branches = [(False, segments)]
-            if sequence.guided:
-                branches.append((True, self.template.unconditional(segments)))
-            for is_uncond, prompt in branches:
-                prefill = prefills.setdefault(prompt, _Prefill(prompt))
-                prefill.users.append((sequence, is_uncond))
-        for prefill in prefills.values():
-            self._find_prefix(prefill)
-        return list(prefills.values())
-
-    def _find_prefix(self, prefill: _Prefill) -> None:
-        """Of the cached prefixes of its users take the one that has most in common with it."""
-        prefill.columns = columns_of(prefill.segments, self.janus.n_patches)
-        for sequence, _ in prefill.users:
-            for prefix in sequence.prefixes:
-                common = in_common(prefill.columns, prefix.columns)
-                if common > prefill.cached:
-                    prefill.cached, prefill.prefix = common, prefix
-
-    def _prefill(self, bucket: list[_Prefill]) -> None:
+    def _prefill(self, bucket: list[Prefill]) -> None:
         """One pass over prompts that stand in neighbouring slots, from where their cached columns
         end."""
         first = bucket[0].slot
@@ -415,30 +372,3 @@ class RunningBatch:
         self.model_runner(state, rows, max(s.length for s in self.sequences))
         state.length[:rows] += 1
         state.position[:rows] += 1
-
-
-def _assign_slots(
-    prefills: list[_Prefill], buckets: list[list[_Prefill]], first: int
-) -> tuple[list[int], list[int]]:
-    """Give every prefill a slot from ``first`` on, buckets side by side, and every further user of
-    one a slot after them. Returns the slots to fork from and those to fork to."""
-    slot = first
-    for bucket in buckets:
-        for prefill in bucket:
-            prefill.slot = slot
-            slot += 1
-    sources, targets = [], []
-    for prefill in prefills:
-        for i, (sequence, is_uncond) in enumerate(prefill.users):
-            own = prefill.slot
-            if i > 0:
-                own = slot
-                slot += 1
-                sources.append(prefill.slot)
-                targets.append(own)
-            if is_uncond:
-                sequence.uncond_slot = own
-            else:
-                sequence.slot = own
-            sequence.length = len(prefill.columns)
-    return sources, targets

@@ -40,7 +40,7 @@ def hidden_before_head(
     if sampling_params.guidance != 1:
         if uncond is None:
             raise ValueError(
-                f"guidance: {sampling_params.guidance} needs the unconditional twin's hidden states"
+                f"guidance: {sampling_params.guidance} needs the hidden states without the prompt"
             )
         mixed = torch.lerp(features(uncond), mixed, sampling_params.guidance)
     return (
@@ -213,7 +213,7 @@ def token_log_probs(
     first: Tensor,
 ) -> Tensor:
     """Log-probabilities (N,) of tokens (N,) given final hidden states (N, D) of the sequences and
-    their twins."""
+    their unconditional branches."""
     mixed, last = hidden_before_head(janus, sampling_params, cond, uncond)
     return _TokenLogProbs.apply(sampling_params, mixed, last.weight, last.bias, tokens, first)
 
@@ -221,7 +221,7 @@ def token_log_probs(
 def evaluate(janus: Janus, template: ChatTemplate, turns: list[Turn]) -> tuple[Tensor, Tensor]:
     """Teacher-forced log-probabilities (N,) of all tokens of ``turns`` (one rule for all) under the
     rule that sampled them, and the final hidden states (N, D) that each token was predicted from
-    (the sequence's, not its twin's).
+    (the conditional branch's).
 
     Differentiable. Equal to the engine's recorded ones up to rounding (a test).
     """
@@ -239,9 +239,9 @@ def evaluate(janus: Janus, template: ChatTemplate, turns: list[Turn]) -> tuple[T
     if sampling_params.guidance == 1:
         cond, tokens, first = completion_hidden(janus, prompts, completions)
         return token_log_probs(janus, sampling_params, cond, None, tokens, first), cond
-    twins = [template.unconditional(p) for p in prompts]
+    uncond_prompts = [template.unconditional(p) for p in prompts]
     hidden, tokens, first = completion_hidden(
-        janus, [*prompts, *twins], [*completions, *completions]
+        janus, [*prompts, *uncond_prompts], [*completions, *completions]
     )
     (cond, uncond), (tokens, _), (first, _) = hidden.chunk(2), tokens.chunk(2), first.chunk(2)
     return token_log_probs(janus, sampling_params, cond, uncond, tokens, first), cond
