@@ -72,15 +72,17 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        value: Any = _version()
-    elif name in _MODULES:
-        value = getattr(import_module(f"secondlook.{_MODULES[name]}"), name)
-    else:
-        raise AttributeError(f"module 'secondlook' has no attribute {name!r}")
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a checker knows the names above, and no others
+
+    def __getattr__(name: str) -> Any:
+        if name == "__version__":
+            value: Any = _version()
+        elif name in _MODULES:
+            value = getattr(import_module(f"secondlook.{_MODULES[name]}"), name)
+        else:
+            raise AttributeError(f"module 'secondlook' has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
 def _version() -> str:
