@@ -6,6 +6,7 @@ import math
 import os
 from dataclasses import dataclass, field
 from hashlib import sha256
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from secondlook.errors import InputError, Stopped
@@ -150,6 +151,21 @@ class Turn:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """What the model says of an image after looking at it."""
+
+    yes: bool
+    """Whether it matches its prompt."""
+    p_yes: float
+    """P(Yes) / (P(Yes) + P(No)), from 0 to 1."""
+    reason: str
+    """One sentence: "there is a red star but no blue cat." """
+
+    def __str__(self) -> str:
+        return f"{'Yes' if self.yes else 'No'} (p(yes) {self.p_yes:.2f}): {self.reason}"
+
+
+@dataclass(frozen=True)
 class Round:
     """One image of an episode with the model's own verdict on it."""
 
@@ -158,6 +174,10 @@ class Round:
     yes: bool
     p_yes: float
     reason: str
+
+    @property
+    def verdict(self) -> Verdict:
+        return Verdict(self.yes, self.p_yes, self.reason)
 
 
 @dataclass(frozen=True)
@@ -180,6 +200,33 @@ class Episode:
             if said_yes
             else max(range(len(self.rounds)), key=lambda i: self.rounds[i].p_yes)
         )
+
+    @property
+    def image(self) -> Image:
+        """The final image."""
+        return self.rounds[self.final].image
+
+    @property
+    def verdict(self) -> Verdict:
+        """The model's verdict on the final image."""
+        return self.rounds[self.final].verdict
+
+    def save(self, folder: str | Path) -> Path:
+        """Write round-1.png …, final.png, of an edit source.png, episode.json and episode.html.
+
+        An episode that was there before is replaced. Returns the folder. Raises InputError where
+        it cannot be written.
+        """
+        from secondlook.report import write_episode
+
+        write_episode(Path(folder), self, settings={}, claimed=False)
+        return Path(folder)
+
+    def _repr_html_(self) -> str:
+        """A filmstrip of the rounds, as a notebook shows it."""
+        from secondlook.report import episode_strip
+
+        return episode_strip(self)
 
 
 @dataclass(frozen=True)
