@@ -168,14 +168,18 @@ def commands_of(tmp_path, **settings: str) -> list[str]:
     programs.mkdir()
     for name in ("secondlook", "python", "torchrun"):
         program = programs / name
-        program.write_text(f'#!/bin/sh\nfor arg in {name} "$@"; do printf "%s\\037" "$arg"; done\necho\n')
+        program.write_text(
+            f'#!/bin/sh\nfor arg in {name} "$@"; do printf "%s\\037" "$arg"; done\necho\n'
+        )
         program.chmod(0o755)
     script = tmp_path / "repository"
     shutil.copytree(ROOT / "runs", script / "runs")
     shutil.copytree(ROOT / "recipes", script / "recipes")
     environment = {k: v for k, v in os.environ.items() if k not in ("PORT", "TINY")} | settings
     environment["PATH"] = f"{programs}:{environment['PATH']}"
-    done = subprocess.run([script / "runs" / "r1.sh"], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [script / "runs" / "r1.sh"], env=environment, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
     return [line.replace("\037", " ") for line in done.stdout.splitlines()]
 

@@ -138,8 +138,10 @@ def completion_hidden(
     completion_tokens: list[tuple[int, ...]] = []
     for prompt, completion in zip(prompts, completions, strict=True):
         sequences.append((*prompt, completion))
-        is_text = isinstance(completion, TokenIds)
-        completion_tokens.append(completion.ids if is_text else completion.codes)
+        if isinstance(completion, TokenIds):
+            completion_tokens.append(completion.ids)
+        else:
+            completion_tokens.append(completion.codes)
     lengths = [length(sequence, janus.n_patches) for sequence in sequences]
 
     # one row of all sequences, those of equal length adjacent: they share an attention call
@@ -275,7 +277,7 @@ def evaluate(janus: Janus, template: ChatTemplate, turns: list[Turn]) -> tuple[T
     if sampling_params.guidance == 1:
         cond, tokens, first = completion_hidden(janus, prompts, completions)
         return token_log_probs(janus, sampling_params, cond, None, tokens, first), cond
-    # with guidance: the conditional sequences, then their unconditional branches with the same tokens
+    # the conditional sequences, then their unconditional branches, which have the same tokens
     uncond_prompts = [template.unconditional(prompt) for prompt in prompts]
     hidden, tokens, first = completion_hidden(
         janus, [*prompts, *uncond_prompts], [*completions, *completions]
