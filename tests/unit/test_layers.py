@@ -1,4 +1,4 @@
-"""Who may import whom (docs/HOUSE.md). A room may always import itself, types and files."""
+"""Who may import whom (docs/architecture.md). A room may always import itself, types and files."""
 
 import ast
 from pathlib import Path
