@@ -18,7 +18,7 @@ demo: install
 	$(BIN)/secondlook draw "$(PROMPT)" --seed $(SEED) --out out/demo
 
 test: install
-	$(BIN)/ruff check src tests benchmarks runs
-	$(BIN)/ruff format --check src tests benchmarks runs
+	$(BIN)/ruff check src tests benchmarks runs paper
+	$(BIN)/ruff format --check src tests benchmarks runs paper
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n 2 --dist worksteal

@@ -21,5 +21,7 @@ rl_settings=(--set "rewards=$judges")
 writer=(--url "$writer_url" --model "$writer_model")
 edit_against=$(sed -n 's|^  "out/r1/files/\(.*\)",$|"'"$files"'/\1"|p' recipes/data.toml | paste -sd, -)
 data_settings=(--set "rewards=$judges" --set "against=[$against]" --set "prompts=$out/edits/edits.jsonl")
-bench_settings=(--device cuda --vqa "$judge_model" --url "$judge_url")
+bench_settings=(--device cuda)
+answerer_settings=(--vqa "$judge_model" --url "$judge_url") # of compbench, dsg, dpg and gedit
+pie_settings=()
 simulate_settings=()

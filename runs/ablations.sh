@@ -9,8 +9,8 @@ export run=${RUN:-out/mini} out=${OUT:-out/ablations} device=${DEVICE:-cpu} seed
 mkdir -p "$out"
 job() { secondlook "$1" "$2" --config "configs/mini/$3.toml" --out "$out/$4" --set "device=$device" --set "seed=$seed" "${@:5}"; }
 bench() { # variant, model
-  [ -f "$out/$1/geneval/result.json" ] || secondlook bench geneval --samples 2 --model "$2" --out "$out/$1/geneval" --device "$device"
-  [ -f "$out/$1/judging/result.json" ] || secondlook bench judging "$run/base/geneval" --model "$2" --out "$out/$1/judging" --device "$device"
+  [ -f "$out/$1/geneval/result.json" ] || secondlook eval mini-geneval --samples 2 --model "$2" --out "$out/$1/geneval" --device "$device"
+  [ -f "$out/$1/judging/result.json" ] || secondlook eval mini-judging "$run/base/geneval" --model "$2" --out "$out/$1/judging" --device "$device"
 }
 sft() { # variant, settings
   job train sft sft "$1" --set "threads=$OMP_NUM_THREADS" --set data="$run/data" "${@:2}"
@@ -27,7 +27,7 @@ tasks() { # which of SFT's tasks help each other
 rewards() { # what RL is paid for
   bench sft "$run/sft/final"
   bench rl "$run/rl/final"
-  [ -f "$out/rl/curve/result.json" ] || secondlook bench curve --samples 2 --model "$run/rl/final" --out "$out/rl/curve" --device "$device"
+  [ -f "$out/rl/curve/result.json" ] || secondlook eval mini-curve --samples 2 --model "$run/rl/final" --out "$out/rl/curve" --device "$device"
   rl rl-drawing "$run/sft/final" --set judging_weight=0
   rl rl-first "$run/sft/final" --set rounds=1
 }
@@ -42,4 +42,4 @@ thresholds() { # positives of a judge in doubt, the base itself: the world's own
 }
 export -f job bench sft rl tasks rewards thresholds
 printf '%s\n' thresholds rewards tasks | xargs -P "${JOBS:-2}" -I{} bash -euo pipefail -c {}
-secondlook bench ablations "$out" --out "$out/report"
+python paper/ablations.py "$out" --out "$out/report"

@@ -19,7 +19,7 @@ sft() { # folder, settings
   many "$ranks" train sft --config configs/mini/edit_sft.toml --out "$out/$1" --set threads=1 --set "workers=$workers" "${@:2}"
 }
 measure() { # benchmark, folder, model
-  [ -f "$out/$2/$1/result.json" ] || secondlook bench "$1" --model "$3" --out "$out/$2/$1" --device "$device"
+  [ -f "$out/$2/$1/result.json" ] || secondlook eval "mini-$1" --model "$3" --out "$out/$2/$1" --device "$device"
 }
 build data pictures "$pictures"
 build edit_data edits "$edits"
@@ -32,7 +32,7 @@ build edit_data own "$((edits / 4))" --set "seed=$((seed + 1000))" \
 sft sft --set "data=[\"$out/data/pictures\", \"$out/data/edits\", \"$out/data/own\"]" --set 'shares=[0.2, 0.3, 0.5]' \
   --set model="$out/chains/final" "${chains[@]}"
 many "$ranks" train rl --config configs/mini/edit_rl.toml --out "$out/rl" --set threads=1 --set model="$out/sft/final"
-measure editing base mini
-measure editing sft "$out/sft/final"
-measure editing rl "$out/rl/final"
+measure pie base mini
+measure pie sft "$out/sft/final"
+measure pie rl "$out/rl/final"
 measure geneval rl "$out/rl/final"

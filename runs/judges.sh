@@ -11,7 +11,7 @@ export OMP_NUM_THREADS=$threads
 train() {
   secondlook train "$1" --config "configs/mini/$2.toml" --out "$out/$3" --set "device=$device" --set "threads=$threads" "${@:4}"
 }
-measure() { [ -f "$out/$1/geneval/result.json" ] || secondlook bench geneval --rounds 1 --model "$2" --out "$out/$1/geneval" --device "$device"; }
+measure() { [ -f "$out/$1/geneval/result.json" ] || secondlook eval mini-geneval --rounds 1 --model "$2" --out "$out/$1/geneval" --device "$device"; }
 train tokenizer tokenizer tokenizer --set seed=7
 train vision vision vision --set seed=7 --set steps=60 # it never looks; its classes want an encoder all the same
 train base other other --set tokenizer="$out/tokenizer/final" --set vision="$out/vision/final"
@@ -21,7 +21,7 @@ for name in base sft rl; do
   model=$run/$name/final
   [ "$name" = base ] && model=mini-base
   [ -f "$out/judging-$name/result.json" ] ||
-    secondlook bench judging "$out/other/geneval" --model "$model" --out "$out/judging-$name" --device "$device" "${others[@]}"
+    secondlook eval mini-judging "$out/other/geneval" --model "$model" --out "$out/judging-$name" --device "$device" "${others[@]}"
   others+=(--over "$out/judging-$name")
 done
 reward() { # name, judges
@@ -32,5 +32,5 @@ reward by-base '[{kind = "self_judge", model = "mini-base"}]'
 reward by-sft "[{kind = \"self_judge\", model = \"$run/sft/final\"}]"
 reward by-rl "[{kind = \"self_judge\", model = \"$run/rl/final\"}]"
 reward by-reader '[{kind = "mini"}]'
-secondlook bench compare other="$out/other" by-base="$out/by-base" by-sft="$out/by-sft" by-rl="$out/by-rl" by-reader="$out/by-reader" \
+python paper/compare.py other="$out/other" by-base="$out/by-base" by-sft="$out/by-sft" by-rl="$out/by-rl" by-reader="$out/by-reader" \
   --out "$out/report" --notes "A smaller generator after RL with different judges as its reward; the truth is the world's reader."

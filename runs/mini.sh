@@ -10,7 +10,7 @@ job() { secondlook "$1" "$2" --config "configs/mini/$3.toml" --out "$out/$4" --s
 train() { job train "$1" "$1" "$2" --set "threads=$threads" "${@:3}"; }
 bench() { # what has been measured is not measured again
   local to="$out/$2/$1"
-  [ -f "$to/result.json" ] || secondlook bench "$1" "${@:4}" --model "$3" --out "$to" --device "$device"
+  [ -f "$to/result.json" ] || secondlook eval "mini-$1" "${@:4}" --model "$3" --out "$to" --device "$device"
 }
 seconds() { # a step of a run, the median over its log (other work on the machine may have slowed some)
   python -c 'import json, statistics, sys; rows = [json.loads(line) for line in open(sys.argv[1])]
@@ -30,5 +30,5 @@ for name in base sft control rl; do
   bench judging "$name" "$model" "$out/base/geneval"
   bench curve "$name" "$model"
 done
-secondlook bench audit "$out/rl/geneval" --out "$out/audit" --device "$device"
-secondlook bench compare base="$out/base" sft="$out/sft" control="$out/control" rl="$out/rl" --out "$out/report"
+secondlook eval mini-audit "$out/rl/geneval" --out "$out/audit" --device "$device"
+python paper/compare.py base="$out/base" sft="$out/sft" control="$out/control" rl="$out/rl" --out "$out/report"

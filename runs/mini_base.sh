@@ -21,6 +21,6 @@ train base base_relations base_relations --set start="$out/base_some/final" --se
 train base base_judge base_judge --set start="$out/base_relations/final"
 train base base_see base_see --set start="$out/base_judge/final"
 train base base_look base_look --set start="$out/base_see/final"
-secondlook bench geneval --model "$out/base_look/final" --out "$out/geneval" --device "$device"
-secondlook bench questions --model "$out/base_look/final" --out "$out/questions" --device "$device"
+secondlook eval mini-geneval --model "$out/base_look/final" --out "$out/geneval" --device "$device"
+secondlook eval mini-questions --model "$out/base_look/final" --out "$out/questions" --device "$device"
 secondlook show "$out/base_look"

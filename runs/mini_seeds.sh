@@ -5,4 +5,4 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export out=${OUT:-out/mini_seeds} THREADS=${THREADS:-1}
 printf '%s\n' 0 1 2 | xargs -P 2 -I{} env OUT="$out/seed-{}" SEED={} runs/mini.sh
-secondlook bench seeds "$out"/seed-{0,1,2}/report --out "$out/report"
+python paper/seeds.py "$out"/seed-{0,1,2}/report --out "$out/report"

@@ -4,7 +4,7 @@
 #   TINY=1 runs/r1.sh                                the same script whole in minutes on two cores, with random weights and a toy judge
 # Every stage resumes when the script is run again. What each file that a recipe names is, and where it comes from: recipes/README.md.
 # ALGORITHM: grpo or ppo. RANKS: processes (gpu: one a GPU). JUDGE, WRITER: the servers' addresses and models. EDITS=0: without editing.
-# BENCHMARKS, EDIT_BENCHMARKS: which, of `secondlook bench public --help`; those whose files are not fetched lie in FILES (their page says where).
+# BENCHMARKS, EDIT_BENCHMARKS: which, of `secondlook eval list`; those whose files are not fetched lie in FILES (their page says where).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PWD/.venv/bin:$PATH"
@@ -25,7 +25,13 @@ train() { runs/ranks.sh train "$1" --config "recipes/$2_$size.toml" --out "$out/
 measure() { # name, model, benchmarks: what has a result is not measured again
   for benchmark in $3; do
     local to="$out/benchmarks/$1/$benchmark"
-    [ -f "$to/result.json" ] || runs/ranks.sh bench public "$benchmark" --model "$2" --data "$files" --out "$to" "${bench_settings[@]}"
+    local scorer=()
+    case $benchmark in
+      compbench | dsg | dpg | gedit) scorer=("${answerer_settings[@]}") ;;
+      pie) scorer=("${pie_settings[@]}") ;;
+    esac
+    [ -f "$to/result.json" ] ||
+      runs/ranks.sh eval "$benchmark" --model "$2" --data "$files" --out "$to" "${bench_settings[@]}" "${scorer[@]}"
   done
 }
 
@@ -70,4 +76,4 @@ if [ "${EDITS:-1}" = 1 ]; then
   measure edit-sft "$out/edit_sft/final" "$edit_benchmarks"
   measure edit-grpo "$out/edit_grpo/final" "$edit_benchmarks"
 fi
-secondlook bench table "${compared[@]}" --out "$out/report"
+secondlook eval table "${compared[@]}" --out "$out/report"

@@ -16,5 +16,7 @@ rl_settings=(--set "rewards=$judges" --set convert_step=0 --set prompts_per_step
 writer=(--url "$url" --model guess --pictures 4)
 edit_data_settings=("${small[@]}" --set "rewards=$judges" --set "prompts=$out/edits/edits.jsonl"
   --set "generators=[{kind = \"model\", model = \"$base\", images = 8}]")
-bench_settings=(--vqa guess --url "$url" --clip "$out/tiny/clip" --dino "$out/tiny/dino" --samples 1)
+bench_settings=(--samples 1)
+answerer_settings=(--vqa guess --url "$url")
+pie_settings=(--clip "$out/tiny/clip" --dino "$out/tiny/dino")
 simulate_settings=(--part rollout)

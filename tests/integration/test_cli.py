@@ -260,6 +260,9 @@ BAD = {
         "prompt",
     ),
     "no file of prompts": (["draw", "--prompts", "none.txt", "--model", "{model}"], "prompts"),
+    "unknown benchmark": (["eval", "genevil", "--model", "{model}"], "'genevil' is unknown"),
+    "not a pair": (["eval", "table", "out"], "NAME=FOLDER"),
+    "no results": (["eval", "table", "a={empty}"], "result.json"),
     "nothing to show": (["show", "{empty}"], "folder"),
 }
 

@@ -54,8 +54,8 @@ def test_what_the_data_recipes_name_is_fetched_or_made():
         "data edits",
         "train sft",
         "train rl",
-        "bench public",
-        "bench table",
+        "ranks.sh eval",
+        "eval table",
         "plan",
     ):
         assert command in script

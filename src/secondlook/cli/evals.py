@@ -1,5 +1,5 @@
-"""``secondlook eval``: a command for every registered benchmark, made of its fields, and what is done
-with several results."""
+"""``secondlook eval``: a command for every registered benchmark, made of the fields of its class;
+all benchmarks at once."""
 
 from __future__ import annotations
 
@@ -149,15 +149,19 @@ def _session(name: str, out: Path, computing: Computing) -> Iterator[EvalSession
     def load(model: str) -> Any:
         return load_engine(locate(model), **(computing | {"device": device}))
 
-    with progress_bar() as bars:
-        tasks: dict[str, Any] = {}
+    bars, tasks = progress_bar(), dict[str, Any]()
 
-        def progress(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=None)
-            bars.update(tasks[what], completed=done, total=total)
+    def progress(what: str, done: int, total: int) -> None:
+        bars.start()
+        if what not in tasks:
+            tasks[what] = bars.add_task(what, total=None)
+        bars.update(tasks[what], completed=done, total=total)
 
+    try:
         yield EvalSession(name, out, load, device, progress, say)
+    finally:
+        if tasks:
+            bars.stop()
 
 
 # ----------------------------------------------------------------------------------- all benchmarks
@@ -328,8 +332,8 @@ def _optional(benchmark: type[Benchmark], name: str) -> inspect.Parameter:
     """A field as an option of `eval all`, where None leaves it as each benchmark has it."""
     field = benchmark.model_fields[name]
     help_text = f"{benchmark.title}: {field.description}"
-    annotation = Annotated[_plain_type(field) | None, typer.Option(help=help_text)]
-    return _keyword(name, annotation, None)
+    kind = typer.Option(help=help_text)
+    return _keyword(name, Annotated[_plain_type(field) | None, kind], None)
 
 
 def _plain_type(field: FieldInfo) -> Any:

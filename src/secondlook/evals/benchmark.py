@@ -81,7 +81,7 @@ where the picture has no score, why not."""
 
 class Scorer(Protocol):
     """Scores pictures of rows. One that asks a model for answers lists in ``missing`` why some are
-    missing (`rewards.reward.missing_of`)."""
+    missing (`llm.missing.missing_of`)."""
 
     def __call__(self, items: Sequence[tuple[Row, Image]]) -> Sequence[ScoreOrReason]: ...
 

@@ -81,7 +81,8 @@ def run_trials(
         episodes = run_episodes(engine, prompts, seeds, settings.max_rounds, sampling)
         fresh = []
         if n_fresh:
-            fresh_prompts, fresh_seeds = [], []
+            fresh_prompts: list[Prompt] = []
+            fresh_seeds: list[int] = []
             for prompt, seed in zip(prompts, seeds, strict=True):
                 fresh_prompts += [prompt] * n_fresh
                 first = 10**9 + seed * settings.max_rounds + 1  # seeds that no episode has
