@@ -12,6 +12,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from secondlook.errors import InputError
 from secondlook.io import finite, is_file, read_text
+from secondlook.registry import load_config_plugins
 
 T = TypeVar("T")
 
@@ -55,6 +56,7 @@ def read(path: Path) -> dict[str, Any]:
 def parse(kind: type[T], values: dict[str, Any], where: str = "the settings") -> T:
     """A job's dataclass from its settings, which ``where`` names. Raises InputError that names the
     field, the value and what would be right."""
+    load_config_plugins(values)  # before what they register is asked for
     _check_kinds(kind, values)
     checked = with_config(ConfigDict(extra="forbid", allow_inf_nan=False))(kind)
     try:

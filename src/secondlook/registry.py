@@ -211,6 +211,20 @@ def load_environment_plugins() -> None:
             load_plugin(plugin.strip())
 
 
+def load_config_plugins(values: dict[str, Any]) -> None:
+    """Take ``plugins``, a list of files and modules, out of a config's values and load them.
+
+    Raises InputError.
+    """
+    plugins = values.pop("plugins", [])
+    if not isinstance(plugins, list) or not all(isinstance(name, str) for name in plugins):
+        raise InputError(
+            f"config: plugins is {plugins!r}; give a list of .py files and modules in quotes"
+        )
+    for plugin in plugins:
+        load_plugin(plugin)
+
+
 def _run_file(path: Path) -> None:
     """Run a file as a module of its own; modules beside it cannot be imported by it."""
     if not path.is_file():

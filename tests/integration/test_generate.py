@@ -286,6 +286,7 @@ def test_what_a_folder_has_beyond_and_lacks_is_named(tmp_path):
     settings = f"prompts = '{tmp_path}/prompts.txt'\nshard = 1\nexamples = 'none'\n"
     (tmp_path / "c.toml").write_text(
         f"{settings}[[generators]]\nkind = 'folder'\nmodel = '{pictures}'\nimages = 2\n"
+        "[[rewards]]\nkind = 'mini'\n"
     )
     command = [
         "data",

@@ -10,6 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from secondlook import registry
 from secondlook.cli.common import say, visible
 from secondlook.cli.data import data_app
 from secondlook.cli.drawing import draw, edit
@@ -32,6 +33,23 @@ app = typer.Typer(
 app.add_typer(train_app, name="train")
 app.add_typer(eval_app, name="eval")
 app.add_typer(data_app, name="data")
+
+
+@app.callback()
+def load_plugins(
+    plugin: Annotated[
+        list[str],
+        typer.Option(
+            help=(
+                "A .py file or a module that registers rewards, benchmarks, prompts, …; may be "
+                "given several times. Also: SECONDLOOK_PLUGINS."
+            )
+        ),
+    ] = [],  # noqa: B006
+) -> None:
+    """Options before the command's name."""
+    for name in plugin:
+        registry.load_plugin(name)
 
 
 for command in (draw, edit, judge, ask):
@@ -93,8 +111,11 @@ def main() -> None:
 
 
 def _end_interrupted() -> NoReturn:
-    words = " ".join(sys.argv[1:])
-    resumed = words.startswith(RESUMED) or (words.startswith("draw ") and " --prompts" in words)
+    words = sys.argv[1:]
+    while words[:1] == ["--plugin"]:
+        words = words[2:]
+    line = " ".join(words)
+    resumed = line.startswith(RESUMED) or (line.startswith("draw ") and " --prompts" in line)
     _end(130, "interrupted; the same command resumes it" if resumed else "interrupted")
 
 
