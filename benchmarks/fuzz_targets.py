@@ -377,8 +377,8 @@ def _training(home: Path) -> list[Target]:
         "recipes/edit_grpo_1b": RLConfig,
     }
     kinds |= {
-        "configs/mini/data": BuildConfig,
-        "configs/mini/base": BaseConfig,
+        "src/secondlook/recipes/mini/data": BuildConfig,
+        "src/secondlook/recipes/mini/base": BaseConfig,
         "tests/cases/judge": BuildConfig,
     }
     for path, kind in kinds.items():

@@ -1,6 +1,6 @@
 """Does a recipe run on its GPUs? One step of its own code at full size, without weights.
 
-    python benchmarks/simulate.py recipes/grpo_7b.toml --ranks 8 --memory 80
+    python benchmarks/simulate.py src/secondlook/recipes/7b/grpo.toml --ranks 8 --memory 80
     python benchmarks/simulate.py recipes/*.toml --json out/simulate.json
 
 A part is a module of its own: ``rollout`` (episodes, by the engine's own scheduler), ``update`` (a

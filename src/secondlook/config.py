@@ -45,7 +45,7 @@ def read(path: Path) -> dict[str, Any]:
     """A TOML file's values. Raises InputError that names the file."""
     if not is_file(path):
         raise InputError(
-            f"config: {str(path)!r} is not a file; give a TOML file such as configs/mini/base.toml"
+            f"config: {str(path)!r} is not a file; give a TOML file such as src/secondlook/recipes/mini/base.toml"
         )
     try:
         return tomllib.loads(read_text(path))

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_what_the_data_recipes_name_is_fetched_or_made():
-    """Files under out/r1 are made by runs/r1.sh or fetched; the recipes' page speaks of each."""
+    """Files under out/r1 are made by scripts/r1.sh or fetched; the recipes' page speaks of each."""
     page, script = read_text(ROOT / "recipes" / "README.md"), read_text(ROOT / "runs" / "r1.sh")
     made = {
         "sft/final",
@@ -136,7 +136,7 @@ def test_every_recipe_trains_two_steps(recipe, start, tmp_path):
 
 @pytest.mark.slow
 def test_the_script_goes_from_nothing_to_the_table(tmp_path):
-    """`TINY=1 runs/r1.sh`, whole; then again, when nothing is drawn, trained or measured anew."""
+    """`TINY=1 scripts/r1.sh`, whole; then again, when nothing is drawn, trained or measured anew."""
     settings = {"TINY": "1", "OUT": str(tmp_path / "r1"), "PORT": "8771", "OMP_NUM_THREADS": "1"}
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(

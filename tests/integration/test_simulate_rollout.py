@@ -75,7 +75,7 @@ def test_the_cache_grows_a_layer_at_a_time(simulated):
 
 def test_a_recipes_model_is_its_own_or_as_its_name_says(tmp_path):
     of = memory_plan.model_of
-    assert of(Path("recipes/grpo_1b_lora.toml"), RLConfig("out/sft/final")) == "1b"
+    assert of(Path("src/secondlook/recipes/1b/grpo_lora.toml"), RLConfig("out/sft/final")) == "1b"
     assert of(Path("mine.toml"), RLConfig("deepseek-ai/Janus-Pro-7B")) == "7b"
     assert of(Path("mine_7b.toml"), RLConfig("mini")) == "mini"
     with pytest.raises(memory_plan.InputError, match="--model"):

@@ -177,7 +177,7 @@ FAKES = {
     "srun": 'shift; echo $$ > "$FAKE/step"; exec "$@"',
     "scancel": 'kill -USR1 "$(cat "$FAKE/step")"',
     "scontrol": 'if [ "$1" = show ]; then echo localhost; else echo "$@" > "$FAKE/requeued"; fi',
-    "runs/ranks.sh": """
+    "scripts/ranks.sh": """
 trap "sleep 0.2; exit $CODE" USR1
 echo "$JOB $@" > "$FAKE/begun"
 for i in $(seq 100); do sleep 0.1; done
@@ -217,7 +217,7 @@ def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_two_ranks_under_their_launcher(tmp_path):
-    """runs/ranks.sh: asked to end, both save and leave, are not started again, and 75 comes out."""
+    """scripts/ranks.sh: asked to end, both save and leave, are not started again, and 75 comes out."""
     config, out = tmp_path / "config.toml", tmp_path / "out"
     settings = {
         "model": "mini-base",

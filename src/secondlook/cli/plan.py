@@ -30,7 +30,7 @@ def plan(
     memory: Annotated[float, typer.Option(help="GiB of a GPU.")] = 80.0,
     config: Annotated[
         Path | None,
-        typer.Option(help="A job's TOML file; default: recipes/grpo_7b.toml's settings."),
+        typer.Option(help="A job's TOML file; default: src/secondlook/recipes/7b/grpo.toml's settings."),
     ] = None,
     editing: Annotated[
         bool | None, typer.Option(help="The prompts are edits; default: as the file's name says.")

@@ -50,7 +50,7 @@ DEFAULT: dict[str, Any] = {
     "dtype": "bfloat16",
     "checkpointing": "full",
 }
-"""recipes/grpo_7b.toml, as far as memory goes."""
+"""src/secondlook/recipes/7b/grpo.toml, as far as memory goes."""
 
 
 @dataclass(frozen=True)
