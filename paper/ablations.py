@@ -138,7 +138,8 @@ def write(out: Path, folder: Path) -> dict[str, Any]:
     rows = claim_rows(models)
     if not rows:
         raise InputError(
-            f"folder: {str(folder)!r} holds no two variants of a claim; run scripts/ablations.sh first"
+            f"folder: {str(folder)!r} holds no two variants of a claim; run scripts/ablations.sh "
+            "first"
         )
     rounds, variants = {}, {}
     for name, m in models.items():

@@ -20,8 +20,8 @@ else
   source scripts/r1_settings.sh
 fi
 
-data() { scripts/ranks.sh data build --config "recipes/$1.toml" --out "$out/$1" "${@:2}"; }
-train() { scripts/ranks.sh train "$1" --config "recipes/$2_$size.toml" --out "$out/$3" "${@:4}" "${train_settings[@]}"; }
+data() { scripts/ranks.sh data build --config "$1" --out "$out/$1" "${@:2}"; }
+train() { scripts/ranks.sh train "$1" --config "$size/$2" --out "$out/$3" "${@:4}" "${train_settings[@]}"; }
 measure() { # name, model, benchmarks: what has a result is not measured again
   for benchmark in $3; do
     local to="$out/benchmarks/$1/$benchmark"
@@ -36,10 +36,10 @@ measure() { # name, model, benchmarks: what has a result is not measured again
 }
 
 echo "1. does it fit?"
-for recipe in "sft_$size" "${algorithm}_$size"; do
-  secondlook plan --gpus "$gpus" --config "recipes/$recipe.toml"
+for stage in sft "$algorithm"; do
+  secondlook plan --gpus "$gpus" --config "$size/$stage"
 done
-python benchmarks/simulate.py "recipes/${algorithm}_$size.toml" --ranks "$gpus" --memory "$memory" "${simulate_settings[@]}"
+python benchmarks/simulate.py "$size/$algorithm" --ranks "$gpus" --memory "$memory" "${simulate_settings[@]}"
 
 echo "2. prompts and pictures"
 [ -f "$seeds" ] || secondlook data fetch --out "$files"

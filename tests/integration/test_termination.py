@@ -18,7 +18,7 @@ from secondlook.train.distributed import Ranks
 from secondlook.train.termination import NOTE, SAVED, EndRequest, Saved, noted
 from secondlook.train.trainer import Trainer, saved_steps
 
-RUNS = Path(__file__).parents[2] / "runs"
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 def toy(out: Path, number: signal.Signals | None = None, ranks: Ranks = Ranks()) -> float:
@@ -188,7 +188,7 @@ for i in $(seq 100); do sleep 0.1; done
 @pytest.mark.parametrize(("code", "again"), [(75, True), (0, False), (1, False)])
 def test_slurms_script_saves_before_it_goes_back_into_the_queue(tmp_path, code, again):
     """With slurm's commands in small."""
-    (tmp_path / "runs").mkdir()
+    (tmp_path / "scripts").mkdir()
     for name, text in FAKES.items():
         (tmp_path / name).write_text("#!/usr/bin/env bash\n" + text + "\n")
         (tmp_path / name).chmod(0o755)
@@ -199,7 +199,7 @@ def test_slurms_script_saves_before_it_goes_back_into_the_queue(tmp_path, code, 
         "SLURM_SUBMIT_DIR": str(tmp_path),
     }
     told |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "FAKE": str(tmp_path), "CODE": str(code)}
-    script = subprocess.Popen([str(RUNS / "slurm.sh"), "train", "rl"], env=os.environ | told)
+    script = subprocess.Popen([str(SCRIPTS / "slurm.sh"), "train", "rl"], env=os.environ | told)
     wait_for(lambda: (tmp_path / "begun").exists(), script)
     script.send_signal(signal.SIGUSR1)
     assert script.wait(timeout=20) == code
@@ -217,7 +217,7 @@ def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_two_ranks_under_their_launcher(tmp_path):
-    """scripts/ranks.sh: asked to end, both save and leave, are not started again, and 75 comes out."""
+    """scripts/ranks.sh: asked to end, both save and leave, do not start again, and 75 comes out."""
     config, out = tmp_path / "config.toml", tmp_path / "out"
     settings = {
         "model": "mini-base",
@@ -235,7 +235,7 @@ def test_two_ranks_under_their_launcher(tmp_path):
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
 
-    command = [str(RUNS / "ranks.sh"), "train", "rl", "--config", str(config), "--out", str(out)]
+    command = [str(SCRIPTS / "ranks.sh"), "train", "rl", "--config", str(config), "--out", str(out)]
     asked = subprocess.Popen(
         command, env=around, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
     )

@@ -4,7 +4,6 @@ really keep."""
 import json
 import tomllib
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +17,7 @@ from secondlook.mini.verifier import Verifier
 from secondlook.models import sampling
 from secondlook.models.janus.model import Janus
 from secondlook.models.shipped import locate
+from secondlook.recipes import FOLDER, name_of
 from secondlook.train.memory_plan import (
     DEFAULT,
     GIB,
@@ -35,11 +35,7 @@ from secondlook.train.rl.rollout import collect
 from secondlook.train.sft import SFTConfig
 from secondlook.types import Prompt
 
-RECIPES = sorted(
-    p
-    for p in (Path(__file__).parents[2] / "recipes").glob("*.toml")
-    if "data" not in p.stem.split("_")
-)
+RECIPES = sorted(path for size in SIZES for path in FOLDER.glob(f"{size}/*.toml"))
 TABLE_5 = {
     "sft": {
         "steps": 50_000,
@@ -73,7 +69,7 @@ EDITING = {
 }
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
 def test_recipes_say_what_table_5_says(path):
     name = path.stem.removeprefix("edit_")
     stage = "sft" if name.startswith("sft") else "rl"
@@ -87,13 +83,13 @@ def test_recipes_say_what_table_5_says(path):
     if stage == "rl":
         assert job.algorithm == name.split("_")[0]
         assert all(job.prompts_per_step % ranks == 0 for ranks in (8, 16, 32, 64))
-    size = name.split("_")[1]
+    size = path.parent.name
     changes, enough = advice(sizes(size), job, 8, 80 * GIB)
     assert enough and not changes, "recipes fit on eight GPUs of 80 GB"
 
 
 def test_the_planner_speaks_of_the_7b_recipe():
-    said = tomllib.loads((RECIPES[0].parent / "grpo_7b.toml").read_text())
+    said = tomllib.loads((FOLDER / "7b/grpo.toml").read_text())
     assert all(said[name] == value for name, value in DEFAULT.items())
 
 
