@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from secondlook.cli.common import console, say
+from secondlook.cli.common import say
 
 recipes_app = typer.Typer(
     invoke_without_command=True, help="List the settings that come along, or copy one to edit."
@@ -19,14 +19,12 @@ def list_recipes(context: typer.Context) -> None:
     """List the settings that come along; --config takes these names."""
     if context.invoked_subcommand is not None:
         return
-    from rich.table import Table
-
     from secondlook.recipes import recipe_names, title_of
 
-    table = Table("recipe", "what it is for", box=None)
-    for name in recipe_names():
-        table.add_row(name, title_of(name))
-    console.print(table, soft_wrap=False)
+    names = recipe_names()
+    width = max(len(name) for name in names)
+    for name in names:
+        say((f"{name:{width}}", "bold"), f"  {title_of(name)}")
 
 
 @recipes_app.command("copy")

@@ -6,6 +6,7 @@ A recipe is a TOML file in this folder. Its name is its path without the ending:
 from __future__ import annotations
 
 import re
+import textwrap
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -34,7 +35,8 @@ def title_of(name: str) -> str:
         if not line.startswith("#"):
             break
         comment.append(line.removeprefix("#").strip())
-    return re.split(r"[.:;]\s", " ".join(comment))[0].rstrip(".")
+    sentence = re.split(r"[.;]\s", " ".join(comment))[0].rstrip(".")
+    return textwrap.shorten(sentence, 100, placeholder=" …")
 
 
 def find_config(config: str | Path) -> Path:

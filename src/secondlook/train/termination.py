@@ -5,8 +5,8 @@ torchrun starts ranks that failed again, whatever their exit code, and ends with
 ended itself leaves a note in its folder, by which the ranks that are started again end at once; and
 a run that was asked to end, whose ranks all leave together, ends with 0 there. The code that is
 meant is written to the file that the environment variable SECONDLOOK_CODE names:
-``scripts/ranks.sh`` makes it anew for each start and ends with it, and whatever is started again beside a code ends at
-once.
+``scripts/ranks.sh`` makes it anew for each start and ends with it, and whatever is started again
+beside a code ends at once.
 """
 
 from __future__ import annotations
