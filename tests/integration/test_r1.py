@@ -17,6 +17,8 @@ from secondlook import config
 from secondlook.data.generate import BuildConfig
 from secondlook.evals import fetch
 from secondlook.io import read_text, stored_rows, write_text
+from secondlook.recipes import FOLDER as RECIPES
+from secondlook.recipes import name_of
 from secondlook.train.rl.config import RLConfig
 from secondlook.train.rl.loop import train_rl
 from secondlook.train.sft import SFTConfig, train_sft
@@ -25,8 +27,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_what_the_data_recipes_name_is_fetched_or_made():
-    """Files under out/r1 are made by runs/r1.sh or fetched; the recipes' page speaks of each."""
-    page, script = read_text(ROOT / "recipes" / "README.md"), read_text(ROOT / "runs" / "r1.sh")
+    """Files under out/r1 are made by scripts/r1.sh or fetched; the recipes' page speaks of each."""
+    page, script = read_text(RECIPES / "README.md"), read_text(ROOT / "scripts" / "r1.sh")
     made = {
         "sft/final",
         "grpo/final",
@@ -38,7 +40,7 @@ def test_what_the_data_recipes_name_is_fetched_or_made():
     }
     made |= {"edit_sanity_pairs/sanity_pairs.jsonl", "edits/edits.jsonl", "files/seeds.txt"}
     made |= {f"files/{name}" for name in fetch.FILES}
-    for recipe in (ROOT / "recipes").glob("*.toml"):
+    for recipe in [*RECIPES.glob("*.toml"), *RECIPES.glob("[17]b/*.toml")]:
         for name in re.findall(r'"out/r1/([^"]+)"', read_text(recipe)):
             assert name in made or name.endswith(".sqlite"), f"{recipe.name} names {name}"
     for name in (
@@ -61,7 +63,7 @@ def test_what_the_data_recipes_name_is_fetched_or_made():
     ):
         assert command in script
     for name in ("data", "edit_data"):
-        build = config.load(BuildConfig, ROOT / "recipes" / f"{name}.toml", [])
+        build = config.load(BuildConfig, RECIPES / f"{name}.toml", [])
         assert sum(g.images for g in build.generators) == (18 if name == "data" else 2)
 
 
@@ -87,9 +89,7 @@ def start(janus, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    "recipe", sorted((ROOT / "recipes").glob("*_*b*.toml")), ids=lambda p: p.stem
-)
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("[17]b/*.toml")), ids=name_of)
 def test_every_recipe_trains_two_steps(recipe, start, tmp_path):
     """With its own settings, but for sizes, places and the judge."""
     small = {
@@ -136,11 +136,11 @@ def test_every_recipe_trains_two_steps(recipe, start, tmp_path):
 
 @pytest.mark.slow
 def test_the_script_goes_from_nothing_to_the_table(tmp_path):
-    """`TINY=1 runs/r1.sh`, whole; then again, when nothing is drawn, trained or measured anew."""
+    """`TINY=1 scripts/r1.sh`, whole; then again, when nothing is drawn, trained or measured."""
     settings = {"TINY": "1", "OUT": str(tmp_path / "r1"), "PORT": "8771", "OMP_NUM_THREADS": "1"}
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(
-        [ROOT / "runs" / "r1.sh"],
+        [ROOT / "scripts" / "r1.sh"],
         env=os.environ | settings | {"PATH": path},
         capture_output=True,
         text=True,

@@ -9,6 +9,7 @@ import torch
 
 from secondlook.config import load
 from secondlook.engine.image_codec import ImageCodec
+from secondlook.recipes import FOLDER as RECIPES
 from secondlook.train import memory_plan
 from secondlook.train.rl.config import RLConfig
 
@@ -30,7 +31,7 @@ def janus(simulated):
     return simulated.janus_of("7b", torch.bfloat16)
 
 
-@pytest.mark.parametrize("stem", ["grpo_7b", "edit_grpo_7b"])
+@pytest.mark.parametrize("stem", ["7b/grpo", "7b/edit_grpo"])
 def test_a_recipe_holds_what_the_plan_says(stem, simulated):
     """An eighth of its step; what is under way at once is its own."""
     recipe = ROOT / "recipes" / f"{stem}.toml"
@@ -74,7 +75,7 @@ def test_the_cache_grows_a_layer_at_a_time(simulated):
 
 def test_a_recipes_model_is_its_own_or_as_its_name_says(tmp_path):
     of = memory_plan.model_of
-    assert of(Path("recipes/grpo_1b_lora.toml"), RLConfig("out/sft/final")) == "1b"
+    assert of(Path("1b/grpo_lora.toml"), RLConfig("out/sft/final")) == "1b"
     assert of(Path("mine.toml"), RLConfig("deepseek-ai/Janus-Pro-7B")) == "7b"
     assert of(Path("mine_7b.toml"), RLConfig("mini")) == "mini"
     with pytest.raises(memory_plan.InputError, match="--model"):

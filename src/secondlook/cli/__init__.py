@@ -17,6 +17,8 @@ from secondlook.cli.drawing import draw, edit
 from secondlook.cli.evals import eval_app
 from secondlook.cli.judging import ask, judge
 from secondlook.cli.plan import plan
+from secondlook.cli.push import push
+from secondlook.cli.recipes import recipes_app
 from secondlook.cli.show import show
 from secondlook.cli.train import train_app
 from secondlook.errors import InputError, Stopped
@@ -33,6 +35,7 @@ app = typer.Typer(
 app.add_typer(train_app, name="train")
 app.add_typer(eval_app, name="eval")
 app.add_typer(data_app, name="data")
+app.add_typer(recipes_app, name="recipes")
 
 
 @app.callback()
@@ -71,6 +74,7 @@ def convert(
 
 app.command()(show)
 app.command()(plan)
+app.command()(push)
 
 
 RESUMED = ("train ", "data build ", "judge ", "eval ")

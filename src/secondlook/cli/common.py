@@ -93,7 +93,7 @@ Dtype = Annotated[
     ),
 ]
 Attention = Annotated[str, typer.Option(help="sdpa or eager.")]
-Config = Annotated[Path, typer.Option("--config", help="TOML file of the job.")]
+Config = Annotated[Path, typer.Option("--config", help="TOML file of the job, or a recipe's name.")]
 Set = Annotated[list[str], typer.Option("--set", help="key=value, overrides the file.")]
 
 
