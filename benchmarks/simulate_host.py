@@ -29,6 +29,7 @@ from secondlook import config as configs
 from secondlook.data import image_index as data_index
 from secondlook.data.sft_dataset import TASKS, Pool
 from secondlook.io import png, write_json
+from secondlook.recipes import find_config
 from secondlook.train.distributed import ProcessGroup
 from secondlook.train.sft_config import SFTConfig
 from secondlook.train.sft_data import CodeCache, SFTBatches

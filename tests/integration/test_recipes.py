@@ -2,7 +2,6 @@
 3.2)."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -67,8 +66,8 @@ def test_there_are_recipes():
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipes_reward_is_the_papers(name, janus):
-    settings = config.load(RLConfig, FOLDER / name, [])
-    editing = name.startswith("edit")
+    settings = config.load(RLConfig, Path(name), [])
+    editing = "/edit" in name
     if editing:
         assert settings.rollout.rounds == 1
         scores = [[Score.of_edit(*parts, True, "") for parts in each] for each in EDITS]

@@ -9,7 +9,6 @@ import torch
 
 from secondlook.config import load
 from secondlook.engine.image_codec import ImageCodec
-from secondlook.recipes import FOLDER as RECIPES
 from secondlook.train import memory_plan
 from secondlook.train.rl.config import RLConfig
 

@@ -1,6 +1,5 @@
 """What an update holds, without weights: as with them, and as the plan says."""
 
-from pathlib import Path
 from unittest.mock import patch
 
 import pytest

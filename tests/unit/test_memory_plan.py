@@ -4,7 +4,6 @@ really keep."""
 import json
 import tomllib
 from operator import attrgetter
-from pathlib import Path
 
 import pytest
 import torch
