@@ -29,7 +29,7 @@ from typing import Any
 from fuzz_answers import ANSWERS, Answer
 from fuzz_targets import Target, targets
 from mutate import mutate
-from secondlook.types import InputError, Stopped
+from secondlook.errors import InputError, Stopped
 
 LIMIT = 20.0
 """Seconds that a case may take."""

@@ -17,7 +17,7 @@ from PIL import Image
 from mutate import mutate
 from secondlook.llm.client import Asker, Endpoint
 from secondlook.rewards.reward import Score
-from secondlook.rewards.vlm import EndpointJudge, in_words, yes_or_no
+from secondlook.rewards.vlm import VLMReward, in_words, yes_or_no
 
 SHORT, LONG = "a red star", "a red star " * 12
 LIKELIEST = [("Yes", 0.6), ("No", 0.25), (" yes", 0.1), ("no", 0.01), ("It", 0.01)]
@@ -144,12 +144,12 @@ def right_scores(found: list[Score | None], given: list[bytes]) -> str:
 
 def _judge(asker: Asker) -> list[Score | None]:
     image = Image.new("RGB", (8, 8), "red")
-    return EndpointJudge(asker, asker, reasons=True)([(SHORT, image), (LONG, image)])
+    return VLMReward(asker, asker, reasons=True)([(SHORT, image), (LONG, image)])
 
 
 def _edits(asker: Asker) -> list[Score | None]:
     image = Image.new("RGB", (8, 8), "red")
-    return EndpointJudge(asker, reasons=True).edits([(SHORT, image, image)])
+    return VLMReward(asker, reasons=True).edits([(SHORT, image, image)])
 
 
 ANSWERS = [

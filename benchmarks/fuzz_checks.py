@@ -78,11 +78,11 @@ def pairs_parquet(data: bytes, found: list) -> str:
     )
 
 
-def canary_rows(data: bytes, found: tuple[list, list]) -> str:
+def sanity_rows(data: bytes, found: tuple[list, list]) -> str:
     wanted = [
         [r["prompt"].strip() for r in rows_of(data) if r["good"] is good] for good in (True, False)
     ]
-    return differ("canaries", [[prompt.text for prompt, _ in part] for part in found], wanted)
+    return differ("sanity pairs", [[prompt.text for prompt, _ in part] for part in found], wanted)
 
 
 def each_row_is_used(kind: str) -> Callable[[bytes, Any], str]:

@@ -9,7 +9,7 @@ import math
 import random
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from safetensors.torch import load_file
 from transformers import JanusConfig, JanusForConditionalGeneration
 
 from fuzz_checks import (
-    canary_rows,
     config_values,
     differ,
     each_row_is_used,
@@ -31,25 +30,28 @@ from fuzz_checks import (
     prompts_rows,
     prompts_text,
     published_rows,
+    sanity_rows,
     shard_rows,
 )
 from mutate import mutate
 from secondlook import config as configs
 from secondlook.cli.show import show
-from secondlook.data import decontaminate, sanity_pairs
+from secondlook.data import decontaminate
 from secondlook.data.generate import BuildConfig
 from secondlook.data.labelled_images import read_pairs
 from secondlook.data.prompts import read_prompts
+from secondlook.data.sanity_pairs import read_sanity_pairs
 from secondlook.data.sft_dataset import Pool
+from secondlook.errors import InputError
 from secondlook.io import png, read_image, read_json, stored_rows
 from secondlook.llm.client import Answers
 from secondlook.mini.pretrain.base_model import BaseConfig
 from secondlook.models.janus import checkpoint
 from secondlook.models.shipped import locate
+from secondlook.train.job_config import BasicRuntimeConfig
 from secondlook.train.rl.config import RLConfig
-from secondlook.train.sft import SFTConfig
+from secondlook.train.sft_config import SFTConfig
 from secondlook.train.trainer import Trainer
-from secondlook.types import InputError
 
 ROOT = Path(__file__).parents[1]
 
@@ -127,11 +129,12 @@ class Counted:
 class Tiny:
     model: str = "mini"
     steps: int = 4
+    runtime: BasicRuntimeConfig = field(default_factory=BasicRuntimeConfig)
 
 
 def resumed(folder: Path) -> Any:
     state = Counted()
-    run = Trainer(folder, Tiny(), {"part": state}, start="abc")
+    run = Trainer(folder, Tiny(), {"part": state}, weights="abc")
     return (
         run.step,
         state.plain,
@@ -345,11 +348,11 @@ def _lists(home: Path) -> list[Target]:
             rebuilt=odd_parquet(columns),
         ),
         Target(
-            "canaries/pairs.jsonl",
+            "sanity/pairs.jsonl",
             folder,
             "pairs.jsonl",
-            lambda f: sanity_pairs.read(f / "pairs.jsonl"),
-            canary_rows,
+            lambda f: read_sanity_pairs(f / "pairs.jsonl"),
+            sanity_rows,
             True,
         ),
     ]
@@ -371,13 +374,13 @@ def _lists(home: Path) -> list[Target]:
 def _training(home: Path) -> list[Target]:
     found = []
     kinds: dict[str, type] = {
-        "recipes/sft_7b": SFTConfig,
-        "recipes/ppo_7b": RLConfig,
-        "recipes/edit_grpo_1b": RLConfig,
+        "src/secondlook/recipes/7b/sft": SFTConfig,
+        "src/secondlook/recipes/7b/ppo": RLConfig,
+        "src/secondlook/recipes/1b/edit_grpo": RLConfig,
     }
     kinds |= {
-        "configs/mini/data": BuildConfig,
-        "configs/mini/base": BaseConfig,
+        "src/secondlook/recipes/mini/data": BuildConfig,
+        "src/secondlook/recipes/mini/base": BaseConfig,
         "tests/cases/judge": BuildConfig,
     }
     for path, kind in kinds.items():
@@ -506,7 +509,7 @@ def _checkpoints(home: Path) -> list[Target]:
 def _own(home: Path) -> list[Target]:
     folder = home / "run"
     state = Counted()
-    run = Trainer(folder, Tiny(), {"part": state}, start="abc")
+    run = Trainer(folder, Tiny(), {"part": state}, weights="abc")
     for step in (1, 2):
         run.step = step
         state.tensor, state.plain = torch.full((3,), float(step)), float(step)

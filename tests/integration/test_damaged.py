@@ -16,11 +16,11 @@ from transformers import JanusForConditionalGeneration
 
 from conftest import GOLDEN
 from secondlook.engine.engine import Engine
+from secondlook.errors import InputError, Stopped
 from secondlook.models.janus import checkpoint
 from secondlook.models.janus.model import Janus
 from secondlook.models.shipped import locate
-from secondlook.rewards.self_judge import PolicyJudge
-from secondlook.types import InputError, Stopped
+from secondlook.rewards.self_judge import SelfJudge
 
 WEIGHTS = "model.safetensors"
 LFS = (
@@ -308,7 +308,7 @@ def test_no_verdict_of_what_is_no_number(good):
     engine = Engine(janus)
     picture = Image.new("RGB", (48, 48), "red")
     with pytest.raises(Stopped, match="is no number"):
-        PolicyJudge(engine)([("a red star", picture)])
+        SelfJudge(engine)([("a red star", picture)])
 
 
 def test_any_way_to_say_a_type(folder):

@@ -19,11 +19,12 @@ from misbehaving import Judge
 from secondlook.cli import app
 from secondlook.data import decontaminate
 from secondlook.data.generate import BuildConfig, ExpandConfig, build
-from secondlook.data.generators import Diffusers, GeneratorConfig, Shard, make
+from secondlook.data.generators import Diffusers, GeneratorConfig, Shard, make_generator
 from secondlook.data.sft_dataset import Pool
 from secondlook.data.stored_images import check_built
+from secondlook.errors import InputError
 from secondlook.rewards.reward import Score
-from secondlook.types import InputError, Prompt, WorkerShard
+from secondlook.types import Prompt, WorkerShard
 
 BENCHMARKS = Path(__file__).parents[3] / "shared" / "benchmarks"
 COLORS = {
@@ -285,6 +286,7 @@ def test_what_a_folder_has_beyond_and_lacks_is_named(tmp_path):
     settings = f"prompts = '{tmp_path}/prompts.txt'\nshard = 1\nexamples = 'none'\n"
     (tmp_path / "c.toml").write_text(
         f"{settings}[[generators]]\nkind = 'folder'\nmodel = '{pictures}'\nimages = 2\n"
+        "[[rewards]]\nkind = 'mini'\n"
     )
     command = [
         "data",
@@ -326,10 +328,8 @@ def test_a_pipeline_draws_fewer_where_memory_is_short():
     drawn = {}
     for batch in (1, 16):
         generator = Diffusers.__new__(Diffusers)
-        generator.config, generator.pipeline = (
-            GeneratorConfig("diffusers", "pipeline", images=4),
-            pipeline,
-        )
+        generator.model, generator.images, generator.settings = "pipeline", 4, {}
+        generator.pipeline = pipeline
         generator.device, generator.seed, generator.batch = "cpu", 0, batch
         drawn[batch] = generator(Shard(0, 0, (Prompt("a cat"), Prompt("a dog")), 2))
     assert asked == [1] * 8 + [8, 4, 2, 2, 2, 2]
@@ -391,11 +391,15 @@ def test_a_pipeline_of_diffusers_draws(tmp_path):
     )
     pipeline.save_pretrained(tmp_path / "pipeline")
     config = GeneratorConfig(
-        "diffusers", str(tmp_path / "pipeline"), images=2, steps=2, batch=3, guidance=2.0
+        "diffusers",
+        str(tmp_path / "pipeline"),
+        images=2,
+        batch=3,
+        settings={"steps": 2, "guidance": 2.0},
     )
     shard = Shard(0, 0, (Prompt("a red wall"), Prompt("a blue door")), 2)
-    found = make(config, nothing, 0, {}, "cpu")(shard)
-    again = make(config, nothing, 0, {}, "cpu")(shard)
+    found = make_generator(config, nothing, 0, "cpu")(shard)
+    again = make_generator(config, nothing, 0, "cpu")(shard)
     assert [p.prompt.text for p in found] == ["a red wall"] * 2 + ["a blue door"] * 2 and len(
         {p.seed for p in found}
     ) == 4

@@ -14,15 +14,17 @@ from PIL import Image
 from misbehaving import FAULTS, UNREADABLE, Judge, truth
 from secondlook.config import load
 from secondlook.data.prompts import Line
+from secondlook.errors import InputError
 from secondlook.llm.client import Answers, Asker, Endpoint, Unanswered
+from secondlook.llm.missing import why_missing
 from secondlook.mini.verifier import Verifier
-from secondlook.rewards.config import JudgeConfig, make
-from secondlook.rewards.reward import Score, Weighted, why_missing
-from secondlook.rewards.self_judge import PolicyJudge
-from secondlook.rewards.vlm import EndpointJudge, p_yes, questions_of, yes_or_no
+from secondlook.rewards.config import RewardConfig, make_reward
+from secondlook.rewards.reward import Score, Weighted
+from secondlook.rewards.self_judge import SelfJudge
+from secondlook.rewards.vlm import VLMReward, p_yes, questions_of, yes_or_no
 from secondlook.train.rl.config import RLConfig
 from secondlook.train.rl.prompt_checks import check_lines
-from secondlook.types import InputError, Prompt, Request, SamplingParams
+from secondlook.types import Prompt, Request, SamplingParams
 
 PATIENT = {"timeout": 3.0, "attempts": 6, "backoff": 0.01, "concurrency": 64}
 CALLS = int(os.environ.get("SECONDLOOK_JUDGE_CALLS", "400"))
@@ -53,7 +55,7 @@ def test_nothing_is_lost_nor_counted_as_0_nor_asked_twice(tmp_path):
             Endpoint(server.url, "m", **(PATIENT | {"attempts": 9})),
             Received(tmp_path / "answers.db"),
         )
-        judge = EndpointJudge(asker)
+        judge = VLMReward(asker)
         half = judge(items[: CALLS // 2])
         scores = judge(items)
         assert scores[: CALLS // 2] == half
@@ -69,7 +71,7 @@ def test_nothing_is_lost_nor_counted_as_0_nor_asked_twice(tmp_path):
         assert sum(server.answered.values()) - len(server.answered) <= max(0, too_late)
         assert asker.counts["missing"] == 1 and asker.counts["from cache"] == CALLS // 2
         assert set(server.met) == {None, *FAULTS}
-        again = EndpointJudge(Asker(asker.endpoint, Answers(tmp_path / "answers.db")))
+        again = VLMReward(Asker(asker.endpoint, Answers(tmp_path / "answers.db")))
         before = sum(server.tried.values())
         assert again(items[: CALLS // 2]) == half and sum(server.tried.values()) == before
 
@@ -79,7 +81,7 @@ def test_an_unreadable_answer_is_not_asked_for_again():
     items = [(f"number {i}", picture(i)) for i in range(60)]
     with Judge(faults=UNREADABLE, share=0.3) as server:
         asker = Asker(Endpoint(server.url, "m", **PATIENT))
-        scores = EndpointJudge(asker)(items)
+        scores = VLMReward(asker)(items)
         assert set(server.tried.values()) == {1} and asker.counts["attempts"] == len(items)
         lost = sum(server.met[fault] for fault in UNREADABLE)
         assert 0 < lost == asker.counts["missing"] == sum(s is None for s in scores) < len(items)
@@ -88,12 +90,10 @@ def test_an_unreadable_answer_is_not_asked_for_again():
 def test_questions_are_told_apart_by_all_they_depend_on(tmp_path):
     with Judge(share=0) as server:
         asker = Asker(Endpoint(server.url, "m"), Answers(tmp_path / "a.db"))
-        same = EndpointJudge(asker)([("number 3", picture(1))] * 3)
+        same = VLMReward(asker)([("number 3", picture(1))] * 3)
         assert asker.counts["asked"] == 1 and same[0] == same[2]
-        EndpointJudge(asker)([("number 3", picture(2)), ("number 4", picture(1))])
-        EndpointJudge(Asker(Endpoint(server.url, "other"), asker.answers))(
-            [("number 3", picture(1))]
-        )
+        VLMReward(asker)([("number 3", picture(2)), ("number 4", picture(1))])
+        VLMReward(Asker(Endpoint(server.url, "other"), asker.answers))([("number 3", picture(1))])
         assert len(server.answered) == 4
     assert sqlite3.connect(tmp_path / "a.db").execute(
         "select count(*) from answers"
@@ -104,7 +104,7 @@ def test_long_prompts_are_split_and_reasons_asked(tmp_path):
     long = "number 50 " + "and more " * 20
     with Judge(faults=("500",), share=0.3) as server:
         asker = Asker(Endpoint(server.url, "m", **PATIENT), Answers())
-        judge = EndpointJudge(asker, decomposer=asker, reasons=True)
+        judge = VLMReward(asker, decomposer=asker, reasons=True)
         short, split, lost = judge(
             [("number 80", picture()), (long, picture()), (long + "hopeless", picture())]
         )
@@ -115,7 +115,7 @@ def test_long_prompts_are_split_and_reasons_asked(tmp_path):
 
 def test_edits_are_asked_two_questions():
     with Judge(share=0) as server:
-        judge = EndpointJudge(Asker(Endpoint(server.url, "m")))
+        judge = VLMReward(Asker(Endpoint(server.url, "m")))
         [score] = judge.edits([("make it number 30", picture(1), picture(2))])
         assert (
             score.edit == (pytest.approx(0.3), pytest.approx(0.3))
@@ -131,10 +131,10 @@ def test_a_dead_or_foreign_server(monkeypatch):
         Endpoint("http://127.0.0.1:9/v1", "m", attempts=2, backoff=0.01, start_patience=0.01)
     )
     with pytest.raises(InputError, match=r"127.0.0.1:9/v1 does not answer: connection refused"):
-        EndpointJudge(dead)([("number 1", picture())])
+        VLMReward(dead)([("number 1", picture())])
     assert time.perf_counter() - began < 5
     with Judge(share=0) as server, pytest.raises(InputError, match="404 for model 'unknown'"):
-        EndpointJudge(Asker(Endpoint(server.url, "unknown")))(
+        VLMReward(Asker(Endpoint(server.url, "unknown")))(
             [(f"number {i}", picture()) for i in range(9)]
         )
     with pytest.raises(InputError, match="url is 'localhost'"):
@@ -182,11 +182,11 @@ def test_judges_of_a_config(engine, tmp_path):
     toml = tmp_path / "rl.toml"
     with Judge(share=0) as server:
         toml.write_text(
-            f'model = "m"\n[[judges]]\nkind = "endpoint"\nurl = "{server.url}"\nmodel = '
+            f'model = "m"\n[[rewards]]\nkind = "vlm"\nurl = "{server.url}"\nmodel = '
             '"v"\nweight = 3.0\n'
-            f'[[judges]]\nkind = "policy"\nmodel = "{tmp_path / "model"}"\n'
+            f'[[rewards]]\nkind = "self_judge"\nmodel = "{tmp_path / "model"}"\n'
         )
-        judge = make(load(RLConfig, toml, []).judges)
+        judge = make_reward(load(RLConfig, toml, []).rewards)
         [score] = judge([("number 40", image)])
     [alone] = judge.parts[1][1]([("number 40", image)])
     request = Request("judge", engine.template.judge("number 40", [image], []), 0)
@@ -195,14 +195,18 @@ def test_judges_of_a_config(engine, tmp_path):
     )
     assert alone.value == pytest.approx(engine.write([request], sampling_params)[0].p_yes, abs=1e-6)
     assert score.value == pytest.approx(0.75 * 0.4 + 0.25 * alone.value)
-    assert isinstance(make([]), Verifier) and not judge.parts[0][1].reasons
-    assert make([JudgeConfig("endpoint", url="http://u", model="v")], reasons=True).reasons
+    assert isinstance(make_reward([], prompts="mini"), Verifier) and not judge.parts[0][1].reasons
+    served = RewardConfig("vlm", settings={"url": "http://u", "model": "v"})
+    assert make_reward([served], reasons=True).reasons
+    with pytest.raises(InputError, match="rewards is empty; give at least one"):
+        make_reward([], prompts="prompts.txt")
     for bad, word in (
-        ('kind = "endpoint"', "url is empty"),
-        ('kind = "oracle"', "judges"),
-        ("weigth = 2", "judges"),
+        ('kind = "vlm"', "url is empty"),
+        ('kind = "oracle"', "rewards: 'oracle' is unknown; known are local, mini, self_judge, vlm"),
+        ('kind = "mini"\nweigth = 2', "rewards: weigth is not a setting of 'mini'"),
+        ('kind = "vlm"\nurl = 3', "rewards: url = 3 is wrong"),
     ):
-        toml.write_text(f'model = "m"\n[[judges]]\n{bad}\n')
+        toml.write_text(f'model = "m"\n[[rewards]]\n{bad}\n')
         with pytest.raises(InputError, match=word):
             load(RLConfig, toml, [])
 
@@ -231,12 +235,12 @@ def test_a_checkpoint_judges_in_half_precision_on_a_gpu(monkeypatch):
     monkeypatch.setattr(Janus, "load", load)
     for device in ("cpu", "cuda", "cuda:1"):
         with pytest.raises(InputError, match="not loaded"):
-            make([JudgeConfig("policy", model="m")], device)
+            make_reward([RewardConfig("self_judge", settings={"model": "m"})], device)
     assert asked == [("cpu", torch.float32), ("cuda", torch.bfloat16), ("cuda:1", torch.bfloat16)]
 
 
 def test_a_checkpoints_probability_that_is_none_is_missing(engine, monkeypatch):
-    judge = PolicyJudge(engine)
+    judge = SelfJudge(engine)
     turns = [SimpleNamespace(p_yes=p, tokens=(engine.template.yes,)) for p in (float("nan"), 0.5)]
     monkeypatch.setattr(engine, "write", lambda *_: turns)
     image = engine.pictures([tuple(range(engine.janus.n_codes))])[0]
@@ -246,7 +250,7 @@ def test_a_checkpoints_probability_that_is_none_is_missing(engine, monkeypatch):
 
 @pytest.mark.parametrize("text", ["", "word " * 600])
 def test_a_checkpoint_says_which_prompts_it_cannot_read(engine, text):
-    judge = PolicyJudge(engine)
+    judge = SelfJudge(engine)
     for source in (None, picture()):
         assert judge.why_not(Prompt("a red star", source)) == ""
         assert judge.why_not(Prompt(text, source)).startswith(("prompt: it ", "instruction: it "))

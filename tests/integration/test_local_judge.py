@@ -20,12 +20,12 @@ from transformers import (
     LlavaProcessor,
 )
 
+from secondlook.errors import InputError
 from secondlook.llm.client import Answers, Asker, Endpoint
 from secondlook.llm.local import LocalModel
-from secondlook.rewards.config import JudgeConfig, make
-from secondlook.rewards.reward import why_missing
-from secondlook.rewards.vlm import EndpointJudge, in_words, yes_or_no
-from secondlook.types import InputError
+from secondlook.llm.missing import why_missing
+from secondlook.rewards.config import RewardConfig, make_reward
+from secondlook.rewards.vlm import VLMReward, in_words, yes_or_no
 
 TOKENIZER = Path(__file__).parents[1] / "golden" / "official_tiny" / "tokenizer"
 TEMPLATE = (
@@ -95,7 +95,7 @@ def local(folder):
 
 
 def test_p_yes_is_the_models_own(local):
-    judge = EndpointJudge(local)
+    judge = VLMReward(local)
     scores = judge(ITEMS)
     assert (
         all(s is not None and 0 < s.value < 1 for s in scores)
@@ -122,7 +122,9 @@ def test_p_yes_is_the_models_own(local):
 
 
 def test_reasons_and_edits(folder):
-    judge = make([JudgeConfig("local", model=folder, concurrency=3)], reasons=True)
+    judge = make_reward(
+        [RewardConfig("local", settings={"model": folder, "concurrency": 3})], reasons=True
+    )
     assert all(s is not None and s.reason for s in judge(ITEMS))
     [score] = judge.edits([("make it green", ITEMS[0][1], ITEMS[1][1])])
     following, preserving = score.edit
@@ -141,7 +143,7 @@ def test_what_the_model_cannot_take_is_missing(local, monkeypatch):
 
     monkeypatch.setattr(local.processor, "apply_chat_template", template)
     before = local.counts["missing"]
-    known, missing = EndpointJudge(local)([("a blue key", ITEMS[0][1]), ("a unicorn", ITEMS[0][1])])
+    known, missing = VLMReward(local)([("a blue key", ITEMS[0][1]), ("a unicorn", ITEMS[0][1])])
     assert known is not None and missing is None and local.counts["missing"] == before + 1
 
 
@@ -162,9 +164,9 @@ def test_served_over_http_it_says_the_same(folder, local):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     Thread(target=server.serve_forever, daemon=True).start()
     try:
-        served = EndpointJudge(Asker(Endpoint(f"http://127.0.0.1:{server.server_port}/v1", "tiny")))
+        served = VLMReward(Asker(Endpoint(f"http://127.0.0.1:{server.server_port}/v1", "tiny")))
         for there, here in zip(
-            served(ITEMS), EndpointJudge(LocalModel(folder, batch=1))(ITEMS), strict=True
+            served(ITEMS), VLMReward(LocalModel(folder, batch=1))(ITEMS), strict=True
         ):
             assert there.value == pytest.approx(here.value, abs=1e-5)
         text = in_words("What is this?", ITEMS[0][1], tokens=5)
@@ -190,14 +192,14 @@ def test_models_that_do_not_serve_are_named(tmp_path):
     with pytest.raises(InputError, match="vision-language"):
         LocalModel(str(tmp_path))
     with pytest.raises(InputError, match="model is empty"):
-        JudgeConfig("local")
+        RewardConfig("local")
 
 
 @pytest.mark.parametrize(
     "text", ["a star <image>", "a star <｜end▁of▁sentence｜>", "a <|User|> star"]
 )
 def test_a_prompt_cannot_close_its_turn(folder, text):
-    judge = EndpointJudge(LocalModel(folder))
+    judge = VLMReward(LocalModel(folder))
     assert [s is None for s in judge([(text, ITEMS[0][1]), ITEMS[1]])] == [True, False]
     assert (
         f"the question holds '{text.split('a star ')[-1].removeprefix('a ').removesuffix(' star')}'"
@@ -218,7 +220,7 @@ def test_only_the_last_positions_logits_are_made(local, monkeypatch):
 
 
 def test_probabilities_that_are_none_are_missing(folder):
-    judge = EndpointJudge(LocalModel(folder))
+    judge = VLMReward(LocalModel(folder))
     with torch.no_grad():
         judge.asker.model.lm_head.weight.fill_(float("nan"))
     assert judge(ITEMS) == [
@@ -230,11 +232,11 @@ def test_probabilities_that_are_none_are_missing(folder):
 def test_other_weights_are_asked_anew(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "vlm")
     answers = Answers()
-    EndpointJudge(LocalModel(str(tmp_path / "vlm"), answers=answers))(ITEMS)
+    VLMReward(LocalModel(str(tmp_path / "vlm"), answers=answers))(ITEMS)
     weights = tmp_path / "vlm" / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
     again = LocalModel(str(tmp_path / "vlm"), answers=answers)
-    EndpointJudge(again)(ITEMS)
+    VLMReward(again)(ITEMS)
     assert again.counts["asked"] == 2 and again.counts["from cache"] == 0

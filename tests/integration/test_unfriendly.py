@@ -17,16 +17,17 @@ import pytest
 from PIL import Image
 
 from secondlook.data import generate
-from secondlook.evals import records
+from secondlook.errors import InputError, Stopped
+from secondlook.evals import records, runner
 from secondlook.evals.scorers.vqa import Questions
 from secondlook.llm import replies
 from secondlook.llm.client import Answers, Asker, Endpoint, Question, question_key
+from secondlook.llm.missing import tell_missing, why_missing
 from secondlook.llm.parsing import p_yes, texts_of
-from secondlook.rewards.config import JudgeConfig
-from secondlook.rewards.reward import tell_missing, why_missing
-from secondlook.rewards.vlm import EndpointJudge, in_words, yes_or_no
+from secondlook.rewards.config import RewardConfig
+from secondlook.rewards.vlm import ServedConfig, VLMReward, in_words, yes_or_no
 from secondlook.train.rl.reward_checks import RewardChecks, check_reward
-from secondlook.types import InputError, Prompt, Stopped
+from secondlook.types import Prompt
 
 CASE = Path(__file__).parents[1] / "cases" / "unfriendly_judge.py"
 SPEC = importlib.util.spec_from_file_location("unfriendly_judge", CASE)
@@ -72,8 +73,8 @@ def serve(monkeypatch):
     return lambda name, answer: monkeypatch.setitem(unfriendly.MODELS, name, answer)
 
 
-def judge(url, model, reasons=True, **how) -> EndpointJudge:
-    return EndpointJudge(Asker(Endpoint(url, model, **(QUICK | how))), reasons=reasons)
+def judge(url, model, reasons=True, **how) -> VLMReward:
+    return VLMReward(Asker(Endpoint(url, model, **(QUICK | how))), reasons=reasons)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +118,7 @@ def test_missing_with_the_reason(url, model, words):
         InputError, match=f"not one of 2 pictures got a score.*{url} for model '{model}': {words}"
     ):
         generate._judged(generate.Shard(0, 0, (), 2), rows, asked, {})
-    with pytest.raises(Stopped, match=f"2 of 2 canary pictures.*{words}"):
+    with pytest.raises(Stopped, match=f"2 of 2 sanity pictures.*{words}"):
         check_reward(asked, [(Prompt("a"), ITEMS[0][1])], [(Prompt("a"), ITEMS[1][1])])
     with pytest.raises(Stopped, match=f"100% of the scores are missing.*{words}"):
         RewardChecks(0.2, 1.0, 5, 5).check({"missing": 1.0}, [], why_missing(asked))
@@ -191,9 +192,7 @@ def test_thinking_is_switched_off_or_has_room(url, serve):
         and "chat_template_kwargs" not in seen[1]
     )
     assert seen[0]["max_tokens"] == 1 and seen[1]["max_tokens"] == 100 + replies.ROOM
-    config = JudgeConfig(
-        "endpoint", url=url, model="m", decomposer_model="d", decomposer_thinking=True, patience=3.0
-    )
+    config = ServedConfig(url, "m", decomposer_model="d", decomposer_thinking=True, patience=3.0)
     assert (
         not config.endpoint().thinking
         and config.decomposer().thinking
@@ -310,11 +309,11 @@ def test_addresses_that_do_not_serve(url, address, words):
 
 def test_addresses_are_checked_with_the_config():
     with pytest.raises(
-        InputError, match=r"^config: judges: url is 'http://h:99999', whose port is 99999"
+        InputError, match=r"^config: rewards: url is 'http://h:99999', whose port is 99999"
     ):
-        JudgeConfig("endpoint", url="http://h:99999", model="m")
-    with pytest.raises(InputError, match=r"^config: judges: patience is -1"):
-        JudgeConfig("endpoint", url="http://h", model="m", patience=-1.0)
+        ServedConfig("http://h:99999", "m")
+    with pytest.raises(InputError, match=r"^config: rewards: patience is -1"):
+        RewardConfig("vlm", settings={"url": "http://h", "model": "m", "patience": -1.0})
 
 
 @pytest.mark.parametrize("key", ["sk-“quoted”", "sk-caf\u00e9", "sk-two words", "sk-\udce9"])
@@ -377,7 +376,7 @@ def test_nothing_is_sent_to_another_host(url, serve, monkeypatch):
         judge(url, "round")(ITEMS)
 
 
-def answering(server: Server) -> EndpointJudge:
+def answering(server: Server) -> VLMReward:
     """A judge that has had an answer."""
     asked = judge(server.url, "fine", patience=0.2, reasons=False)
     assert asked([("first", ITEMS[0][1])])[0]
@@ -425,8 +424,8 @@ def test_a_server_that_loads_again_is_waited_for(url, serve, status):
 def test_a_server_that_stays_away_stops_the_run(tmp_path):
     with Server() as server:
         endpoint = Endpoint(server.url, "fine", **(QUICK | {"patience": 0.004}))
-        assert all(EndpointJudge(Asker(endpoint, Answers(tmp_path / "a.db")))(ITEMS))
-    later = EndpointJudge(Asker(endpoint, Answers(tmp_path / "a.db")))
+        assert all(VLMReward(Asker(endpoint, Answers(tmp_path / "a.db")))(ITEMS))
+    later = VLMReward(Asker(endpoint, Answers(tmp_path / "a.db")))
     assert all(later(ITEMS)), "stored"
     with pytest.raises(
         Stopped,
@@ -466,7 +465,7 @@ def test_one_question_that_a_server_cannot_take_does_not_stop_the_others(url, se
 
 
 def test_in_a_running_loop(url, tmp_path):
-    asked = EndpointJudge(Asker(Endpoint(url, "fine", **QUICK), Answers(tmp_path / "a.db")))
+    asked = VLMReward(Asker(Endpoint(url, "fine", **QUICK), Answers(tmp_path / "a.db")))
 
     async def notebook():
         return asked(ITEMS)
@@ -507,10 +506,10 @@ def test_benchmarks_stop_with_the_reason(url, tmp_path, monkeypatch):
     ITEMS[0][1].save(tmp_path / "pictures" / "0.png")
     monkeypatch.setattr(records, "unscored", lambda *_: [(0, "0.png")])
     monkeypatch.setattr(
-        records, "_own", lambda *_: [{"rounds": [{"picture": "0.png"}], "fresh": []}]
+        records, "own_episodes", lambda *_: [{"rounds": [{"picture": "0.png"}], "fresh": []}]
     )
     with pytest.raises(Stopped, match=r"1 of 1 pictures got none.*yes and no hold 0.05"):
-        records.score(Scorer(), [None], None, tmp_path)
+        runner.score_pictures(Scorer(), [None], None, tmp_path)
 
 
 def respond(status=400, content=b"", **headers) -> httpx.Response:

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer
 
+from secondlook.errors import InputError
 from secondlook.models.janus.template import AGAIN, MATCH, ChatTemplate, assemble, length
-from secondlook.types import ImageCodes, ImageInput, InputError, TokenIds
+from secondlook.types import ImageCodes, ImageInput, TokenIds
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -3,7 +3,6 @@ mini-PIE, the command."""
 
 import json
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,11 +11,13 @@ from typer.testing import CliRunner
 
 from secondlook.cli import app
 from secondlook.cli.common import load_engine
+from secondlook.config import changed
 from secondlook.data.generate import BuildConfig, build
 from secondlook.data.generators import GeneratorConfig
-from secondlook.data.prompts import Prompts
+from secondlook.data.prompts import open_prompts
 from secondlook.data.sft_dataset import Pool
 from secondlook.episode import SamplingConfig, run_episodes
+from secondlook.errors import InputError
 from secondlook.mini import datasets
 from secondlook.mini.evals import pie
 from secondlook.mini.verifier import Verifier
@@ -27,12 +28,14 @@ from secondlook.mini.world.render import render
 from secondlook.mini.world.scene import Scene, Thing
 from secondlook.models import sampling as policy
 from secondlook.rewards.reward import Score, Weighted, score
-from secondlook.rewards.self_judge import PolicyJudge
-from secondlook.train.distributed import Ranks
+from secondlook.rewards.self_judge import SelfJudge
+from secondlook.train.distributed import ProcessGroup
 from secondlook.train.rl.config import RLConfig
 from secondlook.train.rl.loop import RLLoop
-from secondlook.train.sft import SFTConfig, SFTJob, Steps
-from secondlook.types import ImageCodes, ImageInput, InputError, Prompt, TokenIds
+from secondlook.train.sft import SFTJob
+from secondlook.train.sft_config import SFTConfig
+from secondlook.train.sft_data import SFTBatches
+from secondlook.types import ImageCodes, ImageInput, Prompt, TokenIds
 
 SOURCE = Scene.of([Thing(0, 0, "star", "red"), Thing(16, 24, "cat", "blue")])
 EDITS = {kind: 0.2 for kind in edits.KINDS}
@@ -195,9 +198,9 @@ def test_rewards_of_edits(mini):
     assert copied.edit[0] < 0.5 < copied.edit[1] and lost.edit[1] < 0.5 < lost.edit[0]
     assert copied.value == pytest.approx((0.5 * copied.edit[0] + copied.edit[1]) / 1.5)
     assert score(Verifier(), [(Prompt("paint it", source), done)]) == [None], "missing, not 0"
-    both = Weighted([(1.0, Verifier()), (3.0, PolicyJudge(mini))])
+    both = Weighted([(1.0, Verifier()), (3.0, SelfJudge(mini))])
     [mixed] = score(both, [(asked, done)])
-    [own] = PolicyJudge(mini).edits([(e.instruction, source, done)])
+    [own] = SelfJudge(mini).edits([(e.instruction, source, done)])
     assert mixed.edit[0] == pytest.approx((1.0 + 3 * own.edit[0]) / 4, abs=1e-5)
     with pytest.raises(InputError, match="cannot judge edits"):
         score(lambda items: [Score(1.0, True, "")] * len(items), [(asked, done)])
@@ -209,12 +212,12 @@ def test_prompts_of_a_file(tmp_path):
     file.write_text(
         '{"prompt": "remove the cat", "source": "one.png"}\n\n{"prompt": "a photo of a cat"}\n'
     )
-    prompts = Prompts(str(file))
-    assert [prompts.get(i).source is None for i in range(2)] == [False, True]
-    assert prompts.get(0).key != prompts.get(0).text and prompts.get(1).key == "a photo of a cat"
+    edit, drawing = [line.prompt() for line in open_prompts(str(file)).lines]
+    assert edit.source is not None and drawing.source is None
+    assert edit.key != edit.text and drawing.key == "a photo of a cat"
     file.write_text('{"text": "remove the cat"}\n')
     with pytest.raises(InputError, match=r"prompt: it is missing in line 1 of"):
-        Prompts(str(file))
+        open_prompts(str(file))
 
 
 @pytest.fixture(scope="module")
@@ -226,9 +229,10 @@ def data(tmp_path_factory, mini):
     kinds = EDITS | {"colored": 0.5}
     config = BuildConfig(
         generators,
+        prompts="mini",
         n_prompts=24,
         shard=12,
-        kinds=kinds,
+        prompt_options={"kinds": kinds},
         examples="webdataset",
         examples_per_prompt=2,
     )
@@ -265,9 +269,12 @@ def test_data_of_edits(data):
 
 
 def test_batches_made_ahead_are_the_same(data):
-    config = SFTConfig("mini", str(data), steps=4, batch=10, seed=3)
+    config = SFTConfig("mini", str(data), steps=4, batch_size=10, seed=3)
     here, ahead = (
-        Steps(replace(config, workers=n), Pool(config.data), Ranks()).start(2) for n in (0, 1)
+        SFTBatches(
+            changed(config, {"runtime.dataloader_workers": n}), Pool(config.data), ProcessGroup()
+        ).from_step(2)
+        for n in (0, 1)
     )
     for a, b in zip(here, ahead, strict=True):
         assert a == b, "prompts, rows and files of pictures, who goes without a prompt"
@@ -286,12 +293,14 @@ def test_places_have_their_shares(data, tmp_path):
     }
     drawn = [pool.key(pool.rows[pool.judging(rng)[0].target]) in second for _ in range(400)]
     assert 0.6 < np.mean(drawn) <= 0.8
-    with pytest.raises(InputError, match="shares"):
+    with pytest.raises(InputError, match="data_weights"):
         Pool(places, shares=[1.0])
 
 
 def test_both_stages_on_edits(data, tmp_path):
-    job = SFTJob(SFTConfig("mini", [str(data), str(data)], steps=2, batch=8, lr=1e-4, warmup=1))
+    optim = {"lr": 1e-4, "warmup_steps": 1}
+    places = [str(data), str(data)]
+    job = SFTJob(SFTConfig("mini", places, steps=2, batch_size=8, optim=optim))
     metrics = [job.step(i) for i in range(2)]
     assert all(np.isfinite(v) for m in metrics for v in m.values()) and {
         "draw_loss",
@@ -304,7 +313,7 @@ def test_both_stages_on_edits(data, tmp_path):
         group=2,
         rounds=2,
         epochs=1,
-        kinds=kinds,
+        prompt_options={"kinds": kinds},
         form="expected",
         picture_every=1,
     )
@@ -312,7 +321,7 @@ def test_both_stages_on_edits(data, tmp_path):
     metrics = job.step(0)
     assert metrics["sampler_gap"] < 1e-3 and metrics["missing"] == 0 and 0 <= metrics["score"] <= 1
     assert "to be edited" in (tmp_path / "episodes" / "step-0.html").read_text()
-    asked = Prompts("", kinds).draw(np.random.default_rng(0), 40)
+    asked = open_prompts("mini", {"kinds": kinds}).draw(np.random.default_rng(0), 40)
     assert {p.source is None for p in asked} == {True, False}
     only = datasets.prompts(np.random.default_rng(0), 5, {"remove": 1.0})
     assert all(isinstance(w, datasets.EditPicture) and w.edit.kind == "remove" for w in only)
@@ -320,8 +329,8 @@ def test_both_stages_on_edits(data, tmp_path):
 
 def test_mini_pie_and_its_numbers(tmp_path):
     command = [
-        "bench",
-        "editing",
+        "eval",
+        "mini-pie",
         "--model",
         "mini",
         "--rows-per-kind",
@@ -349,20 +358,20 @@ def test_mini_pie_and_its_numbers(tmp_path):
         )
     still = result["baselines"]["identity"]
     assert still["success"]["mean"] == 0 and still["mse"]["mean"] == 0
-    assert (tmp_path / "editing.html").read_text().count("<img") >= 4
+    assert (tmp_path / "mini-pie.html").read_text().count("<img") >= 4
 
 
 def test_the_shipped_model_edits_and_judges_edits():
     engine = load_engine("mini-edit")
-    settings = pie.Settings("mini-edit", samples=1, rounds=3, rows_per_kind=8)
-    scored = pie.run(engine, settings, SamplingConfig.of(engine.janus.net.generation_config))
-    result = pie.summarize(scored, settings, {})
+    settings = pie.MiniPIE(samples=1, rounds=3, rows_per_kind=8)
+    measured = pie.edit_and_measure(engine, settings, settings.sampling(engine))
+    result = pie.summarize(measured, settings, {})
     assert result["overall"]["success"]["mean"] > 0.8 and result["overall"]["psnr"]["mean"] > 25
     rng = np.random.default_rng(1)
     right = datasets.edit_pictures(rng, 48)
     wrong = [datasets.wrong_edits(rng, p, 1)[0] for p in right]
     said = score(
-        PolicyJudge(engine),
+        SelfJudge(engine),
         [(p.prompt, image) for p, w in zip(right, wrong, strict=True) for image in (p.image, w)],
     )
     assert np.mean([a.value > b.value for a, b in zip(said[::2], said[1::2], strict=True)]) > 0.75

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from secondlook.data import decontaminate, sanity_pairs
+from secondlook.data import decontaminate
 from secondlook.data.labelled_images import read_pairs
 from secondlook.data.prompts import read_prompts
+from secondlook.data.sanity_pairs import read_sanity_pairs
+from secondlook.errors import InputError
 from secondlook.io import (
     append_rows,
     as_rgb,
@@ -38,7 +40,6 @@ from secondlook.io import (
     writable_folder,
     write_json,
 )
-from secondlook.types import InputError
 
 CASES = Path(__file__).parents[1] / "cases"
 
@@ -354,7 +355,7 @@ def test_prompts_of_other_systems():
 
 
 def test_other_lists_name_the_place_too(tmp_path):
-    path = tmp_path / "canaries.jsonl"
+    path = tmp_path / "sanity_pairs.jsonl"
     row = {"prompt": "a cat", "image": str(CASES / "images" / "red_star.png"), "good": True}
     for change, words in (
         ({"good": "yes"}, "good is 'yes' in line 2"),
@@ -363,7 +364,7 @@ def test_other_lists_name_the_place_too(tmp_path):
     ):
         path.write_text("".join(json.dumps(r) + "\n" for r in (row, row | change)))
         with pytest.raises(InputError, match=words):
-            sanity_pairs.read(path)
+            read_sanity_pairs(path)
     table = tmp_path / "benchmark.csv"
     table.write_bytes("\ufeffprompt,tag\na cat,x\n".encode())
     assert decontaminate.read(table) == ["a cat"]

@@ -1,77 +1,107 @@
-"""Who may import whom (docs/architecture.md). A room may always import itself, types and files."""
+"""Who may import whom (docs/architecture.md). A room may always import itself and the root's nouns.
+
+Imports inside functions count as well. The command line is the only room that may import the
+miniature, and only inside functions.
+"""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 SOURCE = Path(__file__).parents[2] / "src" / "secondlook"
-EVERYONE = {"types", "files"}
-MAY_IMPORT = {
-    "types": set(),
-    "files": set(),
-    "world": set(),
-    "model": set(),
-    "engine": {"model"},
-    "rewards": {"world", "engine", "model"},  # a checkpoint as judge
-    "introspect": {
-        "engine",
-        "model",
-    },  # for type checking only: the engine is passed in; lengths of sequences
+EVERYONE = {"types", "errors", "io"}
+PLUGINS = {"registry", "plugin_settings"}
+"""What can be added from outside: known to the rooms that ask for it."""
+
+PICTURES = {"engine", "episode", "models"}
+TEACHING = PICTURES | {"data", "rewards", "llm", "report"} | PLUGINS
+DOOR = {"api", "arguments", "streaming", "training", "hub", "card"}
+"""What ``import secondlook`` offers; it stands on everything but the miniature."""
+
+MAY_IMPORT: dict[str, set[str]] = {
+    "types": {"report"},  # inside a function: how an episode shows itself
+    "errors": set(),
+    "io": set(),
+    "registry": set(),
+    "plugin_settings": set(),
     "report": set(),
-    "config": set(),
-    "evaluate": {"rewards", "data", "engine"},  # the last two for type checking only
-    "data": {"engine", "introspect", "rewards", "model", "world", "report"},
-    "train": {"model", "engine", "introspect", "rewards", "data", "report"},
-    "bench": {"engine", "introspect", "rewards", "model", "world", "data", "report"},
-    "cli": {
-        "types",
-        "files",
-        "world",
-        "model",
-        "engine",
-        "introspect",
-        "report",
-        "config",
-        "evaluate",
-        "rewards",
-        "data",
-        "train",
-        "bench",
-    },
+    "recipes": set(),
+    "config": {"registry", "recipes"},
+    "models": set(),
+    "engine": {"models"},
+    "episode": {"engine", "models"},
+    "llm": set(),
+    "rewards": {"llm", "engine", "models"} | PLUGINS,
+    "data": PICTURES | {"rewards", "llm", "report"} | PLUGINS,
+    "train": TEACHING | {"config"},
+    "evals": TEACHING,
 }
+SYSTEM = set(MAY_IMPORT) | DOOR
+MAY_IMPORT |= {room: SYSTEM for room in DOOR}
+MAY_IMPORT["mini"] = SYSTEM
+MAY_IMPORT["cli"] = SYSTEM | {"mini"}
+
+FILES_OF_RL = 75
+"""Most modules of the package that the RL loop loads; fewer are better."""
 
 
-def imports(path: Path) -> set[str]:
-    """Rooms that a file imports, also inside functions."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        names = []
-        if isinstance(node, ast.Import):
-            names = [a.name for a in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names = (
-                [f"{node.module}.{a.name}" for a in node.names]
-                if node.module == "secondlook"
-                else [node.module]
-            )
-        found |= {n.split(".")[1] for n in names if n.startswith("secondlook.")}
-    return found
+def imported_modules(node: ast.AST) -> list[str]:
+    """Full names of the modules that an import statement names."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom) and node.module == "secondlook":
+        return [f"secondlook.{alias.name}" for alias in node.names]
+    if isinstance(node, ast.ImportFrom) and node.module:
+        return [node.module]
+    return []
 
 
-@pytest.mark.parametrize(
-    "path", sorted(SOURCE.rglob("*.py")), ids=lambda p: str(p.relative_to(SOURCE))
-)
+def rooms_of(nodes) -> set[str]:
+    """Rooms of the package that these statements import."""
+    modules = [module for node in nodes for module in imported_modules(node)]
+    return {module.split(".")[1] for module in modules if module.startswith("secondlook.")}
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+FILES = sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_imports_stay_in_their_rooms(path):
-    room = path.relative_to(SOURCE).parts[0].removesuffix(".py")
-    if room == "__init__":
-        return
-    beyond = imports(path) - MAY_IMPORT[room] - EVERYONE - {room}
+    room = room_of(path)
+    tree = ast.parse(path.read_text())
+    beyond = rooms_of(ast.walk(tree)) - MAY_IMPORT[room] - EVERYONE - {room}
     assert not beyond, f"{path.name} imports {beyond}"
+    if room != "mini":
+        at_the_top = rooms_of(tree.body)
+        assert "mini" not in at_the_top, f"{path.name} imports the miniature when it is imported"
 
 
-def test_types_do_not_need_torch():
-    text = (SOURCE / "types.py").read_text()
-    assert "torch" not in {
-        line.split()[1] for line in text.splitlines() if line.startswith(("import ", "from "))
-    }
+def loaded_by(module: str) -> list[str]:
+    """Modules of the package that are loaded after ``module`` was imported in a new process."""
+    script = f"import sys, {module}; print(*sorted(sys.modules))"
+    result = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True
+    )
+    return [name for name in result.stdout.split() if name.split(".")[0] == "secondlook"]
+
+
+def test_rl_loads_nothing_of_the_miniature():
+    loaded = loaded_by("secondlook.train.rl.loop")
+    assert not [name for name in loaded if name.startswith("secondlook.mini")]
+    assert len(loaded) <= FILES_OF_RL, f"{len(loaded)} modules: {' '.join(loaded)}"
+
+
+@pytest.mark.parametrize("module", ["types", "errors", "registry", "plugin_settings"])
+def test_the_roots_nouns_need_no_torch(module):
+    script = f"import sys, secondlook.{module}; print('torch' in sys.modules)"
+    result = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True
+    )
+    assert result.stdout.split() == ["False"]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from secondlook.errors import InputError
 from secondlook.mini.world.adversarial import SPOILERS
 from secondlook.mini.world.language import (
     TASKS,
@@ -25,7 +26,6 @@ from secondlook.mini.world.render import render
 from secondlook.mini.world.samples import near_miss, question, sample_scene
 from secondlook.mini.world.scene import COLORS, OBJECTS, Scene, Thing, pictograms, place, relations
 from secondlook.mini.world.second_detector import agrees
-from secondlook.types import InputError
 
 
 def random_scene(seed: int) -> Scene:

@@ -54,7 +54,7 @@ def data_build(config: Config, out: Out = Path("out/data"), set_: Set = []) -> N
     from secondlook import config as configs
     from secondlook.data import generate
     from secondlook.io import read_json, writable_folder
-    from secondlook.rewards.config import make
+    from secondlook.rewards.config import make_reward
 
     loaded = configs.load(generate.BuildConfig, config, set_)
     loaded = replace(loaded, device=own_device(loaded.device))
@@ -63,7 +63,7 @@ def data_build(config: Config, out: Out = Path("out/data"), set_: Set = []) -> N
     writable_folder(out)
     generate.build(
         loaded,
-        make(loaded.judges, loaded.device, reasons=True),
+        make_reward(loaded.rewards, loaded.device, reasons=True, prompts=loaded.prompts),
         out,
         load,
         WorkerShard.of_environment(),
@@ -85,24 +85,24 @@ def data_build(config: Config, out: Out = Path("out/data"), set_: Set = []) -> N
     say(f"written to {out}: images-*.parquet, {examples}samples.html, manifest.json")
 
 
-@data_app.command("canaries")
-def data_canaries(
+@data_app.command("sanity-pairs")
+def data_sanity_pairs(
     data: Built,
-    out: Out = Path("out/canaries"),
+    out: Out = Path("out/sanity-pairs"),
     n: Annotated[int, typer.Option("--n", help="Good ones, and as many bad ones.")] = 16,
     sure: Annotated[
         float, typer.Option(help="Score from which on a picture may be a good one.")
     ] = 0.95,
     seed: Seed = 0,
 ) -> None:
-    """Choose pictures on which a judge is checked before it rewards anything; look at them before
+    """Choose pictures on which a reward is checked before it rewards anything; look at them before
     they are used."""
-    from secondlook.data import sanity_pairs
+    from secondlook.data.choose_sanity_pairs import choose
 
     at_least("n", n)
     say(
-        f"written to {sanity_pairs.choose(data, out, n, sure, seed)}; look at "
-        f"{out / 'canaries.html'} before it is used"
+        f"written to {choose(data, out, n, sure, seed)}; look at "
+        f"{out / 'sanity_pairs.html'} before it is used"
     )
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from secondlook.errors import InputError
 from secondlook.io import read_json, read_lines, read_rows, read_table
-from secondlook.types import InputError
 
 FIELDS = ("prompt", "text", "caption", "Prompt")
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from secondlook.data.sanity_pairs import sure_rows
+from secondlook.data.choose_sanity_pairs import sure_rows
+from secondlook.errors import InputError
 from secondlook.io import writable_folder, write_bytes, write_text
 from secondlook.llm.client import Answers, Asker, Endpoint, Question
 from secondlook.rewards.vlm import in_words, questions_of
-from secondlook.types import InputError
 
 ASK = (
     "Write {n} instructions to edit an image of the description below. Each changes one thing "

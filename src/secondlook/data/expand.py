@@ -7,12 +7,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from secondlook.errors import InputError
 from secondlook.io import read_rows, text_field, write_text
 from secondlook.llm.client import Answers, Asker, Endpoint, Question
+from secondlook.llm.missing import tell_missing, why_missing
 from secondlook.llm.parsing import texts_of
-from secondlook.rewards.reward import tell_missing, why_missing
 from secondlook.rewards.vlm import in_words
-from secondlook.types import InputError
 
 EXPAND = (
     "Write {short} short (at most 12 words) and {long} long (30 to 60 words) descriptions of "

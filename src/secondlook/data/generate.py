@@ -14,7 +14,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import file_digest, sha256
 from pathlib import Path
@@ -25,12 +25,21 @@ from PIL import Image
 from rich.markup import escape
 from rich.progress import track
 
+from secondlook import registry
 from secondlook.data import decontaminate
 from secondlook.data.expand import ExpandConfig, captions_of
 from secondlook.data.export import write_examples
-from secondlook.data.generators import GeneratorConfig, Load, Picture, Shard, left_out, make
-from secondlook.data.prompts import Line, Prompts, check_prompts
+from secondlook.data.generators import (
+    GeneratorConfig,
+    Load,
+    Picture,
+    Shard,
+    left_out,
+    make_generator,
+)
+from secondlook.data.prompts import Line, check_prompt_options, check_prompts, open_prompts
 from secondlook.data.sft_dataset import BAD, GOOD_EDIT, GOOD_TO_DRAW, GOOD_TO_JUDGE, Pool, quality
+from secondlook.errors import InputError
 from secondlook.io import (
     decode_image,
     png,
@@ -43,13 +52,13 @@ from secondlook.io import (
     write_json,
     write_text,
 )
-from secondlook.mini import datasets as miniature
+from secondlook.llm.missing import tell_missing, why_missing
 from secondlook.models.janus.checkpoint import load_tokenizer
 from secondlook.models.janus.template import ChatTemplate
 from secondlook.report import embed, page
-from secondlook.rewards.config import JudgeConfig
-from secondlook.rewards.reward import Reward, score, tell_missing, why_missing
-from secondlook.types import InputError, Prompt, WorkerShard, digest
+from secondlook.rewards.config import RewardConfig
+from secondlook.rewards.reward import Reward, score
+from secondlook.types import Prompt, WorkerShard, digest
 
 
 @dataclass
@@ -58,8 +67,10 @@ class BuildConfig:
 
     generators: list[GeneratorConfig]
     prompts: str = ""
-    """A text file with one prompt a line, or a JSONL file of prompts and of instructions with
-    sources (``data.prompts``); empty, without templates: prompts of the miniature's world."""
+    """A text file with one prompt a line, a JSONL file of prompts and of instructions with sources
+    (``data.prompts``), or a registered name (``mini``); empty where ``templates`` are given."""
+    prompt_options: dict[str, Any] = field(default_factory=dict)
+    """Settings of a registered prompt source."""
     templates: list[str] = field(default_factory=list)
     """Prompts with {names} that are filled with every combination of ``words``."""
     words: dict[str, list[str]] = field(default_factory=dict)
@@ -71,12 +82,9 @@ class BuildConfig:
     """Files of benchmark prompts: what overlaps with one (``data.overlap``) is left out."""
     share: float = 0.7
     """Runs of three words in common from which on two prompts overlap."""
-    judges: list[JudgeConfig] = field(default_factory=list)
-    """Who scores the pictures, a weighted mean when several; default: the verifier of the
-    miniature's world."""
-    kinds: dict[str, float] = field(default_factory=lambda: dict(miniature.KINDS))
-    """Shares of the kinds of the world's prompts, edits among them (recolour, replace, add, remove,
-    move)."""
+    rewards: list[RewardConfig] = field(default_factory=list)
+    """Who scores the pictures, a weighted mean when several; default: the reward registered under
+    the name of ``prompts``."""
     good_to_draw: float = GOOD_TO_DRAW
     good_to_judge: float = GOOD_TO_JUDGE
     good_edit: float = GOOD_EDIT
@@ -89,7 +97,7 @@ class BuildConfig:
     shard: int = 250
     """Prompts a shard."""
     seed: int = 0
-    device: str = "cpu"
+    device: str = "auto"
 
     def __post_init__(self) -> None:
         for name in ("n_prompts", "shard", "examples_per_prompt"):
@@ -97,15 +105,21 @@ class BuildConfig:
                 raise InputError(f"config: {name} is {getattr(self, name)}; it must be at least 1")
         if not self.generators:
             raise InputError("config: generators is empty; give at least one [[generators]]")
-        given = bool(self.prompts or self.templates)
-        if given and any(g.kind == "render" for g in self.generators):
-            raise InputError(
-                "config: generators: render draws the world's own prompts; leave prompts and "
-                "templates out"
-            )
         if self.prompts and self.templates:
             raise InputError("config: prompts and templates are both given; use one of them")
-        miniature.check_shares("kinds", self.kinds, miniature.WISHES)
+        if not self.prompts and not self.templates:
+            raise InputError(
+                "config: prompts is empty; give a file, a registered name of "
+                f"{', '.join(registry.prompts.names())}, or templates"
+            )
+        check_prompt_options(self.prompts, self.prompt_options)
+        for generator in self.generators:
+            only = getattr(registry.generators.get(generator.kind), "only_prompts", self.prompts)
+            if only != self.prompts:
+                raise InputError(
+                    f"config: generators: {generator.kind} draws its own world's prompts; set "
+                    f"prompts = {only!r}"
+                )
 
 
 def build(
@@ -135,7 +149,7 @@ def build(
         missing = [s for s in mine if not _scored(out, s).exists() and not part[s.number].exists()]
         if not missing:
             continue
-        run = make(generator, load, config.seed, config.kinds, config.device)
+        run = make_generator(generator, load, config.seed, config.device, config.prompt_options)
         for shard in track(missing, escape(f"drawing: {generator.kind} {generator.model}")):
             _write(part[shard.number], [_row(p, generator) for p in run(shard)])
         del run
@@ -201,11 +215,10 @@ def _shards(config: BuildConfig, out: Path) -> tuple[list[Shard], dict[str, list
         size = min(config.shard, total - start)
         if lines:
             prompts = kept(lines[start : start + size], seen)
-        else:  # the world's prompts repeat from shard to shard, each with pictures of its own
-            drawn = miniature.prompts(
-                np.random.default_rng([config.seed, start]), size, config.kinds
-            )
-            prompts = kept([p.prompt for p in drawn], set())
+        else:  # drawn prompts repeat from shard to shard, each with pictures of its own
+            source = open_prompts(config.prompts, config.prompt_options)
+            drawn = source.draw(np.random.default_rng([config.seed, start]), size)
+            prompts = kept(drawn, set())
         shards.append(Shard(start // config.shard, start, prompts, size))
     shards = [s for s in shards if s.prompts]
     if not shards:
@@ -228,9 +241,7 @@ def _write_prompts(path: Path, shards: list[Shard]) -> None:
 def _check_prompts(config: BuildConfig, shards: list[Shard]) -> None:
     """Refuse prompts that a generator's model cannot read, before anything is drawn. Raises
     InputError that names the line."""
-    stated = (
-        {line.text: line.where for line in Prompts(config.prompts).lines} if config.prompts else {}
-    )
+    stated = {line.text: line.where for line in _stated_lines(config)}
     prompts = [p for shard in shards for p in shard.prompts]
     lines = [
         Line(p.text, Path() if p.source else None, stated.get(p.text, repr(p.text)))
@@ -240,19 +251,24 @@ def _check_prompts(config: BuildConfig, shards: list[Shard]) -> None:
         check_prompts(ChatTemplate(load_tokenizer(model)), lines)
 
 
+def _stated_lines(config: BuildConfig) -> Sequence[Line]:
+    """Of a file or a registered list; none where prompts are made up or templates are given."""
+    return open_prompts(config.prompts, config.prompt_options).lines if config.prompts else []
+
+
 def _given(config: BuildConfig, left_out: dict[str, list[str]], out: Path) -> list[Prompt]:
-    """Prompts of a file or of templates, or captions that a language model made of them; none: the
-    world's are meant."""
-    stated = Prompts(config.prompts)
-    if any(line.source for line in stated.lines):
+    """Prompts of a list or of templates, or captions that a language model made of them; none where
+    a registered source makes them up."""
+    stated = _stated_lines(config)
+    if any(line.source for line in stated):
         if config.expand:
             raise InputError(
                 "config: expand makes captions; leave it out where prompts has instructions "
                 "with sources"
             )
-        left_out["beyond n_prompts"] = [line.text for line in stated.lines[config.n_prompts :]]
-        return [stated.get(i) for i in range(min(config.n_prompts, len(stated.lines)))]
-    lines = [line.text for line in stated.lines]
+        left_out["beyond n_prompts"] = [line.text for line in stated[config.n_prompts :]]
+        return [line.prompt() for line in stated[: config.n_prompts]]
+    lines = [line.text for line in stated]
     if config.templates:
         lines = list(dict.fromkeys(p for t in config.templates for p in _filled(t, config.words)))
         order = np.random.default_rng(config.seed).permutation(len(lines))
@@ -476,7 +492,7 @@ def _manifest(
         "examples": examples,
         "sha256": {p.name: _sha256(p) for p in files},
         "shards": [p.name for p in shards],
-        "judges": [asdict(j) for j in config.judges] or ["verifier"],
+        "rewards": [asdict(reward) for reward in config.rewards] or [config.prompts],
         "seed": config.seed,
         "config": asdict(config),
         "versions": versions(),

@@ -1,62 +1,89 @@
 """Where pictures of prompts come from: a model of this package, a pipeline of diffusers, a folder,
-the miniature's renderer."""
+or what else is registered by ``@register_generator``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from os.path import relpath
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Protocol
 
-import numpy as np
 from PIL import Image
+from pydantic import Field, model_validator
 
+from secondlook import plugin_settings, registry
 from secondlook.engine.engine import Engine
 from secondlook.episode import SamplingConfig, turn_seed
+from secondlook.errors import InputError
 from secondlook.io import EXTENSIONS, beside, read_image, read_rows, text_field
-from secondlook.mini import datasets
-from secondlook.types import InputError, Prompt, Request
+from secondlook.registry import register_generator
+from secondlook.types import Prompt, Request
 
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """One generator. Which fields it needs depends on ``kind``."""
+    """One ``[[generators]]``. Its keys beyond the fields below are the settings of what is
+    registered under ``kind``."""
 
     __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}  # noqa: RUF012
 
-    kind: Literal["model", "diffusers", "folder", "render"] = "model"
-    """A model of this package, a text-to-image pipeline of diffusers, pictures that are there, or
-    right pictures and near misses of the miniature's world (for its own prompts)."""
+    kind: str = "model"
+    """The registered name: ``model`` (of this package), ``diffusers`` (a text-to-image pipeline),
+    ``folder`` (pictures that are there), ``render`` (right pictures and near misses of the
+    miniature's world, for its own prompts), or a plugin's."""
     model: str = ""
     """Model: a shipped model, a folder or a hub id. Diffusers: a folder or a hub id. Folder: a
-    folder with metadata.jsonl, each line {"file_name": …, "prompt": …} and for an edit its
-    "source". Render: the model whose image tokenizer the pictures pass through, so that a verdict
-    cannot be learned from their origin alone (a clean render is wrong, a decoded picture right)."""
+    folder with metadata.jsonl. Render: the model whose image tokenizer the pictures pass through.
+    """
     images: int = 4
     """Pictures a prompt; render: one of them is right."""
-    aimed: float = 0.5
-    """Render: share of the near misses that attack what the prompt asks for: a relation, a count,
-    who has which colour."""
-    guidance: float | None = None
-    """Default: the model's own."""
-    steps: int = 28
-    """Diffusers: denoising steps."""
     batch: int = 96
     """Pictures drawn together, fewer where a GPU's memory does not hold so many."""
     licence: str = ""
     """Of the pictures, for the manifest."""
+    settings: Any = field(default_factory=dict)
+    """In Python a dictionary; once it is checked, a dataclass of the kind's settings."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_settings(cls, values: Any) -> Any:
+        """A TOML table has the settings beside the fields."""
+        if not isinstance(values, dict):
+            return values
+        names = ("kind", "model", "images", "batch", "licence")
+        own = {name: values[name] for name in names if name in values}
+        return own | {"settings": {k: v for k, v in values.items() if k not in own}}
 
     def __post_init__(self) -> None:
-        for name in ("images", "batch", "steps"):
+        for name in ("images", "batch"):
             if getattr(self, name) < 1:
                 raise InputError(
                     f"config: generators: {name} is {getattr(self, name)}; it must be at least 1"
                 )
-        if not self.model:
+        try:
+            thing = registry.generators.get(self.kind)
+        except InputError as error:
+            raise InputError(f"config: {error}") from error
+        if not self.model and plugin_settings.takes(thing, "model"):
             raise InputError(
                 f"config: generators: model is empty; a generator of kind {self.kind!r} needs one"
             )
+        checked = plugin_settings.check_settings(
+            "generators", self.kind, thing, self.settings, _provided(thing)
+        )
+        object.__setattr__(self, "settings", checked)
+
+
+FROM_THE_JOB = frozenset({"model", "images", "batch", "load", "seed", "device", "prompt_options"})
+"""What a generator's class is given, where its constructor names it. ``load`` makes the engine of a
+model's name; ``prompt_options`` are the config's."""
+FROM_THE_PROMPT = frozenset({"prompt", "seed", "source"})
+"""Parameters of a generator that is a function; all others are its settings."""
+
+
+def _provided(thing: Callable[..., Any]) -> frozenset[str]:
+    return FROM_THE_JOB if isinstance(thing, type) else FROM_THE_PROMPT
 
 
 @dataclass(frozen=True)
@@ -82,6 +109,13 @@ class Shard:
 
 
 class Generator(Protocol):
+    """What a class registered by ``@register_generator`` is. A class attribute
+    ``only_prompts`` names the one prompt source whose prompts it can draw.
+
+    A function ``(prompt, seed)`` that returns one picture may be registered instead, with a
+    parameter ``source`` where it can edit.
+    """
+
     def __call__(self, shard: Shard) -> list[Picture]:
         """Pictures of a shard's prompts."""
         ...
@@ -90,20 +124,34 @@ class Generator(Protocol):
 Load = Callable[[str], Engine]
 
 
+def seeds_of(seed: int, shard: Shard, images: int) -> list[int]:
+    """Of ``images`` pictures of each of a shard's prompts, in this order."""
+    first = seed * 10**9 + shard.start * images
+    return [turn_seed(first + k, 0) for k in range(len(shard.prompts) * images)]
+
+
+@register_generator("model")
 class Model:
     """Drawn by a model of this package, without a second look."""
 
-    def __init__(self, config: GeneratorConfig, load: Load, seed: int):
-        self.config, self.seed, self.engine = config, seed, load(config.model)
+    def __init__(
+        self,
+        model: str,
+        load: Load,
+        seed: int,
+        images: int,
+        guidance: float | None = None,
+    ):
+        """``guidance``: default: the model's own."""
+        self.model, self.seed, self.images, self.guidance = model, seed, images, guidance
+        self.engine = load(model)
 
     def __call__(self, shard: Shard) -> list[Picture]:
-        c, rule = self.config, SamplingConfig.of(self.engine.janus.net.generation_config)
-        if c.guidance is not None:
-            rule = SamplingConfig(guidance=c.guidance, edit_guidance=c.guidance)
-        asked = [prompt for prompt in shard.prompts for _ in range(c.images)]
-        seeds = [
-            turn_seed(self.seed * 10**9 + shard.start * c.images + k, 0) for k in range(len(asked))
-        ]
+        rule = SamplingConfig.of(self.engine.janus.net.generation_config)
+        if self.guidance is not None:
+            rule = SamplingConfig(guidance=self.guidance, edit_guidance=self.guidance)
+        asked = [prompt for prompt in shard.prompts for _ in range(self.images)]
+        seeds = seeds_of(self.seed, shard, self.images)
         sources = {p.key: p.source for p in shard.prompts if p.source}
         codes = (
             dict(zip(sources, self.engine.codes(list(sources.values())), strict=True))
@@ -117,7 +165,7 @@ class Model:
             drawn = self.engine.draw(requests, rule.draw_params(editing)) if those else []
             tokens |= {i: turn.tokens for i, turn in zip(those, drawn, strict=True)}
         images = self.engine.pictures([tokens[i] for i in range(len(asked))])
-        return [Picture(p, i, c.model, s) for p, i, s in zip(asked, images, seeds, strict=True)]
+        return [Picture(p, i, self.model, s) for p, i, s in zip(asked, images, seeds, strict=True)]
 
     def _request(self, p: Prompt, codes: dict[str, tuple[int, ...]], seed: int) -> Request:
         template = self.engine.template
@@ -128,35 +176,22 @@ class Model:
         )
 
 
-class Rendered:
-    """Of the world's prompts of the same shard."""
-
-    def __init__(self, config: GeneratorConfig, load: Load, seed: int, kinds: dict[str, float]):
-        self.config, self.seed, self.kinds, self.engine = config, seed, kinds, load(config.model)
-
-    def __call__(self, shard: Shard) -> list[Picture]:
-        c, rng = self.config, np.random.default_rng([self.seed, shard.start])
-        wanted, found = {p.key: p for p in shard.prompts}, list[tuple[Prompt, Image.Image, str]]()
-        for p in datasets.prompts(rng, shard.size, self.kinds):
-            if isinstance(p, datasets.EditPicture):
-                wrong = datasets.wrong_edits(rng, p, c.images - 1)
-            else:
-                wrong = [image for image, _ in datasets.wrong(rng, p, c.images - 1, c.aimed)]
-            if asked := wanted.get(p.prompt.key):
-                found.append((asked, p.image, "render"))
-                found += [(asked, image, "near miss") for image in wrong]
-        through = self.engine.pictures(self.engine.codes([image for _, image, _ in found]))
-        return [
-            Picture(prompt, image, source)
-            for (prompt, _, source), image in zip(found, through, strict=True)
-        ]
-
-
+@register_generator("diffusers")
 class Diffusers:
     """Drawn by a text-to-image pipeline. Raises InputError where diffusers is not installed or
     cannot load it."""
 
-    def __init__(self, config: GeneratorConfig, device: str, seed: int):
+    def __init__(
+        self,
+        model: str,
+        device: str,
+        seed: int,
+        images: int,
+        batch: int,
+        guidance: float | None = None,
+        steps: Annotated[int, Field(ge=1)] = 28,
+    ):
+        """``guidance``: default: the pipeline's own; ``steps``: of denoising."""
         try:
             import diffusers
         except ImportError as error:
@@ -165,31 +200,28 @@ class Diffusers:
             ) from error
         import torch
 
-        self.config, self.device, self.seed, self.batch = config, device, seed, config.batch
+        self.model, self.device, self.seed, self.images = model, device, seed, images
+        self.batch = batch
+        self.settings: dict[str, Any] = {"num_inference_steps": steps}
+        if guidance is not None:
+            self.settings["guidance_scale"] = guidance
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
         try:
             self.pipeline: Any = diffusers.DiffusionPipeline.from_pretrained(
-                config.model, torch_dtype=dtype
+                model, torch_dtype=dtype
             ).to(device)
         except (OSError, ValueError) as error:
             why = str(error).splitlines()[0]
             raise InputError(
-                f"generators: {config.model!r} is no pipeline that diffusers loads ({why})"
+                f"generators: {model!r} is no pipeline that diffusers loads ({why})"
             ) from error
         self.pipeline.set_progress_bar_config(disable=True)
 
     def __call__(self, shard: Shard) -> list[Picture]:
         import torch
 
-        c = self.config
-        asked = [prompt for prompt in shard.prompts for _ in range(c.images)]
-        seeds = [
-            turn_seed(self.seed * 10**9 + shard.start * c.images + k, 0) % 2**63
-            for k in range(len(asked))
-        ]
-        settings = {"num_inference_steps": c.steps} | (
-            {} if c.guidance is None else {"guidance_scale": c.guidance}
-        )
+        asked = [prompt for prompt in shard.prompts for _ in range(self.images)]
+        seeds = [seed % 2**63 for seed in seeds_of(self.seed, shard, self.images)]
         found: list[Picture] = []
         while len(found) < len(asked):
             here = slice(len(found), len(found) + self.batch)
@@ -204,28 +236,30 @@ class Diffusers:
             given = {"image": sources} if sources else {}
             try:
                 images = self.pipeline(
-                    prompt=[p.text for p in part], generator=chances, **given, **settings
+                    prompt=[p.text for p in part], generator=chances, **given, **self.settings
                 ).images
             except torch.OutOfMemoryError:
                 if self.batch == 1:
                     raise
-                self.batch = -(
-                    -min(self.batch, len(part)) // 2
-                )  # what a pipeline needs is not known before it runs
+                # what a pipeline needs is not known before it runs
+                self.batch = -(-min(self.batch, len(part)) // 2)
                 torch.cuda.empty_cache()
                 continue
             found += [
-                Picture(p, image, c.model, s) for p, image, s in zip(part, images, own, strict=True)
+                Picture(p, image, self.model, s)
+                for p, image, s in zip(part, images, own, strict=True)
             ]
         return found
 
 
+@register_generator("folder")
 class Folder:
-    """Pictures that are there. Raises InputError for a folder without a list of them."""
+    """Pictures that are there: a folder's metadata.jsonl has a line {"file_name": …, "prompt": …}
+    for each, and for an edit its "source". Raises InputError for a folder without that list."""
 
-    def __init__(self, config: GeneratorConfig):
-        self.config = config
-        self.list = path = Path(config.model) / "metadata.jsonl"
+    def __init__(self, model: str, images: int):
+        self.folder, self.images = model, images
+        self.list = path = Path(model) / "metadata.jsonl"
         self.files: dict[str, list[tuple[Path, str]]] = {}
         self.named: set[Path] = set()
         """Pictures and sources that the list names."""
@@ -275,8 +309,8 @@ class Folder:
             "pictures of prompts that are not asked": [
                 n for key in names if key not in asked for n in names[key]
             ],
-            f"pictures beyond images = {self.config.images}": [
-                n for key in names if key in asked for n in names[key][self.config.images :]
+            f"pictures beyond images = {self.images}": [
+                n for key in names if key in asked for n in names[key][self.images :]
             ],
             f"pictures that {self.list.name} does not name": [f.name for f in unlisted],
             "prompts without a picture": [text for key, text in asked.items() if key not in names],
@@ -284,11 +318,69 @@ class Folder:
 
     def _found(self, prompts: tuple[Prompt, ...]) -> Iterator[Picture]:
         for prompt in prompts:
-            for file, where in self.files.get(prompt.key, [])[: self.config.images]:
+            for file, where in self.files.get(prompt.key, [])[: self.images]:
                 try:
-                    yield Picture(prompt, read_image(file), self.config.model)
+                    yield Picture(prompt, read_image(file), self.folder)
                 except InputError as error:
                     raise InputError(f"generators: {where}: {error}") from error
+
+
+class FunctionGenerator:
+    """Calls ``function(prompt, seed, **settings)`` ``images`` times for each prompt."""
+
+    def __init__(
+        self, function: Callable[..., Any], name: str, seed: int, images: int, settings: Any
+    ):
+        self.function, self.name, self.seed, self.images = function, name, seed, images
+        self.settings = vars(settings)
+        self.can_edit = plugin_settings.takes(function, "source")
+
+    def __call__(self, shard: Shard) -> list[Picture]:
+        """Raises InputError where it gives no picture, or is asked for edits without a parameter
+        ``source``."""
+        seeds = iter(seeds_of(self.seed, shard, self.images))
+        made = []
+        for prompt in shard.prompts:
+            source = {} if prompt.source is None else {"source": prompt.source}
+            if source and not self.can_edit:
+                raise InputError(
+                    f"generators: {self.name!r} cannot edit; give its function a parameter "
+                    "'source', or leave out prompts with a source"
+                )
+            for _ in range(self.images):
+                seed = next(seeds)
+                image = self.function(prompt.text, seed, **source, **self.settings)
+                if not isinstance(image, Image.Image):
+                    raise InputError(
+                        f"generators: {self.name!r} returned {type(image).__name__}; it must "
+                        "return an image of PIL"
+                    )
+                made.append(Picture(prompt, image.convert("RGB"), self.name, seed))
+        return made
+
+
+def make_generator(
+    config: GeneratorConfig,
+    load: Load,
+    seed: int,
+    device: str,
+    prompt_options: Mapping[str, Any] | None = None,
+) -> Generator:
+    """The generator that a config asks for, loaded."""
+    thing = registry.generators.get(config.kind)
+    if not isinstance(thing, type):
+        return FunctionGenerator(thing, config.kind, seed, config.images, config.settings)
+    return plugin_settings.build(
+        thing,
+        config.settings,
+        model=config.model,
+        images=config.images,
+        batch=config.batch,
+        load=load,
+        seed=seed,
+        device=device,
+        prompt_options=dict(prompt_options or {}),
+    )
 
 
 def left_out(
@@ -297,15 +389,5 @@ def left_out(
     """Of each folder: what a build does not use of it, and what it lacks, by the reason. Raises
     InputError."""
     prompts = [p for shard in shards for p in shard.prompts]
-    return {c.model: Folder(c).left_out(prompts) for c in configs if c.kind == "folder"}
-
-
-def make(
-    config: GeneratorConfig, load: Load, seed: int, kinds: dict[str, float], device: str
-) -> Generator:
-    """The generator that a config asks for, loaded."""
-    if config.kind == "model":
-        return Model(config, load, seed)
-    if config.kind == "render":
-        return Rendered(config, load, seed, kinds)
-    return Diffusers(config, device, seed) if config.kind == "diffusers" else Folder(config)
+    folders = [c for c in configs if c.kind == "folder"]
+    return {c.model: Folder(c.model, c.images).left_out(prompts) for c in folders}

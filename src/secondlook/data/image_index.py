@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from secondlook.data.stored_images import WORDS, Folders, Kept, Listed, Place, Shard, Words
-from secondlook.types import InputError
+from secondlook.errors import InputError
 
 BAD = 0.5
 VERDICT = re.compile(r"(yes|no)\s*(?=[,.:]|$)", re.IGNORECASE)

@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 from secondlook.data.prompts import Line
+from secondlook.errors import InputError
 from secondlook.io import (
     EXTENSIONS,
     beside,
@@ -22,7 +23,7 @@ from secondlook.io import (
     read_rows,
     text_field,
 )
-from secondlook.types import InputError, Prompt
+from secondlook.types import Prompt
 
 LISTS = (".jsonl", ".parquet")
 

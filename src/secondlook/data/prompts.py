@@ -1,13 +1,17 @@
-"""Where a job's prompts come from: a file, or the miniature's world."""
+"""Where a job's prompts come from: a file, or a registered prompt source."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
+from PIL import Image
 
+from secondlook import plugin_settings, registry
+from secondlook.errors import InputError
 from secondlook.io import (
     beside,
     check_unicode,
@@ -17,64 +21,139 @@ from secondlook.io import (
     read_rows,
     text_field,
 )
-from secondlook.mini import datasets
 from secondlook.models.janus.template import ChatTemplate
-from secondlook.types import InputError, Prompt
+from secondlook.types import Prompt
 
 
 @dataclass(frozen=True)
 class Line:
-    """One prompt of a file, not opened yet."""
+    """One prompt of a list, its source not opened yet."""
 
     text: str
-    source: Path | None
+    source: Path | Image.Image | None
     """The picture that is to be edited."""
     where: str
     """ "line 3 of prompts.txt" """
 
     def prompt(self) -> Prompt:
         """With its source read. Raises InputError that names the line."""
-        if self.source is None:
-            return Prompt(self.text)
+        if not isinstance(self.source, Path):
+            return Prompt(self.text, self.source)
         try:
             return Prompt(self.text, read_image(self.source))
         except InputError as error:
             raise InputError(f"source: {self.where}: {error}") from error
 
 
-class Prompts:
-    """Prompts of a text file with one a line; of a JSONL file whose lines are {"prompt": …} or, for
-    edits, {"prompt": the instruction, "source": a picture's path beside the file}; or (``path``
-    empty) of the miniature's world, held-out compositions excluded, their kinds in the shares
-    ``kinds``. Raises InputError that names the line."""
+class PromptSource(Protocol):
+    """What a class registered by ``@register_prompts`` is: prompts made up as they are asked for.
 
-    def __init__(self, path: str = "", kinds: dict[str, float] = datasets.KINDS):
-        self.kinds = kinds
-        self.lines = read_prompts(Path(path)) if path else []
+    A function may be registered instead, which returns a list of prompts. Both get the config's
+    ``prompt_options`` as settings (``secondlook.plugin_settings``).
+    """
 
-    def get(self, index: int) -> Prompt:
-        """A file's prompt."""
-        return self.lines[index].prompt()
+    def draw(self, rng: np.random.Generator, n: int) -> Sequence[str | Prompt]:
+        """``n`` prompts that depend on the state of ``rng`` only."""
+        ...
+
+
+class ListedPrompts:
+    """Prompts of a list, drawn with replacement."""
+
+    def __init__(self, lines: Sequence[Line]):
+        self.lines = lines
 
     def draw(
-        self, rng: np.random.Generator, n: int, mine: Sequence[int] | None = None
+        self, rng: np.random.Generator, n: int, only: Sequence[int] | None = None
     ) -> list[Prompt]:
-        """``n`` prompts, or those of them that stand at the places ``mine``: the others' sources
-        are not opened."""
-        places = range(n) if mine is None else mine
-        if self.lines:
-            drawn = rng.integers(len(self.lines), size=n).tolist()
-            return [self.get(drawn[i]) for i in places]
-        wishes = datasets.prompts(rng, n, self.kinds)
-        return [wishes[i].prompt for i in places]
+        """``n`` prompts, or those of them at the places ``only``: the others' sources are not
+        opened. Raises InputError that names the line whose source cannot be read."""
+        drawn = rng.integers(len(self.lines), size=n).tolist()
+        places = range(n) if only is None else only
+        return [self.lines[drawn[i]].prompt() for i in places]
+
+
+class DrawnPrompts:
+    """Prompts that a registered source makes up."""
+
+    lines: Sequence[Line] = ()
+    """None is known beforehand."""
+
+    def __init__(self, source: PromptSource, name: str):
+        self.source, self.name = source, name
+
+    def draw(
+        self, rng: np.random.Generator, n: int, only: Sequence[int] | None = None
+    ) -> list[Prompt]:
+        """``n`` prompts, or those of them at the places ``only``. Raises InputError where the
+        source gives another number."""
+        drawn = self.source.draw(rng, n)
+        if len(drawn) != n:
+            raise InputError(
+                f"prompts: {self.name!r} was asked for {n} prompts and gave {len(drawn)}"
+            )
+        places = range(n) if only is None else only
+        return [_as_prompt(drawn[i]) for i in places]
+
+
+def check_prompt_options(prompts: str, options: Any) -> Any:
+    """The settings ``options`` of the prompt source named ``prompts``, checked. Raises InputError;
+    a file has none."""
+    if prompts not in registry.prompts.names():
+        if options:
+            raise InputError(
+                f"config: prompt_options is {options!r}, but prompts = {prompts!r} is a file, "
+                "which has none; leave them out"
+            )
+        return options
+    thing = registry.prompts.get(prompts)
+    return plugin_settings.check_settings("prompt_options", prompts, thing, options, frozenset())
+
+
+def open_prompts(
+    prompts: str, options: Mapping[str, Any] | None = None
+) -> ListedPrompts | DrawnPrompts:
+    """The prompts of a registered name, else of a file (``read_prompts``).
+
+    ``options`` are settings of the registered source. Raises InputError.
+    """
+    settings = check_prompt_options(prompts, options or {})
+    if not prompts:
+        raise InputError(
+            "config: prompts is empty; give a file or a registered name of "
+            f"{', '.join(registry.prompts.names())}"
+        )
+    if prompts not in registry.prompts.names():
+        return ListedPrompts(read_prompts(Path(prompts)))
+    made = plugin_settings.build(registry.prompts.get(prompts), settings)
+    if hasattr(made, "draw"):
+        return DrawnPrompts(made, prompts)
+    lines = []
+    for number, listed in enumerate(made, 1):
+        prompt = _as_prompt(listed)
+        where = f"prompt {number} of {prompts!r}"
+        check_unicode(prompt.text, "prompt", where)
+        lines.append(Line(prompt.text, prompt.source, where))
+    if not lines:
+        raise InputError(f"config: prompts: {prompts!r} holds no prompt; give at least one")
+    return ListedPrompts(lines)
+
+
+def _as_prompt(listed: str | Prompt) -> Prompt:
+    return listed if isinstance(listed, Prompt) else Prompt(listed)
 
 
 def read_prompts(path: Path) -> list[Line]:
-    """A file's prompts; sources are only looked for. Raises InputError that names the line."""
+    """Prompts of a text file with one a line, or of a JSONL file whose lines are {"prompt": …} or,
+    for edits, {"prompt": the instruction, "source": a picture's path beside the file}.
+
+    Sources are only looked for. Raises InputError that names the line.
+    """
     if not is_file(path):
         raise InputError(
             f"config: prompts is {str(path)!r}, which is not a file; give a text file, one "
-            "prompt a line, or a .jsonl"
+            "prompt a line, a .jsonl, or a registered name of "
+            f"{', '.join(registry.prompts.names())}"
         )
     if path.suffix.lower() not in ("", ".txt", ".jsonl"):
         raise InputError(

@@ -18,7 +18,7 @@ from PIL import Image
 
 from secondlook.data.image_index import BAD, Index, Use
 from secondlook.data.stored_images import Words
-from secondlook.types import InputError
+from secondlook.errors import InputError
 
 GOOD_TO_DRAW, GOOD_TO_JUDGE, GOOD_EDIT = 0.8, 0.7, 0.7
 TASKS = ("draw", "judge", "redraw")
@@ -142,7 +142,7 @@ class Pool:
         places = [places] if isinstance(places, str | Path) else places
         if shares and (len(shares) != len(places) or min(shares) < 0 or not sum(shares)):
             raise InputError(
-                f"config: shares is {list(shares)}; give one for each of the {len(places)} "
+                f"config: data_weights is {list(shares)}; give one for each of the {len(places)} "
                 "places of data, not all 0"
             )
         self.index = index = Index([Path(p) for p in places], problem, reason_problem)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from PIL import Image
 
+from secondlook.errors import InputError
 from secondlook.io import (
     beside,
     check_unicode,
@@ -28,7 +29,6 @@ from secondlook.io import (
     read_text,
 )
 from secondlook.io.text import MARKS
-from secondlook.types import InputError
 
 T = TypeVar("T")
 WORDS = ("id", "prompt", "score", "reason", "source_id", "following", "preserving")

@@ -11,10 +11,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from secondlook.errors import InputError
 from secondlook.io import append_rows, finite, stored_rows, versions, write_json, write_text
 from secondlook.rewards.reward import score
-from secondlook.rewards.self_judge import PolicyJudge
-from secondlook.types import InputError, Prompt
+from secondlook.rewards.self_judge import SelfJudge
+from secondlook.types import Prompt
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -49,7 +50,7 @@ def evaluate(engine: Engine, pairs: list[Pair], threshold: float = 0.5) -> list[
             opened.append((pair.asked(), pair.open()))
         except InputError as error:
             errors[i] = f"{pair.where}: {error}" if pair.where else str(error)
-    scores = iter(score(PolicyJudge(engine), opened))
+    scores = iter(score(SelfJudge(engine), opened))
     rows = []
     for i, pair in enumerate(pairs):
         row: dict[str, Any] = {"image": pair.name, "prompt": pair.prompt}

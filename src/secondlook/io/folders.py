@@ -13,8 +13,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from secondlook.errors import InputError
 from secondlook.io.text import read_json
-from secondlook.types import InputError, WorkerShard
+from secondlook.types import WorkerShard
 
 LOCK = ".lock"
 _claimed: dict[Path, FileLock] = {}

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
+from secondlook.errors import InputError
 from secondlook.io.text import read_bytes
-from secondlook.types import InputError
 
 MAX_PIXELS = 178_956_970
 """More are refused (Pillow's own limit against decompression bombs)."""

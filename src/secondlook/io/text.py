@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secondlook.types import InputError
+from secondlook.errors import InputError
 
 if TYPE_CHECKING:
     import pyarrow

@@ -13,8 +13,8 @@ from typing import Any
 
 from PIL import Image
 
+from secondlook.errors import InputError
 from secondlook.io.images import png
-from secondlook.types import InputError
 
 
 @contextmanager

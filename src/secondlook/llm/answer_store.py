@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from secondlook.types import InputError
+from secondlook.errors import InputError
 
 BUSY = 60.0
 """Seconds that one process waits while another one writes to the same file."""

@@ -32,11 +32,11 @@ from typing import Any
 
 import httpx
 
+from secondlook.errors import InputError, Stopped
 from secondlook.llm import connection, replies
 from secondlook.llm.answer_store import Answers
+from secondlook.llm.missing import Missing
 from secondlook.llm.replies import Away, Closed, Later, Refused, Unanswered
-from secondlook.rewards.reward import Missing
-from secondlook.types import InputError, Stopped
 
 __all__ = ["Answers", "Asker", "Endpoint", "Question", "Refused", "Unanswered"]
 

@@ -10,8 +10,8 @@ import urllib.request
 
 import httpx
 
+from secondlook.errors import InputError
 from secondlook.llm.replies import short
-from secondlook.types import InputError
 
 LONGEST_CONNECT = 10.0
 """Seconds until a connection counts as not made."""

@@ -23,11 +23,11 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from secondlook.errors import InputError
 from secondlook.io import fingerprint
 from secondlook.llm.client import Answers, Question, Refused, Unanswered, question_key
+from secondlook.llm.missing import Missing
 from secondlook.llm.replies import short
-from secondlook.rewards.reward import Missing
-from secondlook.types import InputError
 
 ANSWERING = 2
 """Version of how answers are made: stored ones of another version are not used. 2: it is known

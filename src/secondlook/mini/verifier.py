@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 from PIL.Image import Image
 
+from secondlook.errors import InputError
 from secondlook.mini.world import edits
 from secondlook.mini.world.edits import Edit
 from secondlook.mini.world.language import parse
 from secondlook.mini.world.reader import judge
 from secondlook.rewards.reward import Edited, Score
-from secondlook.types import InputError, Prompt
+from secondlook.types import Prompt
 
 
 class Verifier:

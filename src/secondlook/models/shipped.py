@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from stat import S_ISDIR
 
-from secondlook.types import InputError
+from secondlook.errors import InputError
 
 SHIPPED = ("mini", "mini-base", "mini-edit")
 
@@ -21,7 +21,7 @@ def locate(model: str) -> str:
         if not folder.is_dir():
             raise InputError(
                 f"model: {model!r} does not come with this version; make it with "
-                "runs/mini_base.sh, mini.sh or edit.sh"
+                "scripts/mini_base.sh, mini.sh or edit.sh"
             )
         return str(folder)
     try:

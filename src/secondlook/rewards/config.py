@@ -1,138 +1,110 @@
-"""Judges from a config's ``[[judges]]``."""
+"""Rewards from a config's ``[[rewards]]``, or from any callable."""
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Literal
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
 
-from secondlook.llm.client import Answers, Asker, Endpoint
-from secondlook.mini.verifier import Verifier
+from pydantic import model_validator
+
+from secondlook import plugin_settings, registry
+from secondlook.errors import InputError
+from secondlook.rewards.function import of_function
 from secondlook.rewards.reward import Reward, Weighted
-from secondlook.rewards.vlm import EndpointJudge
-from secondlook.types import InputError
+
+FROM_THE_JOB = frozenset({"device", "reasons"})
+"""What a reward's class is given by the job, where its constructor names it: the job's device, and
+whether reasons are needed (a model is taught to say them)."""
+FROM_THE_PICTURE = frozenset({"prompt", "image", "source"})
+"""Parameters of a reward that is a function; all others are its settings."""
 
 
 @dataclass(frozen=True)
-class JudgeConfig:
-    """One judge. Which fields it needs depends on ``kind``."""
+class RewardConfig:
+    """One ``[[rewards]]``. Its keys beyond ``kind`` and ``weight`` are the settings of what is
+    registered under ``kind``."""
 
     __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}  # noqa: RUF012
 
-    kind: Literal["verifier", "endpoint", "local", "policy"] = "verifier"
-    """The miniature's reader, a vision-language model behind an OpenAI-compatible endpoint, one
-    that transformers loads here, or a checkpoint of this package."""
+    kind: str
+    """The registered name: ``vlm`` (a served model), ``local`` (one of transformers),
+    ``self_judge`` (a checkpoint of this package), ``mini`` (the miniature's reader), or a
+    plugin's."""
     weight: float = 1.0
     """Of the weighted mean of several."""
-    model: str = ""
-    """Endpoint: the served model's name. Local: a folder or a hub id. Policy: a shipped model, a
-    folder or a hub id."""
-    url: str = ""
-    """Endpoint: the base address, as http://localhost:8000/v1."""
-    decomposer_model: str = ""
-    """Endpoint: the language model that splits long prompts into questions; empty: they are asked
-    whole."""
-    decomposer_thinking: bool = False
-    """Whether it may think before it answers."""
-    decomposer_url: str = ""
-    """Default: the same as ``url``."""
-    long: int = 20
-    """Words from which on, exclusively, a prompt is long."""
-    answers: str = ""
-    """A file where answers are kept from run to run; empty: in memory."""
-    key_variable: str = "OPENAI_API_KEY"
-    concurrency: int = 32
-    timeout: float = 60.0
-    attempts: int = 6
-    patience: float = 20.0
-    """Minutes that a server is waited for which has answered before."""
-    start_patience: float = 0.1
-    """Minutes that one is waited for which has never answered, as where it is started together with
-    the job."""
-    thinking: bool = False
-    """These seven: ``rewards.ask.Endpoint``. Local: ``concurrency`` questions are answered
-    together."""
+    settings: Any = field(default_factory=dict)
+    """In Python a dictionary or the kind's own config class; once checked, always the latter."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_settings(cls, values: Any) -> Any:
+        """A TOML table has the settings beside ``kind`` and ``weight``."""
+        if not isinstance(values, dict):
+            return values
+        own = {name: values[name] for name in ("kind", "weight") if name in values}
+        return own | {"settings": {k: v for k, v in values.items() if k not in own}}
 
     def __post_init__(self) -> None:
-        for name in {"endpoint": ("url", "model"), "policy": ("model",), "local": ("model",)}.get(
-            self.kind, ()
-        ):
-            if not getattr(self, name):
-                raise InputError(
-                    f"config: judges: {name} is empty; a judge of kind {self.kind!r} needs it"
-                )
-        if self.kind == "endpoint":
-            try:
-                self.endpoint()
-                self.decomposer()
-            except InputError as error:
-                raise InputError(f"config: {error}".replace("judge: ", "judges: ", 1)) from error
-
-    def endpoint(self) -> Endpoint:
-        """Where the judge is served. Raises InputError for settings that cannot be used."""
-        how = self.key_variable, self.concurrency, self.timeout, self.attempts
-        return Endpoint(
-            self.url,
-            self.model,
-            *how,
-            patience=self.patience,
-            start_patience=self.start_patience,
-            thinking=self.thinking,
+        try:
+            thing = registry.rewards.get(self.kind)
+        except InputError as error:
+            raise InputError(f"config: {error}") from error
+        checked = plugin_settings.check_settings(
+            "rewards", self.kind, thing, self.settings, _provided(thing)
         )
-
-    def decomposer(self) -> Endpoint | None:
-        """Where the model that splits long prompts is served."""
-        if not self.decomposer_model:
-            return None
-        url = self.decomposer_url or self.url
-        return replace(
-            self.endpoint(), url=url, model=self.decomposer_model, thinking=self.decomposer_thinking
-        )
+        object.__setattr__(self, "settings", checked)
 
 
-def make(configs: list[JudgeConfig], device: str = "cpu", reasons: bool = False) -> Reward:
-    """The judge, or the weighted mean of several; without any, the verifier. ``reasons``: they are
-    needed (a model is taught to say them), so an endpoint is asked for them as well."""
-    parts = [(c.weight, _one(c, device, reasons)) for c in configs]
-    return Verifier() if not parts else parts[0][1] if len(parts) == 1 else Weighted(parts)
+def make_reward(
+    configs: Sequence[RewardConfig],
+    device: str = "cpu",
+    reasons: bool = False,
+    prompts: str = "",
+) -> Reward:
+    """The reward, or the weighted mean of several.
+
+    Without any, it is the one registered under the name of the job's ``prompts``, where there is
+    one. ``reasons``: they are needed, so a served model is asked for them as well. Raises
+    InputError.
+    """
+    if not configs:
+        if prompts not in registry.rewards.names():
+            raise InputError(
+                "config: rewards is empty; give at least one [[rewards]] with a kind of "
+                f"{', '.join(registry.rewards.names())}"
+            )
+        configs = [RewardConfig(prompts)]
+    parts = [(config.weight, _make_one(config, device, reasons)) for config in configs]
+    return parts[0][1] if len(parts) == 1 else Weighted(parts)
 
 
-def of_this_rank(path: Path) -> Path:
-    """A file that only this process of several writes to (torchrun tells each its number)."""
-    rank = os.environ.get("RANK", "0")
-    return path if rank == "0" else path.with_stem(f"{path.stem}.rank-{rank}")
+def as_reward(reward: str | Callable[..., Any]) -> Reward:
+    """The reward of this name; a function ``(prompt, image)`` as a reward; an object that takes
+    whole lists of pictures, as ``Reward`` says, unchanged. Raises InputError."""
+    if isinstance(reward, str):
+        return make_reward([RewardConfig(reward)])
+    return _of_instance(reward)
 
 
-def _one(config: JudgeConfig, device: str, reasons: bool) -> Reward:
-    if config.kind == "verifier":
-        return Verifier()
-    if config.kind == "policy":
-        import torch
+def _make_one(config: RewardConfig, device: str, reasons: bool) -> Reward:
+    thing = registry.rewards.get(config.kind)
+    if isinstance(thing, type):
+        made = plugin_settings.build(thing, config.settings, device=device, reasons=reasons)
+        return _of_instance(made, config.kind)
+    given = {f.name: getattr(config.settings, f.name) for f in fields(config.settings)}
+    return of_function(thing, config.kind, given)
 
-        from secondlook.engine.engine import Engine
-        from secondlook.models.janus.model import Janus
-        from secondlook.rewards.self_judge import PolicyJudge
 
-        dtype = (
-            torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
-        )  # half precision is slow on a CPU
-        return PolicyJudge(Engine(Janus.load(config.model, device, dtype)))
-    c = config
-    answers = Answers(of_this_rank(Path(c.answers)) if c.answers else None)
-    if config.kind == "local":
-        from secondlook.llm.local import LocalModel
+def _of_instance(reward: Callable[..., Any], name: str = "") -> Reward:
+    """A reward takes one list; what needs a prompt and an image is a function of one picture."""
+    parameters = inspect.signature(reward).parameters.values()
+    needed = [p for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    if len(needed) == 1:
+        return reward
+    return of_function(reward, name or registry.origin(reward))
 
-        return EndpointJudge(
-            LocalModel(c.model, device, c.concurrency, answers, thinking=c.thinking),
-            None,
-            c.long,
-            reasons,
-        )
-    splitter = c.decomposer()
-    return EndpointJudge(
-        Asker(c.endpoint(), answers),
-        Asker(splitter, answers) if splitter else None,
-        c.long,
-        reasons,
-    )
+
+def _provided(thing: Callable[..., Any]) -> frozenset[str]:
+    return FROM_THE_JOB if isinstance(thing, type) else FROM_THE_PICTURE

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from PIL.Image import Image
 
 from secondlook.engine.engine import Engine
-from secondlook.rewards.reward import Edited, Missing, Score
-from secondlook.types import InputError, Prompt, Request, SamplingParams, Segment
+from secondlook.errors import InputError
+from secondlook.llm.missing import Missing
+from secondlook.registry import register_reward
+from secondlook.rewards.reward import Edited, Score
+from secondlook.types import Prompt, Request, SamplingParams, Segment
 
 
-class PolicyJudge:
+class SelfJudge:
     """S is the model's P(Yes); the reason is what it writes after the verdict (greedy)."""
 
     def __init__(self, engine: Engine, tokens: int = 48):
@@ -57,3 +61,33 @@ class PolicyJudge:
             reason = template.words(turn.tokens[1:]).lstrip(", ").removesuffix(".")
             found.append(Score(turn.p_yes, turn.p_yes >= 0.5, reason))
         return found
+
+
+@dataclass(frozen=True)
+class SelfJudgeConfig:
+    """``[[rewards]] kind = "self_judge"``."""
+
+    model: str = ""
+    """A shipped model, a folder or a hub id; it stays as it is while another is trained."""
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise InputError(
+                "config: rewards: model is empty; a reward of kind 'self_judge' needs it"
+            )
+
+
+@register_reward("self_judge")
+class LoadedSelfJudge(SelfJudge):
+    """A checkpoint of this package, loaded on the job's device."""
+
+    Config = SelfJudgeConfig
+
+    def __init__(self, config: SelfJudgeConfig, device: str):
+        import torch
+
+        from secondlook.models.janus.model import Janus
+
+        on_gpu = torch.device(device).type == "cuda"
+        dtype = torch.bfloat16 if on_gpu else torch.float32  # half precision is slow on a CPU
+        super().__init__(Engine(Janus.load(config.model, device, dtype)))

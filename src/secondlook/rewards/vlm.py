@@ -1,5 +1,5 @@
-"""A vision-language model behind an endpoint as judge: P(yes) of the paper's question, of a
-prompt's parts, and of an edit.
+"""A vision-language model as reward, served (``vlm``) or loaded here (``local``): P(yes) of the
+paper's question, of a prompt's parts, and of an edit.
 
 Source: arXiv 2506.01480, sections 3.1 and 3.2: "Does this image match the description …, please
 directly respond with yes or no", P(yes) over the variants of both words; a long prompt is split
@@ -9,17 +9,22 @@ whether the rest is unchanged.
 
 from __future__ import annotations
 
+import os
 from base64 import b64encode
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from PIL.Image import Image
 
+from secondlook.errors import InputError
 from secondlook.io import png
-from secondlook.llm.client import Question
+from secondlook.llm.client import Answers, Asker, Endpoint, Question
+from secondlook.llm.missing import Missing, missing_of
 from secondlook.llm.parsing import p_yes, questions_of, text_of
-from secondlook.rewards.reward import Edited, Missing, Score, missing_of
+from secondlook.registry import register_reward
+from secondlook.rewards.reward import Edited, Score
 
 MATCHES = 'Does this image match the description "{}", please directly respond with yes or no.'
 ATOMIC = "{} Please directly respond with yes or no."
@@ -81,7 +86,7 @@ def in_words(text: str, *images: Image, tokens: int = REASON_TOKENS) -> Question
 
 
 @dataclass
-class EndpointJudge:
+class VLMReward:
     """S of pictures by a served model. ``decomposer`` splits prompts of more than ``long`` words;
     ``reasons`` asks for a sentence as well."""
 
@@ -173,3 +178,136 @@ class EndpointJudge:
         return Score.of_edit(
             following, preserving, min(following, preserving) >= 0.5, reason.strip().rstrip(".")
         )
+
+
+def file_of_this_rank(path: str) -> Path | None:
+    """A file that only this process of several writes to (torchrun tells each its number); None for
+    no path."""
+    if not path:
+        return None
+    rank = os.environ.get("RANK", "0")
+    return Path(path) if rank == "0" else Path(path).with_stem(f"{Path(path).stem}.rank-{rank}")
+
+
+@dataclass(frozen=True)
+class ServedConfig:
+    """``[[rewards]] kind = "vlm"``: a model behind an OpenAI-compatible endpoint."""
+
+    url: str = ""
+    """The base address, as http://localhost:8000/v1."""
+    model: str = ""
+    """The served model's name."""
+    decomposer_model: str = ""
+    """The language model that splits long prompts into questions; empty: they are asked whole."""
+    decomposer_url: str = ""
+    """Default: the same as ``url``."""
+    decomposer_thinking: bool = False
+    """Whether it may think before it answers."""
+    long: int = 20
+    """Words from which on, exclusively, a prompt is long."""
+    answers: str = ""
+    """A file where answers are kept from run to run; empty: in memory."""
+    key_variable: str = "OPENAI_API_KEY"
+    """The environment variable of the server's key."""
+    concurrency: int = 32
+    """Questions under way at the same time."""
+    timeout: float = 60.0
+    """Seconds that one answer may take."""
+    attempts: int = 6
+    """Times that a question is asked before its answer is missing."""
+    patience: float = 20.0
+    """Minutes that a server is waited for which has answered before."""
+    start_patience: float = 0.1
+    """Minutes that one is waited for which has never answered, as where it is started together with
+    the job."""
+    thinking: bool = False
+    """Whether the model may think before it answers."""
+
+    def __post_init__(self) -> None:
+        for name in ("url", "model"):
+            _check_given("vlm", name, getattr(self, name))
+        try:
+            self.endpoint()
+            self.decomposer()
+        except InputError as error:
+            raise InputError(f"config: {error}".replace("judge: ", "rewards: ", 1)) from error
+
+    def endpoint(self) -> Endpoint:
+        """Where the judge is served. Raises InputError for settings that cannot be used."""
+        return Endpoint(
+            self.url,
+            self.model,
+            self.key_variable,
+            self.concurrency,
+            self.timeout,
+            self.attempts,
+            patience=self.patience,
+            start_patience=self.start_patience,
+            thinking=self.thinking,
+        )
+
+    def decomposer(self) -> Endpoint | None:
+        """Where the model that splits long prompts is served."""
+        if not self.decomposer_model:
+            return None
+        return replace(
+            self.endpoint(),
+            url=self.decomposer_url or self.url,
+            model=self.decomposer_model,
+            thinking=self.decomposer_thinking,
+        )
+
+
+@register_reward("vlm")
+class ServedVLMReward(VLMReward):
+    """A vision-language model behind an OpenAI-compatible endpoint."""
+
+    Config = ServedConfig
+
+    def __init__(self, config: ServedConfig, reasons: bool = False):
+        answers = Answers(file_of_this_rank(config.answers))
+        decomposer = config.decomposer()
+        super().__init__(
+            Asker(config.endpoint(), answers),
+            Asker(decomposer, answers) if decomposer else None,
+            config.long,
+            reasons,
+        )
+
+
+@dataclass(frozen=True)
+class LocalConfig:
+    """``[[rewards]] kind = "local"``: a model that transformers loads in this process."""
+
+    model: str = ""
+    """A folder or a hub id."""
+    answers: str = ""
+    """A file where answers are kept from run to run; empty: in memory."""
+    concurrency: int = 32
+    """Questions that are answered together."""
+    thinking: bool = False
+    """Whether the model may think before it answers."""
+
+    def __post_init__(self) -> None:
+        _check_given("local", "model", self.model)
+
+
+@register_reward("local")
+class LocalVLMReward(VLMReward):
+    """A vision-language model of transformers on the job's device."""
+
+    Config = LocalConfig
+
+    def __init__(self, config: LocalConfig, device: str, reasons: bool = False):
+        from secondlook.llm.local import LocalModel
+
+        answers = Answers(file_of_this_rank(config.answers))
+        model = LocalModel(
+            config.model, device, config.concurrency, answers, thinking=config.thinking
+        )
+        super().__init__(model, reasons=reasons)
+
+
+def _check_given(kind: str, name: str, value: str) -> None:
+    if not value:
+        raise InputError(f"config: rewards: {name} is empty; a reward of kind {kind!r} needs it")

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from secondlook.errors import InputError
 from secondlook.models.janus.model import Janus
-from secondlook.types import InputError
 
 NAME = "default"
 

@@ -15,6 +15,7 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
+from secondlook.errors import InputError
 from secondlook.mini.world.language import SEED, check_split, phrase, scene_held_out
 from secondlook.mini.world.reader import (
     LEFTOVER,
@@ -26,7 +27,6 @@ from secondlook.mini.world.reader import (
     scene_of,
 )
 from secondlook.mini.world.scene import CELL, COLORS, OBJECTS, SIZE, STEP, Scene, Thing, box, place
-from secondlook.types import InputError
 
 KINDS = {"recolour": 0.2, "replace": 0.2, "add": 0.2, "remove": 0.2, "move": 0.2}
 PLACES = {

@@ -25,6 +25,7 @@ from itertools import combinations
 
 import numpy as np
 
+from secondlook.errors import InputError
 from secondlook.mini.world.scene import (
     COLORS,
     OBJECTS,
@@ -35,7 +36,6 @@ from secondlook.mini.world.scene import (
     plurals,
     relations,
 )
-from secondlook.types import InputError
 
 SEED = 43
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import JanusConfig, JanusVisionConfig, JanusVQVAEConfig, LlamaConfig
 
-from secondlook.types import InputError
+from secondlook.errors import InputError
 
 MODEL_TYPE = "multi_modality"
 _TOWER, _SEEING, _VQ = "vision_model.vision_tower.", "model.vision_model.", "gen_vision_model."

@@ -25,8 +25,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from secondlook.errors import InputError
 from secondlook.io import parse_json, pointer, read_text
-from secondlook.types import InputError
 
 Named = Iterable[tuple[str, Tensor]]
 Stored = dict[str, tuple[Path, Tensor]]

@@ -1,0 +1,11 @@
+"""The two errors that a user meets. Each message is one sentence."""
+
+
+class InputError(ValueError):
+    """What a user gave cannot be used. The message names the field, the value and what would be
+    right; the command line ends with exit code 2."""
+
+
+class Stopped(RuntimeError):
+    """A run ended itself because going on would do harm. The message names what was seen and what
+    is allowed; the command line ends with exit code 1."""

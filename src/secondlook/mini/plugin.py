@@ -1,0 +1,119 @@
+"""What the miniature registers, as any plugin would: prompts, their reward, sanity pairs and the
+generator that renders them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from secondlook.data.generators import Load, Picture, Shard
+from secondlook.data.sanity_pairs import SanityPairs
+from secondlook.mini import datasets
+from secondlook.mini.verifier import Verifier
+from secondlook.registry import (
+    register_generator,
+    register_prompts,
+    register_reward,
+    register_sanity_pairs,
+)
+from secondlook.types import Prompt
+
+register_reward("mini")(Verifier)
+
+
+@dataclass(frozen=True)
+class MiniPromptOptions:
+    """``prompt_options`` of ``prompts = "mini"``."""
+
+    kinds: dict[str, float] = field(default_factory=lambda: dict(datasets.KINDS))
+    """Shares of the kinds of prompts, edits among them (recolour, replace, add, remove, move)."""
+
+    def __post_init__(self) -> None:
+        datasets.check_shares("prompt_options.kinds", self.kinds, datasets.ALL_KINDS)
+
+
+@register_prompts("mini")
+class MiniPrompts:
+    """Prompts of the miniature's world, held-out compositions excluded."""
+
+    Config = MiniPromptOptions
+
+    def __init__(self, options: MiniPromptOptions):
+        self.kinds = options.kinds
+
+    def draw(self, rng: np.random.Generator, n: int) -> list[Prompt]:
+        """``n`` prompts of the kinds in their shares."""
+        return [sample.prompt for sample in datasets.prompts(rng, n, self.kinds)]
+
+
+@register_sanity_pairs("mini")
+def mini_sanity_pairs(seed: int, prompt_options: Mapping[str, Any], n: int = 16) -> SanityPairs:
+    """``n`` pictures that satisfy their prompts, and a near miss of each."""
+    kinds = MiniPromptOptions(**prompt_options).kinds
+    samples = datasets.prompts(np.random.default_rng(seed), n, kinds)
+    rng = np.random.default_rng(seed)
+    good, bad = [], []
+    for sample in samples:
+        if isinstance(sample, datasets.EditPicture):
+            [wrong_image] = datasets.wrong_edits(rng, sample, 1)
+        else:
+            [(wrong_image, _)] = datasets.wrong(rng, sample, 1)
+        good.append((sample.prompt, sample.image))
+        bad.append((sample.prompt, wrong_image))
+    return good, bad
+
+
+@register_generator("render")
+class Rendered:
+    """Right pictures and near misses of the world's prompts.
+
+    They pass through the image tokenizer of ``model``, so that a verdict cannot be learned from
+    their origin alone (a clean render is wrong, a decoded picture right).
+    """
+
+    only_prompts = "mini"
+
+    def __init__(
+        self,
+        model: str,
+        load: Load,
+        seed: int,
+        images: int,
+        prompt_options: Mapping[str, Any],
+        aimed: float = 0.5,
+    ):
+        """One of ``images`` is right. ``aimed``: share of the near misses that attack what
+        the prompt asks for: a relation, a count, who has which colour."""
+        self.seed, self.images, self.aimed = seed, images, aimed
+        self.kinds = MiniPromptOptions(**prompt_options).kinds
+        self.engine = load(model)
+
+    def __call__(self, shard: Shard) -> list[Picture]:
+        # the same numbers as those from which the shard's prompts were drawn
+        rng = np.random.default_rng([self.seed, shard.start])
+        asked_prompts = {prompt.key: prompt for prompt in shard.prompts}
+        rendered: list[tuple[Prompt, Image.Image, str]] = []
+        for sample in datasets.prompts(rng, shard.size, self.kinds):
+            # also of a prompt that was left out, as each takes its numbers from ``rng``
+            near_misses = self._near_misses(rng, sample)
+            prompt = asked_prompts.get(sample.prompt.key)
+            if prompt is None:
+                continue
+            rendered.append((prompt, sample.image, "render"))
+            rendered += [(prompt, image, "near miss") for image in near_misses]
+        codes = self.engine.codes([image for _, image, _ in rendered])
+        decoded = self.engine.pictures(codes)
+        pairs = zip(rendered, decoded, strict=True)
+        return [Picture(prompt, image, origin) for (prompt, _, origin), image in pairs]
+
+    def _near_misses(
+        self, rng: np.random.Generator, sample: datasets.Picture | datasets.EditPicture
+    ) -> list[Image.Image]:
+        n = self.images - 1
+        if isinstance(sample, datasets.EditPicture):
+            return datasets.wrong_edits(rng, sample, n)
+        return [image for image, _ in datasets.wrong(rng, sample, n, self.aimed)]
