@@ -39,8 +39,8 @@ tuned = secondlook.train_sft(
     out="out/own-sft",
     model="mini-base",
     data=str(data),
-    steps=3,
-    batch_size=12,
+    steps=2,
+    batch_size=6,
 )
 episode = tuned.draw("a photo of a red star", seed=0)
 print(episode.verdict.yes, episode.verdict.reason)

@@ -23,6 +23,8 @@ from pathlib import Path
 
 import pytest
 
+from secondlook.evals import intervals
+
 ROOT = Path(__file__).parents[2]
 RUN = ("python", "bash", "console")
 NOT_RUN = "# not run in the tests:"
@@ -30,8 +32,19 @@ FILE = re.compile(r"# ([\w-]+\.(?:py|toml|txt|jsonl))\n")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 CODE_SPAN = re.compile(r"`([^`]+)`")
 NOT_PAGES = ("LOG.md", "reference/", "results/")  # what was measured, and what docstrings say
-PRELOADED = ["torch", "transformers", "secondlook.api", "secondlook.cli"]
+PRELOADED = [
+    "matplotlib.pyplot",
+    "secondlook.api",
+    "secondlook.cli",
+    "secondlook.data.generate",
+    "secondlook.mini.evals.geneval",
+    "secondlook.mini.plugin",
+    "secondlook.train.rl.loop",
+    "secondlook.train.sft",
+    "torch.utils.tensorboard",
+]
 """Imported once, by the process from which each page's own is forked."""
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two threads that wait do not fight for a core
 
 
 def pages() -> list[Path]:
@@ -87,6 +100,7 @@ def run_page(page: Path, folder: Path) -> None:
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.chdir(folder)
+    intervals.RESAMPLES = 100  # as everywhere in these tests, where intervals are not the point
     names = {"__name__": "__main__", "__file__": str(page)}
     sys.argv = [str(page)]
     try:
