@@ -14,7 +14,7 @@ from pydantic import Field
 
 from secondlook import registry
 from secondlook.config import load
-from secondlook.data.generate import BuildConfig
+from secondlook.data.build_config import BuildConfig
 from secondlook.data.generators import GeneratorConfig, Shard, make_generator
 from secondlook.data.prompts import open_prompts
 from secondlook.data.sanity_pairs import open_sanity_pairs
@@ -108,8 +108,6 @@ def test_the_miniature_is_declared_as_a_plugin_is():
     text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     declared = tomllib.loads(text)["project"]["entry-points"]
     for group, names in registry.BUILT_IN.items():
-        if group == "benchmarks":
-            continue
         of_mini = {name: where for name, where in names.items() if ".mini." in where}
         assert declared[f"secondlook.{group}"] == of_mini
         table = getattr(registry, group)
