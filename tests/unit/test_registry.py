@@ -13,7 +13,7 @@ from PIL import Image
 from pydantic import Field
 
 from secondlook import registry
-from secondlook.config import load
+from secondlook.config import load, parse
 from secondlook.data.build_config import BuildConfig
 from secondlook.data.generators import GeneratorConfig, Shard, make_generator
 from secondlook.data.prompts import open_prompts
@@ -277,7 +277,7 @@ def test_prompts_are_a_list_or_made_up(clean):
     drawn = source.draw(np.random.default_rng(0), 5)
     assert drawn == source.draw(np.random.default_rng(0), 5) and drawn[0].text.endswith(" cats")
     assert source.draw(np.random.default_rng(0), 5, [3, 1]) == [drawn[3], drawn[1]]
-    assert RLConfig("mini", prompts="counted", prompt_options={"noun": "cats"})
+    assert RLConfig(model="mini", prompts="counted", prompt_options={"noun": "cats"})
     for name, options, words in (
         ("counted", {}, "prompt_options: noun is missing; 'counted' needs it"),
         ("listed", {"colour": "red"}, "prompt_options: colour is not a setting of 'listed'"),
@@ -285,7 +285,7 @@ def test_prompts_are_a_list_or_made_up(clean):
         ("mini", {"kinds": {"none": 1.0}}, r"prompt_options\.kinds has 'none'; known are single"),
     ):
         with pytest.raises(InputError, match=words):
-            RLConfig("mini", prompts=name, prompt_options=options)
+            parse(RLConfig, {"model": "mini", "prompts": name, "prompt_options": options})
     with pytest.raises(InputError, match=r"is not a file; give .* a registered name of counted, "):
         open_prompts("nonesuch")
     with pytest.raises(InputError, match="prompts is empty"):
