@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from secondlook.config import parse
 from secondlook.data.sanity_pairs import read_sanity_pairs
-from secondlook.data.generate import BuildConfig, build
+from secondlook.data.build_config import BuildConfig
+from secondlook.data.generate import build
 from secondlook.data.generators import GeneratorConfig
 from secondlook.data.sft_dataset import Pool
 from secondlook.engine.engine import Engine

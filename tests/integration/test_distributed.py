@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from jobs import RL, SFT
-from secondlook.data.generate import BuildConfig, build
+from secondlook.data.build_config import BuildConfig
+from secondlook.data.generate import build
 from secondlook.data.generators import GeneratorConfig
 from secondlook.engine.engine import Engine
 from secondlook.errors import InputError

@@ -18,7 +18,9 @@ from typer.testing import CliRunner
 from misbehaving import Judge
 from secondlook.cli import app
 from secondlook.data import decontaminate
-from secondlook.data.generate import BuildConfig, ExpandConfig, build
+from secondlook.data.build_config import BuildConfig
+from secondlook.data.expand import ExpandConfig
+from secondlook.data.generate import build
 from secondlook.data.generators import Diffusers, GeneratorConfig, Shard, make_generator
 from secondlook.data.sft_dataset import Pool
 from secondlook.data.stored_images import check_built

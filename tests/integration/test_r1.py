@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from secondlook import config
-from secondlook.data.generate import BuildConfig
+from secondlook.data.build_config import BuildConfig
 from secondlook.evals import fetch
 from secondlook.io import read_text, stored_rows, write_text
 from secondlook.recipes import FOLDER as RECIPES

@@ -16,7 +16,9 @@ import httpx
 import pytest
 from PIL import Image
 
-from secondlook.data import generate
+from secondlook.data.build_pictures import row_of
+from secondlook.data.generate import _judged
+from secondlook.data.generators import GeneratorConfig, Picture, Shard
 from secondlook.errors import InputError, Stopped
 from secondlook.evals import records, runner
 from secondlook.evals.scorers.vqa import Questions
@@ -109,15 +111,13 @@ def test_scored(url, model):
 def test_missing_with_the_reason(url, model, words):
     asked = judge(url, model)
     rows = [
-        generate._row(
-            generate.Picture(Prompt(p), image, "", 0), generate.GeneratorConfig("render", "m")
-        )
+        row_of(Picture(Prompt(p), image, "", 0), GeneratorConfig("render", "m"))
         for p, image in ITEMS
     ]
     with pytest.raises(
         InputError, match=f"not one of 2 pictures got a score.*{url} for model '{model}': {words}"
     ):
-        generate._judged(generate.Shard(0, 0, (), 2), rows, asked, {})
+        _judged(Shard(0, 0, (), 2), rows, asked, {})
     with pytest.raises(Stopped, match=f"2 of 2 sanity pictures.*{words}"):
         check_reward(asked, [(Prompt("a"), ITEMS[0][1])], [(Prompt("a"), ITEMS[1][1])])
     with pytest.raises(Stopped, match=f"100% of the scores are missing.*{words}"):

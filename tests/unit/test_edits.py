@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from secondlook.cli import app
 from secondlook.cli.common import load_engine
 from secondlook.config import changed
-from secondlook.data.generate import BuildConfig, build
+from secondlook.data.build_config import BuildConfig
+from secondlook.data.generate import build
 from secondlook.data.generators import GeneratorConfig
 from secondlook.data.prompts import open_prompts
 from secondlook.data.sft_dataset import Pool

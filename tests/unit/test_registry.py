@@ -13,8 +13,8 @@ from PIL import Image
 from pydantic import Field
 
 from secondlook import registry
-from secondlook.config import load
-from secondlook.data.generate import BuildConfig
+from secondlook.config import load, parse
+from secondlook.data.build_config import BuildConfig
 from secondlook.data.generators import GeneratorConfig, Shard, make_generator
 from secondlook.data.prompts import open_prompts
 from secondlook.data.sanity_pairs import open_sanity_pairs
@@ -108,8 +108,6 @@ def test_the_miniature_is_declared_as_a_plugin_is():
     text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     declared = tomllib.loads(text)["project"]["entry-points"]
     for group, names in registry.BUILT_IN.items():
-        if group == "benchmarks":
-            continue
         of_mini = {name: where for name, where in names.items() if ".mini." in where}
         assert declared[f"secondlook.{group}"] == of_mini
         table = getattr(registry, group)
@@ -279,7 +277,7 @@ def test_prompts_are_a_list_or_made_up(clean):
     drawn = source.draw(np.random.default_rng(0), 5)
     assert drawn == source.draw(np.random.default_rng(0), 5) and drawn[0].text.endswith(" cats")
     assert source.draw(np.random.default_rng(0), 5, [3, 1]) == [drawn[3], drawn[1]]
-    assert RLConfig("mini", prompts="counted", prompt_options={"noun": "cats"})
+    assert RLConfig(model="mini", prompts="counted", prompt_options={"noun": "cats"})
     for name, options, words in (
         ("counted", {}, "prompt_options: noun is missing; 'counted' needs it"),
         ("listed", {"colour": "red"}, "prompt_options: colour is not a setting of 'listed'"),
@@ -287,7 +285,7 @@ def test_prompts_are_a_list_or_made_up(clean):
         ("mini", {"kinds": {"none": 1.0}}, r"prompt_options\.kinds has 'none'; known are single"),
     ):
         with pytest.raises(InputError, match=words):
-            RLConfig("mini", prompts=name, prompt_options=options)
+            parse(RLConfig, {"model": "mini", "prompts": name, "prompt_options": options})
     with pytest.raises(InputError, match=r"is not a file; give .* a registered name of counted, "):
         open_prompts("nonesuch")
     with pytest.raises(InputError, match="prompts is empty"):
