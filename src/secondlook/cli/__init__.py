@@ -27,7 +27,7 @@ from secondlook.cli.common import (
     visible,
 )
 from secondlook.cli.data import data_app
-from secondlook.cli.evals import eval_app
+from secondlook.cli.evals import eval_app, eval_resumes
 from secondlook.cli.plan import plan
 from secondlook.cli.show import show
 from secondlook.cli.train import train_app
@@ -319,7 +319,7 @@ app.command()(show)
 app.command()(plan)
 
 
-RESUMED = ("train ", "data build ", "judge ", "eval ")
+RESUMED = ("train ", "data build ", "judge ")
 """Commands that go on with what an interrupted call of the same command has written."""
 
 
@@ -360,7 +360,7 @@ def _end_interrupted() -> NoReturn:
     words = sys.argv[1:]
     while words[:1] == ["--plugin"]:
         words = words[2:]
-    resumed = " ".join(words).startswith(RESUMED)
+    resumed = " ".join(words).startswith(RESUMED) or eval_resumes(words)
     _end(130, "interrupted; the same command resumes it" if resumed else "interrupted")
 
 
