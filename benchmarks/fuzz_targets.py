@@ -9,7 +9,7 @@ import math
 import random
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,9 @@ from secondlook.llm.client import Answers
 from secondlook.mini.pretrain.base_model import BaseConfig
 from secondlook.models.janus import checkpoint
 from secondlook.models.shipped import locate
+from secondlook.train.job_config import BasicRuntimeConfig
 from secondlook.train.rl.config import RLConfig
-from secondlook.train.sft import SFTConfig
+from secondlook.train.sft_config import SFTConfig
 from secondlook.train.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
@@ -128,11 +129,12 @@ class Counted:
 class Tiny:
     model: str = "mini"
     steps: int = 4
+    runtime: BasicRuntimeConfig = field(default_factory=BasicRuntimeConfig)
 
 
 def resumed(folder: Path) -> Any:
     state = Counted()
-    run = Trainer(folder, Tiny(), {"part": state}, start="abc")
+    run = Trainer(folder, Tiny(), {"part": state}, weights="abc")
     return (
         run.step,
         state.plain,
@@ -372,13 +374,13 @@ def _lists(home: Path) -> list[Target]:
 def _training(home: Path) -> list[Target]:
     found = []
     kinds: dict[str, type] = {
-        "recipes/sft_7b": SFTConfig,
-        "recipes/ppo_7b": RLConfig,
-        "recipes/edit_grpo_1b": RLConfig,
+        "src/secondlook/recipes/7b/sft": SFTConfig,
+        "src/secondlook/recipes/7b/ppo": RLConfig,
+        "src/secondlook/recipes/1b/edit_grpo": RLConfig,
     }
     kinds |= {
-        "configs/mini/data": BuildConfig,
-        "configs/mini/base": BaseConfig,
+        "src/secondlook/recipes/mini/data": BuildConfig,
+        "src/secondlook/recipes/mini/base": BaseConfig,
         "tests/cases/judge": BuildConfig,
     }
     for path, kind in kinds.items():
@@ -507,7 +509,7 @@ def _checkpoints(home: Path) -> list[Target]:
 def _own(home: Path) -> list[Target]:
     folder = home / "run"
     state = Counted()
-    run = Trainer(folder, Tiny(), {"part": state}, start="abc")
+    run = Trainer(folder, Tiny(), {"part": state}, weights="abc")
     for step in (1, 2):
         run.step = step
         state.tensor, state.plain = torch.full((3,), float(step)), float(step)

@@ -20,26 +20,37 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from secondlook.io import versions, write_json
-from secondlook.train.trainer import saved_steps
+from secondlook.train.state_files import saved_steps
 
 SETTINGS = """
 model = "mini"
+
+[rollout]
 prompts_per_step = 2
-group = 3
+group_size = 3
 rounds = 2
-form = "expected"
+
+[advantage]
+credit = "expected"
+
+[optim]
 epochs = 1
 lr = 1e-4
-warmup = 2
+warmup_steps = 2
+
+[runtime]
+device = "cpu"
 threads = 1
 log_every = 1
 save_every = 1
-patience = 1000
 
-[nurse]
+[reward_checks]
+max_flat_steps = 1000
+
+[auto_recovery]
 window = 3
 drop = 0.15
-most = 1000
+max_actions = 1000
 """
 
 
@@ -94,19 +105,20 @@ def main() -> None:
     logs = [(args.out / name / "acts.jsonl") for name in ("killed", "whole")]
     acts = [p.read_text().splitlines() if p.exists() else [] for p in logs]
     console.print(
-        f"{args.kills} kills: weights {'equal' if equal else 'DIFFER'}; the nurse acted "
+        f"{args.kills} kills: weights {'equal' if equal else 'DIFFER'}; auto recovery acted "
         f"{len(acts[1])} times"
     )
     if args.json:
-        said = {
+        result = {
             "equal": equal,
             "lives": lives,
             "acts": len(acts[1]),
             "same_acts": acts[0] == acts[1],
+            "steps": args.steps,
+            "seed": args.seed,
+            "versions": versions(),
         }
-        write_json(
-            args.json, said | {"steps": args.steps, "seed": args.seed, "versions": versions()}
-        )
+        write_json(args.json, result)
     sys.exit(not equal)
 
 

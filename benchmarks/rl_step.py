@@ -1,9 +1,8 @@
 r"""One GRPO or PPO step of a model of Janus-Pro's size with random weights: seconds, tokens a
-second
-and peak memory, for full training and for adapters.
+second and peak memory, for full training and for adapters.
 
     python benchmarks/rl_step.py --size 1b --device cuda --dtype bfloat16 \
-        --lora 0 32 --json out/rl_step.json
+        --lora-rank 0 32 --json out/rl_step.json
 
 The judge is a toy (how bright a picture is), so that what is timed is rolling out and updating. The
 first step, which compiles and warms up, is not counted.
@@ -25,7 +24,14 @@ from decode import SIZES, watch
 from fullsize import write
 from secondlook.io import versions, write_json
 from secondlook.rewards.reward import Score
-from secondlook.train.rl.config import RLConfig
+from secondlook.train.rl.config import (
+    PPOConfig,
+    RewardChecksConfig,
+    RLConfig,
+    RLOptimConfig,
+    RLRuntimeConfig,
+    RolloutConfig,
+)
 from secondlook.train.rl.loop import RLLoop
 
 
@@ -47,49 +53,49 @@ def fresh_peak(device: str):
     return lambda: base + peak()
 
 
-def measure(args, lora: int) -> dict:
+def measure(args, lora_rank: int) -> dict:
     prompts = Path(args.out) / "prompts.txt"
     prompts.write_text("a photo of a cat below a cup\na photo of two red kites\n")
     config = RLConfig(
         model=str(args.folder),
         prompts=str(prompts),
         algorithm=args.algorithm,
-        prompts_per_step=args.prompts,
-        group=args.group,
-        rounds=args.rounds,
-        micro=args.micro,
-        epochs=1,
-        minibatches=args.minibatches,
-        lora=lora,
-        lr=1e-6,
-        device=args.device,
-        dtype=args.dtype,
-        checkpointing=args.checkpointing,
-        reference=args.reference,
-        patience=1000,
-        picture_every=10**9,
-        value_warmup=0,
+        lora_rank=lora_rank,
+        rollout=RolloutConfig(
+            prompts_per_step=args.prompts, group_size=args.group_size, rounds=args.rounds
+        ),
+        ppo=PPOConfig(value_warmup_steps=0),
+        optim=RLOptimConfig(lr=1e-6, epochs=1, minibatches=args.minibatches),
+        runtime=RLRuntimeConfig(
+            device=args.device,
+            dtype=args.dtype,
+            micro_batch_size=args.micro_batch_size,
+            activation_checkpointing=args.checkpointing,
+            reference=args.reference,
+            picture_every=10**9,
+        ),
+        reward_checks=RewardChecksConfig(max_flat_steps=1000),
     )
-    job = RLLoop(config, Path(args.out), Bright())
-    learn, seen = job.learn, {}
+    loop = RLLoop(config, Path(args.out), Bright())
+    seen: dict[str, float] = {}
+    learn = loop.policy_update.learn
 
-    def timed(rng, rows, n_rows, lr, step):
-        seen["rollout_peak"] = rolled_out()
+    def timed(rng, turns, *rest):
+        seen["rollout_peak"] = rollout_peak()
         peak, start = fresh_peak(args.device), time.perf_counter()
-        told = learn(rng, rows, n_rows, lr, step)
+        metrics = learn(rng, turns, *rest)
         if args.device == "cuda":
             torch.cuda.synchronize()
         seen["update_seconds"], seen["update_peak"] = time.perf_counter() - start, peak()
-        lengths = [len(r.turn.tokens) for r in rows]
-        seen["turns"], seen["tokens"] = len(rows), sum(lengths)
-        return told
+        seen["turns"] = len(turns)
+        seen["tokens"] = sum(len(turn.turn.tokens) for turn in turns)
+        return metrics
 
-    job.learn = timed
-    rolled_out = fresh_peak(args.device)
+    loop.policy_update.learn = timed
     for step in range(1 + args.repeat):
-        rolled_out = fresh_peak(args.device)
+        rollout_peak = fresh_peak(args.device)
         start = time.perf_counter()
-        told = job.step(step)
+        metrics = loop.step(step)
         seen["seconds"] = time.perf_counter() - start
     compared = (
         "sampler_gap",
@@ -98,8 +104,9 @@ def measure(args, lora: int) -> dict:
         "sampler_outside",
         "importance",
     )
-    seen |= {name: told[name] for name in ("rollout_seconds", *compared)} | {"lora": lora}
-    seen["rollout_tokens_per_second"] = seen["tokens"] / told["rollout_seconds"]
+    seen |= {name: metrics[name] for name in ("rollout_seconds", *compared)}
+    seen["lora_rank"] = lora_rank
+    seen["rollout_tokens_per_second"] = seen["tokens"] / metrics["rollout_seconds"]
     seen["update_tokens_per_second"] = seen["tokens"] / seen["update_seconds"]
     seen["tokens_per_second"] = seen["tokens"] / seen["seconds"]
     return seen
@@ -118,11 +125,11 @@ def main() -> None:
     )
     parser.add_argument("--algorithm", default="grpo")
     parser.add_argument("--prompts", type=int, default=8)
-    parser.add_argument("--group", type=int, default=7)
+    parser.add_argument("--group-size", type=int, default=7)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--micro", type=int, default=8)
+    parser.add_argument("--micro-batch-size", type=int, default=8)
     parser.add_argument("--minibatches", type=int, default=2)
-    parser.add_argument("--lora", type=int, nargs="+", default=[0, 32])
+    parser.add_argument("--lora-rank", type=int, nargs="+", default=[0, 32])
     parser.add_argument("--checkpointing", default="selective")
     parser.add_argument("--reference", default="copy")
     parser.add_argument("--repeat", type=int, default=1)
@@ -136,9 +143,9 @@ def main() -> None:
         writer.start()
         writer.join()
     rows = []
-    for lora in args.lora:
+    for lora_rank in args.lora_rank:
         with TemporaryDirectory() as args.out:
-            rows.append(measure(args, lora))
+            rows.append(measure(args, lora_rank))
         print(json.dumps({k: float(f"{v:.4g}") for k, v in rows[-1].items()}), flush=True)
         gc.collect()
         if args.device == "cuda":

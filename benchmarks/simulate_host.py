@@ -1,7 +1,7 @@
 """Host memory and reads of stage 1 over an index of the paper's size, with the real code and
 without weights.
 
-python benchmarks/simulate_host.py recipes/sft_7b.toml --ranks 8 [--pictures 3600000] [--workers 2]
+python benchmarks/simulate_host.py 7b/sft --ranks 8 [--pictures 3600000] [--workers 2]
 
 Data of that many pictures is made in a temporary folder, once as shards of data build and once in
 the published layout; all are the same small picture. A process then does what rank 0 of the recipe
@@ -29,8 +29,10 @@ from secondlook import config as configs
 from secondlook.data import image_index as data_index
 from secondlook.data.sft_dataset import TASKS, Pool
 from secondlook.io import png, write_json
-from secondlook.train.distributed import Ranks
-from secondlook.train.sft import Codes, SFTConfig, Steps
+from secondlook.recipes import find_config
+from secondlook.train.distributed import ProcessGroup
+from secondlook.train.sft_config import SFTConfig
+from secondlook.train.sft_data import CodeCache, SFTBatches
 
 GIB = 2**30
 PICTURES = 3_600_000
@@ -41,6 +43,7 @@ PROMPTS_PER_SHARD, ROWS_PER_GROUP = 250, 24
 NODE = 20e9
 """Bytes that a node's ranks may take, and its workers as much again each."""
 CODES = 576
+READ_ONCE = "each example is read by one rank"
 SENTENCE = (
     "a small brown dog sits to the left of two blue cups on an old wooden table in "
     "front of a bright window"
@@ -128,8 +131,8 @@ def own_bytes() -> dict[str, int]:
     }
 
 
-class Measured(Steps):
-    """Steps that say what the process that made a batch takes."""
+class MeasuredBatches(SFTBatches):
+    """Batches, each with the memory of the process that made it."""
 
     def __getitem__(self, step: int) -> Any:
         return super().__getitem__(step), own_bytes()
@@ -139,13 +142,13 @@ def measure(config: SFTConfig, ranks: int, steps: int) -> dict[str, Any]:
     """What rank 0 does, in a process of its own."""
     before = own_bytes()["anonymous"]
     began = time.perf_counter()
-    tasks = [task for task, share in zip(TASKS, config.mix, strict=True) if share]
+    tasks = [task for task, weight in zip(TASKS, config.mix, strict=True) if weight]
     pool = Pool(
         config.data,
         config.good_to_draw,
         config.good_to_judge,
         config.good_edit,
-        config.shares,
+        config.data_weights,
         tasks,
     )
     found: dict[str, Any] = {
@@ -154,13 +157,14 @@ def measure(config: SFTConfig, ranks: int, steps: int) -> dict[str, Any]:
         "pictures": len(pool.index),
     }
     found["pool"] = found["at_start"]["anonymous"] - before
-    codes = Codes()
-    for i in range(codes.most):
-        codes.add(i, np.full(CODES, 16383))
-    found["codes"] = codes.most
+    cache = CodeCache()
+    for i in range(cache.max_pictures):
+        cache.add(i, np.full(CODES, 16383))
+    found["codes"] = cache.max_pictures
     config = replace(config, steps=steps)
     began, n = time.perf_counter(), 0
-    for batch, found["worker"] in Measured(config, pool, Ranks(0, ranks)).start(0):
+    batches = MeasuredBatches(config, pool, ProcessGroup(0, ranks))
+    for batch, found["worker"] in batches.from_step(0):
         n += batch.read
     found |= {"seconds_a_read": (time.perf_counter() - began) / max(1, n), "rank": own_bytes()}
     return found | reads(config, pool, ranks)
@@ -180,13 +184,13 @@ def reads(config: SFTConfig, pool: Pool, ranks: int) -> dict[str, Any]:
 
         data_index.Index.image = counted  # type: ignore[method-assign]
         for step in range(config.steps):
-            batch = Steps(config, pool, Ranks(rank, ranks))[step]
+            batch = SFTBatches(config, pool, ProcessGroup(rank, ranks))[step]
             sizes = len(batch.drawing), len(batch.redrawing), len(batch.judging)
             once &= sizes == tuple(len(range(rank, n, ranks)) for n in batch.counts)
     data_index.Index.image = image  # type: ignore[method-assign]
     chosen: Counter[int] = Counter()
     for step in range(config.steps):
-        drawing, redrawing, judging, _ = Steps(config, pool, Ranks()).chosen(step)
+        drawing, redrawing, judging, _ = SFTBatches(config, pool, ProcessGroup()).choose(step)
         chosen.update(
             row
             for choice in (*drawing, *redrawing, *judging)
@@ -210,15 +214,20 @@ def run(
     peaks in GiB, what to print, and whether a node's ranks take no more than ``NODE`` for each
     process of a rank."""
     n_prompts = options.get("pictures", PICTURES) // PER_PROMPT
-    workers = config.workers if options.get("workers") is None else options["workers"]
+    workers = options.get("workers")
+    if workers is None:
+        workers = config.runtime.dataloader_workers
     steps = options.get("steps", 10)
     peaks, lines, fits, details = {}, [], True, {}
     for form in options.get("forms", ("parquet", "jsonl")):
         with tempfile.TemporaryDirectory() as name:
             folder, began = Path(name), time.perf_counter()
-            here = replace(
-                config, data=str(make(folder, form, n_prompts)), shares=[], workers=workers
-            )
+            settings = {
+                "data": str(make(folder, form, n_prompts)),
+                "data_weights": [],
+                "runtime.dataloader_workers": workers,
+            }
+            here = configs.changed(config, settings)
             made = time.perf_counter() - began
             write_json(
                 folder / "asked.json", {"config": asdict(here), "ranks": ranks, "steps": steps}
@@ -248,7 +257,7 @@ def run(
             f"{NODE * (1 + workers) / GIB:.1f}",
             f"{form}: a step chooses {m['chosen']:.0f} pictures; the ranks read "
             f"{', '.join(f'{n:.0f}' for n in m['reads'])}; "
-            f"{'each example is read by one rank' if m['once'] else 'EXAMPLES READ TWICE OR NEVER'} "
+            f"{READ_ONCE if m['once'] else 'EXAMPLES READ TWICE OR NEVER'} "
             f"({m['shared']:.1%} of the pictures are in examples of two ranks); "
             f"{m['seconds_a_read'] * 1e3:.1f} ms a picture",
         ]
@@ -265,7 +274,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("recipe", type=Path, nargs="?", default=Path("recipes/sft_7b.toml"))
+    parser.add_argument("recipe", type=find_config, nargs="?", default="7b/sft")
     parser.add_argument("--ranks", type=int, default=8)
     parser.add_argument("--pictures", type=int, default=PICTURES)
     parser.add_argument("--workers", type=int)
@@ -273,7 +282,6 @@ def main() -> None:
     args = parser.parse_args()
     if args.measure:
         asked = json.loads(args.measure.read_text())
-        asked["config"]["mix"] = tuple(asked["config"]["mix"])
         print(json.dumps(measure(SFTConfig(**asked["config"]), asked["ranks"], asked["steps"])))
         return
     config = configs.load(SFTConfig, args.recipe, [])

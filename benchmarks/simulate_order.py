@@ -28,16 +28,17 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import secondlook.train.rl.rollout as rollout
+from secondlook.config import changed
 from secondlook.engine.engine import Engine
 from secondlook.errors import InputError, Stopped
 from secondlook.mini.datasets import EDITS, KINDS
 from secondlook.rewards.reward import Score
-from secondlook.train.distributed import Ranks
+from secondlook.train.distributed import ProcessGroup
 from secondlook.train.memory_plan import edits
-from secondlook.train.optim import Update
+from secondlook.train.rl.algorithms import algorithms
 from secondlook.train.rl.config import RLConfig
-from secondlook.train.rl.critic import Critic, ValueHead
 from secondlook.train.rl.loop import RLLoop
+from secondlook.train.rl.policy_update import PolicyUpdate
 from secondlook.types import Episode, Prompt
 
 RANKS, GROUP = 4, 2
@@ -61,7 +62,7 @@ class Case:
     refused: tuple[int, ...] = ()
     """Prompts of which the judge says that they cannot be used."""
     settings: dict[str, Any] = field(default_factory=dict)
-    most_missing: float = 1.0
+    max_missing: float = 1.0
     ends: str = ""
     """The exception that the step must end with; "": none."""
     learns: bool = True
@@ -70,24 +71,24 @@ class Case:
 
 CASES = (
     Case("equal work"),
-    Case("no rows for one rank: its judge is away", missing=(1,)),
+    Case("no turns for one rank: its judge is away", missing=(1,)),
     Case("a missing score", once=(2,)),
     Case(
-        "rows for one rank only, fewer than there are minibatches",
+        "turns for one rank only, fewer than there are minibatches",
         missing=(0, 1, 3),
-        settings={"minibatches": 20},
+        settings={"optim.minibatches": 20},
     ),
-    Case("a group is dropped", flat=(0,), settings={"drop_flat_groups": True}),
+    Case("a group is dropped", flat=(0,), settings={"advantage.drop_flat_groups": True}),
     Case(
         "all groups are dropped",
         flat=(0, 1, 2, 3),
-        settings={"drop_flat_groups": True},
+        settings={"advantage.drop_flat_groups": True},
         learns=False,
     ),
     Case(
         "the judge is away on one rank, and that is too much",
         missing=(3,),
-        most_missing=0.1,
+        max_missing=0.1,
         ends="Stopped",
         learns=False,
     ),
@@ -157,36 +158,31 @@ def tiny(config: RLConfig, model: str, editing: bool) -> RLConfig:
     """The recipe's settings for a small model, one prompt a rank, in float32."""
     small: dict[str, Any] = {
         "model": model,
-        "micro": 64,
         "prompts": "mini",
         "sanity_pairs": "",
-        "device": "cpu",
-        "dtype": "float32",
-    }
-    small |= {
         "prompt_options": {"kinds": EDITS if editing else KINDS},
-        "prompts_per_step": RANKS,
-        "group": GROUP,
-        "rounds": min(config.rounds, 2),
+        "lora_rank": 2 if config.lora_rank else 0,
+        "rollout.prompts_per_step": RANKS,
+        "rollout.group_size": GROUP,
+        "rollout.rounds": min(config.rollout.rounds, 2),
+        "rollout.rollout_batch_size": 0,
+        "ppo.value_warmup_steps": 0,
+        "ppo.value_epochs": 2,
+        "optim.lr": 1e-4,
+        "optim.warmup_steps": 0,
+        "runtime.device": "cpu",
+        "runtime.dtype": "float32",
+        "runtime.micro_batch_size": 64,
+        "runtime.dp_shard_degree": RANKS // 2 if config.runtime.dp_shard_degree else 0,
+        "runtime.picture_every": 1,
+        "reward_checks.min_separation": 0.0,
+        "reward_checks.max_flat_steps": 100,
+        "auto_recovery": None,
     }
-    small |= {
-        "least_separation": 0.0,
-        "value_warmup": 0,
-        "value_epochs": 2,
-        "lora": 2 if config.lora else 0,
-        "at_once": 0,
-    }
-    small |= {
-        "shard": RANKS // 2 if config.shard else 0,
-        "patience": 100,
-        "nurse": None,
-        "picture_every": 1,
-    }
-    small |= {"lr": 1e-4, "warmup": 0}
-    return replace(config, **small)
+    return changed(config, small)
 
 
-def once(introspect: Callable) -> Callable:
+def drawn_once(run_episodes: Callable) -> Callable:
     """Cases begin with the same weights and seeds, so that their episodes are the same, too: they
     are drawn once. Ranks say nothing to each other meanwhile."""
     drawn: dict[tuple[int, ...], list[Episode]] = {}
@@ -194,7 +190,7 @@ def once(introspect: Callable) -> Callable:
     def known(engine: Engine, prompts: list[Prompt], seeds: list[int], *args: Any) -> list[Episode]:
         if tuple(seeds) not in drawn:
             with _disable_current_modes():
-                drawn[tuple(seeds)] = introspect(engine, prompts, seeds, *args)
+                drawn[tuple(seeds)] = run_episodes(engine, prompts, seeds, *args)
         return drawn[tuple(seeds)]
 
     return known
@@ -203,50 +199,57 @@ def once(introspect: Callable) -> Callable:
 class Runner:
     """A job that begins anew with every case."""
 
-    def __init__(self, config: RLConfig, out: Path, ranks: Ranks):
+    def __init__(self, config: RLConfig, out: Path, ranks: ProcessGroup):
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
         self.judge = Judge()
-        self.job = RLLoop(config, out, self.judge, ranks)
-        self.start = [self._local(p).clone() for p in self.job.update.parameters]
-        asked = self.job.prompts.draw(np.random.default_rng([config.seed, 0]), RANKS)
-        self.judge.prompts = [p.text for p in asked]
-        rollout.introspect = once(rollout.introspect)
+        self.loop = RLLoop(config, out, self.judge, ranks)
+        self.parameters = [p for p in self.loop.janus.net.parameters() if p.requires_grad]
+        self.start = [self._local(p).clone() for p in self.parameters]
+        prompts = self.loop.prompts.draw(np.random.default_rng([config.seed, 0]), RANKS)
+        self.judge.prompts = [prompt.text for prompt in prompts]
+        rollout.run_episodes = drawn_once(rollout.run_episodes)
 
     @staticmethod
     def _local(p: Tensor) -> Tensor:
         return p.detach().to_local() if isinstance(p, DTensor) else p.detach()
 
     def _renew(self, config: RLConfig) -> None:
-        job = self.job
-        for p, value in zip(job.update.parameters, self.start, strict=True):
+        """Weights, optimizer and critic as at the start; the case's settings everywhere."""
+        loop = self.loop
+        for p, value in zip(self.parameters, self.start, strict=True):
             self._local(p).copy_(value)
             p.grad = None
-        job.update = Update(job.janus.net, config.weight_decay, config.clip)
-        if job.critic is not None:
-            torch.manual_seed(config.seed)
-            head = ValueHead(job.janus.net.config.text_config.hidden_size)
-            job.critic = Critic(head, config.value_lr, config.gamma, config.lam, ranks=job.ranks)
+        loop.config = config
+        loop.algorithm = algorithms.get(config.algorithm)(config, loop.janus, loop.ranks)
+        loop.policy_update = PolicyUpdate(
+            config,
+            loop.algorithm,
+            loop.shards,
+            loop.reference,
+            loop.engine.template,
+            loop.policy_update.agreement,
+        )
 
     def run(self, case: Case, config: RLConfig) -> Ended:
-        job = self.job
-        self._renew(config)
-        job.config = replace(config, **case.settings)
-        job.guard.most_missing = case.most_missing
+        loop = self.loop
+        self._renew(changed(config, case.settings))
+        loop.reward_checks.config = replace(config.reward_checks, max_missing=case.max_missing)
         self.judge.case = case
         with Recorded() as recorded:
             try:
-                metrics = job.step(0)
+                metrics = loop.step(0)
                 how = ", ".join(
                     f"{k} {v:.4g}" for k, v in sorted(metrics.items()) if "second" not in k
                 )
             except (InputError, Stopped) as error:
                 how = f"{type(error).__name__}: {error}"
-        weights = {name: value.numpy().copy() for name, value in job.shards.weights().items()}
-        now = (self._local(p) for p in job.update.parameters)
-        moved = max(
-            float((a - b).abs().max()) for a, b in zip(now, self.start, strict=True) if a.numel()
-        )
+        full = loop.shards.full_state_dict()
+        weights = {name: value.numpy().copy() for name, value in full.items()}
+        moved = 0.0
+        for p, value in zip(self.parameters, self.start, strict=True):
+            if value.numel():
+                moved = max(moved, float((self._local(p) - value).abs().max()))
         return Ended(recorded.calls, how, weights, moved)
 
 
@@ -261,7 +264,9 @@ def work(
             dist.init_process_group(
                 "gloo", store=shared, rank=rank, world_size=size, timeout=timedelta(seconds=SECONDS)
             )
-        runner = Runner(config, Path(store).parent / f"{size}-{rank}", Ranks(rank, size, "cpu"))
+        runner = Runner(
+            config, Path(store).parent / f"{size}-{rank}", ProcessGroup(rank, size, "cpu")
+        )
         for i, case in enumerate(cases):
             told.put((size, rank, i, runner.run(case, config)))
     except BaseException as error:

@@ -31,6 +31,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from transformers import JanusConfig, JanusForConditionalGeneration, JanusProcessor
 from transformers.initialization import no_init_weights
 
+from secondlook.config import changed
 from secondlook.data.sft_dataset import Example, Scored
 from secondlook.models import packing
 from secondlook.models.janus.model import Janus
@@ -39,14 +40,18 @@ from secondlook.models.shipped import locate
 from secondlook.rewards.reward import Score
 from secondlook.train import memory_plan
 from secondlook.train.activation_checkpointing import activation_checkpointing
-from secondlook.train.distributed import Ranks
+from secondlook.train.distributed import ProcessGroup
 from secondlook.train.memory_plan import GIB, PROMPT, REASON, SPARE
-from secondlook.train.optim import Update
+from secondlook.train.optim import Optimizer
+from secondlook.train.rl.algorithms.ppo import PPO
 from secondlook.train.rl.config import RLConfig
 from secondlook.train.rl.critic import Critic
 from secondlook.train.rl.loop import RLLoop
-from secondlook.train.rl.minibatch import Row, idle_row, rows_of
-from secondlook.train.sft import Batch, SFTConfig, SFTJob
+from secondlook.train.rl.trajectory import TrajectoryTurn
+from secondlook.train.rl.turn_weights import weigh
+from secondlook.train.sft import SFTJob
+from secondlook.train.sft_config import SFTConfig
+from secondlook.train.sft_data import SFTBatch
 from secondlook.types import Turn
 
 T = TypeVar("T")
@@ -55,11 +60,11 @@ T = TypeVar("T")
 # --- tensors without numbers ---
 
 
-class Alike(Ranks):
+class EqualRanks(ProcessGroup):
     """Ranks that all have the same work, so that each knows what the others say."""
 
-    def gather(self, value: T) -> list[T]:
-        return [value] * self.size
+    def all_gather(self, value: T) -> list[T]:
+        return [value] * self.world_size
 
 
 class _NoModules:
@@ -201,7 +206,7 @@ def picture(janus: Janus) -> Image.Image:
 def longest_turns(job: RLLoop, editing: bool) -> tuple[Turn, Turn]:
     """The last drawing and the last verdict of an episode that never said Yes."""
     janus, template, sampling = job.janus, job.engine.template, job.sampling
-    prompt, history = prompt_of(template, PROMPT), job.config.rounds - 1
+    prompt, history = prompt_of(template, PROMPT), job.config.rollout.rounds - 1
     codes, reason = (1,) * janus.n_codes, (template.no,) * (REASON - 1) + (template.eos,)
     source = codes if editing else ()
     if history:
@@ -217,150 +222,179 @@ def longest_turns(job: RLLoop, editing: bool) -> tuple[Turn, Turn]:
     return drawn, Turn("judge", segments, reason, (-1.0,) * len(reason), sampling_params, 0)
 
 
-def optimizer_step(update: Update, memory: Memory) -> None:
+def optimizer_step(optimizer: Optimizer, memory: Memory) -> None:
     """The first step, which leaves the optimizer's state; later ones only clear gradients, for they
     hold no more."""
-    fill_gradients(update)
+    fill_gradients(optimizer)
     with memory.phase("optimizer"):
-        update.step(1e-6)
+        optimizer.step(1e-6)
 
-    def cleared(lr: float) -> dict[str, float]:
-        for p in update.parameters:
-            p.grad = None
+    def only_clear(factor: float) -> dict[str, float]:
+        optimizer.clear_gradients()
         return {"grad_norm": 1.0, "refused_steps": 0.0}
 
-    update.step = cleared  # type: ignore[method-assign]
+    optimizer.step = only_clear  # type: ignore[method-assign]
 
 
-def fill_gradients(update: Update) -> None:
+def fill_gradients(optimizer: Optimizer) -> None:
     """As after a micro-batch."""
-    for p in update.parameters:
+    for p in optimizer.parameters:
         p.grad = torch.zeros_like(p)
 
 
 def update_rl(config: RLConfig, ranks: int, memory: Memory, editing: bool) -> None:
     """A step's learning from one micro-batch of drawn and from one of written turns, each as a
     later one of its minibatch."""
-    config = replace(
-        config,
-        model="mini-base",
-        prompts="mini",
-        sanity_pairs="",
-        device="cpu",
-        least_separation=0.0,
-    )
-    parts = config.minibatches
-    config = replace(config, minibatches=1, epochs=1, value_epochs=1)
+    n_minibatches = config.optim.minibatches
+    one_pass = {
+        "model": "mini-base",
+        "prompts": "mini",
+        "sanity_pairs": "",
+        "runtime.device": "cpu",
+        "reward_checks.min_separation": 0.0,
+        "optim.minibatches": 1,
+        "optim.epochs": 1,
+        "ppo.value_epochs": 1,
+    }
+    config = changed(config, one_pass)
     job = RLLoop(
-        config, Path(), lambda items: [Score(1.0, True, "") for _ in items], Alike(0, ranks, "cpu")
+        config,
+        Path(),
+        lambda items: [Score(1.0, True, "") for _ in items],
+        EqualRanks(0, ranks, "cpu"),
     )
-    optimizer_step(job.update, memory)
-    memory.watch(job, "with_reference", "reference")
-    turns = longest_turns(job, editing)
-    rows = [
-        rows_of(
-            [turn] * config.micro,
-            [1.0] * config.micro,
-            config.reduction,
-            job.janus.n_codes,
-            [1.0] * config.micro,
-        )
-        for turn in turns
-    ]
-    job.idle = {turn.sampling_params.head: idle_row(turn) for turn in turns}
-    states = (
-        teach_critic(job, job.critic, memory, rows, parts) if job.critic is not None else []
-    )  # held to the step's end
-    minibatch = job.minibatch
+    learner = job.policy_update
+    optimizer_step(learner.optimizer, memory)
+    memory.watch(learner, "score_reference", "reference")
+    batches = [micro_batch_of(turn, job) for turn in longest_turns(job, editing)]
+    learner.set_idle([turns[0].turn for turns in batches])
+    states: list[Tensor] = []  # held to the step's end
+    if isinstance(job.algorithm, PPO):
+        states = teach_critic(job, job.algorithm.critic, memory, batches, n_minibatches)
+    update_minibatch = learner.update_minibatch
 
-    def later(*args: Any, **kwargs: Any) -> Any:
-        fill_gradients(job.update)
-        return minibatch(*args, **kwargs)
+    def update_later(*args: Any, **kwargs: Any) -> Any:
+        """As a later micro-batch, beside the gradients of earlier ones."""
+        fill_gradients(learner.optimizer)
+        return update_minibatch(*args, **kwargs)
 
-    for name, part in zip(("drawn turns", "written turns"), rows, strict=True):
-        job.idle = {part[0].turn.sampling_params.head: idle_row(part[0].turn)}
-        job.minibatch = later  # type: ignore[method-assign]
-        memory.watch(job, "minibatch", name)
-        with activation_checkpointing(job.janus, config.checkpointing):
-            job.learn(np.random.default_rng(0), part, len(part), 1e-6, config.value_warmup)
+    for name, turns in zip(("drawn turns", "written turns"), batches, strict=True):
+        learner.set_idle([turns[0].turn])
+        learner.update_minibatch = update_later  # type: ignore[method-assign]
+        memory.watch(learner, "update_minibatch", name)
+        with activation_checkpointing(job.janus, config.runtime.activation_checkpointing):
+            learner.learn(
+                np.random.default_rng(0),
+                [replace(turn) for turn in turns],
+                len(turns),
+                lr=1e-6,
+                step=config.ppo.value_warmup_steps,
+                beta=config.loss.beta,
+            )
     del states
 
 
-def storages(tensors: list[Tensor]) -> int:
-    """Bytes behind them."""
-    return sum({s._cdata: s.nbytes() for s in map(Tensor.untyped_storage, tensors)}.values())
+def micro_batch_of(turn: Turn, job: RLLoop) -> list[TrajectoryTurn]:
+    """The same turn as often as a micro-batch has turns."""
+    config = job.config
+    turns = []
+    for number in range(config.runtime.micro_batch_size):
+        of_trajectory = TrajectoryTurn(
+            turn.kind, 1.0, turn, reward=1.0, advantage=1.0, index=number
+        )
+        weigh(of_trajectory, config.loss.reduction, job.janus.n_codes)
+        turns.append(of_trajectory)
+    return turns
+
+
+def storage_bytes(tensors: list[Tensor]) -> int:
+    """Bytes of the storages behind tensors, each once."""
+    storages = {s._cdata: s.nbytes() for s in map(Tensor.untyped_storage, tensors)}
+    return sum(storages.values())
 
 
 def teach_critic(
-    job: RLLoop, critic: Critic, memory: Memory, rows: list[list[Row]], minibatches: int
+    job: RLLoop,
+    critic: Critic,
+    memory: Memory,
+    batches: list[list[TrajectoryTurn]],
+    n_minibatches: int,
 ) -> list[Tensor]:
     """The value head learns from a minibatch of its full size. Returns the states of all of a
     step's turns: passes are made for one micro-batch of a kind, and what it leaves is taken as
     often as there are turns."""
-    c, width = job.config, job.janus.net.config.text_config.hidden_size
-    n = c.prompts_per_step // job.ranks.size * c.group * c.rounds
-    all_rows: list[Row] = []
+    config, width = job.config, job.janus.net.config.text_config.hidden_size
+    episodes = memory_plan.episodes_of_rank(config, job.ranks.world_size)
+    n_turns = episodes * config.rollout.rounds
+    all_turns: list[TrajectoryTurn] = []
     all_states: list[Tensor] = []
-    for part in rows:
+    for turns in batches:
+        copies = {turn.index: replace(turn) for turn in turns}
         with memory.phase("states of turns"):
-            found = job.score_before(
-                {row.index: row for row in part}, [[row.index for row in part]]
-            )
-        some = list(found.values())
-        columns = (
-            storages(some) // sum(map(len, some)) // some[0].itemsize
-        )  # where its twin's are held too, twice the width
-        size = len(part[0].turn.tokens)
-        all_states += torch.empty(n * size, columns, dtype=some[0].dtype)[:, :width].split(size)
-        told = (1.0,) * size
-        all_rows += [
-            replace(part[0], values=told, targets=told, index=len(all_rows) + i) for i in range(n)
-        ]
-        del found, some
-    memory.peaks["states of turns"] += storages(all_states) / GIB
-    picks = np.array_split(np.random.default_rng(0).permutation(2 * n), minibatches)[0].tolist()
+            scored = job.policy_update.score_before(copies, [list(copies)])
+        states = list(scored.values())
+        # twice the width, where the states of the unconditional branch are held too
+        columns = storage_bytes(states) // sum(map(len, states)) // states[0].itemsize
+        n_tokens = len(turns[0].turn.tokens)
+        held = torch.empty(n_turns * n_tokens, columns, dtype=states[0].dtype)
+        all_states += held[:, :width].split(n_tokens)
+        ones = (1.0,) * n_tokens
+        for _ in range(n_turns):
+            all_turns.append(replace(turns[0], values=ones, returns=ones, index=len(all_turns)))
+        del scored, states
+    memory.peaks["states of turns"] += storage_bytes(all_states) / GIB
+    shuffled = np.random.default_rng(0).permutation(2 * n_turns)
+    minibatch = np.array_split(shuffled, n_minibatches)[0].tolist()
     with memory.phase("value head"):
-        critic.fit(all_rows, all_states, [picks], c.value_clip)
+        critic.fit(all_turns, all_states, [minibatch], config.ppo.value_clip)
     return all_states
 
 
 def update_sft(config: SFTConfig, ranks: int, memory: Memory, editing: bool) -> None:
     """One micro-batch a rank of each of the tasks, each as a later one of its step, with pictures
     that were not encoded yet."""
-    everyone = config.micro * ranks
-    config = replace(config, device="cpu", data=[], workers=0, batch=everyone)
+    micro_batch_size = config.runtime.micro_batch_size
+    of_all_ranks = micro_batch_size * ranks
+    without_data = {
+        "runtime.device": "cpu",
+        "runtime.dataloader_workers": 0,
+        "data": [],
+        "batch_size": of_all_ranks,
+    }
+    config = changed(config, without_data)
     with patch("secondlook.train.sft.Pool", lambda *args, **kwargs: SimpleNamespace(unused="")):
-        job = SFTJob(config, Alike(0, ranks, "cpu"))
-    optimizer_step(job.update, memory)
-    prompt, reason, side = (
-        prompt_of(job.template, PROMPT),
-        "No," + " star" * (REASON - 3),
-        job.janus.image_size,
-    )
+        job = SFTJob(config, EqualRanks(0, ranks, "cpu"))
+    optimizer_step(job.optimizer, memory)
+    prompt, side = prompt_of(job.template, PROMPT), job.janus.image_size
+    reason = "No," + " star" * (REASON - 3)
     numbers = count()
 
     def scored() -> Scored:
         return Scored(next(numbers), 0.0, reason, Image.new("RGB", (side, side)))
 
-    def examples(earlier: int) -> list[Example]:
+    def examples(n_earlier: int) -> list[Example]:
         source = scored() if editing else None
-        return [
-            Example(prompt, tuple(scored() for _ in range(earlier)), scored(), source)
-            for _ in range(config.micro)
-        ]
+        made = []
+        for _ in range(micro_batch_size):
+            earlier = tuple(scored() for _ in range(n_earlier))
+            made.append(Example(prompt, earlier, scored(), source))
+        return made
 
-    def kept(examples: list[Example]) -> list[tuple[Example, bool]]:
-        return [(e, False) for e in examples]
+    def with_prompts(examples: list[Example]) -> list[tuple[Example, bool]]:
+        return [(example, False) for example in examples]
 
+    n = of_all_ranks
+    drawn, redrawn = examples(0), examples(config.redraw_context)
+    judged = examples(config.judge_context - 1)
     batches = {
-        "drawn images": Batch(kept(examples(0)), [], [], (everyone, 0, 0)),
-        "verdicts": Batch([], [], examples(config.judge_context - 1), (0, 0, everyone)),
-        "redrawn images": Batch([], kept(examples(config.redraw_context)), [], (0, everyone, 0)),
+        "drawn images": SFTBatch(with_prompts(drawn), [], [], (n, 0, 0)),
+        "verdicts": SFTBatch([], [], judged, (0, 0, n)),
+        "redrawn images": SFTBatch([], with_prompts(redrawn), [], (0, n, 0)),
     }
-    for (name, batch), share in zip(batches.items(), config.mix, strict=True):
-        if share:
+    for (name, batch), weight in zip(batches.items(), config.mix, strict=True):
+        if weight:
             job.coming = iter([batch])
-            fill_gradients(job.update)
+            fill_gradients(job.optimizer)
             with memory.phase(name):
                 job.step(0)
 
@@ -380,7 +414,8 @@ def run(
     the plan's account. ``model``: "1b", "7b" or a checkpoint; default: what the recipe's name
     says."""
     model, editing = model or memory_plan.model_of(recipe, config), memory_plan.edits(recipe)
-    flash = config.device.startswith("cuda") and config.dtype == "bfloat16"
+    on_gpu = config.runtime.device.startswith("cuda")
+    flash = on_gpu and config.runtime.dtype == "bfloat16"
     with weightless(memory_plan.config_of(model), ranks, flash) as held:
         if isinstance(config, RLConfig):
             update_rl(config, ranks, held, editing)

@@ -30,7 +30,9 @@ from secondlook.models.janus.template import assemble, length
 from secondlook.train.activation_checkpointing import activation_checkpointing
 from secondlook.train.optim import freeze
 from secondlook.train.rl.losses import policy_loss
-from secondlook.train.rl.minibatch import pack, rows_of, total_weight
+from secondlook.train.rl.micro_batches import pack
+from secondlook.train.rl.trajectory import TrajectoryTurn
+from secondlook.train.rl.turn_weights import total_weight, weigh
 from secondlook.types import ImageCodes, SamplingParams, TokenIds, Turn
 
 
@@ -93,16 +95,19 @@ def ours(janus: Janus, template, turns: list[Turn]) -> torch.Tensor:
 
 def update(way: Callable, janus: Janus, template, turns: list[Turn]) -> tuple[float, torch.Tensor]:
     """Loss and log-probabilities; gradients are left in the weights."""
-    rows = rows_of(turns, [1.0 if i % 2 else -1.0 for i in range(len(turns))], "turn")
-    [batch] = pack(rows, len(rows), janus.device)
+    learned = []
+    for i, turn in enumerate(turns):
+        learned.append(TrajectoryTurn(turn.kind, 0.5, turn, advantage=1.0 if i % 2 else -1.0))
+        weigh(learned[-1], "turn")
+    [batch] = pack(learned, len(learned), janus.device)
     logp = way(janus, template, batch.turns)
     out = policy_loss(
         logp,
         logp.detach() - 0.05,
         logp.detach() + 0.05,
-        batch.advantage,
-        batch.weight,
-        total_weight(rows),
+        batch.advantages,
+        batch.weights,
+        total_weight(learned),
     )
     out.loss.backward()
     return float(out.loss.detach()), logp.detach()

@@ -2,7 +2,7 @@
 the paper gives.
 
 Every variant is a folder of results (geneval/, and judging/, curve/ where there are), as
-runs/ablations.sh leaves them.
+scripts/ablations.sh leaves them.
 
 python paper/ablations.py out/ablations --out out/ablations/report
 """
@@ -138,7 +138,8 @@ def write(out: Path, folder: Path) -> dict[str, Any]:
     rows = claim_rows(models)
     if not rows:
         raise InputError(
-            f"folder: {str(folder)!r} holds no two variants of a claim; run runs/ablations.sh first"
+            f"folder: {str(folder)!r} holds no two variants of a claim; run scripts/ablations.sh "
+            "first"
         )
     rounds, variants = {}, {}
     for name, m in models.items():
@@ -156,7 +157,7 @@ def write(out: Path, folder: Path) -> dict[str, Any]:
 
 def main(
     folder: Annotated[
-        Path, typer.Argument(help="A folder of variants, as runs/ablations.sh leaves it.")
+        Path, typer.Argument(help="A folder of variants, as scripts/ablations.sh leaves it.")
     ],
     out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path(
         "out/ablations/report"

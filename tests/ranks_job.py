@@ -1,5 +1,5 @@
-"""What each rank of tests/test_distributed.py runs: both stages in turn. The second rank kills
-itself once, amid RL."""
+"""What each rank of tests/integration/test_distributed.py runs: both stages in turn. The second
+rank kills itself once, amid RL."""
 
 import os
 import signal
@@ -34,4 +34,5 @@ def save_or_die(self):
 Trainer.save = save_or_die
 train_sft(SFTConfig(data=data, **SFT), out / "sft")
 train_rl(RLConfig(**RL), out / "grpo")
-train_rl(RLConfig(**RL, algorithm="ppo", shard=1), out / "ppo")
+replicas = RL | {"algorithm": "ppo", "runtime": RL["runtime"] | {"dp_shard_degree": 1}}
+train_rl(RLConfig(**replicas), out / "ppo")

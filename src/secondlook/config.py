@@ -1,81 +1,197 @@
-"""A job's configuration: a TOML file and ``--set key=value``, checked against the job's
-dataclass."""
+"""A job's settings: a TOML file with sections and ``--set section.key=value``, checked against the
+job's dataclass.
+
+A section is a dataclass of its own, so ``[rollout] group_size = 8`` in a file, ``--set
+rollout.group_size=8`` and ``{"rollout": {"group_size": 8}}`` in Python say the same.
+"""
 
 from __future__ import annotations
 
-import re
+import dataclasses
 import tomllib
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from pydantic.dataclasses import is_pydantic_dataclass
 
 from secondlook.errors import InputError
-from secondlook.io import finite, is_file, read_text
+from secondlook.io import finite, read_text
+from secondlook.recipes import find_config
 from secondlook.registry import load_config_plugins
 
 T = TypeVar("T")
 
+NUMBERS = (int, float, int | None, float | None)
+LEAST = {"seed": 0, "threads": 1}
+"""Bounds of settings of these names in every job."""
+BOUNDS = {
+    "greater_than_equal": ("ge", "at least"),
+    "greater_than": ("gt", "above"),
+    "less_than_equal": ("le", "at most"),
+    "less_than": ("lt", "below"),
+}
+"""Of pydantic's kinds of error: where the bound stands, and how it is said."""
 
-def load(kind: type[T], path: Path, settings: list[str]) -> T:
-    """Read ``path`` and apply ``settings`` ("key=value", values as TOML, bare words as strings).
+
+def load(job: type[T], path: Path, settings: list[str]) -> T:
+    """Read ``path`` and apply ``settings`` ("key=value" or "section.key=value"; values as TOML,
+    bare words as strings).
 
     Raises InputError that names the file or field, the value and what would be right.
     """
-    if not is_file(path):
-        raise InputError(
-            f"config: {str(path)!r} is not a file; give a TOML file such as configs/mini/base.toml"
-        )
-    text = read_text(path)
+    values = read(path)
+    for setting in settings:
+        _apply(values, setting)
+    return parse(job, values, repr(str(path)))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The values of a TOML file or of a recipe (``7b/grpo``). Raises InputError that names it."""
+    path = find_config(path)
     try:
-        values = tomllib.loads(text)
+        return tomllib.loads(read_text(path))
     except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
         raise InputError(f"config: {str(path)!r} is not valid TOML ({error})") from error
-    for setting in settings:
-        key, found, text = setting.partition("=")
-        if not found or not key:
-            raise InputError(
-                f"set: {setting!r} is not key=value; write for example --set steps=100"
-            )
-        try:
-            values[key] = tomllib.loads(f"value = {text}")["value"]
-        except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
-            if text.lstrip().startswith(("[", "{")):
-                raise InputError(
-                    f"set: {setting!r} is not TOML ({error}); write lists as [1, 2], tables as "
-                    f"{{a = 1}}"
-                ) from error
-            values[key] = text
+
+
+def parse(job: type[T], values: dict[str, Any], where: str = "the settings") -> T:
+    """A job's dataclass from nested dictionaries, as TOML has them. ``where`` is what a message
+    calls their source.
+
+    Raises InputError that names the field, the value and what would be right.
+    """
+    values = dict(values)
     load_config_plugins(values)  # before what they register is asked for
-    _check_kinds(kind, values)
-    checked = with_config(ConfigDict(extra="forbid", allow_inf_nan=False))(kind)
+    _refuse_renamed(job, values)
+    _check_numbers(job, values, "")
+    checked: Any = job
+    if not is_pydantic_dataclass(job):
+        checked = with_config(ConfigDict(extra="forbid", allow_inf_nan=False))(job)
     try:
         return TypeAdapter(checked).validate_python(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "?"
-        if first["type"] == "missing":
+        raise InputError(_sentence(job, error, where)) from error
+
+
+def changed(config: T, settings: dict[str, Any]) -> T:
+    """A copy of a job's dataclass with other values, named "key" or "section.key"."""
+    new = config
+    for name, value in settings.items():
+        section, dot, rest = name.partition(".")
+        if dot:
+            value = changed(getattr(new, section), {rest: value})
+        new = dataclasses.replace(new, **{section: value})  # type: ignore[type-var]
+    return new
+
+
+def known_settings(job: type, prefix: str = "") -> list[str]:
+    """Dotted names of all settings of a job, in order."""
+    names: list[str] = []
+    for name, hint in _hints(job).items():
+        section = _section(hint)
+        names += [prefix + name] if section is None else known_settings(section, f"{prefix}{name}.")
+    return names
+
+
+def _apply(values: dict[str, Any], setting: str) -> None:
+    """Put one "section.key=value" into nested dictionaries. Raises InputError."""
+    name, equals, text = setting.partition("=")
+    *sections, key = name.split(".")
+    if not equals or not key or not all(sections):
+        raise InputError(f"set: {setting!r} is not key=value; write for example --set steps=100")
+    table = values
+    for section in sections:
+        table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise InputError(f"set: {setting!r} cannot be set; {section} is no section")
+    try:
+        table[key] = tomllib.loads(f"value = {text}")["value"]
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
+        if text.lstrip().startswith(("[", "{")):
             raise InputError(
-                f"config: {key} is missing from {str(path)!r}; this job needs it"
+                f"set: {setting!r} is not TOML ({error}); write lists as [1, 2], tables as "
+                f"{{a = 1}}"
             ) from error
-        if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-            known = ", ".join(kind.__dataclass_fields__)  # type: ignore[attr-defined]
-            others = f"; known are {known}" if len(first["loc"]) == 1 else ""
-            raise InputError(f"config: {key} is not a setting of this job{others}") from error
-        said = first["msg"].removeprefix("Value error, ")
-        if said.startswith("config: "):  # a part of the config has said it itself
-            raise InputError(said) from error
-        raise InputError(f"config: {key} = {first['input']!r} is wrong: {said}") from error
+        table[key] = text
 
 
-def _check_kinds(kind: type, values: dict[str, Any]) -> None:
+def _hints(job: type) -> dict[str, Any]:
+    """Types of a dataclass's fields, without bounds."""
+    hints = get_type_hints(job)
+    return {field.name: hints[field.name] for field in dataclasses.fields(job)}
+
+
+def _section(hint: Any) -> type | None:
+    """The dataclass of a field that is a section, also of one that may be missing (``X | None``);
+    None for any other field."""
+    parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    classes = [part for part in parts if part is not type(None)]
+    if len(classes) != 1 or not isinstance(classes[0], type):
+        return None
+    return classes[0] if dataclasses.is_dataclass(classes[0]) else None
+
+
+def _refuse_renamed(job: type, values: dict[str, Any]) -> None:
+    """Name the new setting for each one that has moved (``job.RENAMED``). Raises InputError."""
+    renamed: dict[str, str] = getattr(job, "RENAMED", {})
+    moved = [f"{name} is now {renamed[name]}" for name in values if name in renamed]
+    if moved:
+        raise InputError(
+            f"config: {', '.join(moved)}; write [section] and then key = value, or --set "
+            "section.key=value"
+        )
+
+
+def _check_numbers(job: type, values: dict[str, Any], prefix: str) -> None:
     """Refuse truth values and texts where a number is meant, which would become one. Raises
     InputError."""
-    for name, field in kind.__dataclass_fields__.items():  # type: ignore[attr-defined]
-        value, meant = values.get(name), str(field.type)
-        number = re.fullmatch(r"(int|float)( \| None)?", meant)
-        if number and isinstance(value, bool | str):
-            raise InputError(f"config: {name} = {value!r} is wrong: it must be a number")
-        least = {"seed": 0, "threads": 1}.get(name)
-        if least is not None and value is not None and not finite(value, least):
-            raise InputError(f"config: {name} = {value!r} is wrong: it must be at least {least}")
+    for name, hint in _hints(job).items():
+        value = values.get(name)
+        if hint in NUMBERS and isinstance(value, bool | str):
+            raise InputError(f"config: {prefix}{name} = {value!r} is wrong: it must be a number")
+        if name in LEAST and value is not None and not finite(value, LEAST[name]):
+            raise InputError(
+                f"config: {prefix}{name} = {value!r} is wrong: it must be at least {LEAST[name]}"
+            )
+        section = _section(hint)
+        if section is not None and isinstance(value, dict):
+            _check_numbers(section, value, f"{prefix}{name}.")
+
+
+def _sentence(job: type, error: ValidationError, where: str) -> str:
+    """The first of pydantic's complaints, said in one sentence."""
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"]) or "?"
+    kind, value, message = first["type"], first["input"], first["msg"]
+    if kind == "missing":
+        return f"config: {name} is missing from {where}; this job needs it"
+    if kind in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"config: {name} is not a setting of this job; {_suggestion(job, name)}"
+    message = message.removeprefix("Value error, ")
+    if message.startswith("config: "):  # a section has said it itself
+        return message
+    if kind in BOUNDS:
+        bound, words = BOUNDS[kind]
+        message = f"it must be {words} {first['ctx'][bound]}"
+    return f"config: {name} = {value!r} is wrong: {message}"
+
+
+def _suggestion(job: type, name: str) -> str:
+    """What was probably meant by a name that no setting has: the same word in another section, or
+    the nearest name."""
+    known = known_settings(job)
+    word = name.rpartition(".")[2]
+    by_word = {setting.rpartition(".")[2]: setting for setting in known}
+    near_words = get_close_matches(word, by_word, n=1, cutoff=0.75)
+    near = get_close_matches(name, known, n=1, cutoff=0.75)
+    if word not in by_word and near:
+        return f"did you mean {near[0]}?"
+    if near_words:
+        return f"did you mean {by_word[near_words[0]]}?"
+    section = name.rpartition(".")[0]
+    siblings = [setting for setting in known if section and setting.startswith(f"{section}.")]
+    top = dict.fromkeys(setting.partition(".")[0] for setting in known)
+    return f"known are {', '.join(siblings or top)}"

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from secondlook.config import parse
 from secondlook.data.sanity_pairs import read_sanity_pairs
 from secondlook.data.generate import BuildConfig, build
 from secondlook.data.generators import GeneratorConfig
@@ -23,12 +24,13 @@ from secondlook.models.janus.model import Janus
 from secondlook.models.shipped import locate
 from secondlook.rewards.reward import Score
 from secondlook.mini.verifier import Verifier
-from secondlook.train.rl.minibatch import pack, rows_of, total_weight
+from secondlook.train.rl.micro_batches import pack
 from secondlook.train.rl.reward_checks import check_reward
 from secondlook.train.rl.losses import policy_loss
 from secondlook.train.rl.loop import RLLoop, train_rl
 from secondlook.train.rl.config import RLConfig
-from secondlook.train.rl.rollout import collect, describe
+from secondlook.train.rl.rollout import describe, rollout, score_episodes
+from secondlook.train.rl.turn_weights import total_weight, weigh
 from secondlook.train.trainer import Trainer
 from secondlook.train.sft import SFTConfig, train_sft
 from secondlook.errors import InputError, Stopped
@@ -133,7 +135,15 @@ def test_verifier_has_no_score_for_words_it_does_not_know():
 
 @pytest.mark.slow
 def test_sft_resumes_exactly_and_learns(data, start, tmp_path, monkeypatch):
-    config = SFTConfig(model=start, data=str(data), steps=30, batch=16, lr=3e-3, warmup=3, log_every=5, save_every=10, ema=0.9)
+    config = SFTConfig(
+        model=start,
+        data=str(data),
+        steps=30,
+        batch_size=16,
+        ema_decay=0.9,
+        optim={"lr": 3e-3, "warmup_steps": 3},
+        runtime={"device": "cpu", "log_every": 5, "save_every": 10},
+    )
     train_sft(config, tmp_path / "whole")
     killed_then_resumed(monkeypatch, lambda: train_sft(config, tmp_path / "cut"), 10)
     assert same_weights(tmp_path / "whole", tmp_path / "cut")
@@ -142,28 +152,33 @@ def test_sft_resumes_exactly_and_learns(data, start, tmp_path, monkeypatch):
         assert rows[-1][name] < rows[0][name] - 0.3
 
 
-def sampled_turns(engine):
-    prompts = [Prompt("a photo of a red star"), Prompt("a photo of two cats")]
-    groups = collect(engine, prompts, 4, 2, [0, 4], SamplingConfig(guidance=1.0), Verifier())
-    return [t for g in groups for e in g.episodes for t in e.turns]
+def sampled(engine, prompts, group_size, rounds, reward):
+    """Trajectories of a group for each prompt."""
+    seeds = [group_size * i for i in range(len(prompts))]
+    sampling = SamplingConfig(guidance=1.0)
+    episodes = rollout(engine, prompts, group_size, rounds, seeds, sampling)
+    return score_episodes(reward, episodes, range(len(prompts)))
 
 
 def test_micro_batches_equal_one_large_batch(engine):
-    turns = sampled_turns(engine)
+    prompts = [Prompt("a photo of a red star"), Prompt("a photo of two cats")]
+    trajectories = sampled(engine, prompts, 4, 2, Verifier())
+    turns = [turn for trajectory in trajectories for turn in trajectory.turns]
     values = np.random.default_rng(0).normal(size=len(turns)).tolist()
-    values[3] = math.nan
+    for turn, value in zip(turns, values, strict=True):
+        turn.advantage = value
+        weigh(turn)
     parameters = [p for p in engine.janus.net.model.language_model.parameters() if p.requires_grad]
     gradients = []
     for size in (64, 1):
-        rows = rows_of(turns, values)
-        assert len(rows) == len(turns) - 1
         for p in parameters:
             p.grad = None
-        for batch in pack(rows, size):
+        for batch in pack(turns, size):
             logp = policy.score(engine.janus, engine.template, batch.turns)
-            reference = batch.behaviour - 0.1
-            denominator = total_weight(rows)
-            policy_loss(logp, batch.behaviour, reference, batch.advantage, batch.weight, denominator).loss.backward()
+            behaviour = batch.behaviour_logprobs
+            policy_loss(
+                logp, behaviour, behaviour - 0.1, batch.advantages, batch.weights, total_weight(turns)
+            ).loss.backward()
         gradients.append(torch.cat([p.grad.flatten() for p in parameters]))
     for p in parameters:
         p.grad = None
@@ -180,7 +195,12 @@ class Red:
         return [Score(v, v > 0.6, "it is red") for v in values]
 
 
-TOY = {"prompts_per_step": 2, "group": 16, "rounds": 1, "lr": 4e-3, "min_lr": 4e-3, "warmup": 0, "beta": 0.0, "log_every": 1}
+TOY = {
+    "rollout": {"prompts_per_step": 2, "group_size": 16, "rounds": 1},
+    "loss": {"beta": 0.0},
+    "optim": {"lr": 4e-3, "min_lr": 4e-3, "warmup_steps": 0},
+    "runtime": {"device": "cpu", "log_every": 1},
+}
 
 
 class RedObjects:
@@ -203,18 +223,18 @@ class RedObjects:
 def test_the_reward_goes_up(tmp_path, algorithm):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("".join(f"a photo of a {name}\n" for name in ("star", "cat", "key", "cup")))
-    settings = {"prompts_per_step": 4, "group": 8, "rounds": 1, "lr": 3e-4, "min_lr": 3e-4, "warmup": 0, "patience": 100}
     config = RLConfig(
         model="mini-base",
         prompts=str(prompts),
         steps=10,
         algorithm=algorithm,
-        value_warmup=1,
-        form="segment",
-        beta=0.0,
-        log_every=1,
-        save_every=10,
-        **settings,
+        rollout={"prompts_per_step": 4, "group_size": 8, "rounds": 1},
+        advantage={"credit": "segment"},
+        loss={"beta": 0.0},
+        ppo={"value_warmup_steps": 1},
+        optim={"lr": 3e-4, "min_lr": 3e-4, "warmup_steps": 0},
+        runtime={"device": "cpu", "log_every": 1, "save_every": 10},
+        reward_checks={"max_flat_steps": 100},
     )
     train_rl(config, tmp_path / "whole", RedObjects())
     rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
@@ -227,10 +247,11 @@ def test_the_reward_goes_up(tmp_path, algorithm):
     assert algorithm == "grpo" or rows[-1]["value_loss"] < rows[0]["value_loss"]
 
 
-def job(start, tmp_path, reward, **more) -> RLLoop:
+def job(start, tmp_path, reward, **sections) -> RLLoop:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red picture\n")
-    return RLLoop(RLConfig(model=start, prompts=str(prompts), **(TOY | more)), tmp_path, reward)
+    config = RLConfig(model=start, prompts=str(prompts), **(TOY | sections))
+    return RLLoop(config, tmp_path, reward)
 
 
 def test_missing_scores_are_masked_counted_and_stop_the_run(start, tmp_path):
@@ -241,7 +262,8 @@ def test_missing_scores_are_masked_counted_and_stop_the_run(start, tmp_path):
 
     with pytest.raises(Stopped, match="missing"):
         job(start, tmp_path, Failing()).step(0)
-    metrics = job(start, tmp_path, Failing(), most_missing=0.5).step(0)
+    half = {"max_missing": 0.5}
+    metrics = job(start, tmp_path, Failing(), reward_checks=half).step(0)
     assert 0.2 < metrics["missing"] < 0.3 and metrics["score_1"] > 0
 
 
@@ -250,12 +272,16 @@ def test_a_dead_reward_stops_the_run(start, tmp_path):
         def __call__(self, items):
             return [Score(0.0, False, "nothing") for _ in items]
 
-    stuck = job(start, tmp_path, Dead(), form="segment", patience=1)
+    once = {"max_flat_steps": 1}
+    stuck = job(start, tmp_path, Dead(), advantage={"credit": "segment"}, reward_checks=once)
     with pytest.raises(Stopped, match="can"):
         check_reward(Dead(), [(Prompt("p"), None)], [(Prompt("p"), None)])
-    groups = collect(stuck.engine, [Prompt("a red picture")], 2, 1, [0], stuck.sampling, Dead())
+    trajectories = sampled(stuck.engine, [Prompt("a red picture")], 2, 1, Dead())
+    for trajectory in trajectories:
+        for turn in trajectory.turns:
+            turn.advantage = 0.0
     with pytest.raises(Stopped, match="no variance"):
-        stuck.guard.check(describe([g.outcome for g in groups]), [[[0.0, 0.0]] * 2])
+        stuck.reward_checks.check(describe(trajectories), trajectories)
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
@@ -264,17 +290,19 @@ def test_a_step_whose_groups_are_all_flat_changes_nothing(start, tmp_path, algor
         def __call__(self, items):
             return [Score(1.0, True, "it is red") for _ in items]
 
-    flat = job(start, tmp_path, Same(), algorithm=algorithm, form="segment", drop_flat_groups=True)
-    before = [p.clone() for p in flat.trainable.values()]
+    dropped = {"credit": "segment", "drop_flat_groups": True}
+    flat = job(start, tmp_path, Same(), algorithm=algorithm, advantage=dropped)
+    weights = flat.state()["net"]
+    before = [p.clone() for p in weights.values()]
     metrics = flat.step(0)
     assert metrics["groups_with_variance"] == 0 and "loss" not in metrics
-    assert all(torch.equal(a, b) for a, b in zip(before, flat.trainable.values(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, weights.values(), strict=True))
 
 
 def test_sanity_pairs_of_ones_own_prompts(start, tmp_path):
     Image.new("RGB", (48, 48), (200, 20, 20)).save(tmp_path / "red.png")
     Image.new("RGB", (48, 48), (20, 200, 20)).save(tmp_path / "green.png")
-    path = tmp_path / "sanity_pairs.jsonl"
+    path = tmp_path / "pairs.jsonl"
     rows = [{"prompt": "a red picture", "image": f"{color}.png", "good": color == "red"} for color in ("red", "green")]
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
     job(start, tmp_path, Red(), sanity_pairs=str(path))
@@ -304,15 +332,15 @@ def test_a_policy_whose_sampler_and_scorer_disagree_is_refused(start, tmp_path, 
 
 def test_bad_configs_are_named(tmp_path):
     for bad, word in (
-        ({"group": 1}, "group"),
-        ({"epochs": 0}, "epochs"),
-        ({"kl_in": "reward"}, "kl_in"),
-        ({"lora": -1}, "lora"),
+        ({"rollout": {"group_size": 1}}, "rollout.group_size = 1 .* at least 2"),
+        ({"optim": {"epochs": 0}}, "optim.epochs"),
+        ({"ppo": {"kl_in": "reward"}}, "ppo.kl_in"),
+        ({"lora_rank": -1}, "lora_rank"),
     ):
         with pytest.raises(InputError, match=word):
-            RLConfig(model="mini", **bad)
+            parse(RLConfig, {"model": "mini"} | bad)
     with pytest.raises(InputError, match="mix"):
-        SFTConfig(model="mini", data="d", mix=(0.0, 0.0, 0.0))
+        parse(SFTConfig, {"model": "mini", "data": "d", "mix": (0.0, 0.0, 0.0)})
     with pytest.raises(InputError, match="prompts"):
         RLLoop(RLConfig(model="mini", prompts=str(tmp_path / "none.txt")), tmp_path)
     with pytest.raises(InputError, match="data"):
@@ -351,7 +379,14 @@ def test_sft_follows_its_golden_trajectory(tmp_path, exact):
     exact_mini = Engine(Janus.load(locate("mini-base")))
     plain = replace(DATA, generators=[RENDER], examples="none")
     pictures = build(plain, Verifier(), tmp_path / "data", lambda _: exact_mini)
-    config = SFTConfig(model="mini-base", data=str(pictures), steps=12, batch=12, lr=1e-3, warmup=3, log_every=1)
+    config = SFTConfig(
+        model="mini-base",
+        data=str(pictures),
+        steps=12,
+        batch_size=12,
+        optim={"lr": 1e-3, "warmup_steps": 3},
+        runtime={"device": "cpu", "log_every": 1},
+    )
     train_sft(config, tmp_path / "run")
     check_trajectory("sft", tmp_path / "run", ("draw_loss", "redraw_loss", "verdict_loss", "reason_loss", "grad_norm", "lr"))
 
@@ -360,9 +395,21 @@ def test_sft_follows_its_golden_trajectory(tmp_path, exact):
 def test_grpo_follows_its_golden_trajectory(tmp_path, exact):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a photo of a star\na photo of two cats\n")
-    settings = TOY | {"group": 4, "rounds": 2, "lr": 2e-4, "min_lr": 1e-5, "warmup": 2, "beta": 0.05}
     config = RLConfig(
-        model="mini-base", prompts=str(prompts), steps=12, convert_lr=1e-4, convert_step=6, patience=100, **settings
+        model="mini-base",
+        prompts=str(prompts),
+        steps=12,
+        rollout={"prompts_per_step": 2, "group_size": 4, "rounds": 2},
+        loss={"beta": 0.05},
+        optim={
+            "lr": 2e-4,
+            "convert_lr": 1e-4,
+            "convert_step": 6,
+            "min_lr": 1e-5,
+            "warmup_steps": 2,
+        },
+        runtime={"device": "cpu", "log_every": 1},
+        reward_checks={"max_flat_steps": 100},
     )
     train_rl(config, tmp_path / "run", RedObjects())
     keys = ("score_1", "first", "yes_rate", "agreement", "loss", "kl", "clipped", "entropy", "grad_norm", "lr")

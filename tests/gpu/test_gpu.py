@@ -10,7 +10,8 @@ from secondlook.episode import SamplingConfig, run_episodes
 from secondlook.models import sampling as policy
 from secondlook.models.janus.model import Janus
 from secondlook.train.rl.logprob_agreement import LIMITS, Agreement
-from secondlook.train.rl.minibatch import pack, rows_of
+from secondlook.train.rl.micro_batches import pack
+from secondlook.train.rl.trajectory import TrajectoryTurn
 from secondlook.types import Prompt, Request, SamplingParams
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -84,7 +85,10 @@ def test_recorded_logprobs_are_the_policys(half):
         t for e in episodes(half, n=48, sampling=SamplingConfig(5.0, 1.0, 0, 0)) for t in e.turns
     ]
     agreement = Agreement(*LIMITS["bfloat16"], 0.2, 0.2, 2.0)
-    for batch in pack(rows_of(turns, [1.0] * len(turns)), 16, half.device):
+    learned = [
+        TrajectoryTurn(turn.kind, 0.5, turn, advantage=1.0, index=i) for i, turn in enumerate(turns)
+    ]
+    for batch in pack(learned, 16, half.device):
         with torch.no_grad():
             agreement.add(batch, policy.score(half, Engine(half).template, batch.turns))
     print(told := agreement.check())

@@ -21,7 +21,8 @@ from secondlook.models.janus.model import Janus
 from secondlook.models.shipped import locate
 from secondlook.train.rl.config import RLConfig
 from secondlook.train.rl.loop import train_rl
-from secondlook.train.sft import SFTConfig, train_sft
+from secondlook.train.sft import train_sft
+from secondlook.train.sft_config import SFTConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 HERE = Path(__file__).parents[1]
@@ -115,8 +116,8 @@ def test_ppo_with_a_replica_on_each_rank(two, tmp_path):
 
 
 def test_numbers_that_do_not_fit_are_named(monkeypatch, tmp_path):
-    from secondlook.train.distributed import Ranks
+    from secondlook.train.distributed import ProcessGroup
     from secondlook.train.rl.loop import RLLoop
 
     with pytest.raises(InputError, match="prompts_per_step is 4"):
-        RLLoop(RLConfig(**RL), tmp_path, Verifier(), Ranks(0, 3))
+        RLLoop(RLConfig(**RL), tmp_path, Verifier(), ProcessGroup(0, 3))

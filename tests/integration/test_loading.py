@@ -22,8 +22,9 @@ from secondlook.engine.cpu_linear import fast_linear
 from secondlook.engine.engine import Engine
 from secondlook.errors import InputError
 from secondlook.models import packing, sampling
+from secondlook.models.device import inference_dtype
 from secondlook.models.janus import checkpoint, convert
-from secondlook.models.janus.model import Janus, quick
+from secondlook.models.janus.model import Janus
 from secondlook.types import Request, SamplingParams
 
 CODEBOOK = "model.vqmodel.quantize.embedding.weight"
@@ -135,7 +136,7 @@ def test_dtype_and_attention(parts, janus, tmp_path):
 def test_peak_memory(official_folder):
     """The model and a few tensors, not the model twice."""
     program = (
-        "import sys; from pathlib import Path; from secondlook.models import checkpoint\n"
+        "import sys; from pathlib import Path; from secondlook.models.janus import checkpoint\n"
         "import transformers.models.janus.modeling_janus\n"
         "memory = lambda key: int(open('/proc/self/status').read().split(key)[1].split()[0]) * "
         "1024\n"
@@ -237,7 +238,10 @@ def no_weights(folder):
 
 BROKEN = {
     cut: r"model\.safetensors' is not a whole weight file: \S+ is cut off",
-    foreign: r"model\.safetensors' holds 'transformer\.h\.0\.attn', which its config\.json has no place for",
+    foreign: (
+        r"model\.safetensors' holds 'transformer\.h\.0\.attn', "
+        r"which its config\.json has no place for"
+    ),
     misshapen: r"model\.safetensors': lm_head\.weight has the shape \(3, 5\)",
     lacking: r"lacks 1 tensors .* the first is model\.generation_head\.vision_head\.bias",
     lost_shard: r"index\.json' names model-7\.safetensors, which is not there",
@@ -314,9 +318,10 @@ def test_auto_is_half_precision_on_a_gpu_alone(tmp_path):
     precision stays as it is."""
     cpu, cuda, apple = map(torch.device, ("cpu", "cuda", "mps"))
     single, brain, half = torch.float32, torch.bfloat16, torch.float16
-    assert [quick(cpu, t) for t in (single, brain, half, None)] == [single] * 4
-    assert [quick(cuda, t) for t in (single, brain, half, None)] == [brain, brain, half, brain]
-    assert [quick(apple, t) for t in (single, brain, None)] == [single, brain, None]
+    assert [inference_dtype(cpu, t) for t in (single, brain, half, None)] == [single] * 4
+    on_cuda = [inference_dtype(cuda, t) for t in (single, brain, half, None)]
+    assert on_cuda == [brain, brain, half, brain]
+    assert [inference_dtype(apple, t) for t in (single, brain, None)] == [single, brain, None]
     Janus.load("mini-base", dtype=brain).save(tmp_path / "m")
     assert (
         Janus.load(tmp_path / "m", dtype="auto").dtype == single

@@ -8,20 +8,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from secondlook.config import parse
 from secondlook.engine.engine import Engine
 from secondlook.episode import SamplingConfig
 from secondlook.errors import InputError
-from secondlook.mini.verifier import Verifier
 from secondlook.models import sampling
 from secondlook.models.janus.model import Janus
 from secondlook.models.shipped import locate
-from secondlook.train.distributed import Ranks
+from secondlook.train.distributed import ProcessGroup
 from secondlook.train.optim import freeze, trainable
 from secondlook.train.rl.config import RLConfig
 from secondlook.train.rl.loop import train_rl
-from secondlook.train.rl.rollout import collect
-from secondlook.train.sft import SFTConfig
-from secondlook.train.sharding import Shards
+from secondlook.train.rl.rollout import rollout
+from secondlook.train.sft_config import SFTConfig
+from secondlook.train.sharding import ShardedModel
 from secondlook.types import Prompt
 
 peft = pytest.importorskip("peft")
@@ -34,16 +34,10 @@ def plain():
 
 @pytest.fixture(scope="module")
 def turns(plain):
-    groups = collect(
-        Engine(plain),
-        [Prompt("a photo of a cat below a cup")],
-        3,
-        2,
-        [0],
-        SamplingConfig(3.0, 1.0, 0, 0),
-        Verifier(),
-    )
-    return [t for g in groups for e in g.episodes for t in e.turns]
+    sampling = SamplingConfig(3.0, 1.0, 0, 0)
+    prompts = [Prompt("a photo of a cat below a cup")]
+    episodes = rollout(Engine(plain), prompts, 3, 2, [0], sampling)
+    return [turn for episode in episodes for turn in episode.turns]
 
 
 def scores(janus: Janus, turns) -> torch.Tensor:
@@ -52,15 +46,15 @@ def scores(janus: Janus, turns) -> torch.Tensor:
         return torch.cat([sampling.score(janus, template, [t]) for t in turns])
 
 
-def moved() -> tuple[Janus, Shards]:
+def moved() -> tuple[Janus, ShardedModel]:
     """A model with adapters that are not 0."""
     janus = Janus.load(locate("mini-base"), dtype=torch.float64)
-    adapters = freeze(janus, lora=4, alpha=12, seed=1)
+    adapters = freeze(janus, lora_rank=4, lora_alpha=12, seed=1)
     torch.manual_seed(2)
     for name, p in trainable(janus).items():
         assert "lora_" in name
         torch.nn.init.normal_(p, std=0.05)
-    return janus, Shards(janus, Ranks(), adapters=adapters)
+    return janus, ShardedModel(janus, ProcessGroup(), adapters=adapters)
 
 
 def test_merged_and_exported_they_say_the_same(plain, turns, tmp_path):
@@ -96,17 +90,16 @@ def test_the_reference_is_the_model_without_them(plain, turns):
 
 
 def test_training_moves_adapters_alone_and_samples_with_them(tmp_path):
-    settings = {
-        "prompts_per_step": 2,
-        "group": 3,
-        "rounds": 2,
-        "form": "expected",
-        "steps": 2,
-        "log_every": 1,
-        "warmup": 0,
-    }
     config = RLConfig(
-        model="mini-base", lora=4, lr=3e-2, min_lr=3e-2, epochs=1, patience=9, beta=0.1, **settings
+        model="mini-base",
+        steps=2,
+        lora_rank=4,
+        rollout={"prompts_per_step": 2, "group_size": 3, "rounds": 2},
+        advantage={"credit": "expected"},
+        loss={"beta": 0.1},
+        optim={"lr": 3e-2, "min_lr": 3e-2, "warmup_steps": 0, "epochs": 1},
+        runtime={"device": "cpu", "log_every": 1},
+        reward_checks={"max_flat_steps": 9},
     )
     train_rl(config, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -121,17 +114,16 @@ def test_training_moves_adapters_alone_and_samples_with_them(tmp_path):
 
 
 def test_a_reference_in_the_cpus_memory_is_the_same(tmp_path):
-    settings = {
-        "prompts_per_step": 1,
-        "group": 3,
-        "rounds": 1,
-        "steps": 1,
-        "log_every": 1,
-        "patience": 9,
-        "form": "segment",
-    }
     for where in ("copy", "offload"):
-        train_rl(RLConfig(model="mini-base", reference=where, **settings), tmp_path / where)
+        config = RLConfig(
+            model="mini-base",
+            steps=1,
+            rollout={"prompts_per_step": 1, "group_size": 3, "rounds": 1},
+            advantage={"credit": "segment"},
+            runtime={"device": "cpu", "log_every": 1, "reference": where},
+            reward_checks={"max_flat_steps": 9},
+        )
+        train_rl(config, tmp_path / where)
     a, b = (
         (tmp_path / w / "metrics.jsonl").read_text().split('"kl"')[1].split('"lr"')[0]
         for w in ("copy", "offload")
@@ -140,8 +132,11 @@ def test_a_reference_in_the_cpus_memory_is_the_same(tmp_path):
 
 
 def test_settings_that_do_not_go_together_are_named():
-    with pytest.raises(InputError, match="muon"):
-        SFTConfig(model="mini", data="d", muon=3.0, lora=4)
+    with pytest.raises(InputError, match=r"muon_lr_ratio is 3\.0; adapters"):
+        parse(
+            SFTConfig,
+            {"model": "mini", "data": "d", "optim": {"muon_lr_ratio": 3.0}, "lora_rank": 4},
+        )
 
 
 def test_small_changes_and_frozen_parts_survive_training_in_bfloat16(tmp_path):
@@ -156,10 +151,10 @@ def test_small_changes_and_frozen_parts_survive_training_in_bfloat16(tmp_path):
         for n, p in janus.net.named_parameters()
         if n.startswith(("model.vision", "model.vq"))
     }
-    adapters = freeze(janus, lora=4, alpha=4, seed=1)
+    adapters = freeze(janus, lora_rank=4, lora_alpha=4, seed=1)
     try:
-        shards = Shards(janus, Ranks(), "bfloat16", adapters=adapters)
-        base = {n: w.clone() for n, w in shards.weights().items()}
+        shards = ShardedModel(janus, ProcessGroup(), "bfloat16", adapters=adapters)
+        base = {n: w.clone() for n, w in shards.full_state_dict().items()}
         with torch.no_grad():
             for p in trainable(janus).values():
                 p.to_local().normal_(std=2e-3)

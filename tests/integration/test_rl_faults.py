@@ -3,7 +3,6 @@ all ranks."""
 
 import json
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,12 +16,15 @@ from secondlook.models import sampling
 from secondlook.models.janus.checkpoint import load_tokenizer
 from secondlook.models.janus.template import ChatTemplate
 from secondlook.rewards.reward import Score, Weighted
-from secondlook.train.distributed import Ranks
-from secondlook.train.rl.config import RLConfig
-from secondlook.train.rl.loop import RLLoop, minibatches
+from secondlook.train.distributed import ProcessGroup
+from secondlook.train.rl.config import RewardChecksConfig, RLConfig
+from secondlook.train.rl.episode_pages import write_page
+from secondlook.train.rl.loop import RLLoop
+from secondlook.train.rl.micro_batches import minibatches
 from secondlook.train.rl.prompt_checks import check_lines
 from secondlook.train.rl.reward_checks import RewardChecks
-from secondlook.train.rl.rollout import Group, Outcome
+from secondlook.train.rl.rollout import gather_trajectories
+from secondlook.train.rl.trajectory import Trajectory, TrajectoryTurn
 from secondlook.types import Episode, Prompt, Round, SamplingParams
 
 
@@ -94,23 +96,23 @@ def test_prompts_that_nobody_can_score_are_found_with_their_line(tmp_path, templ
     check_lines(template, Verifier(), written(tmp_path, edits[:1]))
 
 
-class Two(Ranks):
+class Two(ProcessGroup):
     """One of two ranks; ``other`` is what the second one says."""
 
     other = None
 
-    def gather(self, value):
+    def all_gather(self, value):
         return [value, self.other]
 
 
 def test_what_one_rank_finds_all_raise():
     first = Two(0, 2)
-    with first.together():
+    with first.all_raise():
         pass
-    with pytest.raises(Stopped, match="mine"), first.together():
+    with pytest.raises(Stopped, match="mine"), first.all_raise():
         raise Stopped("mine")
     object.__setattr__(first, "other", InputError("line 7 of prompts.txt"))
-    with pytest.raises(InputError, match="line 7"), first.together():
+    with pytest.raises(InputError, match="line 7"), first.all_raise():
         pass
 
 
@@ -119,87 +121,107 @@ def test_a_job_refuses_such_a_file_before_it_loads_a_model(tmp_path, monkeypatch
         "secondlook.train.rl.loop.Janus.load", lambda *a: pytest.fail("a model was loaded")
     )
     (tmp_path / "prompts.txt").write_text("a photo of a star\n" + "a red star and " * 200)
+    config = RLConfig(model="mini-base", prompts=str(tmp_path / "prompts.txt"))
     with pytest.raises(InputError, match="line 2 of"):
-        RLLoop(
-            RLConfig(model="mini-base", prompts=str(tmp_path / "prompts.txt")), tmp_path, Bright()
-        )
+        RLLoop(config, tmp_path, Bright())
 
 
-def group_of(values: list[float]) -> Group:
+def group_of(values: list[float], number: int) -> list[Trajectory]:
+    """Episodes of one image with these scores (NaN: missing)."""
     image = Image.new("RGB", (8, 8))
-    episodes = tuple(
-        Episode(Prompt(f"p{v}"), 0, (Round(image, (1,), True, 0.9, "r"),), ()) for v in values
-    )
-    scores = tuple((None if math.isnan(v) else Score(v, v > 0.5, "r"),) for v in values)
-    return Group(
-        episodes, Outcome(scores, [[True]] * len(values), [[0.9]] * len(values), [0] * len(values))
-    )
+    trajectories = []
+    for value in values:
+        score = None if math.isnan(value) else Score(value, value > 0.5, "r")
+        rounds = (Round(image, (1,), True, 0.9, "r"),)
+        episode = Episode(Prompt(f"p{value}"), 0, rounds, ())
+        trajectories.append(Trajectory.of_episode(episode, [score], number))
+    return trajectories
 
 
 def test_the_page_of_a_step_of_which_groups_have_no_score(tmp_path):
-    job = SimpleNamespace(out=tmp_path, _last_scores=RLLoop._last_scores)
     nan = math.nan
-    RLLoop.picture(
-        job, [group_of([nan, nan]), group_of([0.1, nan, 0.75]), group_of([0.5, 0.625])], 7
-    )
+    without, wide, narrow = [nan, nan], [0.1, nan, 0.75], [0.5, 0.625]
+    write_page(tmp_path, [*group_of(without, 0), *group_of(wide, 1), *group_of(narrow, 2)], 7)
     page = (tmp_path / "episodes" / "step-7.html").read_text()
-    assert (
-        page.index("p0.75") < page.index("p0.1") < page.index("p0.625") < page.index("p0.5")
-        and "pnan" not in page
-    )
-    RLLoop.picture(job, [group_of([nan, nan])], 8)
+    places = [page.index(prompt) for prompt in ("p0.75", "p0.1", "p0.625", "p0.5<")]
+    assert places == sorted(places) and "pnan" not in page
+    write_page(tmp_path, group_of(without, 0), 8)
     assert not (tmp_path / "episodes" / "step-8.html").exists()
+
+
+class Listening(ProcessGroup):
+    """The first of two ranks, which keeps what it was given for the other."""
+
+    def all_gather(self, value):
+        object.__setattr__(self, "told", value)
+        return [value, group_of([0.25], 1)]
+
+
+def test_ranks_tell_each_other_scores_and_verdicts_but_no_pictures():
+    ranks = Listening(0, 2)
+    own = [*group_of([0.5, 0.75], 0), *group_of([0.1], 2)]
+    everyone = gather_trajectories(own, ranks)
+    assert [t.image_scores for t in everyone] == [[0.5], [0.75], [0.25], [0.1]]
+    assert everyone[0] is own[0] and everyone[3] is own[2], "its own keep their pictures"
+    for trajectory in ranks.told:
+        assert trajectory.episode is None and trajectory.scores and trajectory.verdicts == (True,)
+        assert all(turn.sampled is None for turn in trajectory.turns)
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
 def test_a_step_with_fewer_turns_than_minibatches(tmp_path, algorithm):
-    assert sorted(i for part in minibatches(np.random.default_rng(0), 3, 8) for i in part) == [
-        0,
-        1,
-        2,
-    ]
+    parts = minibatches(np.random.default_rng(0), 3, 8)
+    assert sorted(number for part in parts for number in part) == [0, 1, 2]
     (tmp_path / "prompts.txt").write_text("a photo of a red star\n")
-    few = {
-        "prompts_per_step": 1,
-        "group": 2,
-        "rounds": 1,
-        "minibatches": 7,
-        "epochs": 1,
-        "value_warmup": 0,
-        "value_epochs": 1,
-    }
     config = RLConfig(
         model="mini-base",
         prompts=str(tmp_path / "prompts.txt"),
         algorithm=algorithm,
-        form="segment",
-        **few,
+        rollout={"prompts_per_step": 1, "group_size": 2, "rounds": 1},
+        advantage={"credit": "segment"},
+        ppo={"value_warmup_steps": 0, "value_epochs": 1},
+        optim={"minibatches": 7, "epochs": 1},
+        runtime={"device": "cpu"},
     )
-    told = RLLoop(config, tmp_path, Bright()).step(0)
-    assert math.isfinite(told["loss"]) and told["refused_steps"] == 0
+    metrics = RLLoop(config, tmp_path, Bright()).step(0)
+    assert math.isfinite(metrics["loss"]) and metrics["refused_steps"] == 0
 
 
 def step_metrics(yes_rate: float, agreement: float) -> dict[str, float]:
     return {"missing": 0.0, "yes_rate": yes_rate, "agreement": agreement}
 
 
+def with_advantage(advantage: float) -> list[Trajectory]:
+    """A group of one episode whose drawing has this advantage."""
+    turns = [
+        TrajectoryTurn("draw", 0.5, advantage=advantage),
+        TrajectoryTurn("judge", 0.5, advantage=0.0),
+    ]
+    return [Trajectory(0, (Score(0.5, True, "r"),), (True,), (0.9,), 0, turns)]
+
+
 def test_a_good_judge_of_easy_prompts_is_not_stopped_but_a_collapsed_one_is():
-    guard = RewardChecks(most_missing=0.2, one_verdict=0.99, patience=5, verdict_patience=20)
-    varied, flat = [[[1.0, 0.0]]], [[[0.0, 0.0]]]
+    config = RewardChecksConfig(max_flat_steps=5, max_single_verdict_steps=20)
+    checks = RewardChecks(config)
+    varied, flat = with_advantage(1.0), with_advantage(0.0)
     for _ in range(100):
-        guard.check(step_metrics(0.995, 0.98), varied)
+        checks.check(step_metrics(0.995, 0.98), varied)
     for _ in range(19):
-        guard.check(step_metrics(1.0, 0.8), varied)
-    stored = guard.state_dict()
-    resumed = RewardChecks(0.2, 0.99, 5, 20)
-    resumed.load_state_dict(stored)
+        checks.check(step_metrics(1.0, 0.8), varied)
+    resumed = RewardChecks(config)
+    resumed.load_state_dict(checks.state_dict())
     with pytest.raises(Stopped, match=r"20 steps in a row had one verdict only .* 20% are wrong"):
         resumed.check(step_metrics(1.0, 0.8), varied)
-    guard.check(step_metrics(0.9, 0.8), varied)
+    checks.check(step_metrics(0.9, 0.8), varied)
     for _ in range(4):
-        guard.check(step_metrics(0.5, 0.5), flat)
+        checks.check(step_metrics(0.5, 0.5), flat)
     with pytest.raises(Stopped, match="5 steps in a row had no variance"):
-        guard.check(step_metrics(0.5, 0.5), flat)
+        checks.check(step_metrics(0.5, 0.5), flat)
+
+
+def test_verdicts_that_are_not_taught_may_collapse():
+    checks = RewardChecks(RewardChecksConfig(max_single_verdict_steps=1), verdicts_learn=False)
+    checks.check(step_metrics(1.0, 0.1), with_advantage(1.0))
 
 
 def test_the_last_layers_gradient_is_summed_in_float32(monkeypatch):

@@ -1,19 +1,16 @@
 """What an update holds, without weights: as with them, and as the plan says."""
 
-from dataclasses import replace
-from pathlib import Path
 from unittest.mock import patch
 
 import pytest
 import torch.distributed as dist
 
-from secondlook.config import load
+from secondlook.config import changed, load
 from secondlook.models.janus.model import Janus
+from secondlook.recipes import FOLDER as RECIPES
 from secondlook.train import memory_plan
 from secondlook.train.rl.config import RLConfig
-from secondlook.train.sft import SFTConfig
-
-RECIPES = Path(__file__).parents[2] / "recipes"
+from secondlook.train.sft_config import SFTConfig
 
 
 @pytest.fixture
@@ -24,16 +21,21 @@ def update():
         dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("name", ["ppo_1b", "sft_1b_lora"])
+@pytest.mark.parametrize("name", ["1b/ppo", "1b/sft_lora"])
 def test_as_much_as_with_weights(update, name):
     """One rank, the same code on tensors that have numbers."""
     kind, part = (SFTConfig, update.update_sft) if "sft" in name else (RLConfig, update.update_rl)
-    small = (
-        {"lora": 2}
-        if "lora" in name
-        else {"prompts_per_step": 2, "guidance": 5.0, "most_mean_gap": 1e9, "most_high_gap": 1e9}
-    )
-    config = replace(load(kind, RECIPES / f"{name}.toml", []), model="mini-base", micro=1, **small)
+    small = {"model": "mini-base", "runtime.micro_batch_size": 1}
+    if "lora" in name:
+        small |= {"lora_rank": 2}
+    else:
+        small |= {
+            "rollout.prompts_per_step": 2,
+            "rollout.guidance": 5.0,
+            "reward_checks.max_logprob_diff_mean": 1e9,
+            "reward_checks.max_logprob_diff_p99": 1e9,
+        }
+    config = changed(load(kind, RECIPES / f"{name}.toml", []), small)
     with update.weightless(memory_plan.config_of("mini-base"), 1, False) as without:
         part(config, 1, without, False)
     lists = patch(
@@ -47,7 +49,7 @@ def test_as_much_as_with_weights(update, name):
 
 
 def test_as_the_plan_says(update):
-    path = RECIPES / "edit_sft_1b.toml"
+    path = RECIPES / "1b/edit_sft.toml"
     result = update.run(path, load(SFTConfig, path, []), 8, 80.0)
     assert result["fits"] and result["plan"] == pytest.approx(
         max(result["peaks"].values()), rel=0.1
@@ -56,13 +58,15 @@ def test_as_the_plan_says(update):
 
 def test_a_pass_is_given_what_it_was_given(update):
     """FSDP would make every dataclass anew."""
-    from secondlook.train.distributed import Ranks
+    from secondlook.train.distributed import ProcessGroup
     from secondlook.train.optim import freeze
-    from secondlook.train.sharding import Shards
+    from secondlook.train.sharding import ShardedModel
     from secondlook.types import ImageCodes
 
     janus = Janus.load("mini-base")
     freeze(janus)
     given, seen = [ImageCodes((1, 2))], []
-    Shards(janus, Ranks(), "bfloat16").run(lambda segments: seen.append(segments[0]), given)
+    ShardedModel(janus, ProcessGroup(), "bfloat16").run(
+        lambda segments: seen.append(segments[0]), given
+    )
     assert seen[0] is given[0]

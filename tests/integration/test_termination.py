@@ -7,32 +7,51 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from test_nurse import Toy, Weight
+import torch
 
 from secondlook.cli import main
 from secondlook.errors import InputError, Stopped
-from secondlook.train.distributed import Ranks
+from secondlook.train.distributed import ProcessGroup
+from secondlook.train.job_config import BasicRuntimeConfig
+from secondlook.train.state_files import saved_steps
 from secondlook.train.termination import NOTE, SAVED, EndRequest, Saved, noted
-from secondlook.train.trainer import Trainer, saved_steps
+from secondlook.train.trainer import Trainer
 
-RUNS = Path(__file__).parents[2] / "runs"
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
-def toy(out: Path, number: signal.Signals | None = None, ranks: Ranks = Ranks()) -> float:
+@dataclass
+class Toy:
+    runtime: BasicRuntimeConfig
+
+
+class Weight:
+    def __init__(self):
+        self.value = torch.zeros(1)
+
+    def state_dict(self):
+        return {"value": self.value}
+
+    def load_state_dict(self, state):
+        self.value = state["value"]
+
+
+def toy(
+    out: Path, number: signal.Signals | None = None, ranks: ProcessGroup = ProcessGroup()
+) -> float:
     """A run of twelve steps; amid the eighth it gets a signal."""
     weight = Weight()
-    run = Trainer(out, Toy(12), {"weight": weight}, ranks=ranks)
-
-    def step(i: int) -> dict[str, float]:
-        if i == 7 and number:
+    config = Toy(BasicRuntimeConfig(log_every=1, save_every=5))
+    trainer = Trainer(out, config, {"weight": weight}, ranks)
+    for step in trainer.steps(12):
+        if step == 7 and number:
             os.kill(os.getpid(), number)
-        weight.value = weight.value + 0.1 * (i + 1)
-        return {"weight": float(weight.value)}
-
-    run.loop(12, step, log_every=1, save_every=5)
+        weight.value = weight.value + 0.1 * (step + 1)
+        trainer.finish_step({"weight": float(weight.value)})
     return float(weight.value)
 
 
@@ -50,13 +69,13 @@ def test_asked_to_end_it_saves_after_the_step_under_way(tmp_path, number):
 
 
 def test_ranks_of_which_another_one_was_asked_leave_together(tmp_path):
-    class First(Ranks):
+    class First(ProcessGroup):
         """The first of two, the second of which is asked to end from the start."""
 
-        def gather(self, value):
+        def all_gather(self, value):
             return [value, True] if isinstance(value, bool) else [value]
 
-        def wait(self):
+        def barrier(self):
             pass
 
     with pytest.raises(Saved, match="state of step 1,"):
@@ -163,21 +182,21 @@ def test_a_launcher_that_says_too_little_is_named(monkeypatch):
         for name, value in ({"RANK": "0"} | known).items():
             monkeypatch.setenv(name, value)
         with pytest.raises(InputError, match=word):
-            Ranks.start("cpu")
+            ProcessGroup.join("cpu")
     monkeypatch.setenv("LOCAL_RANK", "first")
     with pytest.raises(InputError, match="LOCAL_RANK is 'first'"):
-        Ranks.start("cpu")
+        ProcessGroup.join("cpu")
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="MASTER_ADDR"):
-        Ranks.start("cpu")
+        ProcessGroup.join("cpu")
 
 
 FAKES = {
     "srun": 'shift; echo $$ > "$FAKE/step"; exec "$@"',
     "scancel": 'kill -USR1 "$(cat "$FAKE/step")"',
     "scontrol": 'if [ "$1" = show ]; then echo localhost; else echo "$@" > "$FAKE/requeued"; fi',
-    "runs/ranks.sh": """
+    "scripts/ranks.sh": """
 trap "sleep 0.2; exit $CODE" USR1
 echo "$JOB $@" > "$FAKE/begun"
 for i in $(seq 100); do sleep 0.1; done
@@ -188,7 +207,7 @@ for i in $(seq 100); do sleep 0.1; done
 @pytest.mark.parametrize(("code", "again"), [(75, True), (0, False), (1, False)])
 def test_slurms_script_saves_before_it_goes_back_into_the_queue(tmp_path, code, again):
     """With slurm's commands in small."""
-    (tmp_path / "runs").mkdir()
+    (tmp_path / "scripts").mkdir()
     for name, text in FAKES.items():
         (tmp_path / name).write_text("#!/usr/bin/env bash\n" + text + "\n")
         (tmp_path / name).chmod(0o755)
@@ -199,7 +218,7 @@ def test_slurms_script_saves_before_it_goes_back_into_the_queue(tmp_path, code, 
         "SLURM_SUBMIT_DIR": str(tmp_path),
     }
     told |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "FAKE": str(tmp_path), "CODE": str(code)}
-    script = subprocess.Popen([str(RUNS / "slurm.sh"), "train", "rl"], env=os.environ | told)
+    script = subprocess.Popen([str(SCRIPTS / "slurm.sh"), "train", "rl"], env=os.environ | told)
     wait_for(lambda: (tmp_path / "begun").exists(), script)
     script.send_signal(signal.SIGUSR1)
     assert script.wait(timeout=20) == code
@@ -217,25 +236,35 @@ def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_two_ranks_under_their_launcher(tmp_path):
-    """runs/ranks.sh: asked to end, both save and leave, are not started again, and 75 comes out."""
+    """scripts/ranks.sh: asked to end, both save and leave, do not start again, and 75 comes out."""
     config, out = tmp_path / "config.toml", tmp_path / "out"
-    settings = {
-        "model": "mini-base",
-        "steps": 1000,
-        "prompts_per_step": 2,
-        "group": 2,
-        "rounds": 1,
-        "patience": 9999,
-    }
-    settings |= {"log_every": 1, "save_every": 1000, "threads": 1, "epochs": 1, "minibatches": 1}
-    config.write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in settings.items()))
+    config.write_text(
+        """
+model = "mini-base"
+steps = 1000
+[rollout]
+prompts_per_step = 2
+group_size = 2
+rounds = 1
+[optim]
+epochs = 1
+minibatches = 1
+[runtime]
+device = "cpu"
+threads = 1
+log_every = 1
+save_every = 1000
+[reward_checks]
+max_flat_steps = 9999
+"""
+    )
     around = os.environ | {
         "RANKS": "2",
         "RESTARTS": "1",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
 
-    command = [str(RUNS / "ranks.sh"), "train", "rl", "--config", str(config), "--out", str(out)]
+    command = [str(SCRIPTS / "ranks.sh"), "train", "rl", "--config", str(config), "--out", str(out)]
     asked = subprocess.Popen(
         command, env=around, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
     )

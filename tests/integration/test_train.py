@@ -6,25 +6,26 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from secondlook.config import load
+from secondlook.config import load, parse
 from secondlook.data.generate import BuildConfig
 from secondlook.errors import InputError
-from secondlook.mini.pretrain.base_model import BaseConfig, text_tokenizer
+from secondlook.mini.pretrain.config import BaseConfig
 from secondlook.mini.pretrain.image_tokenizer import TokenizerConfig, cluster, describe
+from secondlook.mini.pretrain.new_janus import text_tokenizer
 from secondlook.mini.pretrain.vision_encoder import VisionConfig, train_vision
+from secondlook.recipes import FOLDER as RECIPES
 from secondlook.train.muon import orthogonalize
 from secondlook.train.rl.config import RLConfig
-from secondlook.train.sft import SFTConfig
-from secondlook.train.trainer import Trainer, schedule
+from secondlook.train.schedule import Schedule
+from secondlook.train.sft_config import SFTConfig
+from secondlook.train.trainer import Trainer
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 JOBS = {
     "tokenizer": TokenizerConfig,
     "vision": VisionConfig,
@@ -36,7 +37,7 @@ JOBS = {
 }
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.toml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("mini/*.toml")), ids=lambda p: p.stem)
 def test_shipped_configs_fit_their_jobs(path):
     name = path.stem.removeprefix("edit_").removeprefix("other_")
     load(JOBS[name.partition("_")[0]], path, [])
@@ -46,10 +47,11 @@ SMALL = [
     "steps=60",
     "width=32",
     "layers=1",
-    "batch=16",
-    "save_every=10",
-    "log_every=5",
-    "threads=1",
+    "batch_size=16",
+    "runtime.save_every=10",
+    "runtime.log_every=5",
+    "runtime.threads=1",
+    "runtime.device=cpu",
 ]
 
 
@@ -103,10 +105,10 @@ def test_base_training_resumes_exactly_and_learns(tmp_path, parts):
         "heads": 2,
         "inner": 64,
         "pool": 60,
-        "log_every": 5,
-        "save_every": 10,
+        "optim": {"warmup_steps": 3},
+        "runtime": {"device": "cpu", "log_every": 5, "save_every": 10},
     }
-    small |= {"draws": 8, "questions": 4, "chains": 2, "warmup": 3}
+    small |= {"draws": 8, "questions": 4, "chains": 2}
     train_base(BaseConfig(**small, steps=20), tmp_path / "whole")
 
     class Stop(Exception):
@@ -145,9 +147,9 @@ def test_base_goes_on_from_a_checkpoint_with_questions_only(tmp_path, janus):
         "draws": 0,
         "chains": 0,
         "questions": 4,
-        "asked": {"there": 1.0},
+        "question_weights": {"there": 1.0},
         "alone": 1.0,
-        "log_every": 1,
+        "runtime": {"device": "cpu", "log_every": 1},
         "pool": 4,
     }
     train_base(BaseConfig(start=str(tmp_path / "start"), steps=3, **stage), tmp_path / "out")
@@ -164,22 +166,53 @@ def test_base_goes_on_from_a_checkpoint_with_questions_only(tmp_path, janus):
 
 
 def test_changed_config_is_refused_on_resume(tmp_path):
-    config = VisionConfig(width=32, layers=1, steps=2, batch=4, save_every=1, log_every=1)
-    train_vision(config, tmp_path)
+    small = {"layers": 1, "steps": 2, "batch_size": 4}
+    runtime = {"device": "cpu", "save_every": 1, "log_every": 1}
+    train_vision(VisionConfig(width=32, runtime=runtime, **small), tmp_path)
     with pytest.raises(InputError, match="width"):
-        Trainer(
-            tmp_path,
-            VisionConfig(width=64, layers=1, steps=2, batch=4, save_every=1, log_every=1),
-            {},
-        )
+        Trainer(tmp_path, VisionConfig(width=64, runtime=runtime, **small), {})
+
+
+def test_a_run_of_an_earlier_layout_is_refused(tmp_path):
+    """Its config had no sections and its origin no layout."""
+    small = {"width": 32, "layers": 1, "steps": 2, "batch_size": 4}
+    runtime = {"device": "cpu", "save_every": 1, "log_every": 1}
+    train_vision(VisionConfig(runtime=runtime, **small), tmp_path)
+    origin = tmp_path / "origin.json"
+    stored = json.loads(origin.read_text())
+    origin.write_text(json.dumps({"start": "", "versions": stored["versions"]}))
+    with pytest.raises(InputError, match=r"another version of secondlook.*another folder"):
+        train_vision(VisionConfig(runtime=runtime, **small), tmp_path)
+
+
+def test_how_a_run_goes_on_may_change(tmp_path):
+    """All of [runtime], and how many steps."""
+    small = {"width": 32, "layers": 1, "batch_size": 4}
+    runtime = {"device": "cpu", "save_every": 1, "log_every": 1}
+    train_vision(VisionConfig(steps=2, runtime=runtime, **small), tmp_path)
+    other = {"device": "cpu", "save_every": 3, "threads": 1, "report_to": ()}
+    trainer = Trainer(tmp_path, VisionConfig(steps=4, runtime=other, **small), {})
+    assert trainer.step == 2
+
+
+def test_a_job_that_does_not_end_its_steps_is_told(tmp_path):
+    trainer = Trainer(tmp_path, VisionConfig(runtime={"device": "cpu"}), {})
+    steps = trainer.steps(3)
+    assert next(steps) == 0
+    with pytest.raises(RuntimeError, match="finish_step"):
+        next(steps)
 
 
 def test_config_errors_name_the_key(tmp_path):
     path = tmp_path / "c.toml"
     path.write_text("decoder_steps = 5\nchannel_multiplier = [1, 2]\n")
-    assert load(TokenizerConfig, path, ["batch=3"]).batch == 3
+    assert load(TokenizerConfig, path, ["batch_size=3"]).batch_size == 3
     assert load(TokenizerConfig, path, []).channel_multiplier == (1, 2)
-    for bad, word in (("nonsense=1", "nonsense"), ("batch=many", "batch"), ("batch", "key=value")):
+    for bad, word in (
+        ("nonsense=1", "nonsense"),
+        ("batch_size=many", "batch_size"),
+        ("batch_size", "key=value"),
+    ):
         with pytest.raises(InputError, match=word):
             load(TokenizerConfig, path, [bad])
     with pytest.raises(InputError, match="TOML"):
@@ -189,9 +222,9 @@ def test_config_errors_name_the_key(tmp_path):
 
 def test_unknown_kind_of_question_is_named():
     with pytest.raises(InputError, match="verdicts"):
-        BaseConfig(asked={"verdicts": 1.0})
+        parse(BaseConfig, {"question_weights": {"verdicts": 1.0}})
     with pytest.raises(InputError, match="not all 0"):
-        BaseConfig(asked={"there": 0.0})
+        parse(BaseConfig, {"question_weights": {"there": 0.0}})
 
 
 def test_orthogonalize():
@@ -228,5 +261,11 @@ def test_text_tokenizer_keeps_verdicts_whole():
 
 
 def test_schedule_rises_and_falls():
-    factors = [schedule(s, 100, 10) for s in range(101)]
+    cosine = Schedule(100, warmup_steps=10)
+    factors = [cosine.at(s) for s in range(101)]
     assert np.argmax(factors) in (9, 10) and factors[100] == pytest.approx(0, abs=1e-6)
+    trapezoid = Schedule(100, lr=2.0, warmup_steps=10, linear_decay=0.25)
+    rates = [trapezoid.at(s) for s in range(101)]
+    assert rates[0] == 0.2 and rates[9:75] == [2.0] * 66
+    assert rates[75:] == pytest.approx(np.linspace(2, 0, 26))
+    assert Schedule(10, linear_decay=1.0).at(0) == 1.0, "no warm-up, no division by 0"

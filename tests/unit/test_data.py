@@ -6,7 +6,6 @@ import pickle
 import re
 import tarfile
 from collections import Counter
-from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from typer.testing import CliRunner
 
 import simulate_host
 from secondlook.cli import app
+from secondlook.config import changed
 from secondlook.data import image_index as data_index
 from secondlook.data import stored_images
 from secondlook.data.export import write_examples
@@ -26,9 +26,12 @@ from secondlook.data.image_index import taught
 from secondlook.data.sft_dataset import Pool
 from secondlook.errors import InputError, Stopped
 from secondlook.io import png
+from secondlook.recipes import find_config
 from secondlook.train import sft
-from secondlook.train.distributed import Ranks
-from secondlook.train.sft import Codes, SFTConfig, SFTJob, Steps
+from secondlook.train.distributed import ProcessGroup
+from secondlook.train.sft import SFTJob
+from secondlook.train.sft_config import SFTConfig
+from secondlook.train.sft_data import CodeCache, SFTBatches
 
 CASES = Path(__file__).parents[1] / "cases" / "sft"
 ROWS = (
@@ -270,7 +273,7 @@ def test_only_tasks_that_are_trained_need_pictures(tmp_path):
         Pool(shards(tmp_path, rows))
     pool = Pool(tmp_path, tasks=["draw"])
     assert len(pool.prompts["draw"]) == 1 and pool.unused == ""
-    job = SFTJob(SFTConfig("mini", str(tmp_path), steps=1, batch=2, mix=(1.0, 0.0, 0.0)))
+    job = SFTJob(SFTConfig("mini", str(tmp_path), steps=1, batch_size=2, mix=(1.0, 0.0, 0.0)))
     assert np.isfinite(job.step(0)["draw_loss"])
 
 
@@ -281,7 +284,7 @@ def rows_of(batch) -> list[list[int]]:
 
 def test_each_rank_reads_its_own_share(tmp_path, monkeypatch):
     pool = Pool(published(tmp_path, 12))
-    config = SFTConfig("mini", str(tmp_path), batch=24)
+    config = SFTConfig("mini", str(tmp_path), batch_size=24)
     reads: Counter[int] = Counter()
     image = data_index.Index.image
 
@@ -291,15 +294,15 @@ def test_each_rank_reads_its_own_share(tmp_path, monkeypatch):
 
     monkeypatch.setattr(data_index.Index, "image", counted)
     for step in range(3):
-        whole = rows_of(Steps(config, pool, Ranks())[step])
+        whole = rows_of(SFTBatches(config, pool, ProcessGroup())[step])
         alone = Counter(reads)
         reads.clear()
-        parts = [Steps(config, pool, Ranks(rank, 3))[step] for rank in range(3)]
+        parts = [SFTBatches(config, pool, ProcessGroup(rank, 3))[step] for rank in range(3)]
         for kind, examples in enumerate(whole):
             assert [rows_of(parts[i % 3])[kind][i // 3] for i in range(len(examples))] == examples
         assert reads == alone, "each example's pictures are read once by all ranks together"
         reads.clear()
-    known = Steps(config, pool, Ranks(), lambda index: True)[0]
+    known = SFTBatches(config, pool, ProcessGroup(), lambda index: True)[0]
     assert reads.total() == sum(len(e.pictures) for e in known.judging), (
         "codes are known of what is drawn"
     )
@@ -309,12 +312,12 @@ def test_another_example_takes_the_place_of_one_that_breaks(tmp_path, monkeypatc
     monkeypatch.setattr(data_index, "OPENED", 1)
     path = published(tmp_path, 12)
     (tmp_path / "3-2.png").write_bytes(b"broken")
-    config = SFTConfig("mini", str(path), steps=8, batch=12, micro=8, log_every=1, threads=1)
+    config = SFTConfig("mini", str(path), steps=8, batch_size=12, runtime={"micro_batch_size": 8})
     pool = Pool(path)
-    step = next(s for s in range(8) if Steps(config, pool, Ranks())[s].unreadable)
-    one = Steps(config, pool, Ranks())[step]
+    step = next(s for s in range(8) if SFTBatches(config, pool, ProcessGroup())[s].unreadable)
+    one = SFTBatches(config, pool, ProcessGroup())[step]
     assert "line 4 of" in one.unreadable[0] and "3-2.png" in one.unreadable[0]
-    parts = [Steps(config, Pool(path), Ranks(rank, 2))[step] for rank in range(2)]
+    parts = [SFTBatches(config, Pool(path), ProcessGroup(rank, 2))[step] for rank in range(2)]
     for kind, examples in enumerate(rows_of(one)):
         assert [rows_of(parts[i % 2])[kind][i // 2] for i in range(len(examples))] == examples, (
             "on any number of ranks"
@@ -322,18 +325,18 @@ def test_another_example_takes_the_place_of_one_that_breaks(tmp_path, monkeypatc
     for right, wrong in zip(one.judging[::2], one.judging[1::2], strict=False):
         assert right.target.score > 0.5 > wrong.target.score
     job = SFTJob(config)
-    job.coming = job.steps.start(step)
+    job.coming = job.batches.from_step(step)
     assert job.step(step)["unreadable"] == len(one.unreadable)
     assert "another example is taken, for" in capfd.readouterr().err
-    monkeypatch.setattr(sft, "COUNTED", 1)
-    job.coming = job.steps.start(step)
+    monkeypatch.setattr(sft, "MIN_READ", 1)
+    job.coming = job.batches.from_step(step)
     with pytest.raises(Stopped, match="could not be read, at most 1% may be"):
         job.step(step)
     for file in tmp_path.glob("*-*.png"):
         file.write_bytes(b"broken")
     for workers in (0, 1):
-        job.steps.config = replace(config, workers=workers)
-        job.known._kept.clear()
+        job.batches.config = changed(config, {"runtime.dataloader_workers": workers})
+        job.code_cache._codes.clear()
         job.coming = None
         with pytest.raises(
             InputError, match=r"^data: 20 examples in a row cannot be read; the first: .*$"
@@ -342,14 +345,14 @@ def test_another_example_takes_the_place_of_one_that_breaks(tmp_path, monkeypatc
 
 
 def test_codes_are_kept_up_to_a_bound():
-    codes = Codes(most=3)
+    codes = CodeCache(max_pictures=3)
     for i in range(3):
         codes.add(i, np.full(4, i + 16000))
-    assert codes.keep(0) and not codes.keep(5)
+    assert codes.touch(0) and not codes.touch(5)
     codes.add("source", np.arange(4))
-    assert len(codes) == 3 and codes.keep(0) and not codes.keep(1) and codes[0] == (16000,) * 4
+    assert len(codes) == 3 and codes.touch(0) and not codes.touch(1) and codes[0] == (16000,) * 4
     codes.add(9, np.full(4, 16383))
-    assert codes._kept[9].nbytes == 8
+    assert codes._codes[9].nbytes == 8
 
 
 def test_tars_hold_pictures_only(tmp_path):
@@ -376,8 +379,8 @@ def members(path: Path) -> list[tuple[str, bytes]]:
 
 
 def test_host_memory_of_many_pictures():
-    recipe = Path(__file__).parents[2] / "recipes" / "sft_7b.toml"
-    config = SFTConfig("deepseek-ai/Janus-Pro-7B", "out/data", batch=128, steps=50000)
+    recipe = find_config("7b/sft")
+    config = SFTConfig("deepseek-ai/Janus-Pro-7B", "out/data", batch_size=128, steps=50000)
     found = simulate_host.run(
         recipe, config, 8, 80.0, pictures=20_000, steps=1, workers=1, forms=["jsonl"]
     )

@@ -3,7 +3,6 @@ mini-PIE, the command."""
 
 import json
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from typer.testing import CliRunner
 
 from secondlook.cli import app
 from secondlook.cli.common import load_engine
+from secondlook.config import changed
 from secondlook.data.generate import BuildConfig, build
 from secondlook.data.generators import GeneratorConfig
 from secondlook.data.prompts import open_prompts
@@ -29,10 +29,12 @@ from secondlook.mini.world.scene import Scene, Thing
 from secondlook.models import sampling as policy
 from secondlook.rewards.reward import Score, Weighted, score
 from secondlook.rewards.self_judge import SelfJudge
-from secondlook.train.distributed import Ranks
+from secondlook.train.distributed import ProcessGroup
 from secondlook.train.rl.config import RLConfig
 from secondlook.train.rl.loop import RLLoop
-from secondlook.train.sft import SFTConfig, SFTJob, Steps
+from secondlook.train.sft import SFTJob
+from secondlook.train.sft_config import SFTConfig
+from secondlook.train.sft_data import SFTBatches
 from secondlook.types import ImageCodes, ImageInput, Prompt, TokenIds
 
 SOURCE = Scene.of([Thing(0, 0, "star", "red"), Thing(16, 24, "cat", "blue")])
@@ -267,9 +269,12 @@ def test_data_of_edits(data):
 
 
 def test_batches_made_ahead_are_the_same(data):
-    config = SFTConfig("mini", str(data), steps=4, batch=10, seed=3)
+    config = SFTConfig("mini", str(data), steps=4, batch_size=10, seed=3)
     here, ahead = (
-        Steps(replace(config, workers=n), Pool(config.data), Ranks()).start(2) for n in (0, 1)
+        SFTBatches(
+            changed(config, {"runtime.dataloader_workers": n}), Pool(config.data), ProcessGroup()
+        ).from_step(2)
+        for n in (0, 1)
     )
     for a, b in zip(here, ahead, strict=True):
         assert a == b, "prompts, rows and files of pictures, who goes without a prompt"
@@ -288,12 +293,14 @@ def test_places_have_their_shares(data, tmp_path):
     }
     drawn = [pool.key(pool.rows[pool.judging(rng)[0].target]) in second for _ in range(400)]
     assert 0.6 < np.mean(drawn) <= 0.8
-    with pytest.raises(InputError, match="shares"):
+    with pytest.raises(InputError, match="data_weights"):
         Pool(places, shares=[1.0])
 
 
 def test_both_stages_on_edits(data, tmp_path):
-    job = SFTJob(SFTConfig("mini", [str(data), str(data)], steps=2, batch=8, lr=1e-4, warmup=1))
+    optim = {"lr": 1e-4, "warmup_steps": 1}
+    places = [str(data), str(data)]
+    job = SFTJob(SFTConfig("mini", places, steps=2, batch_size=8, optim=optim))
     metrics = [job.step(i) for i in range(2)]
     assert all(np.isfinite(v) for m in metrics for v in m.values()) and {
         "draw_loss",

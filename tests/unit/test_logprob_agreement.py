@@ -13,12 +13,13 @@ from secondlook.errors import Stopped
 from secondlook.models import sampling
 from secondlook.models.janus.model import Janus
 from secondlook.rewards.reward import Score
-from secondlook.train.distributed import Ranks
+from secondlook.train.distributed import ProcessGroup
 from secondlook.train.rl.config import RLConfig
 from secondlook.train.rl.logprob_agreement import LIMITS, Agreement
 from secondlook.train.rl.loop import RLLoop
 from secondlook.train.rl.losses import importance_weights, policy_loss
-from secondlook.train.rl.minibatch import pack, rows_of
+from secondlook.train.rl.micro_batches import pack
+from secondlook.train.rl.trajectory import TrajectoryTurn
 from secondlook.types import Prompt, SamplingParams, TokenIds, Turn
 
 
@@ -42,28 +43,15 @@ def test_clipping_acts_on_updates_and_not_on_rounding(tmp_path, algorithm, no_gr
     """In bfloat16 with guidance 5, at a rate of 0: what is clipped then is rounding alone."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a photo of a red star\na photo of two cats\n")
-    still = {
-        "lr": 0.0,
-        "min_lr": 0.0,
-        "warmup": 0,
-        "value_warmup": 0,
-        "value_epochs": 1,
-        "patience": 9,
-        "beta": 0.0,
-    }
     config = RLConfig(
         model="mini-base",
         prompts=str(prompts),
         algorithm=algorithm,
-        dtype="bfloat16",
-        guidance=5.0,
-        prompts_per_step=2,
-        group=8,
-        rounds=1,
-        epochs=1,
-        minibatches=2,
-        micro=5,
-        **still,
+        rollout={"prompts_per_step": 2, "group_size": 8, "rounds": 1, "guidance": 5.0},
+        loss={"beta": 0.0},
+        ppo={"value_warmup_steps": 0, "value_epochs": 1},
+        optim={"lr": 0.0, "min_lr": 0.0, "warmup_steps": 0, "epochs": 1, "minibatches": 2},
+        runtime={"device": "cpu", "dtype": "bfloat16", "micro_batch_size": 5},
     )
     told = RLLoop(config, tmp_path, Bright()).step(0)
     assert told["sampler_outside"] > 0.002, (
@@ -98,6 +86,13 @@ def test_what_the_sampler_had_in_their_stead_weighs_the_tokens():
     assert logp.grad.tolist() == pytest.approx([logp.grad[0].item()] * 3), "the KL is not weighed"
 
 
+def learned(turns: list[Turn]) -> list[TrajectoryTurn]:
+    """Sampled turns, numbered as those that a step learns from."""
+    return [
+        TrajectoryTurn(turn.kind, 0.5, turn, advantage=1.0, index=i) for i, turn in enumerate(turns)
+    ]
+
+
 def batch_of(gaps, sampling_params=SamplingParams("code")):
     """A batch of turns of 100 tokens that were recorded at -1, and scores that differ by ``gaps``
     (turns, tokens)."""
@@ -113,11 +108,11 @@ def batch_of(gaps, sampling_params=SamplingParams("code")):
         )
         for _ in gaps
     ]
-    [batch] = pack(rows_of(turns, [1.0] * len(turns)), len(turns))
+    [batch] = pack(learned(turns), len(turns))
     return batch, gaps.flatten() - 1
 
 
-def agreement(ranks=Ranks(), dtype="bfloat16") -> Agreement:
+def agreement(ranks=ProcessGroup(), dtype="bfloat16") -> Agreement:
     return Agreement(*LIMITS[dtype], 0.2, 0.2, 2.0, ranks)
 
 
@@ -174,8 +169,8 @@ def test_all_ranks_decide_alike_also_one_that_had_nothing():
     bad.add(*batch_of(np.full((1, 100), 0.1)))
     theirs = {key: np.concatenate(values) for key, values in bad.gaps.items()}
 
-    class Second(Ranks):
-        def gather(self, value):
+    class Second(ProcessGroup):
+        def all_gather(self, value):
             return [theirs, value]
 
     with pytest.raises(Stopped, match="disagree"):
@@ -198,7 +193,7 @@ def test_errors_are_told_from_rounding():
 
     def check(change=lambda sampling_params: sampling_params) -> dict[str, float]:
         one = agreement()
-        for batch in pack(rows_of(turns, [1.0] * len(turns)), 64):
+        for batch in pack(learned(turns), 64):
             asked = [replace(t, sampling_params=change(t.sampling_params)) for t in batch.turns]
             with torch.no_grad():
                 one.add(batch, sampling.score(janus, engine.template, asked))

@@ -1,22 +1,27 @@
-"""The nurse on a toy run: it goes back on a drop, eases on a decline, and what it did survives a
-kill."""
+"""Automatic recovery on a toy run: it goes back on a drop, eases on a decline, and what it did
+survives a kill."""
 
 import json
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 
 import pytest
 import torch
 
+from secondlook.config import parse
 from secondlook.errors import InputError, Stopped
 from secondlook.io import fingerprint
-from secondlook.train.rl.recovery import AutoRecovery, RecoveryConfig
-from secondlook.train.trainer import Trainer, saved_steps
+from secondlook.train.job_config import BasicRuntimeConfig
+from secondlook.train.rl.config import RecoveryConfig
+from secondlook.train.rl.recovery import AutoRecovery
+from secondlook.train.state_files import saved_steps
+from secondlook.train.trainer import Trainer
 
 
 @dataclass
 class Toy:
-    steps: int = 40
+    runtime: BasicRuntimeConfig = field(
+        default_factory=lambda: BasicRuntimeConfig(log_every=1, save_every=5)
+    )
 
 
 class Weight:
@@ -32,30 +37,42 @@ class Weight:
         self.value = state["value"]
 
 
-CONFIG = RecoveryConfig(window=3, drop=0.2, lr_cut=0.5, decline=0.01, patience=4, most=50)
+class Moved:
+    """A reference that counts how often it became the policy."""
+
+    times = 0
+
+    def become(self, policy):
+        self.times += 1
+
+
+CONFIG = RecoveryConfig(window=3, drop=0.2, lr_cut=0.5, decline=0.01, patience=4, max_actions=50)
 
 
 def toy(out, config=CONFIG, reward=lambda w: 0.5 + w if w < 0.3 else 0.1, stop=None):
-    weight, nurse, moved = Weight(), AutoRecovery(config), []
-    run = Trainer(out, Toy(), {"weight": weight, "nurse": nurse})
-    run.keep = lambda: (nurse.good,)
-
-    def step(i):
-        if stop is not None and i == stop and not (out / "stopped").exists():
+    """Forty steps, as ``train_rl`` takes them. Interrupted amid step ``stop``, once."""
+    weight, recovery, reference = Weight(), AutoRecovery(config), Moved()
+    parts = {"weight": weight, "auto_recovery": recovery}
+    trainer = Trainer(out, Toy(), parts, keep_steps=lambda: (recovery.good_step,))
+    for step in trainer.steps(40):
+        if stop is not None and step == stop and not (out / "stopped").exists():
             (out / "stopped").touch()
             raise KeyboardInterrupt
-        weight.value = weight.value + 0.02 * nurse.lr
-        return {"score": float(reward(float(weight.value))), "weight": float(weight.value)}
-
-    watch = partial(nurse.watch, run, lambda: moved.append(run.step))
-    run.loop(40, step, log_every=1, save_every=5, watch=watch)
-    return weight, nurse, moved
+        weight.value = weight.value + 0.02 * recovery.lr_factor
+        score = float(reward(float(weight.value)))
+        trainer.finish_step({"score": score, "weight": float(weight.value)})
+        finding = recovery.observe(score)
+        if finding:
+            recovery.act(finding, trainer, reference, weight)
+        elif trainer.due(5):
+            recovery.note_saving(trainer.step)
+    return weight, recovery, reference
 
 
 def test_it_goes_back_to_the_last_good_state_at_a_lower_rate(tmp_path):
-    _, nurse, _ = toy(tmp_path)
+    _, recovery, _ = toy(tmp_path)
     acts = [json.loads(line) for line in (tmp_path / "acts.jsonl").read_text().splitlines()]
-    assert len(acts) == len(nurse.acts) >= 1
+    assert len(acts) == len(recovery.actions) >= 1
     first = acts[0]
     assert (
         first["act"] == "lower the rate and go back"
@@ -71,36 +88,57 @@ def test_it_goes_back_to_the_last_good_state_at_a_lower_rate(tmp_path):
     assert (
         weights == sorted(weights)
         and max(weights) < 0.3 + 0.02 * CONFIG.window
-        and nurse.lr == 0.5 ** len(acts)
+        and recovery.lr_factor == 0.5 ** len(acts)
     )
-    assert nurse.good in saved_steps(tmp_path)
+    assert recovery.good_step in saved_steps(tmp_path)
+
+
+def test_it_goes_back_to_a_state_of_before_an_earlier_action(tmp_path):
+    """A decline first, and then a drop: the good state has no action in it yet."""
+    weight, recovery = Weight(), AutoRecovery(CONFIG)
+    trainer = Trainer(tmp_path, Toy(), {"weight": weight, "auto_recovery": recovery})
+    trainer.save()
+    trainer.step = 5
+    recovery.act("decline", trainer)
+    recovery.act("drop", trainer)
+    assert trainer.step == 0
+    assert [action["act"] for action in recovery.actions] == [
+        "lower beta",
+        "lower the rate and go back",
+    ]
 
 
 def test_what_it_did_survives_a_kill(tmp_path):
-    weight, nurse, _ = toy(tmp_path / "whole")
+    weight, recovery, _ = toy(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         toy(tmp_path / "cut", stop=13)
-    cut, nurse_cut, _ = toy(tmp_path / "cut", stop=13)
-    assert torch.equal(weight.value, cut.value) and nurse.state_dict() == nurse_cut.state_dict()
+    cut, recovery_cut, _ = toy(tmp_path / "cut", stop=13)
+    assert (
+        torch.equal(weight.value, cut.value) and recovery.state_dict() == recovery_cut.state_dict()
+    )
     assert (tmp_path / "whole" / "acts.jsonl").read_text() == (
         tmp_path / "cut" / "acts.jsonl"
     ).read_text()
 
 
-@pytest.mark.parametrize("ease", ["beta", "reference"])
-def test_it_eases_on_a_slow_decline(tmp_path, ease):
-    config = RecoveryConfig(window=3, drop=0.9, decline=0.01, patience=4, ease=ease, most=100)
-    _, nurse, moved = toy(tmp_path, config, reward=lambda w: 0.9 - w / 4)
-    assert nurse.acts and (
-        nurse.beta == 0.5 ** len(nurse.acts) if ease == "beta" else len(moved) == len(nurse.acts)
+@pytest.mark.parametrize("on_decline", ["lower_beta", "move_reference"])
+def test_it_eases_on_a_slow_decline(tmp_path, on_decline):
+    config = RecoveryConfig(
+        window=3, drop=0.9, decline=0.01, patience=4, on_decline=on_decline, max_actions=100
     )
+    _, recovery, reference = toy(tmp_path, config, reward=lambda w: 0.9 - w / 4)
+    assert recovery.actions
+    if on_decline == "lower_beta":
+        assert recovery.beta_factor == 0.5 ** len(recovery.actions)
+    else:
+        assert reference.times == len(recovery.actions)
 
 
 def test_too_many_acts_stop_the_run(tmp_path):
     with pytest.raises(Stopped, match="fell again"):
         toy(
             tmp_path,
-            RecoveryConfig(window=2, drop=0.1, most=1),
+            RecoveryConfig(window=2, drop=0.1, max_actions=1),
             reward=lambda w: 0.9 if w < 0.1 else -w,
         )
 
@@ -108,11 +146,11 @@ def test_too_many_acts_stop_the_run(tmp_path):
 def test_bad_settings_are_named():
     for bad, word in (({"lr_cut": 1.5}, "lr_cut"), ({"window": 0}, "window")):
         with pytest.raises(InputError, match=word):
-            RecoveryConfig(**bad)
+            parse(RecoveryConfig, bad)
 
 
 def test_without_a_config_nothing_is_done():
-    assert [AutoRecovery().see(x) for x in (1.0, 0.0, 0.0)] == ["", "", ""]
+    assert [AutoRecovery().observe(x) for x in (1.0, 0.0, 0.0)] == ["", "", ""]
 
 
 def test_a_state_that_cannot_be_read_is_passed_over(tmp_path):
@@ -122,7 +160,10 @@ def test_a_state_that_cannot_be_read_is_passed_over(tmp_path):
         file.write_bytes(file.read_bytes()[:100])
     weight = Weight()
     with pytest.warns(UserWarning, match="cannot be read"):
-        assert Trainer(tmp_path, Toy(), {"weight": weight, "nurse": AutoRecovery()}).step == before
+        assert (
+            Trainer(tmp_path, Toy(), {"weight": weight, "auto_recovery": AutoRecovery()}).step
+            == before
+        )
     assert float(weight.value) == pytest.approx(0.02 * before)
 
 
@@ -133,11 +174,11 @@ def test_other_weights_than_it_began_with_are_refused(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(bytes(10**6 - 1) + b"x")
     changed = fingerprint(tmp_path)
     assert changed != begun
-    run = Trainer(tmp_path / "out", Toy(), {"weight": Weight()}, start=begun)
+    run = Trainer(tmp_path / "out", Toy(), {"weight": Weight()}, weights=begun)
     run.save()
     with pytest.raises(InputError, match="not those that"):
-        Trainer(tmp_path / "out", Toy(), {"weight": Weight()}, start=changed)
+        Trainer(tmp_path / "out", Toy(), {"weight": Weight()}, weights=changed)
     origin = tmp_path / "out" / "origin.json"
     origin.write_text(origin.read_text().replace('"torch": "', '"torch": "9'))
     with pytest.warns(UserWarning, match="begun with torch 9"):
-        Trainer(tmp_path / "out", Toy(), {"weight": Weight()}, start=begun)
+        Trainer(tmp_path / "out", Toy(), {"weight": Weight()}, weights=begun)

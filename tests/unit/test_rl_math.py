@@ -4,7 +4,6 @@ update."""
 import copy
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,23 +12,25 @@ import torch
 
 from secondlook.errors import InputError
 from secondlook.models import sampling
-from secondlook.train.optim import Schedule
+from secondlook.rewards.reward import Score
 from secondlook.train.rl.advantages import (
-    advantages,
-    balanced,
     comprehension,
     episode_reward,
     gae,
+    group_advantages,
     normalise,
     segment_rewards,
     turn_rewards,
-    varies,
     verdict_advantage,
+    verdict_balance,
     whiten,
 )
-from secondlook.train.rl.critic import Critic, ValueHead, whitened
+from secondlook.train.rl.config import AdvantageConfig
+from secondlook.train.rl.critic import Critic, ValueHead, whiten_advantages
 from secondlook.train.rl.losses import explained_variance, kl_k3, policy_loss, value_loss
-from secondlook.train.rl.minibatch import rows_of, total_weight
+from secondlook.train.rl.trajectory import Trajectory, TrajectoryTurn, varies
+from secondlook.train.rl.turn_weights import scale_verdicts, select_turns, total_weight, weigh
+from secondlook.train.schedule import Schedule
 from secondlook.types import SamplingParams, TokenIds, Turn
 
 FOLDER = Path(__file__).parents[1] / "golden" / "rl_math"
@@ -146,9 +147,8 @@ def test_clipped_value_loss(golden):
     flat = [golden[k].flatten() for k in ("value_new", "gae_values", "gae_returns")]
     ours = value_loss(*flat, torch.ones(len(flat[0])), len(flat[0]))
     torch.testing.assert_close(ours, golden["value_loss"], **TIGHT)
-    far = value_loss(
-        torch.tensor([3.0]), torch.tensor([0.0]), torch.tensor([1.0]), torch.ones(1), 1.0, clip=None
-    )
+    three, none, one = torch.tensor([3.0]), torch.tensor([0.0]), torch.tensor([1.0])
+    far = value_loss(three, none, one, torch.ones(1), 1.0, clip_range=None)
     assert float(far) == 2.0
     assert explained_variance(flat[2], flat[2]) == 1.0 and math.isnan(
         explained_variance(flat[2], torch.ones(18))
@@ -159,7 +159,7 @@ def test_clipping_may_leave_more_room_above():
     behaviour, advantage = torch.zeros(4), torch.tensor([1.0, 1.0, -1.0, -1.0])
     logp = torch.log(torch.tensor([1.25, 1.35, 0.75, 0.85])).requires_grad_()
     out = policy_loss(
-        logp, behaviour, behaviour, advantage, torch.ones(4), 4.0, 0.2, 0.0, clip_high=0.3
+        logp, behaviour, behaviour, advantage, torch.ones(4), 4.0, 0.2, 0.0, clip_range_high=0.3
     )
     out.loss.backward()
     assert (logp.grad == 0).tolist() == [False, True, True, False] and int(out.clipped) == 2
@@ -167,29 +167,62 @@ def test_clipping_may_leave_more_room_above():
 
 def test_advantages_without_the_groups_spread():
     rewards = np.array([0.0, 0.5, 1.0, np.nan])
-    np.testing.assert_allclose(normalise(rewards, scale="none"), [-0.5, 0.0, 0.5, np.nan])
+    np.testing.assert_allclose(normalise(rewards, scale_rewards="none"), [-0.5, 0.0, 0.5, np.nan])
     scores, yes, p_yes = [[0.9], [0.1]], [[True], [True]], [[0.5], [0.5]]
-    found = advantages(scores, yes, 1, "expected", p_yes=p_yes, scale="none")
+    found = group_advantages(scores, yes, 1, "expected", p_yes=p_yes, scale_rewards="none")
     np.testing.assert_allclose(found, [[0.4, 0.4], [-0.4, -0.4]])
-    assert varies(found) and not varies([[0.0, 1.0], [math.nan, 0.0]])
 
 
-def turn(n: int, kind: str = "draw") -> Turn:
+def turn(n: int, kind: str = "draw", **fields) -> TrajectoryTurn:
+    """A turn of ``n`` tokens."""
     sampling_params = SamplingParams("text" if kind == "judge" else "code")
-    return Turn(kind, (TokenIds((1,)),), tuple(range(n)), (-1.0,) * n, sampling_params, 0)
+    sampled = Turn(kind, (TokenIds((1,)),), tuple(range(n)), (-1.0,) * n, sampling_params, 0)
+    return TrajectoryTurn(kind, 0.0, sampled, **fields)
 
 
-def test_reductions():
+def trajectory(scores: list[float], advantages: list[float], group: int = 0) -> Trajectory:
+    """An episode of images with these scores (NaN: missing), and its turns' advantages."""
+    turns = []
+    for k, advantage in enumerate(advantages):
+        drawing_or_verdict = turn(3, "judge" if k % 2 else "draw", advantage=advantage)
+        drawing_or_verdict.image_score = scores[k // 2]
+        turns.append(drawing_or_verdict)
+    known = tuple(Score(s, s > 0.5, "") if math.isfinite(s) else None for s in scores)
+    n = len(scores)
+    return Trajectory(group, known, (True,) * n, (0.5,) * n, n - 1, turns)
+
+
+def test_a_group_varies_where_its_drawings_do():
+    assert varies([trajectory([0.9], [0.4, 0.0])])
+    assert not varies([trajectory([0.9], [0.0, 1.0]), trajectory([math.nan], [math.nan, 0.0])])
+
+
+@pytest.mark.parametrize(
+    ("reduction", "of_turns"),
+    [("token", [0.2, 0.8]), ("turn", [0.5, 0.5]), ("constant", [0.1, 0.4])],
+)
+def test_reductions(reduction, of_turns):
     """What a long turn's and a short turn's tokens weigh, over the update's denominator."""
-    turns = [turn(2), turn(8), turn(3)]
-    for reduction, of_turns in (
-        ("token", [0.2, 0.8]),
-        ("turn", [0.5, 0.5]),
-        ("constant", [0.1, 0.4]),
-    ):
-        rows = rows_of(turns, [1.0, -1.0, math.nan], reduction, longest=10)
-        shares = [r.weight * len(r.turn.tokens) / total_weight(rows) for r in rows]
-        assert shares == pytest.approx(of_turns)
+    turns = [turn(2), turn(8)]
+    for each in turns:
+        weigh(each, reduction, max_tokens=10)
+    shares = [t.token_weight * len(t.turn.tokens) / total_weight(turns) for t in turns]
+    assert shares == pytest.approx(of_turns)
+
+
+def test_what_is_learned_from_is_numbered_over_all_groups():
+    """Flat groups and masked turns are left out, and those of other ranks are counted."""
+    nan = math.nan
+    flat = trajectory([0.5], [0.0, 0.0], group=0)
+    masked = trajectory([nan], [nan, nan], group=1)
+    elsewhere = trajectory([0.9], [1.0, 2.0], group=1).without_episode()
+    own = trajectory([0.1], [-1.0, -2.0], group=2)
+    config = AdvantageConfig(drop_flat_groups=True)
+    selected = select_turns([flat, masked, elsewhere, own], config, "token", 10)
+    assert selected == [*elsewhere.turns, *own.turns]
+    assert [t.index for t in selected] == [0, 1, 2, 3]
+    assert [t.index for t in (*flat.turns, *masked.turns)] == [-1] * 4
+    assert [t.token_weight for t in selected] == [0.0, 0.0, 1.0, 1.0]
 
 
 def test_rewards_of_turns():
@@ -200,8 +233,8 @@ def test_rewards_of_turns():
     assert turn_rewards([0.2, 0.8], [False, True], 3) == [whole] * 4
     assert all(
         math.isnan(r)
-        for form in ("episode", "segment")
-        for r in turn_rewards([math.nan], [True], 3, form)
+        for credit in ("episode", "segment")
+        for r in turn_rewards([math.nan], [True], 3, credit)
     )
 
 
@@ -209,75 +242,82 @@ def test_the_critic_learns_what_states_earn():
     """States that tell the reward: values follow it, advantages shrink; the states themselves get
     no gradient."""
     torch.manual_seed(0)
-    turns = [turn(4, kind) for kind in ("draw", "judge") for _ in range(16)]
-    rewards = [float(i % 2) for i in range(32)]
-    hidden = torch.randn(32, 4, 8)
-    hidden[:, :, 0] = torch.tensor(rewards)[:, None] * 3
+    turns = []
+    for kind in ("draw", "judge"):
+        for i in range(16):
+            turns.append(turn(4, kind, reward=float(i % 2), index=len(turns)))
+            weigh(turns[-1])
+    hidden = torch.randn(32, 4, 8)  # (turns, tokens, D)
+    hidden[:, :, 0] = torch.tensor([t.reward for t in turns])[:, None] * 3
     hidden.requires_grad_()
-    rows = rows_of(turns, [0.0] * 32, rewards=rewards)
     critic = Critic(ValueHead(8), lr=1e-2)
     states = list(hidden)
+    halves = [list(range(0, 32, 2)), list(range(1, 32, 2))]
     explained = []
     for _ in range(30):
-        judged, told = critic.judge(rows, states)
-        explained.append(told["explained_variance"])
-        critic.fit(judged, states, [list(range(0, 32, 2)), list(range(1, 32, 2))], clip=None)
+        explained.append(critic.estimate(turns, states)["explained_variance"])
+        critic.fit(turns, states, halves, clip_range=None)
     assert explained[0] < 0.1 and explained[-1] > 0.9 and hidden.grad is None
     resumed = Critic(ValueHead(8), lr=1e-2)
     resumed.load_state_dict(copy.deepcopy(critic.state_dict()))
     for each in (critic, resumed):
-        each.fit(judged, states, [[0, 20]], clip=0.2)
-    assert torch.equal(resumed.head(hidden[1], "text"), critic.head(hidden[1], "text"))
-    first, _ = critic.judge(
-        [replace(r, factor=1.0 if r.turn.kind == "draw" else 2.0) for r in rows], states
-    )
-    for kind in ("draw", "judge"):
-        flat = np.concatenate([r.advantages for r in first if r.turn.kind == kind])
-        assert abs(flat.mean()) < 1e-9 and flat.std(ddof=1) == pytest.approx(
-            1 if kind == "draw" else 2, abs=1e-6
-        )
-    assert whitened(first)[0].targets == first[0].targets
+        each.fit(turns, states, [[0, 20]], clip_range=0.2)
+    values = [c.value_head(hidden[1], "text") for c in (critic, resumed)]
+    assert torch.equal(*values)
+
+
+def test_token_advantages_are_whitened_by_kind_and_then_scaled():
+    rng = np.random.default_rng(0)
+    turns = []
+    for kind, scale in (("draw", 1.0), ("judge", 2.0)):
+        for _ in range(8):
+            earned = tuple((3 * rng.normal(size=4) + 1).tolist())
+            turns.append(turn(4, kind, advantage=earned, returns=earned, advantage_scale=scale))
+    before = [t.returns for t in turns]
+    whiten_advantages(turns)
+    assert [t.returns for t in turns] == before
+    for kind, scale in (("draw", 1.0), ("judge", 2.0)):
+        flat = np.concatenate([t.token_advantages for t in turns if t.kind == kind])
+        assert abs(flat.mean()) < 1e-9 and flat.std(ddof=1) == pytest.approx(scale, abs=1e-6)
 
 
 def test_the_kl_may_be_taken_off_the_rewards():
-    [row] = rows_of([turn(3)], [0.0], rewards=[1.0])
-    row = replace(row, old=(-1.0, -1.0, -1.0), reference=(-1.0, -2.0, -1.0))
-    [judged], _ = Critic(ValueHead(8), 1e-2, lam=1.0, kl_weight=0.5).judge(
-        [row], [torch.zeros(3, 8)]
-    )
-    assert judged.targets == pytest.approx(
-        (0.5, 0.5, 1.0)
-    )  # the second token is e times likelier than to the reference
+    one = turn(3, reward=1.0, old_logprobs=(-1.0,) * 3, reference_logprobs=(-1.0, -2.0, -1.0))
+    critic = Critic(ValueHead(8), 1e-2, gae_lambda=1.0)
+    critic.estimate([one], [torch.zeros(3, 8)], kl_weight=0.5)
+    # the second token is e times likelier than to the reference
+    assert one.returns == pytest.approx((0.5, 0.5, 1.0))
 
 
 def test_a_missing_score_is_masked_and_moves_nobody():
     scores = [[0.9], [0.1], [0.5], [math.nan]]
     yes = [[True], [True], [False], [True]]
     p_yes = [[0.7], [0.7], [0.4], [0.5]]
-    for form in ("episode", "segment", "expected"):
-        with_missing = advantages(scores, yes, 1, form, p_yes=p_yes)
-        without = advantages(scores[:3], yes[:3], 1, form, p_yes=p_yes[:3])
+    for credit in ("episode", "segment", "expected"):
+        with_missing = group_advantages(scores, yes, 1, credit, p_yes=p_yes)
+        without = group_advantages(scores[:3], yes[:3], 1, credit, p_yes=p_yes[:3])
         assert with_missing[:3] == without
         assert all(math.isnan(a) for a in with_missing[3])
 
 
 def test_segments_are_normalised_among_those_that_got_there():
     scores, yes = [[0.9], [0.2, 0.8], [0.2, 0.4]], [[True], [False, True], [False, False]]
-    a = advantages(scores, yes, 2, "segment")
+    a = group_advantages(scores, yes, 2, "segment")
     assert [len(x) for x in a] == [2, 4, 4]
     assert a[1][2] == pytest.approx(-a[2][2]) and a[1][2] > 0  # two redraws, the better one above
     assert a[0][1] > a[1][1] and a[1][1] == pytest.approx(
         a[2][1]
     )  # 0.9 called right: 0.9; 0.2 called wrong: 0.8
-    [same] = {tuple(x) for x in advantages([[0.5]] * 2, [[True]] * 2, 1, "segment")}
+    [same] = {tuple(x) for x in group_advantages([[0.5]] * 2, [[True]] * 2, 1, "segment")}
     assert same == (0.0, 0.0)
 
 
 def test_a_true_no_among_right_images_is_not_unlearned():
     scores, yes = [[1.0], [1.0], [1.0], [0.3, 1.0]], [[True], [True], [True], [False, True]]
     p_yes = [[0.9], [0.9], [0.8], [0.3, 0.9]]
-    assert advantages(scores, yes, 2, "segment")[3][1] < -1  # the flaw: 0.7 beside three times 1.0
-    expected = advantages(scores, yes, 2, "expected", p_yes=p_yes)
+    segment = group_advantages(scores, yes, 2, "segment")
+    assert segment[3][1] < -1  # the flaw: 0.7 beside three times 1.0
+    expected = group_advantages(scores, yes, 2, "expected", p_yes=p_yes)
     assert expected[3][1] == pytest.approx(math.sqrt(0.3 / 0.7), rel=1e-2)
     for s, p in ((1.0, 0.9), (0.3, 0.6), (0.0, 0.02)):
         of_yes, of_no = (verdict_advantage(s, y, p) for y in (True, False))
@@ -287,31 +327,41 @@ def test_a_true_no_among_right_images_is_not_unlearned():
 
 
 def test_balanced_verdicts_weigh_the_same_on_both_sides():
-    scores = [[[1.0], [1.0], [1.0]], [[0.2, 1.0], [1.0], [math.nan]]]
-    ones = [
-        [[1.0, 1.0] * len(s) if math.isfinite(s[0]) else [math.nan] * 2 for s in group]
-        for group in scores
-    ]
-    out = balanced(ones, scores)
-    assert out[0] == [[1.0, pytest.approx(0.6)]] * 3 and out[1][0] == pytest.approx(
-        [1.0, 3.0, 1.0, 0.6]
-    )
-    assert all(math.isnan(a) for a in out[1][2])
-    assert balanced([[[1.0, 1.0]]] * 30, [[[1.0]]] * 29 + [[[0.0]]])[-1] == [
-        [1.0, 5.0]
-    ]  # never more than five times
+    right = [trajectory([1.0], [1.0, 1.0]) for _ in range(4)]
+    mixed = trajectory([0.2, 1.0], [1.0] * 4)
+    missing = trajectory([math.nan], [math.nan] * 2)
+    trajectories = [*right, mixed, missing]
+    scale_verdicts(trajectories, AdvantageConfig(balance_verdicts=True))
+    scaled = [[a for turn in t.turns for a in turn.token_advantages[:1]] for t in trajectories]
+    assert scaled[0] == [1.0, pytest.approx(0.6)]
+    assert scaled[4] == pytest.approx([1.0, 3.0, 1.0, 0.6])
+    assert all(math.isnan(a) for a in scaled[5])
+
+
+def test_no_verdict_weighs_more_than_five_times():
+    balance = verdict_balance([1.0] * 29 + [0.0])
+    assert balance.factor(0.0) == 5.0 and balance.factor(1.0) == pytest.approx(15 / 29)
+
+
+def test_one_sided_steps_are_balanced_too():
+    """All images right, and a score missing: this divided by zero once."""
+    trajectories = [trajectory([0.9], [1.0, 1.0]), trajectory([math.nan], [math.nan] * 2)]
+    scale_verdicts(trajectories, AdvantageConfig(balance_verdicts=True))
+    assert [t.advantage_scale for t in trajectories[0].turns] == [1.0, 0.5]
 
 
 def test_schedules():
-    rl = Schedule(steps=3000, peak=6e-6, low=2e-7, warmup=100, convert=2e-6, convert_step=400)
-    assert (
-        rl.at(0) == pytest.approx(6e-8)
-        and rl.at(99) == pytest.approx(6e-6)
-        and rl.at(100) == pytest.approx(6e-6)
-    )
-    assert rl.at(250) == pytest.approx(4e-6) and rl.at(400) == pytest.approx(2e-6)
-    assert rl.at(1700) == pytest.approx((2e-6 + 2e-7) / 2) and rl.at(3000) == pytest.approx(2e-7)
-    cosine = Schedule(steps=100, peak=1.0, low=0.0, warmup=0)
-    assert cosine.at(50) == pytest.approx(0.5)
+    table_5 = Schedule(3000, 6e-6, 2e-7, warmup_steps=100, convert_lr=2e-6, convert_step=400)
+    for step, lr in (
+        (0, 6e-8),
+        (99, 6e-6),
+        (100, 6e-6),
+        (250, 4e-6),
+        (400, 2e-6),
+        (1700, (2e-6 + 2e-7) / 2),
+        (3000, 2e-7),
+    ):
+        assert table_5.at(step) == pytest.approx(lr), f"step {step}"
+    assert Schedule(steps=100).at(50) == pytest.approx(0.5)
     with pytest.raises(InputError, match="convert_step"):
-        Schedule(steps=100, peak=1.0, low=0.0, warmup=10, convert=0.5, convert_step=100)
+        Schedule(steps=100, warmup_steps=10, convert_lr=0.5, convert_step=100)

@@ -6,11 +6,10 @@ import pickle
 import numpy as np
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
-from secondlook.train.state_files import load_state
-from secondlook.train.trainer import quiet
+from secondlook.train.distributed import ProcessGroup
+from secondlook.train.state_files import load_state, save_state
 
 
 class Hostile:
@@ -38,8 +37,7 @@ def state():
 
 @pytest.fixture
 def folder(tmp_path):
-    with quiet():
-        dcp.save(state(), checkpoint_id=tmp_path / "state", no_dist=True)
+    save_state(state(), tmp_path / "state", ProcessGroup())
     return tmp_path / "state"
 
 
@@ -47,8 +45,7 @@ def read(folder):
     found = state()
     found["model"]["w"].zero_()
     found["nurse"], found["step"] = dict.fromkeys(found["nurse"]) | {"list": [0, (0, 0)]}, 0
-    with quiet():
-        load_state(found, folder, no_dist=True)
+    load_state(found, folder, ProcessGroup())
     return found
 
 
@@ -60,8 +57,7 @@ def test_a_state_is_read_as_it_was_written(folder):
 
 def test_code_in_a_value(tmp_path):
     owned = tmp_path / "owned"
-    with quiet():
-        dcp.save(state() | {"step": Hostile(owned)}, checkpoint_id=tmp_path / "state", no_dist=True)
+    save_state(state() | {"step": Hostile(owned)}, tmp_path / "state", ProcessGroup())
     with pytest.raises(CheckpointException, match="Weights only load failed"):
         read(tmp_path / "state")
     assert not owned.exists()

@@ -10,7 +10,9 @@ from secondlook.models.janus.model import Janus
 from secondlook.models.janus.template import ChatTemplate
 from secondlook.models.shipped import locate
 from secondlook.train.rl.losses import policy_loss
-from secondlook.train.rl.minibatch import pack, rows_of, total_weight
+from secondlook.train.rl.micro_batches import pack
+from secondlook.train.rl.trajectory import TrajectoryTurn
+from secondlook.train.rl.turn_weights import total_weight, weigh
 from secondlook.types import SamplingParams, TokenIds, Turn
 
 trl = pytest.importorskip("trl", reason="trl is not installed (the extra 'parity')")
@@ -53,15 +55,21 @@ def test_loss_and_gradient_are_trls(kind, tmp_path):
         Turn(t.kind, t.segments, t.tokens, tuple(b.tolist()), sampling_params, 0)
         for t, b in zip(turns, behaviour, strict=True)
     ]
-    rows = rows_of(turns, advantages, REDUCTIONS[kind], LONGEST)
-    rows = [
-        type(r)(**(vars(r) | {"reference": tuple(x.tolist())}))
-        for r, x in zip(rows, reference, strict=True)
+    learned = []
+    for turn, advantage, of_reference in zip(turns, advantages, reference, strict=True):
+        learned.append(TrajectoryTurn("judge", 0.5, turn, advantage=advantage))
+        learned[-1].reference_logprobs = tuple(of_reference.tolist())
+        weigh(learned[-1], REDUCTIONS[kind], LONGEST)
+    [batch] = pack(learned, 4)
+    columns = [
+        batch.behaviour_logprobs,
+        batch.reference_logprobs,
+        batch.advantages,
+        batch.weights,
     ]
-    [batch] = pack(rows, 4)
-    columns = (batch.behaviour, batch.reference, batch.advantage, batch.weight)
     logp = sampling.score(janus, template, batch.turns)
-    ours = policy_loss(logp, *(c.double() for c in columns), total_weight(rows), 0.2, 0.05, 0.28)
+    denominator = total_weight(learned)
+    ours = policy_loss(logp, *(c.double() for c in columns), denominator, 0.2, 0.05, 0.28)
     ours.loss.backward()
 
     def padded(values, left=False, fill=0.0):

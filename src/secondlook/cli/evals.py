@@ -322,7 +322,7 @@ def _keyword(
 
 
 COMPUTING_PARAMETERS = (
-    _keyword("device", Device, "cpu"),
+    _keyword("device", Device, "auto"),
     _keyword("dtype", Dtype, "auto"),
     _keyword("attention", Attention, "sdpa"),
 )

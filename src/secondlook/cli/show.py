@@ -18,8 +18,8 @@ from secondlook.io import read_json, stored_rows
 def show(
     folder: Annotated[Path, typer.Argument(help="A folder that draw, eval or train wrote.")],
 ) -> None:
-    """Print what a folder holds: an episode, a benchmark's result, or a training run (plotted to
-    curves.png)."""
+    """Print what a folder holds: episodes, the summary of a list of prompts, a benchmark's result,
+    or a training run (plotted to curves.png)."""
     if not folder.is_dir():
         raise InputError(
             f"folder: {str(folder)!r} is not a folder; give one that draw, eval or train wrote"
@@ -29,7 +29,12 @@ def show(
         if (folder / "episode.json").exists()
         else sorted(folder.glob("*/episode.json"))
     )
-    if episodes:
+    if (folder / "summary.json").exists():
+        from secondlook.cli.draw_list import say_summary
+
+        with foreign(folder / "summary.json"):
+            say_summary(read_json(folder / "summary.json", dict))
+    elif episodes:
         for path in episodes:
             with foreign(path):
                 _show_episode(path)

@@ -97,7 +97,7 @@ class BuildConfig:
     shard: int = 250
     """Prompts a shard."""
     seed: int = 0
-    device: str = "cpu"
+    device: str = "auto"
 
     def __post_init__(self) -> None:
         for name in ("n_prompts", "shard", "examples_per_prompt"):

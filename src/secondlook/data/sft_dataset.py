@@ -142,7 +142,7 @@ class Pool:
         places = [places] if isinstance(places, str | Path) else places
         if shares and (len(shares) != len(places) or min(shares) < 0 or not sum(shares)):
             raise InputError(
-                f"config: shares is {list(shares)}; give one for each of the {len(places)} "
+                f"config: data_weights is {list(shares)}; give one for each of the {len(places)} "
                 "places of data, not all 0"
             )
         self.index = index = Index([Path(p) for p in places], problem, reason_problem)

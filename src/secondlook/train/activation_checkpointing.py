@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Literal
 
 import torch
 from torch.utils.checkpoint import (
@@ -16,8 +15,8 @@ from torch.utils.checkpoint import (
 )
 
 from secondlook.models.janus.model import Janus
+from secondlook.train.job_config import Checkpointing
 
-Checkpointing = Literal["none", "selective", "full"]
 aten = torch.ops.aten
 COSTLY = {
     aten.mm.default,

@@ -13,28 +13,31 @@ from secondlook.models.janus.model import Janus
 from secondlook.models.janus.template import ChatTemplate
 from secondlook.train.optim import trainable
 from secondlook.train.rl.config import RLConfig
-from secondlook.train.sharding import Shards
+from secondlook.train.sharding import ShardedModel
 from secondlook.types import Turn
 
 
 class Reference:
     """Of the policy ``shards``, which has not been trained yet."""
 
-    def __init__(self, config: RLConfig, shards: Shards):
+    def __init__(self, config: RLConfig, shards: ShardedModel):
         self.adapters, self.shards = shards.adapters, shards
         if self.adapters is None:
-            offload = config.reference == "offload"
+            offload = config.runtime.reference == "offload"
             janus = Janus.load(config.model, "cpu" if offload else shards.ranks.device)
             janus.requires_grad_(False)
-            self.shards = Shards(janus, shards.ranks, config.dtype, config.shard, offload=offload)
+            runtime = config.runtime
+            self.shards = ShardedModel(
+                janus, shards.ranks, runtime.dtype, runtime.dp_shard_degree, offload=offload
+            )
 
     def movable(self) -> nn.ParameterDict:
         """What ``become`` changes, as a part of a run's state. Raises InputError where the
         reference has no weights of its own."""
         if self.adapters is not None:
             raise InputError(
-                "config: nurse.ease is 'reference'; with lora the reference is the model "
-                "itself, use 'beta'"
+                "config: auto_recovery.on_decline is 'move_reference'; with lora_rank the "
+                "reference is the model itself, use 'lower_beta'"
             )
         frozen = ("model.vqmodel.", "model.vision_model.")
         named = self.shards.janus.net.named_parameters()
@@ -43,7 +46,7 @@ class Reference:
         )
 
     @torch.no_grad()
-    def become(self, policy: Shards) -> None:
+    def become(self, policy: ShardedModel) -> None:
         """The policy as it is now."""
         theirs = trainable(policy.janus)
         for name, p in self.movable().items():

@@ -1,11 +1,21 @@
-"""Reading a run's states as data only: torch's checkpoint unpickles its table of contents and every
-plain value without a limit, so that a run folder from a stranger could run code."""
+"""A run's states: folders that torch.distributed's checkpoint writes, each rank its parts, under a
+temporary name that is renamed when all is there.
+
+They are read as data only: torch unpickles a checkpoint's table of contents and every plain value
+without a limit, so that a run folder from a stranger could run code.
+"""
 
 from __future__ import annotations
 
 import io
 import logging
+import os
 import pickle
+import re
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +27,11 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import ReadItem
 from torch.serialization import safe_globals
 
-CONTENTS = {
+from secondlook.train.distributed import ProcessGroup
+
+STATES = "states"
+"""The folder of states in a run's folder."""
+ALLOWED_CLASSES = {
     "torch.distributed.checkpoint.metadata": (
         "Metadata",
         "MetadataIndex",
@@ -36,49 +50,102 @@ CONTENTS = {
 }
 """What a table of contents is made of, beside torch's types of numbers."""
 FLOAT, INT, BOOL = (type(np.dtype(name)) for name in ("float64", "int64", "bool"))
-NUMBERS: list[Any] = [np.dtype, FLOAT, INT, BOOL, np.float64(0).__reduce__()[0]]
+NUMPY_NUMBERS: list[Any] = [np.dtype, FLOAT, INT, BOOL, np.float64(0).__reduce__()[0]]
 """What numpy's numbers among the plain values are made of."""
 
 
-class _Contents(pickle.Unpickler):
+def state_folder(out: Path, step: int) -> Path:
+    return out / STATES / f"step-{step:08d}"
+
+
+def saved_steps(out: Path) -> list[int]:
+    """Steps of which a folder holds a whole state, in order."""
+    steps = []
+    for path in (out / STATES).glob("step-*"):
+        match = re.fullmatch(r"step-(\d{8,})", path.name)
+        if match:
+            steps.append(int(match[1]))
+    return sorted(steps)
+
+
+def save_state(parts: dict[str, Any], folder: Path, ranks: ProcessGroup) -> None:
+    """Write ``parts`` (names to state dicts) whole or not at all. Collective."""
+    temporary = folder.with_name(folder.name + ".tmp")
+    if ranks.is_main:
+        shutil.rmtree(temporary, ignore_errors=True)
+    ranks.barrier()
+    try:
+        with _one_process_is_fine():
+            dcp.save(parts, checkpoint_id=temporary, no_dist=ranks.world_size == 1)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    if ranks.is_main:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+    ranks.barrier()
+
+
+def load_state(parts: dict[str, Any], folder: Path, ranks: ProcessGroup) -> None:
+    """Fill ``parts`` from ``folder``, running no code that is in it. Collective; a state may be
+    read by another number of ranks than wrote it."""
+    reader, planner = _DataOnlyReader(folder), _DataOnlyPlanner()
+    with _one_process_is_fine(), _no_tracebacks():
+        dcp.load(parts, storage_reader=reader, planner=planner, no_dist=ranks.world_size == 1)
+
+
+def remove_torn_states(out: Path) -> None:
+    """Remove what a process that was killed while it wrote has left."""
+    for torn in (out / STATES).glob("*.tmp"):
+        shutil.rmtree(torn, ignore_errors=True)
+
+
+class _ContentsUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
-        if name not in CONTENTS.get(module, ()):
+        if name not in ALLOWED_CLASSES.get(module, ()):
             raise pickle.UnpicklingError(f"it would run {module}.{name}, which no state does")
         return super().find_class(module, name)
 
 
-class _Reader(dcp.FileSystemReader):
+class _DataOnlyReader(dcp.FileSystemReader):
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         with open(Path(self.path) / ".metadata", "rb") as file:
-            metadata = _Contents(file).load()
+            metadata = _ContentsUnpickler(file).load()
         metadata.storage_meta = metadata.storage_meta or StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata
 
 
-class _Planner(DefaultLoadPlanner):
+class _DataOnlyPlanner(DefaultLoadPlanner):
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        with safe_globals(NUMBERS):
+        with safe_globals(NUMPY_NUMBERS):
             plain = torch.load(value, weights_only=True)
-        again = (
-            io.BytesIO()
-        )  # torch puts it in its place, which it does not offer for a value that is read already
+        # torch puts the value in its place, which it does not offer for one that is read already
+        again = io.BytesIO()
         torch.save(plain, again)
         again.seek(0)
         super().load_bytes(read_item, again)
 
 
-def load_state(parts: dict[str, Any], folder: Path, no_dist: bool) -> None:
-    """``torch.distributed.checkpoint.load`` of ``parts`` from ``folder``, which runs no code that
-    is in it."""
+@contextmanager
+def _no_tracebacks() -> Iterator[None]:
+    """Without those that torch logs of errors that it raises as well."""
 
-    def told_by_us(record: logging.LogRecord) -> bool:
-        return record.module != "state_dict_loader"  # tracebacks of errors that it raises as well
+    def is_ours(record: logging.LogRecord) -> bool:
+        return record.module != "state_dict_loader"
 
-    logging.getLogger().addFilter(told_by_us)
+    logging.getLogger().addFilter(is_ours)
     try:
-        dcp.load(parts, storage_reader=_Reader(folder), planner=_Planner(), no_dist=no_dist)
+        yield
     finally:
-        logging.getLogger().removeFilter(told_by_us)
+        logging.getLogger().removeFilter(is_ours)
+
+
+@contextmanager
+def _one_process_is_fine() -> Iterator[None]:
+    """Without torch's remark that a run of one has no process group."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is")
+        yield

@@ -1,28 +1,24 @@
-"""What every training job shares: a folder with its config, metrics, TensorBoard, and a state from
-which it resumes exactly.
+"""What every training job shares: a folder with its config, its metrics, and states from which it
+resumes exactly.
 
-A job's data depends only on (seed, step), so the state is: weights, optimizer, step. It is written
-by torch.distributed's checkpoint, each rank its parts, under a temporary name and renamed; it can
-be resumed on another number of ranks. A killed job loses at most ``save_every`` steps and ends with
-the weights of an uninterrupted one.
+A job's data depends only on (seed, step), so its state is that of its parts (weights, optimizer …)
+and the number of finished steps. A killed job loses at most ``save_every`` steps and ends with the
+weights of an uninterrupted one; it may go on with another number of ranks.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import os
-import re
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch.distributed.checkpoint as dcp
+import torch
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -42,34 +38,27 @@ from secondlook.io import (
     stored_rows,
     versions,
     writable_folder,
+    write_json,
     write_text,
 )
-from secondlook.train.distributed import Ranks
-from secondlook.train.state_files import load_state
+from secondlook.train.distributed import ProcessGroup
+from secondlook.train.job_config import MAY_CHANGE, BasicRuntimeConfig
+from secondlook.train.state_files import (
+    STATES,
+    load_state,
+    remove_torn_states,
+    save_state,
+    saved_steps,
+    state_folder,
+)
 from secondlook.train.termination import EndRequest, Saved
+from secondlook.train.trackers import CaptionedImage, Tracker, check_trackers, open_trackers
 
-STATES, ORIGIN = "states", "origin.json"
-MAY_CHANGE = ("steps", "device", "threads", "micro", "dtype", "shard", "log_every", "save_every")
-"""Settings that a resumed run may have other values of: how long, on what, and how often it is
-written down."""
-
-
-def folder_of(out: Path, step: int) -> Path:
-    return out / STATES / f"step-{step:08d}"
-
-
-def saved_steps(out: Path) -> list[int]:
-    """Steps of which a folder holds a whole state, in order."""
-    named = (re.fullmatch(r"step-(\d{8,})", p.name) for p in (out / STATES).glob("step-*"))
-    return sorted(int(found[1]) for found in named if found)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without torch's remark that a run of one has no process group."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is")
-        yield
+CONFIG, METRICS, ORIGIN = "config.json", "metrics.jsonl", "origin.json"
+LAYOUT = 2
+"""Of a run's folder; changes where states of an earlier one cannot be read any more."""
+STATES_KEPT = 2
+"""The last ones; those of ``keep_steps`` stay too."""
 
 
 class Stateful(Protocol):
@@ -77,212 +66,283 @@ class Stateful(Protocol):
     def load_state_dict(self, state: Any) -> Any: ...
 
 
+class JobConfig(Protocol):
+    """A dataclass with a section ``runtime``."""
+
+    @property
+    def runtime(self) -> BasicRuntimeConfig: ...
+
+
+def set_up_process(runtime: BasicRuntimeConfig) -> None:
+    """What a job does before it loads a model. Raises InputError for a tracker whose library is
+    not installed."""
+    check_trackers(runtime.report_to)
+    torch.set_num_threads(runtime.threads)
+
+
 class Trainer:
-    """One training job's folder. ``state`` maps names to whatever has a state_dict."""
+    """One training job's folder, and the steps that are left of the job. The job has its own loop:
+
+    trainer = Trainer(out, config, {"net": net, "optimizer": optimizer})
+    for step in trainer.steps(config.steps):
+        trainer.finish_step(job.step(step))
+    """
 
     def __init__(
         self,
         out: str | Path,
-        config: Any,
-        state: dict[str, Stateful],
-        may_change: tuple[str, ...] = (),
-        ranks: Ranks = Ranks(),
-        start: str = "",
+        config: JobConfig,
+        parts: Mapping[str, Stateful],
+        ranks: ProcessGroup = ProcessGroup(),
+        weights: str = "",
+        keep_steps: Callable[[], Iterable[int]] = tuple,
     ):
-        """``start``: the fingerprint of the weights that the run begins with (and has as its
-        reference).
+        """``out`` is made, or resumed from its last state. ``parts``: names to whatever has a
+        state_dict. ``weights``: the fingerprint of the checkpoint that the job starts from.
+        ``keep_steps`` gives the steps whose states must not be removed.
 
-        Raises InputError where a stored state does not fit the config, or those weights have
-        changed.
+        Raises InputError where a stored state does not fit the config, or the checkpoint has
+        changed since.
         """
-        self.out, self.state, self.ranks = Path(out), state, ranks
-        self.config = json.loads(json.dumps(asdict(config)))  # as it will be read back
+        self.out, self.parts, self.ranks, self.keep_steps = Path(out), parts, ranks, keep_steps
+        self.runtime = config.runtime
+        self.config: dict[str, Any] = json.loads(json.dumps(asdict(config)))  # type: ignore[call-overload]
         self.step = 0
-        self.keep: Callable[[], tuple[int, ...]] = tuple
-        writable_folder(self.out)
-        if ranks.first:
-            for torn in (self.out / STATES).glob(
-                "*.tmp"
-            ):  # of a process that was killed while it wrote
-                shutil.rmtree(torn, ignore_errors=True)
-        if saved_steps(self.out):
-            same_config(self.out, self.config, may_change)
-            self._same_origin(start)
-            self.resume()
-        ranks.wait()
-        if ranks.first:
-            write_text(self.out / "config.json", json.dumps(self.config, indent=1))
-            write_text(
-                self.out / ORIGIN, json.dumps({"start": start, "versions": versions()}, indent=1)
-            )
-            self._trim_metrics()
+        """Steps that are finished."""
+        self._last_step = 0
+        self._present_step = 0
+        """The step of the loop's present round, counted from 1."""
+        self._is_finished = True
+        """Whether the job has called finish_step in it."""
+        self._saved_step: int | None = None
+        self._averages = _Averages()
+        self._trackers: list[Tracker] = []
+        self._shown = ""
+        check_trackers(self.runtime.report_to)
+        self._open_folder(weights)
 
-    def _same_origin(self, start: str) -> None:
-        """The weights that a run began with are still the same; other versions of what it runs on
-        are only worth a word."""
-        path = self.out / ORIGIN
-        before: dict[str, Any] = (
-            read_json(path, dict) if path.exists() else {"start": start, "versions": versions()}
-        )
-        if not isinstance(before.get("start"), str) or not isinstance(before.get("versions"), dict):
-            raise InputError(
-                f"config: {str(path)!r} is not what a run writes; begin in another folder"
-            )
-        if before["start"] != start:
-            raise InputError(
-                f"config: the weights of model {self.config.get('model')!r} are not those that "
-                f"{self.out} was begun with; "
-                "bring those back, or use another folder"
-            )
-        other = [f"{n} {was}" for n, was in before["versions"].items() if versions().get(n) != was]
-        if other:
-            warnings.warn(
-                f"{self.out} was begun with {', '.join(other)}: it goes on, perhaps not to the bit",
-                stacklevel=3,
-            )
+    # --- the loop ---
 
-    def resume(self, step: int | None = None) -> None:
-        """Take over the state of ``step``, default the last one; a state that cannot be read is
-        passed over for the one before.
+    def steps(self, last_step: int) -> Iterator[int]:
+        """Numbers (from 0) of the steps that are left of ``last_step``. After each one, which the
+        job ends by ``finish_step``, the state is written where it is due.
 
-        Raises InputError where none can be read.
+        Raises Saved after a step during which one of the ranks was asked to end.
         """
-        for found in [step] if step is not None else reversed(saved_steps(self.out)):
-            parts = {name: part.state_dict() for name, part in self.state.items()} | {"step": 0}
-            problem = ""
-            try:
-                with quiet():
-                    load_state(parts, folder_of(self.out, found), self.ranks.size == 1)
-            except (Exception, CheckpointException) as error:  # the latter is none of the former
-                first = next(iter(getattr(error, "failures", {0: (error,)}).values()))[0]
-                problem = (str(first) or repr(first)).splitlines()[0]
-            if not any(self.ranks.gather(problem)):
-                for name, part in self.state.items():
-                    part.load_state_dict(parts[name])
-                self.step = parts["step"]
-                return
-            warnings.warn(f"{folder_of(self.out, found)} cannot be read ({problem})", stacklevel=2)
-        raise InputError(
-            f"out: no state in {str(self.out / STATES)!r} can be read; delete it to begin anew, "
-            "or use another folder"
-        )
-
-    def _trim_metrics(self) -> None:
-        path = self.out / "metrics.jsonl"
-        if path.exists():
-            rows = [row for row in stored_rows(path) if finite(row.get("step"), 0, self.step)]
-            write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
-
-    def forget_later(self) -> None:
-        """Take away what is of later steps than the run is at, after it has gone back and been
-        saved."""
-        if self.ranks.first:
-            for later in (s for s in saved_steps(self.out) if s > self.step):
-                shutil.rmtree(folder_of(self.out, later))
-            self._trim_metrics()
-        self.ranks.wait()
-
-    def save(self) -> None:
-        """Write the state: whole under a temporary name, then renamed. The last two are kept, and
-        those of ``keep``."""
-        parts = {name: part.state_dict() for name, part in self.state.items()} | {"step": self.step}
-        final = folder_of(self.out, self.step)
-        temporary = final.with_name(final.name + ".tmp")
-        if self.ranks.first:
-            shutil.rmtree(temporary, ignore_errors=True)
-        self.ranks.wait()
-        try:
-            with quiet():
-                dcp.save(parts, checkpoint_id=temporary, no_dist=self.ranks.size == 1)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        if self.ranks.first:
-            if final.exists():
-                shutil.rmtree(final)
-            os.replace(temporary, final)
-            for old in saved_steps(self.out)[:-2]:
-                if old not in self.keep():
-                    shutil.rmtree(folder_of(self.out, old))
-        self.ranks.wait()
-
-    def loop(
-        self,
-        steps: int,
-        step: Callable[[int], dict[str, float]],
-        *,
-        log_every: int,
-        save_every: int,
-        every: dict[int, Callable[[int], dict[str, float]]] | None = None,
-        watch: Callable[[dict[str, float], bool], bool] | None = None,
-    ) -> None:
-        """Run ``step`` for steps self.step … steps-1, logging the mean of its metrics; ``every``
-        maps a period to a probe. ``watch`` is told each step's metrics and whether the state will
-        be written, and may act and write it itself, at whatever step: then it returns True. Raises
-        Saved after a step during which one of the ranks was asked to end."""
-        from torch.utils.tensorboard import SummaryWriter
-
-        board = (
-            SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step)
-            if self.ranks.first
-            else None
-        )
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        sums: dict[str, float] = {}
-        counts: dict[str, int] = {}
-        began = time.perf_counter()
-        written = closing(board) if board else nullcontext()
-        with (
-            written,
-            Progress(*columns, disable=not self.ranks.first) as progress,
-            EndRequest() as request,
-        ):
-            bar = progress.add_task(self.out.name, total=steps, completed=self.step)
-            while self.step < steps:
-                found = step(self.step)
-                for name, value in found.items():
-                    sums[name] = sums.get(name, 0.0) + value
-                    counts[name] = counts.get(name, 0) + 1
-                self.step += 1
-                row: dict[str, float] = {}
-                if self.step % log_every == 0 or self.step == steps:
-                    row |= {name: sums[name] / counts[name] for name in sums}
-                    row["seconds"] = time.perf_counter() - began
-                    sums, counts, began = {}, {}, time.perf_counter()
-                for period, probe in (every or {}).items():
-                    if self.step % period == 0 or self.step == steps:
-                        row |= probe(self.step)
-                if row:
-                    if board:
-                        rounded = {k: float(f"{v:.6g}") for k, v in row.items()}
-                        append_rows(self.out / "metrics.jsonl", [{"step": self.step} | rounded])
-                        for name, value in row.items():
-                            board.add_scalar(name, value, self.step)
-                    shown = " ".join(f"{k} {v:.3g}" for k, v in list(row.items())[:3])
-                    progress.update(bar, description=f"{self.out.name} {shown}")
-                asked = any(self.ranks.gather(request.came))
-                due = self.step % save_every == 0 or self.step == steps
-                if watch and watch(found, due):
-                    sums, counts = {}, {}
-                elif due or asked:
+        self._last_step = last_step
+        with ExitStack() as stack:
+            progress = stack.enter_context(_progress_bar(self.ranks.is_main))
+            end_request = stack.enter_context(EndRequest())
+            self._open_trackers(stack)
+            self._averages.clear()
+            bar = progress.add_task(self.out.name, total=last_step, completed=self.step)
+            while self.step < last_step:
+                self._present_step, self._is_finished = self.step + 1, False
+                yield self.step
+                if not self._is_finished:
+                    raise RuntimeError("a job must call finish_step in each of its steps")
+                asked = any(self.ranks.all_gather(end_request.came))
+                if (asked or self.due(self.runtime.save_every)) and self._saved_step != self.step:
                     self.save()
-                progress.update(bar, completed=self.step)
-                if asked and self.step < steps:
+                description = f"{self.out.name} {self._shown}"
+                progress.update(bar, description=description, completed=self.step)
+                if asked and self.step < last_step:
                     raise Saved(
                         f"asked to end; {self.out} has the state of step {self.step}, and the "
                         "same command goes on"
                     )
 
+    def due(self, period: int) -> bool:
+        """Whether the present step is one of every ``period``, or the last one."""
+        return self._present_step % period == 0 or self._present_step == self._last_step
 
-def schedule(step: int, steps: int, warmup: int, floor: float = 0.0) -> float:
-    """Learning-rate factor: linear warm-up, then cosine to ``floor``."""
-    if step < warmup:
-        return (step + 1) / warmup
-    done = (step - warmup) / max(1, steps - warmup)
-    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    def finish_step(
+        self, metrics: Mapping[str, float], probes: Mapping[str, float] | None = None
+    ) -> None:
+        """Count the step as done. ``metrics`` are averaged over ``log_every`` steps; ``probes`` are
+        of this step alone, and are written at once."""
+        self.step += 1
+        self._is_finished = True
+        self._averages.add(metrics)
+        row: dict[str, float] = {}
+        if self.due(self.runtime.log_every):
+            row |= self._averages.take()
+        row |= probes or {}
+        if not row:
+            return
+        self._shown = " ".join(f"{name} {value:.3g}" for name, value in list(row.items())[:3])
+        if self.ranks.is_main:
+            rounded = {name: float(f"{value:.6g}") for name, value in row.items()}
+            append_rows(self.out / METRICS, [{"step": self.step} | rounded])
+        for tracker in self._trackers:
+            tracker.log_metrics(row, self.step)
+
+    def log_images(self, name: str, images: Sequence[CaptionedImage]) -> None:
+        """Send pictures of the present step to the trackers."""
+        for tracker in self._trackers:
+            tracker.log_images(name, images, self.step)
+
+    def _open_trackers(self, stack: ExitStack) -> None:
+        if self.ranks.is_main:
+            self._trackers = open_trackers(self.runtime.report_to, self.out, self.config, self.step)
+        stack.callback(self._close_trackers)
+
+    def _close_trackers(self) -> None:
+        for tracker in self._trackers:
+            tracker.close()
+        self._trackers = []
+
+    # --- states ---
+
+    def save(self) -> None:
+        """Write the state of the finished steps. The last states are kept, and those of
+        ``keep_steps``."""
+        save_state(self._state(), state_folder(self.out, self.step), self.ranks)
+        self._saved_step = self.step
+        if self.ranks.is_main:
+            needed = set(self.keep_steps())
+            for old_step in saved_steps(self.out)[:-STATES_KEPT]:
+                if old_step not in needed:
+                    shutil.rmtree(state_folder(self.out, old_step))
+
+    def load(self, step: int | None = None) -> None:
+        """Take over the state of ``step``, by default the last one; a state that cannot be read is
+        passed over for the one before.
+
+        Raises InputError where none can be read.
+        """
+        candidates = [step] if step is not None else reversed(saved_steps(self.out))
+        for candidate in candidates:
+            folder = state_folder(self.out, candidate)
+            state = self._state()
+            problem = ""
+            try:
+                load_state(state, folder, self.ranks)
+            except (Exception, CheckpointException) as error:  # the latter is none of the former
+                problem = _first_line(error)
+            if not any(self.ranks.all_gather(problem)):
+                for name, part in self.parts.items():
+                    part.load_state_dict(state[name])
+                self.step = state["step"]
+                return
+            warnings.warn(f"{folder} cannot be read ({problem})", stacklevel=2)
+        raise InputError(
+            f"out: no state in {str(self.out / STATES)!r} can be read; delete it to begin anew, "
+            "or use another folder"
+        )
+
+    def forget_later_steps(self) -> None:
+        """Remove states and metrics of later steps than the present one, after ``load`` went back
+        to it and it was saved."""
+        self._averages.clear()
+        if self.ranks.is_main:
+            for step in saved_steps(self.out):
+                if step > self.step:
+                    shutil.rmtree(state_folder(self.out, step))
+            self._trim_metrics()
+        self.ranks.barrier()
+
+    def _state(self) -> dict[str, Any]:
+        """State dicts of all parts, and the number of finished steps."""
+        state = {name: part.state_dict() for name, part in self.parts.items()}
+        return state | {"step": self.step}
+
+    # --- the folder ---
+
+    def _open_folder(self, weights: str) -> None:
+        writable_folder(self.out)
+        if self.ranks.is_main:
+            remove_torn_states(self.out)
+        if saved_steps(self.out):
+            self._check_origin(weights)
+            same_config(self.out, self.config, MAY_CHANGE)
+            self.load()
+        self.ranks.barrier()
+        if self.ranks.is_main:
+            origin = {"layout": LAYOUT, "weights": weights, "versions": versions()}
+            write_json(self.out / CONFIG, self.config)
+            write_json(self.out / ORIGIN, origin)
+            self._trim_metrics()
+
+    def _check_origin(self, weights: str) -> None:
+        """Whether the folder can be gone on with: its layout and the weights that the run began
+        with. Other versions of what it runs on are only worth a warning. Raises InputError."""
+        path = self.out / ORIGIN
+        origin: dict[str, Any] = read_json(path, dict) if path.exists() else {}
+        if origin.get("layout") != LAYOUT:
+            raise InputError(
+                f"out: {str(self.out)!r} was begun by another version of secondlook, whose states "
+                "this one does not read; begin anew in another folder"
+            )
+        if not isinstance(origin.get("weights"), str) or not isinstance(
+            origin.get("versions"), dict
+        ):
+            raise InputError(
+                f"config: {str(path)!r} is not what a run writes; begin in another folder"
+            )
+        if origin["weights"] != weights:
+            raise InputError(
+                f"config: the weights of model {self.config.get('model')!r} are not those that "
+                f"{self.out} was begun with; bring those back, or use another folder"
+            )
+        now = versions()
+        others = [
+            f"{name} {version}"
+            for name, version in origin["versions"].items()
+            if now.get(name) != version
+        ]
+        if others:
+            warnings.warn(
+                f"{self.out} was begun with {', '.join(others)}: it goes on, perhaps not to the "
+                "bit",
+                stacklevel=4,
+            )
+
+    def _trim_metrics(self) -> None:
+        """Remove rows of later steps than the present one, and torn lines."""
+        path = self.out / METRICS
+        if path.exists():
+            rows = [row for row in stored_rows(path) if finite(row.get("step"), 0, self.step)]
+            write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+class _Averages:
+    """Means of metrics, each over the steps that had it."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.counts: dict[str, int] = {}
+        self.began = time.perf_counter()
+
+    def add(self, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def take(self) -> dict[str, float]:
+        """The means, and the seconds that the steps took; then a new average begins."""
+        row = {name: total / self.counts[name] for name, total in self.sums.items()}
+        row["seconds"] = time.perf_counter() - self.began
+        self.clear()
+        return row
+
+
+def _progress_bar(is_shown: bool) -> Progress:
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        disable=not is_shown,
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    """What an error says, in one line; of torch's checkpoint errors, what the first rank said."""
+    failures = getattr(error, "failures", None)
+    cause = next(iter(failures.values()))[0] if failures else error
+    return (str(cause) or repr(cause)).splitlines()[0]

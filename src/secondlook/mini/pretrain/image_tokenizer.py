@@ -5,50 +5,61 @@ the world are clustered (one patch is one code), each code's vector is a soft de
 patch (colour, mask, background; see `describe`), the encoder is trained by cross-entropy of its
 cosine scores against the patch's code, the decoder by squared error and a little L1 from the codes.
 No adversarial or perceptual loss: the world is flat. The description comes close to giving colour
-and shape as factors by hand; the base model's code tables start from it (train/base.py). An earlier
+and shape as factors by hand; the base model's code tables start from it (base_model.py). An earlier
 study learned colours only with that start; it was not run without here.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import field
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 from transformers import JanusVQVAE, JanusVQVAEConfig
 
 from secondlook.mini import datasets
+from secondlook.mini.pretrain.config import MuonConfig
+from secondlook.models.device import resolve_device
 from secondlook.models.janus.model import code_scores, decode, encode, to_bytes
-from secondlook.train.muon import Optimizer
-from secondlook.train.trainer import Trainer, schedule
+from secondlook.train.job_config import CHECKED, BasicRuntimeConfig
+from secondlook.train.optim import Optimizer
+from secondlook.train.schedule import Schedule
+from secondlook.train.trainer import Trainer, set_up_process
+
+WARMUP_STEPS = 20
 
 
-@dataclass
+@dataclass(config=CHECKED)
 class TokenizerConfig:
     """``train tokenizer``; sizes are the network's, the rest the loop's."""
 
-    image_size: int = 48
-    codes: int = 768
-    color_features: int = 15
-    mask_features: int = 64
-    base_channels: int = 32
+    image_size: int = Field(default=48, ge=1)
+    """Pixels of a picture's side."""
+    codes: int = Field(default=768, ge=1)
+    """Entries of the codebook."""
+    color_features: int = Field(default=15, ge=1)
+    mask_features: int = Field(default=64, ge=1)
+    """Numbers of a code's vector that tell its shape (``color_features``: its colour)."""
+    base_channels: int = Field(default=32, ge=1)
     channel_multiplier: tuple[int, ...] = (1, 1, 2, 2)
-    latent_channels: int = 64
-    start_images: int = 6000
-    encoder_steps: int = 500
-    decoder_steps: int = 2500
-    batch: int = 16
-    muon_lr: float = 0.02
-    adam_lr: float = 2e-3
-    seed: int = 0
-    threads: int = 2
-    device: str = "cpu"
-    log_every: int = 50
-    save_every: int = 250
-    probe_images: int = 300
+    """Channels of each resolution, in ``base_channels``; each but the last halves the side."""
+    latent_channels: int = Field(default=64, ge=1)
+    start_images: int = Field(default=6000, ge=1)
+    """Pictures whose patches are clustered into the codebook."""
+    encoder_steps: int = Field(default=500, ge=0)
+    decoder_steps: int = Field(default=2500, ge=0)
+    batch_size: int = Field(default=16, ge=1)
+    """Pictures a step."""
+    probe_images: int = Field(default=300, ge=1)
+    """Pictures on which what was learned is measured."""
+    seed: int = Field(default=0, ge=0)
+    optim: MuonConfig = field(default_factory=MuonConfig)
+    runtime: BasicRuntimeConfig = field(default_factory=BasicRuntimeConfig)
 
     @property
     def patch(self) -> int:
@@ -127,10 +138,10 @@ def _soft(points: Tensor, k: int, seed: int) -> Tensor:
 
 
 class TokenizerJob:
-    """The loop's step and probe, and the network they train."""
+    """What is trained, one step of training it, and the probe of what it has learned."""
 
     def __init__(self, config: TokenizerConfig):
-        self.config = config
+        self.config, self.device = config, resolve_device(config.runtime.device)
         torch.manual_seed(config.seed)
         self.vq = JanusVQVAE(
             JanusVQVAEConfig(
@@ -153,26 +164,28 @@ class TokenizerJob:
         codebook.requires_grad_(False)
         codebook.copy_(F.normalize(torch.randn_like(codebook), dim=1))
         codebook[: len(vectors)] = vectors
-        self.vq.to(config.device)
-        self.centres = self.centres.to(config.device)
+        self.vq.to(self.device)
+        self.centres = self.centres.to(self.device)
         self.optimizer = Optimizer(
-            self.vq, [self.vq.encoder, self.vq.decoder], config.muon_lr, config.adam_lr
+            self.vq,
+            config.optim.adamw_lr,
+            muon_modules=[self.vq.encoder, self.vq.decoder],
+            muon_lr=config.optim.muon_lr,
         )
+        self.encoder_schedule = Schedule(config.encoder_steps, warmup_steps=WARMUP_STEPS)
+        self.decoder_schedule = Schedule(config.decoder_steps, warmup_steps=WARMUP_STEPS)
 
     def pictures(self, key: int, n: int) -> tuple[list[datasets.Picture], Tensor]:
         """``n`` pictures of a step and their pixels (n, 3, S, S)."""
         items = datasets.pictures(np.random.default_rng([self.config.seed, key]), n)
-        return items, datasets.pixels(items).to(self.config.device)
+        return items, datasets.pixels(items).to(self.device)
 
     def step(self, step: int) -> dict[str, float]:
         c = self.config
-        encoding = step < c.encoder_steps
-        done, total = (
-            (step, c.encoder_steps) if encoding else (step - c.encoder_steps, c.decoder_steps)
-        )
-        _, pixels = self.pictures(step, c.batch)
+        _, pixels = self.pictures(step, c.batch_size)
         codes = torch.cdist(to_patches(pixels, c.patch), self.centres).argmin(-1)
-        if encoding:
+        if step < c.encoder_steps:
+            factor = self.encoder_schedule.at(step)
             scores = code_scores(self.vq, pixels).flatten(1, 2)
             loss = F.cross_entropy(20 * scores.flatten(0, 1), codes.flatten())
             metrics = {
@@ -180,15 +193,16 @@ class TokenizerJob:
                 "codes_right": (scores.argmax(-1) == codes).float().mean().item(),
             }
         else:
+            factor = self.decoder_schedule.at(step - c.encoder_steps)
             error = decode(self.vq, codes) - pixels
             loss = error.square().mean() + 0.1 * error.abs().mean()
             metrics = {"decoder_loss": loss.item(), "l1": error.abs().mean().item()}
         loss.backward()
-        self.optimizer.step(schedule(done, total, 20))
+        self.optimizer.step(factor)
         return metrics
 
     @torch.no_grad()
-    def probe(self, _: int) -> dict[str, float]:
+    def probe(self) -> dict[str, float]:
         """Share of pictures that the reader still reads after encode and decode."""
         readable = []
         for i in range(0, self.config.probe_images, 100):
@@ -204,14 +218,11 @@ class TokenizerJob:
 def train_tokenizer(config: TokenizerConfig, out: str | Path) -> None:
     """Train, resume if ``out`` holds a state, and write the tokenizer there (transformers'
     layout)."""
-    torch.set_num_threads(config.threads)
+    set_up_process(config.runtime)
     job = TokenizerJob(config)
-    run = Trainer(out, config, {"vq": job.vq, "optimizer": job.optimizer})
-    run.loop(
-        config.steps,
-        job.step,
-        log_every=config.log_every,
-        save_every=config.save_every,
-        every={config.save_every: job.probe},
-    )
+    trainer = Trainer(out, config, {"vq": job.vq, "optimizer": job.optimizer})
+    for step in trainer.steps(config.steps):
+        metrics = job.step(step)
+        probes = job.probe() if trainer.due(config.runtime.save_every) else {}
+        trainer.finish_step(metrics, probes)
     job.vq.save_pretrained(Path(out) / "final")

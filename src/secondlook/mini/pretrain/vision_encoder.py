@@ -9,42 +9,49 @@ of the pictures carry noise, so that features stay useful on what the model draw
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import field
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import nn
 from transformers import JanusVisionConfig, JanusVisionModel
 
 from secondlook.mini.datasets import N_COLORS, N_PARTS, SIDE, cells, pictures, pixels
-from secondlook.train.muon import Optimizer
-from secondlook.train.trainer import Trainer, schedule
+from secondlook.mini.pretrain.config import MuonConfig
+from secondlook.models.device import resolve_device
+from secondlook.train.job_config import CHECKED, BasicRuntimeConfig
+from secondlook.train.optim import Optimizer
+from secondlook.train.schedule import Schedule
+from secondlook.train.trainer import Trainer, set_up_process
+
+WARMUP_STEPS = 20
 
 
-@dataclass
+@dataclass(config=CHECKED)
 class VisionConfig:
-    """``train vision``."""
+    """``train vision``: sizes are the network's, the rest the loop's."""
 
-    image_size: int = 48
-    patch: int = 8
-    width: int = 128
-    layers: int = 3
-    heads: int = 4
-    steps: int = 600
-    batch: int = 48
-    muon_lr: float = 0.02
-    adam_lr: float = 2e-3
-    seed: int = 0
-    threads: int = 2
-    device: str = "cpu"
-    log_every: int = 50
-    save_every: int = 200
+    image_size: int = Field(default=48, ge=1)
+    """Pixels of a picture's side."""
+    patch: int = Field(default=8, ge=1)
+    """Pixels of a patch's side."""
+    width: int = Field(default=128, ge=1)
+    layers: int = Field(default=3, ge=1)
+    heads: int = Field(default=4, ge=1)
+    steps: int = Field(default=600, ge=1)
+    batch_size: int = Field(default=48, ge=1)
+    """Pictures a step."""
+    seed: int = Field(default=0, ge=0)
+    optim: MuonConfig = field(default_factory=MuonConfig)
+    runtime: BasicRuntimeConfig = field(default_factory=lambda: BasicRuntimeConfig(save_every=200))
 
 
 class VisionJob:
-    """The loop's step and probe, and the network they train."""
+    """What is trained, one step of training it, and the probe of what it has learned."""
 
     def __init__(self, config: VisionConfig):
         self.config = config
@@ -60,8 +67,15 @@ class VisionJob:
             )
         )
         self.probe_head = nn.Linear(config.width, N_PARTS + N_COLORS + 2 * SIDE)
-        self.all = nn.ModuleList([self.encoder, self.probe_head]).to(config.device)
-        self.optimizer = Optimizer(self.all, [self.encoder.encoder], config.muon_lr, config.adam_lr)
+        self.device = resolve_device(config.runtime.device)
+        self.all = nn.ModuleList([self.encoder, self.probe_head]).to(self.device)
+        self.optimizer = Optimizer(
+            self.all,
+            config.optim.adamw_lr,
+            muon_modules=[self.encoder.encoder],
+            muon_lr=config.optim.muon_lr,
+        )
+        self.schedule = Schedule(config.steps, warmup_steps=WARMUP_STEPS)
 
     def batch(self, key: int, n: int, disturb: bool):
         rng = np.random.default_rng([self.config.seed, key])
@@ -76,7 +90,7 @@ class VisionJob:
                 rng.normal(0, 0.1, (n // 2, *x.shape[1:])).astype(np.float32)
             )
             x = x.clamp(-1, 1)
-        return x.to(self.config.device), labels.to(self.config.device)
+        return x.to(self.device), labels.to(self.device)
 
     def predict(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Logits (n, patches, …) of part, colour, row and column."""
@@ -85,18 +99,18 @@ class VisionJob:
         )
 
     def step(self, step: int) -> dict[str, float]:
-        x, labels = self.batch(step, self.config.batch, disturb=True)
+        x, labels = self.batch(step, self.config.batch_size, disturb=True)
         each = [
             F.cross_entropy(p.flatten(0, 1), labels[:, i].flatten())
             for i, p in enumerate(self.predict(x))
         ]
         loss = torch.stack(each).sum()
         loss.backward()
-        self.optimizer.step(schedule(step, self.config.steps, 20))
+        self.optimizer.step(self.schedule.at(step))
         return {"loss": loss.item()}
 
     @torch.no_grad()
-    def probe(self, _: int) -> dict[str, float]:
+    def probe(self) -> dict[str, float]:
         """Share of objects (all four cells, part and colour) that the encoder tells on unseen
         scenes."""
         x, labels = self.batch(10**6, 400, disturb=False)
@@ -113,14 +127,11 @@ class VisionJob:
 def train_vision(config: VisionConfig, out: str | Path) -> None:
     """Train, resume if ``out`` holds a state, and write the encoder there (transformers'
     layout)."""
-    torch.set_num_threads(config.threads)
+    set_up_process(config.runtime)
     job = VisionJob(config)
-    run = Trainer(out, config, {"all": job.all, "optimizer": job.optimizer})
-    run.loop(
-        config.steps,
-        job.step,
-        log_every=config.log_every,
-        save_every=config.save_every,
-        every={config.save_every: job.probe},
-    )
+    trainer = Trainer(out, config, {"all": job.all, "optimizer": job.optimizer})
+    for step in trainer.steps(config.steps):
+        metrics = job.step(step)
+        probes = job.probe() if trainer.due(config.runtime.save_every) else {}
+        trainer.finish_step(metrics, probes)
     job.encoder.save_pretrained(Path(out) / "final")

@@ -29,6 +29,7 @@ from transformers.initialization import no_init_weights
 
 from secondlook.errors import InputError
 from secondlook.io import check_name, read_text, whole_folder, writable_folder
+from secondlook.models.device import resolve_device
 from secondlook.models.janus import convert, weight_files
 from secondlook.models.shipped import locate
 
@@ -67,17 +68,6 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerFast:
     return _tokenizer(fetch(locate(model)))
 
 
-def check_device(device: str | torch.device) -> torch.device:
-    """The device. Raises InputError where torch does not find it."""
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            f"device: {str(device)!r} is not at hand here; use cpu, or a device that torch finds"
-        ) from error
-    return torch.device(device)
-
-
 @dataclass(frozen=True)
 class _Opened:
     """A checkpoint folder of which everything but the weights' values has been checked."""
@@ -110,7 +100,7 @@ def load(
     found = _open(folder, attention)
     generation = _generation(folder, found.tokenizer)
     dtype = dtype or found.config.dtype
-    with no_init_weights(), check_device(device):
+    with no_init_weights(), resolve_device(device):
         net = JanusForConditionalGeneration._from_config(
             found.config, dtype=dtype, attn_implementation=attention
         )

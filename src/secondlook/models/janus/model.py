@@ -22,6 +22,7 @@ from transformers import JanusForConditionalGeneration, JanusProcessor, JanusVQV
 from secondlook.errors import InputError
 from secondlook.io import as_rgb
 from secondlook.models import packing
+from secondlook.models.device import inference_dtype, resolve_device
 from secondlook.models.janus import checkpoint
 from secondlook.models.shipped import locate
 
@@ -52,15 +53,15 @@ class Janus(nn.Module):
         """Load a shipped model, a folder or a hub id, in transformers' layout or the original one.
 
         ``dtype`` None is the one that the checkpoint is stored in; "auto" the one to draw and judge
-        in on this device (``quick``). Raises InputError with one sentence.
+        in on this device (``inference_dtype``). Raises InputError with one sentence.
         """
         if attention not in ATTENTION:
             raise InputError(
                 f"attention: {attention!r} is unknown; choose one of {', '.join(ATTENTION)}"
             )
-        where, folder = checkpoint.check_device(device), checkpoint.fetch(locate(str(path)))
+        where, folder = resolve_device(device), checkpoint.fetch(locate(str(path)))
         if dtype == "auto":
-            dtype = quick(where, checkpoint.config_of(folder).dtype)
+            dtype = inference_dtype(where, checkpoint.config_of(folder).dtype)
         return cls(*checkpoint.load(folder, dtype, where, attention))
 
     def in_8_bits(self) -> Janus:
@@ -173,7 +174,7 @@ class Janus(nn.Module):
         )
         return out.last_hidden_state
 
-    def packed(self, embeds: Tensor, positions: Tensor, runs: packing.Runs) -> Tensor:
+    def packed(self, embeds: Tensor, positions: Tensor, groups: packing.SequenceGroups) -> Tensor:
         """The language model on whole sequences one behind another: (N, D), with their positions
         (N,), to final hidden states (N, D)."""
         out = self.net.model.language_model(
@@ -183,7 +184,7 @@ class Janus(nn.Module):
             ),  # else transformers makes one
             position_ids=positions[None],
             use_cache=False,
-            runs=runs,
+            groups=groups,
         )
         return out.last_hidden_state[0]
 
@@ -207,16 +208,6 @@ class Janus(nn.Module):
     def text_logits(self, hidden: Tensor) -> Tensor:
         """(…, D) to (…, vocabulary)."""
         return self.net.lm_head(hidden)
-
-
-def quick(device: torch.device, stored: torch.dtype | None) -> torch.dtype | None:
-    """The type to draw and judge in, of a checkpoint stored in ``stored`` (None: it does not say):
-    on a CPU float32, for half precision is many times slower there; on a GPU the half precision
-    that it is stored in, or bfloat16 for the float32 that training writes. None is as stored."""
-    if device.type == "cpu":
-        return torch.float32
-    half = stored in (torch.bfloat16, torch.float16)
-    return torch.bfloat16 if device.type == "cuda" and not half else stored
 
 
 def encode(vq: JanusVQVAE, pixels: Tensor) -> Tensor:

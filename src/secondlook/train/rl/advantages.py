@@ -1,32 +1,42 @@
-"""Scores of an episode's images to one advantage for each of its turns. Pure functions of numbers;
-missing scores are NaN.
+"""Scores and verdicts of an episode's images to rewards and advantages of its turns. Pure functions
+of numbers; a missing score is NaN.
 
-Source: arXiv 2506.01480, section 3.2 (bi-level QA rewards) for the episode form; the segment form
-is that of the public code. Departures: the paper's weight of the last image is stated twice, as
-T-K+1 and (in its sum) as T-K; T-K+1 is the default. The segment form has T rounds instead of two,
-each normalised for itself. An episode with a missing score takes no part: its advantages are NaN
-(masked), and its group is normalised without it. The expected form is ours. In a group, verdicts
-are on different images, and 1 - |S - SE| is larger on the better ones: among right images a true No
-on a half-right one (S = 0.3, reward 0.7) is worse than the group's mean and would be unlearned.
-There a verdict is compared with what the same policy earns on the same image on average.
+Source: arXiv 2506.01480, section 3.2 (bi-level QA rewards), for credit by episode; credit by
+segment is that of the public code. Departures:
+
+- The paper states the last image's weight twice, as T-K+1 and (in its sum) as T-K; T-K+1 is the
+  default.
+- Segments: T rounds instead of two, each normalised by itself.
+- An episode with a missing score takes no part: its advantages are NaN (masked), and its group is
+  normalised without it.
+- "expected" credit is ours. In a group, verdicts are on different images, and 1 - |S - SE| is
+  larger on the better ones: among right images a true No on a half-right one (S = 0.3, reward 0.7)
+  is worse than the group's mean and would be unlearned. Here a verdict is compared with what the
+  same policy earns on the same image on average.
+
+Suffixes of arrays: G episodes of a group, T tokens of a turn, N tokens of many turns.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-Form = Literal["episode", "segment", "expected"]
-Weight = Literal["T-K+1", "T-K"]
+Credit = Literal["episode", "segment", "expected"]
+LastImageWeight = Literal["T-K+1", "T-K"]
 Scale = Literal["std", "none"]
+
 EPSILON = 1e-4
+RIGHT = 0.5
+"""Score from which on an image counts as right."""
 
 
 def comprehension(score: float, yes: bool) -> float:
-    """Reward of a verdict: 1 - |S - SE|."""
+    """Reward of a verdict: 1 - |S - SE|, where SE is 1 for Yes and 0 for No."""
     return 1 - abs(score - float(yes))
 
 
@@ -34,7 +44,7 @@ def episode_reward(
     scores: Sequence[float],
     yes: Sequence[bool],
     rounds: int,
-    weight: Weight = "T-K+1",
+    last_image_weight: LastImageWeight = "T-K+1",
     judging_weight: float = 1.0,
 ) -> float:
     """The paper's reward of a whole episode of at most ``rounds`` = T images.
@@ -43,7 +53,7 @@ def episode_reward(
     round; NaN if a score is. The second sum counts ``judging_weight`` times.
     """
     last = len(scores)
-    w = rounds - last + (weight == "T-K+1")
+    w = rounds - last + (last_image_weight == "T-K+1")
     drawing = sum(scores[:-1]) + w * scores[-1]
     judging = sum(comprehension(s, y) for s, y in zip(scores, yes, strict=True))
     return drawing + judging_weight * rounds / last * judging
@@ -52,158 +62,173 @@ def episode_reward(
 def segment_rewards(scores: Sequence[float], yes: Sequence[bool]) -> list[float]:
     """One reward a turn, in order draw, judge, redraw, judge …: S of the image drawn, 1 - |S - SE|
     of the verdict."""
-    return [value for s, y in zip(scores, yes, strict=True) for value in (s, comprehension(s, y))]
-
-
-def normalise(rewards_G: np.ndarray, epsilon: float = EPSILON, scale: Scale = "std") -> np.ndarray:
-    """Group-relative advantages (r - mean) / (std + epsilon), std of the sample; ``scale`` "none"
-    leaves the division out (Dr. GRPO, arXiv 2503.20783: it favours groups that hardly vary). NaN
-    stays NaN; a group with fewer than two rewards has advantage 0."""
-    rewards_G = np.asarray(rewards_G, np.float64)
-    there = np.isfinite(rewards_G)
-    if there.sum() < 2:
-        return np.where(there, 0.0, np.nan)
-    known = rewards_G[there]
-    centred = rewards_G - known.mean()
-    return centred / (known.std(ddof=1) + epsilon) if scale == "std" else centred
-
-
-def verdict_advantage(
-    score: float, yes: bool, p_yes: float, epsilon: float = EPSILON, scale: Scale = "std"
-) -> float:
-    """(r - E r) / (std r + epsilon) of a verdict's reward r = 1 - |S - SE|, over the policy's own
-    Yes and No on that image: what group normalisation tends to in an endless group of verdicts on
-    one image. ``scale`` "none": without the division."""
-    rewards, p = (
-        np.array([comprehension(score, False), comprehension(score, True)]),
-        np.array([1 - p_yes, p_yes]),
-    )
-    mean = float(p @ rewards)
-    centred = float(rewards[int(yes)] - mean)
-    return (
-        centred / float(np.sqrt(p @ (rewards - mean) ** 2) + epsilon) if scale == "std" else centred
-    )
-
-
-def advantages(
-    scores: Sequence[Sequence[float]],
-    yes: Sequence[Sequence[bool]],
-    rounds: int,
-    form: Form = "episode",
-    weight: Weight = "T-K+1",
-    p_yes: Sequence[Sequence[float]] = (),
-    scale: Scale = "std",
-    judging_weight: float = 1.0,
-) -> list[list[float]]:
-    """Advantages of every turn of one group's episodes (draw, judge, redraw, judge …), given each
-    image's score and verdict.
-
-    ``episode``: one advantage an episode, on all its turns. ``segment``: each kind of turn in each
-    round is normalised among the episodes that reached it. ``expected``: drawings as there,
-    verdicts by ``verdict_advantage`` from the probabilities ``p_yes`` of their Yes. What verdicts
-    earn counts ``judging_weight`` times. An episode with a missing score gets NaN on all its turns.
-    """
-    if form == "episode":
-        rewards = np.array(
-            [
-                episode_reward(s, y, rounds, weight, judging_weight)
-                for s, y in zip(scores, yes, strict=True)
-            ]
-        )
-        return [
-            [a] * (2 * len(s))
-            for a, s in zip(normalise(rewards, scale=scale).tolist(), scores, strict=True)
-        ]
-    per_turn = np.full((len(scores), 2 * rounds), np.nan)
-    for i, (s, y) in enumerate(zip(scores, yes, strict=True)):
-        if np.isfinite(s).all():
-            per_turn[i, : 2 * len(s)] = segment_rewards(s, y)
-    normed = np.stack([normalise(column, scale=scale) for column in per_turn.T], axis=1)
-    if form == "expected":
-        for i, (s, y, p) in enumerate(zip(scores, yes, p_yes, strict=True)):
-            if np.isfinite(s).all():
-                normed[i, 1 : 2 * len(s) : 2] = [
-                    verdict_advantage(*each, scale=scale) for each in zip(s, y, p, strict=True)
-                ]
-    normed[:, 1::2] *= judging_weight
-    return [normed[i, : 2 * len(s)].tolist() for i, s in enumerate(scores)]
+    rewards = []
+    for score, said_yes in zip(scores, yes, strict=True):
+        rewards += [score, comprehension(score, said_yes)]
+    return rewards
 
 
 def turn_rewards(
     scores: Sequence[float],
     yes: Sequence[bool],
     rounds: int,
-    form: Form = "episode",
-    weight: Weight = "T-K+1",
+    credit: Credit = "episode",
+    last_image_weight: LastImageWeight = "T-K+1",
     judging_weight: float = 1.0,
 ) -> list[float]:
     """The reward at the end of each turn of one episode, for PPO: the whole episode's on all of
     them, or each turn's own."""
-    if form == "episode":
-        return [episode_reward(scores, yes, rounds, weight, judging_weight)] * (2 * len(scores))
+    n_turns = 2 * len(scores)
+    if credit == "episode":
+        return [episode_reward(scores, yes, rounds, last_image_weight, judging_weight)] * n_turns
     if not np.isfinite(scores).all():
-        return [math.nan] * (2 * len(scores))
-    return [r * judging_weight if k % 2 else r for k, r in enumerate(segment_rewards(scores, yes))]
+        return [math.nan] * n_turns
+    rewards = segment_rewards(scores, yes)
+    for k in range(1, n_turns, 2):  # every second turn is a verdict
+        rewards[k] *= judging_weight
+    return rewards
+
+
+def normalise(
+    rewards_G: np.ndarray, epsilon: float = EPSILON, scale_rewards: Scale = "std"
+) -> np.ndarray:
+    """Group-relative advantages (r - mean) / (std + epsilon), std of the sample.
+
+    ``scale_rewards`` "none" leaves the division out (Dr. GRPO, arXiv 2503.20783: it favours groups
+    that hardly vary). NaN stays NaN; a group with fewer than two rewards has advantage 0.
+    """
+    rewards_G = np.asarray(rewards_G, np.float64)
+    there = np.isfinite(rewards_G)
+    if there.sum() < 2:
+        return np.where(there, 0.0, np.nan)
+    known = rewards_G[there]
+    centred_G = rewards_G - known.mean()
+    if scale_rewards == "none":
+        return centred_G
+    return centred_G / (known.std(ddof=1) + epsilon)
+
+
+def verdict_advantage(
+    score: float, yes: bool, p_yes: float, epsilon: float = EPSILON, scale_rewards: Scale = "std"
+) -> float:
+    """(r - E r) / (std r + epsilon) of a verdict's reward r = 1 - |S - SE|, over the policy's own
+    Yes and No on that image: what group normalisation tends to in an endless group of verdicts on
+    one image. ``scale_rewards`` "none": without the division."""
+    rewards = np.array([comprehension(score, False), comprehension(score, True)])
+    probabilities = np.array([1 - p_yes, p_yes])
+    mean = float(probabilities @ rewards)
+    centred = float(rewards[int(yes)] - mean)
+    if scale_rewards == "none":
+        return centred
+    std = np.sqrt(probabilities @ (rewards - mean) ** 2)
+    return centred / float(std + epsilon)
+
+
+def group_advantages(
+    scores: Sequence[Sequence[float]],
+    yes: Sequence[Sequence[bool]],
+    rounds: int,
+    credit: Credit = "episode",
+    last_image_weight: LastImageWeight = "T-K+1",
+    p_yes: Sequence[Sequence[float]] = (),
+    scale_rewards: Scale = "std",
+    judging_weight: float = 1.0,
+) -> list[list[float]]:
+    """Advantages of every turn of one group's episodes (draw, judge, redraw, judge …), given each
+    image's score and verdict.
+
+    - ``episode``: one advantage an episode, on all its turns.
+    - ``segment``: each kind of turn in each round is normalised among the episodes that reached it.
+    - ``expected``: drawings as there, verdicts by ``verdict_advantage`` from the probabilities
+      ``p_yes`` of their Yes.
+
+    What verdicts earn counts ``judging_weight`` times. An episode with a missing score gets NaN on
+    all its turns.
+    """
+    if credit == "episode":
+        rewards_G = np.array(
+            [
+                episode_reward(s, y, rounds, last_image_weight, judging_weight)
+                for s, y in zip(scores, yes, strict=True)
+            ]
+        )
+        advantages_G = normalise(rewards_G, scale_rewards=scale_rewards).tolist()
+        return [[a] * (2 * len(s)) for a, s in zip(advantages_G, scores, strict=True)]
+    # (G, 2 T): a column for each kind of turn in each round; NaN where an episode ended before
+    rewards = np.full((len(scores), 2 * rounds), np.nan)
+    for i, (s, y) in enumerate(zip(scores, yes, strict=True)):
+        if np.isfinite(s).all():
+            rewards[i, : 2 * len(s)] = segment_rewards(s, y)
+    columns = [normalise(column_G, scale_rewards=scale_rewards) for column_G in rewards.T]
+    advantages = np.stack(columns, axis=1)
+    if credit == "expected":
+        for i, (s, y, p) in enumerate(zip(scores, yes, p_yes, strict=True)):
+            if np.isfinite(s).all():
+                advantages[i, 1 : 2 * len(s) : 2] = [
+                    verdict_advantage(*image, scale_rewards=scale_rewards)
+                    for image in zip(s, y, p, strict=True)
+                ]
+    advantages[:, 1::2] *= judging_weight
+    return [advantages[i, : 2 * len(s)].tolist() for i, s in enumerate(scores)]
 
 
 def gae(
-    rewards_T: np.ndarray, values_T: np.ndarray, gamma: float, lam: float, bootstrap: float = 0.0
+    rewards_T: np.ndarray,
+    values_T: np.ndarray,
+    gamma: float,
+    gae_lambda: float,
+    bootstrap: float = 0.0,
 ) -> np.ndarray:
     """Generalised advantage estimation over one turn's tokens (Schulman et al. 2016, arXiv
     1506.02438).
 
     ``values_T`` are of the states before each token, ``bootstrap`` of the one after the last (0 at
-    a true end). Returns advantages (T,); advantages + values are the value's targets.
+    a true end). Returns advantages (T,); advantages + values are the value head's targets.
     """
-    following = np.append(values_T[1:], bootstrap)
-    found, advantage = np.empty(len(rewards_T)), 0.0
+    next_values_T = np.append(values_T[1:], bootstrap)
+    advantages_T = np.empty(len(rewards_T))
+    advantage = 0.0
     for t in reversed(range(len(rewards_T))):
-        advantage = rewards_T[t] + gamma * following[t] - values_T[t] + gamma * lam * advantage
-        found[t] = advantage
-    return found
+        delta = rewards_T[t] + gamma * next_values_T[t] - values_T[t]
+        advantage = delta + gamma * gae_lambda * advantage
+        advantages_T[t] = advantage
+    return advantages_T
 
 
 def whiten(advantages_N: np.ndarray, epsilon: float = 1e-8) -> np.ndarray:
-    """(A - mean) / (std of the sample + epsilon) over all tokens given."""
-    return (
-        (advantages_N - advantages_N.mean()) / (advantages_N.std(ddof=1) + epsilon)
-        if len(advantages_N) > 1
-        else advantages_N * 0
+    """(A - mean) / (std of the sample + epsilon) over all tokens given; 0 where there is only
+    one."""
+    if len(advantages_N) < 2:
+        return advantages_N * 0
+    return (advantages_N - advantages_N.mean()) / (advantages_N.std(ddof=1) + epsilon)
+
+
+@dataclass(frozen=True)
+class VerdictBalance:
+    """Factors of the advantages of a step's verdicts."""
+
+    right: float = 1.0
+    """Of those on right images."""
+    wrong: float = 1.0
+    """Of those on wrong images."""
+
+    MAX = 5.0
+    """No verdict counts more times than this."""
+
+    def factor(self, image_score: float) -> float:
+        return self.right if image_score >= RIGHT else self.wrong
+
+
+def verdict_balance(scores: Sequence[float]) -> VerdictBalance:
+    """Factors with which verdicts on right images and on wrong ones weigh the same, as in SFT.
+
+    ``scores`` are of all images of a step. Without it, the better the images, the more a judge in
+    doubt says Yes. A departure; the paper's rewards leave the shares as they are sampled.
+    """
+    n_right = sum(score >= RIGHT for score in scores)
+    n_wrong = len(scores) - n_right
+    half = 0.5 * len(scores)
+    return VerdictBalance(
+        right=min(VerdictBalance.MAX, half / n_right) if n_right else 1.0,
+        wrong=min(VerdictBalance.MAX, half / n_wrong) if n_wrong else 1.0,
     )
-
-
-def varies(values: Sequence[Sequence[float]]) -> bool:
-    """Whether a group's drawings (every other turn) have advantages other than 0."""
-    return any(a for of_turns in values for a in of_turns[::2] if math.isfinite(a))
-
-
-MOST_BALANCE = 5.0
-
-
-def balanced(
-    values: list[list[list[float]]], scores: Sequence[Sequence[Sequence[float]]]
-) -> list[list[list[float]]]:
-    """A step's advantages (of groups, episodes, turns) with its verdicts on right images (S >= 0.5)
-    and on wrong ones weighing the same, as in SFT, though at most 5 times what they weighed. Else
-    the better the images, the more a judge in doubt says Yes. A departure; the paper's rewards
-    leave the shares as they are sampled."""
-    known = [
-        s for group in scores for episode in group if np.isfinite(episode).all() for s in episode
-    ]
-    n_right = sum(s >= 0.5 for s in known)
-
-    def weight(score: float) -> float:
-        return min(
-            MOST_BALANCE, 0.5 * len(known) / (n_right if score >= 0.5 else len(known) - n_right)
-        )
-
-    return [
-        [
-            [
-                a * weight(s[k // 2]) if k % 2 and math.isfinite(a) else a
-                for k, a in enumerate(of_turns)
-            ]
-            for of_turns, s in zip(of_group, group, strict=True)
-        ]
-        for of_group, group in zip(values, scores, strict=True)
-    ]

@@ -5,22 +5,25 @@ Source: arXiv 2506.01480 names PPO without details; the formulas are those of ar
 move (the policy is taught by its own loss alone), so there is no second model, and the head is
 taught in passes of its own over states that are computed once a step. Each turn is a segment of its
 own with the reward at its last token and nothing after it.
+
+Suffixes: n tokens of a turn, N tokens of many turns, D hidden width.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secondlook.train.distributed import Ranks
-from secondlook.train.muon import load_named_state, named_state
+from secondlook.train.distributed import ProcessGroup
+from secondlook.train.optim import Optimizer
 from secondlook.train.rl.advantages import gae, whiten
 from secondlook.train.rl.losses import explained_variance, value_loss
-from secondlook.train.rl.minibatch import Row
+from secondlook.train.rl.trajectory import TrajectoryTurn
+from secondlook.train.rl.turn_weights import total_weight
 
 HEADS = ("code", "text")
 KINDS = ("draw", "edit", "judge", "redraw")
@@ -45,110 +48,131 @@ class ValueHead(nn.Module):
 class Critic:
     """The value head with its optimizer, and what becomes of its values."""
 
-    head: ValueHead
+    value_head: ValueHead
     lr: float
     gamma: float = 1.0
-    lam: float = 0.95
-    kl_weight: float = 0.0
-    """Of log pi - log reference (both scored), taken off each token's reward; 0: the KL is in the
-    loss."""
-    ranks: Ranks = field(default_factory=Ranks)
+    gae_lambda: float = 0.95
+    ranks: ProcessGroup = field(default_factory=ProcessGroup)
 
     def __post_init__(self) -> None:
-        self.names = {p: n for n, p in self.head.named_parameters()}
-        self.optimizer = torch.optim.AdamW(
-            self.head.parameters(), self.lr, betas=(0.9, 0.95), eps=1e-6, weight_decay=0.0
-        )
+        self.optimizer = Optimizer(self.value_head, self.lr, eps=1e-6)
 
     @torch.no_grad()
-    def judge(self, rows: list[Row], states: list[Tensor]) -> tuple[list[Row], dict[str, float]]:
-        """``rows``, with the states (n, D) of each one's tokens, get values, targets and
-        advantages: GAE over each turn's tokens, whitened over all ranks' tokens of a kind of turn.
-        Returns them, and metrics."""
-        judged = [
-            self._with_advantages(
-                row, self.head(hidden, row.turn.sampling_params.head).double().cpu().numpy()
-            )
-            for row, hidden in zip(rows, states, strict=True)
-        ]
-        told = self.ranks.gather([(r.targets, r.values) for r in judged])
-        targets, before = (
-            torch.tensor([x for part in told for pair in part for x in pair[i]]) for i in (0, 1)
-        )
-        explained = explained_variance(before, targets)
-        return whitened(judged, self.ranks), {"explained_variance": explained} if math.isfinite(
-            explained
-        ) else {}
+    def estimate(
+        self, turns: list[TrajectoryTurn], states: list[Tensor], kl_weight: float = 0.0
+    ) -> dict[str, float]:
+        """Set ``values``, ``returns`` and ``advantage`` of turns from the hidden states (n, D) that
+        each one's tokens were predicted from: GAE over each turn's tokens, whitened over all ranks'
+        tokens of a kind of turn. Returns metrics.
 
-    def _with_advantages(self, row: Row, values: np.ndarray) -> Row:
+        ``kl_weight`` times log pi - log reference (both scored) is taken off each token's reward;
+        0: the KL is in the loss.
+        """
+        for turn, hidden in zip(turns, states, strict=True):
+            values = self.value_head(hidden, turn.turn.sampling_params.head)
+            self._set_advantage(turn, values.double().cpu().numpy(), kl_weight)
+        explained = self._explained_variance(turns)
+        whiten_advantages(turns, self.ranks)
+        return {"explained_variance": explained} if math.isfinite(explained) else {}
+
+    def _set_advantage(self, turn: TrajectoryTurn, values: np.ndarray, kl_weight: float) -> None:
         rewards = np.zeros(len(values))
-        rewards[-1] = row.reward
-        if self.kl_weight:
-            rewards -= self.kl_weight * (np.array(row.old) - np.array(row.reference))
-        a = gae(rewards, values, self.gamma, self.lam)
-        return replace(
-            row,
-            values=tuple(values.tolist()),
-            targets=tuple((a + values).tolist()),
-            advantages=tuple(a.tolist()),
-        )
+        rewards[-1] = turn.reward
+        if kl_weight:
+            log_ratio = np.array(turn.old_logprobs) - np.array(turn.reference_logprobs)
+            rewards -= kl_weight * log_ratio
+        advantages = gae(rewards, values, self.gamma, self.gae_lambda)
+        turn.values = tuple(values.tolist())
+        turn.returns = tuple((advantages + values).tolist())
+        turn.advantage = tuple(advantages.tolist())
+
+    def _explained_variance(self, turns: list[TrajectoryTurn]) -> float:
+        """Of all ranks' tokens."""
+        values: list[float] = []
+        returns: list[float] = []
+        for part in self.ranks.all_gather([(turn.values, turn.returns) for turn in turns]):
+            for turn_values, turn_returns in part:
+                values += turn_values
+                returns += turn_returns
+        return explained_variance(torch.tensor(values), torch.tensor(returns))
 
     def fit(
-        self, rows: list[Row], states: list[Tensor], parts: list[list[int]], clip: float | None
+        self,
+        turns: list[TrajectoryTurn],
+        states: list[Tensor],
+        parts: list[list[int]],
+        clip_range: float | None,
     ) -> float:
-        """One pass over judged rows, of which this rank has those of each part's numbers that are
-        its own: the head follows their targets. Returns the mean loss."""
-        mine = {row.index: i for i, row in enumerate(rows)}
+        """One pass over this rank's turns, with values and returns, in minibatches: ``parts`` are
+        the numbers of all ranks' turns of each. Returns the mean loss."""
+        place = {turn.index: i for i, turn in enumerate(turns)}
         losses = []
         for part in parts:
-            chosen = [mine[i] for i in part if i in mine]
-            [denominator] = self.ranks.total({"share": sum(rows[i].share for i in chosen)}).values()
-            total = 0.0
-            for head in HEADS:
-                picked = [i for i in chosen if rows[i].turn.sampling_params.head == head]
-                if not picked or not denominator:
-                    continue
-                value = self.head(torch.cat([states[i] for i in picked]), head)
-                weight, before, target = (
-                    torch.tensor([x for i in picked for x in column(rows[i])], device=value.device)
-                    for column in (
-                        lambda r: [r.weight] * len(r.values),
-                        lambda r: r.values,
-                        lambda r: r.targets,
-                    )
-                )
-                loss = value_loss(value, before, target, weight, denominator, clip)
-                loss.backward()
-                total += float(loss.detach())
-            self.ranks.add_gradients(self.head.parameters())
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-            losses.append(self.ranks.total({"loss": total})["loss"])
+            own = [place[number] for number in part if number in place]
+            denominator = self.ranks.all_sum({"weight": total_weight([turns[i] for i in own])})
+            loss = self._backward(
+                [turns[i] for i in own], [states[i] for i in own], denominator["weight"], clip_range
+            )
+            self.ranks.all_sum_gradients(self.value_head.parameters())
+            self.optimizer.step(1.0)
+            losses.append(self.ranks.all_sum({"loss": loss})["loss"])
         return float(np.mean(losses))
+
+    def _backward(
+        self,
+        turns: list[TrajectoryTurn],
+        states: list[Tensor],
+        denominator: float,
+        clip_range: float | None,
+    ) -> float:
+        """This rank's part of a minibatch's value loss, whose gradient is left in the head."""
+        total = 0.0
+        for head in HEADS:
+            of_head = [i for i, t in enumerate(turns) if t.turn.sampling_params.head == head]
+            if not of_head or not denominator:
+                continue
+            values = self.value_head(torch.cat([states[i] for i in of_head]), head)  # (N,)
+            token_weights: list[float] = []
+            old_values: list[float] = []
+            returns: list[float] = []
+            for i in of_head:
+                token_weights += [turns[i].token_weight] * len(turns[i].values)
+                old_values += turns[i].values
+                returns += turns[i].returns
+            loss = value_loss(
+                values,
+                torch.tensor(old_values, device=values.device),
+                torch.tensor(returns, device=values.device),
+                torch.tensor(token_weights, device=values.device),
+                denominator,
+                clip_range,
+            )
+            loss.backward()
+            total += float(loss.detach())
+        return total
 
     def state_dict(self) -> dict:
         return {
-            "head": self.head.state_dict(),
-            "optimizer": named_state(self.optimizer, self.names),
+            "value_head": self.value_head.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
         }
 
     def load_state_dict(self, state: dict) -> None:
-        self.head.load_state_dict(state["head"])
-        load_named_state(self.optimizer, self.names, state["optimizer"])
+        self.value_head.load_state_dict(state["value_head"])
+        self.optimizer.load_state_dict(state["optimizer"])
 
 
-def whitened(rows: list[Row], ranks: Ranks = Ranks()) -> list[Row]:
-    """Advantages whitened over all tokens of a kind of turn: verdicts and drawings earn on
-    different scales."""
-    found = list(rows)
+def whiten_advantages(turns: list[TrajectoryTurn], ranks: ProcessGroup = ProcessGroup()) -> None:
+    """Whiten token advantages over all ranks' tokens of a kind of turn: verdicts and drawings earn
+    on different scales."""
     for kind in KINDS:
-        of_kind = [i for i, r in enumerate(rows) if r.turn.kind == kind]
-        mine = np.concatenate([np.zeros(0), *(rows[i].advantages for i in of_kind)])
-        parts = ranks.gather(mine)
-        flat = np.split(whiten(np.concatenate(parts)), np.cumsum([len(p) for p in parts])[:-1])[
-            ranks.rank
-        ]
-        ends = np.cumsum([len(rows[i].advantages) for i in of_kind])
-        for i, part in zip(of_kind, np.split(flat, ends)[:-1], strict=True):
-            found[i] = replace(rows[i], advantages=tuple((part * rows[i].factor).tolist()))
-    return found
+        of_kind = [turn for turn in turns if turn.kind == kind]
+        advantages = [np.array(turn.advantage) for turn in of_kind]  # (n,) each
+        own_N = np.concatenate([np.zeros(0), *advantages])
+        parts = ranks.all_gather(own_N)
+        white_N = whiten(np.concatenate(parts))
+        rank_ends = np.cumsum([len(part) for part in parts])[:-1]
+        own_white_N = np.split(white_N, rank_ends)[ranks.rank]
+        turn_ends = np.cumsum([len(part) for part in advantages])[:-1]
+        for turn, part in zip(of_kind, np.split(own_white_N, turn_ends), strict=False):
+            turn.advantage = tuple(part.tolist())

@@ -19,8 +19,8 @@ import numpy as np
 from torch import Tensor
 
 from secondlook.errors import Stopped
-from secondlook.train.distributed import Ranks
-from secondlook.train.rl.minibatch import Packed
+from secondlook.train.distributed import ProcessGroup
+from secondlook.train.rl.micro_batches import MicroBatch
 from secondlook.train.sharding import Dtype
 from secondlook.types import SamplingParams
 
@@ -54,74 +54,71 @@ class Agreement:
     """Collects the differences of a step's tokens on every rank, and refuses a policy that is not
     the sampler."""
 
-    most_mean: float
-    most_high: float
-    """Largest mean and 99 % quantile of |scored - recorded| of tokens without guidance
-    (``amplification`` times as much with it)."""
-    low: float
-    high: float
-    """The clip range: ratios below 1 - ``low`` and above 1 + ``high`` are clipped."""
-    cap: float
-    """Of importance weights."""
-    ranks: Ranks = field(default_factory=Ranks)
+    max_mean: float
+    """Largest mean of |scored - recorded| of tokens without guidance (``amplification`` times as
+    much with it)."""
+    max_p99: float
+    """Largest 99 % quantile of the same."""
+    clip_low: float
+    clip_high: float
+    """The clip range: ratios below 1 - ``clip_low`` and above 1 + ``clip_high`` are clipped."""
+    importance_cap: float
+    """Largest importance weight; infinite: none is cut."""
+    ranks: ProcessGroup = field(default_factory=ProcessGroup)
     agreed: bool = False
     """Sampler and scorer have been compared since the start (or resumption), before any update."""
-    gaps: dict[tuple[str, float], list[np.ndarray]] = field(
+    differences: dict[tuple[str, float], list[np.ndarray]] = field(
         default_factory=lambda: defaultdict(list)
     )
-    """Of this rank's tokens, by what they are called and the amplification of their rounding:
-    scored less recorded."""
+    """Of this rank's tokens, scored less recorded, by what they are called and the amplification of
+    their rounding."""
 
-    def add(self, batch: Packed, scored_N: Tensor) -> None:
+    def add(self, batch: MicroBatch, scored_N: Tensor) -> None:
         """The batch's log-probabilities under the policy that has not been updated yet."""
-        sampling_params = batch.turns[0].sampling_params
-        for row, gap in batch.split(scored_N - batch.behaviour):
-            values = gap.cpu().numpy().astype(np.float32)
-            if row.turn.sampling_params.first:
-                self.gaps[name_of(sampling_params, True), amplification(sampling_params)].append(
-                    values[:1]
-                )
+        params = batch.sampling_params
+        factor = amplification(params)
+        for _, difference in batch.split(scored_N - batch.behaviour_logprobs):
+            values = difference.cpu().numpy().astype(np.float32)
+            if params.first:  # the first token is the verdict, the rest its reason
+                self.differences[name_of(params, True), factor].append(values[:1])
                 values = values[1:]
-            self.gaps[name_of(sampling_params, False), amplification(sampling_params)].append(
-                values
-            )
+            self.differences[name_of(params, False), factor].append(values)
 
     def check(self) -> dict[str, float]:
         """Metrics of all ranks' tokens since the last call; all ranks must call it. Raises Stopped
         (on all of them) where sampler and scorer disagree, as long as no update has been made since
         the start."""
-        parts = self.ranks.gather(
-            {key: np.concatenate(values) for key, values in self.gaps.items()}
-        )
-        self.gaps.clear()
-        of_key = {
-            key: np.concatenate([p[key] for p in parts if key in p])
-            for key in sorted({k for p in parts for k in p})
-        }
+        own = {key: np.concatenate(values) for key, values in self.differences.items()}
+        self.differences.clear()
+        parts = self.ranks.all_gather(own)
+        everyone: dict[tuple[str, float], np.ndarray] = {}
+        for key in sorted({key for part in parts for key in part}):
+            everyone[key] = np.concatenate([part[key] for part in parts if key in part])
         if not self.agreed:
-            for (name, factor), gaps in of_key.items():
-                self._compare(name, np.abs(gaps), factor)
+            for (name, factor), differences in everyone.items():
+                self._compare(name, np.abs(differences), factor)
         self.agreed = True
-        every = np.concatenate(list(of_key.values()))
-        ratio = np.exp(every.astype(np.float64))
+        differences_N = np.concatenate(list(everyone.values()))
+        distances_N = np.abs(differences_N)
+        ratio_N = np.exp(differences_N.astype(np.float64))
+        is_outside = (ratio_N < 1 - self.clip_low) | (ratio_N > 1 + self.clip_high)
         return {
-            "sampler_gap": float(np.abs(every).max()),
-            "sampler_gap_mean": float(np.abs(every).mean()),
-            "sampler_gap_99": high_quantile(np.abs(every)),
-            "sampler_outside": float(np.mean((ratio < 1 - self.low) | (ratio > 1 + self.high))),
-            "importance": float(np.minimum(ratio, self.cap).mean()),
+            "sampler_gap": float(distances_N.max()),
+            "sampler_gap_mean": float(distances_N.mean()),
+            "sampler_gap_99": high_quantile(distances_N),
+            "sampler_outside": float(np.mean(is_outside)),
+            "importance": float(np.minimum(ratio_N, self.importance_cap).mean()),
         }
 
     def _compare(self, name: str, distances: np.ndarray, factor: float) -> None:
         if not len(distances):
             return
-        mean, high = float(distances.mean()), high_quantile(distances)
-        most_mean, most_high = factor * self.most_mean, factor * self.most_high
-        if not (mean <= most_mean and high <= most_high):  # NaN is refused too
+        mean, p99 = float(distances.mean()), high_quantile(distances)
+        max_mean, max_p99 = factor * self.max_mean, factor * self.max_p99
+        if not (mean <= max_mean and p99 <= max_p99):  # NaN is refused too
             raise Stopped(
                 f"policy: sampled and scored log-probabilities of {name} differ by {mean:.3g} on "
-                f"average and by {high:.3g} in "
-                f"one token of 100 before any update; at most {most_mean:.3g} and "
-                f"{most_high:.3g} is rounding, so the sampler "
-                "and the scorer disagree (most_mean_gap, most_high_gap)"
+                f"average and by {p99:.3g} in one token of 100 before any update; at most "
+                f"{max_mean:.3g} and {max_p99:.3g} is rounding, so the sampler and the scorer "
+                "disagree (reward_checks.max_logprob_diff_mean, max_logprob_diff_p99)"
             )

@@ -1,13 +1,19 @@
-"""Stage 2: GRPO or PPO on whole episodes of draw, judge, redraw.
+"""Stage 2: GRPO, PPO or an algorithm of one's own on whole episodes of draw, judge, redraw.
+
+A step, read from ``RLLoop.step``: roll out, score, tell all ranks, advantages, checks, update.
 
 Source: arXiv 2506.01480, the RL stage and table 5. Departures from the public code:
-log-probabilities are those of the distribution that was sampled from (guidance, restriction of the
-verdict); the ratio is to the policy before the step's first update, so that clipping acts over
-several minibatches, and as both are scored by the same code in the same micro-batches it acts on
-what updates changed and not on rounding; what the engine recorded while sampling weighs the tokens
-(truncated importance sampling); a missing reward is masked and counted; T rounds, and only what was
-judged No is redrawn. Nothing is cut off by top-k while training (the paper samples with 50 and
-4096): a token that falls out of the new policy's top-k would have probability 0 and an infinite KL.
+
+- Log-probabilities are those of the distribution that was sampled from (guidance, restriction of
+  the verdict).
+- The ratio is to the policy before the step's first update, so that clipping acts over several
+  minibatches; both are scored by the same code in the same micro-batches, so that it acts on what
+  updates changed and not on rounding.
+- What the engine recorded while sampling weighs the tokens (truncated importance sampling).
+- A missing reward is masked and counted.
+- T rounds, and only what was judged No is redrawn.
+- Nothing is cut off by top-k while training (the paper samples with 50 and 4096): a token that
+  falls out of the new policy's top-k would have probability 0 and an infinite KL.
 """
 
 from __future__ import annotations
@@ -15,420 +21,299 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from secondlook.data.prompts import open_prompts
 from secondlook.data.sanity_pairs import open_sanity_pairs
 from secondlook.engine.engine import Engine
 from secondlook.episode import SamplingConfig
 from secondlook.errors import InputError, Stopped
-from secondlook.io import fingerprint, write_text
+from secondlook.io import fingerprint
 from secondlook.llm.missing import tell_missing, why_missing
-from secondlook.models import sampling as policy
+from secondlook.models.device import resolve_device
 from secondlook.models.janus.checkpoint import fetch, load_tokenizer
 from secondlook.models.janus.model import Janus
 from secondlook.models.janus.template import ChatTemplate
 from secondlook.models.shipped import locate
-from secondlook.report import filmstrip
 from secondlook.rewards.config import make_reward
 from secondlook.rewards.reward import Reward
 from secondlook.train.activation_checkpointing import activation_checkpointing
-from secondlook.train.distributed import Ranks
-from secondlook.train.optim import Schedule, Update, freeze, trainable
+from secondlook.train.distributed import ProcessGroup
+from secondlook.train.optim import freeze, trainable
 from secondlook.train.reference import Reference
-from secondlook.train.rl.advantages import Form, advantages, balanced, turn_rewards, varies
+from secondlook.train.rl.algorithms import algorithms
 from secondlook.train.rl.config import RLConfig
-from secondlook.train.rl.critic import Critic, ValueHead
+from secondlook.train.rl.episode_pages import write_page
 from secondlook.train.rl.logprob_agreement import LIMITS, Agreement
-from secondlook.train.rl.losses import importance_weights, policy_loss
-from secondlook.train.rl.minibatch import (
-    Packed,
-    Row,
-    idle_row,
-    in_step,
-    pack,
-    rows_of,
-    total_weight,
-)
+from secondlook.train.rl.policy_update import PolicyUpdate
 from secondlook.train.rl.prompt_checks import check_lines
 from secondlook.train.rl.recovery import AutoRecovery
 from secondlook.train.rl.reward_checks import RewardChecks, check_reward
-from secondlook.train.rl.rollout import Group, Outcome, collect, describe
-from secondlook.train.sharding import Shards
-from secondlook.train.trainer import MAY_CHANGE, Stateful, Trainer
-
-
-def minibatches(rng: np.random.Generator, n_rows: int, n: int) -> list[list[int]]:
-    """Rows' numbers in random order in ``n`` parts of nearly equal size; fewer where there are not
-    as many rows."""
-    return [part.tolist() for part in np.array_split(rng.permutation(n_rows), n) if len(part)]
+from secondlook.train.rl.rollout import describe, gather_trajectories, rollout, score_episodes
+from secondlook.train.rl.trajectory import Trajectory
+from secondlook.train.rl.turn_weights import select_turns
+from secondlook.train.schedule import Schedule
+from secondlook.train.sharding import ShardedModel
+from secondlook.train.trackers import episode_strip
+from secondlook.train.trainer import Stateful, Trainer, set_up_process
+from secondlook.types import Episode
 
 
 class RLLoop:
-    """The loop's step: roll out, score, advantage, update. The engine draws with the very weights
-    that are trained."""
+    """What a run consists of, and its step. The engine draws with the very weights that are
+    trained."""
 
     def __init__(
-        self, config: RLConfig, out: Path, reward: Reward | None = None, ranks: Ranks | None = None
+        self,
+        config: RLConfig,
+        out: Path,
+        reward: Reward | None = None,
+        ranks: ProcessGroup | None = None,
     ):
+        """Raises InputError or Stopped, on all ranks, for what would end the run later: settings,
+        prompts that nobody can read or score, a reward that is dead."""
         self.config, self.out = config, out
-        self.ranks = ranks or Ranks(device=config.device)
-        if config.prompts_per_step % self.ranks.size:
-            raise InputError(
-                f"config: prompts_per_step is {config.prompts_per_step}; it must be a multiple "
-                "of the number of ranks, "
-                f"which is {self.ranks.size}"
-            )
-        device = self.ranks.device
+        self.ranks = ranks or ProcessGroup(device=str(resolve_device(config.runtime.device)))
+        self._check_prompts_per_step()
+        algorithm_class = algorithms.get(config.algorithm)
         self.prompts = open_prompts(config.prompts, config.prompt_options)
-        self.reward = reward or make_reward(config.rewards, device, prompts=config.prompts)
-        check_lines(
-            ChatTemplate(load_tokenizer(config.model)), self.reward, self.prompts.lines, self.ranks
+        self.reward = reward or make_reward(
+            config.rewards, self.ranks.device, prompts=config.prompts
         )
-        self.janus = Janus.load(config.model, device)
-        adapters = freeze(self.janus, config.lora, config.lora_alpha, config.seed, config.model)
-        self.shards = Shards(self.janus, self.ranks, config.dtype, config.shard, adapters)
+        template = ChatTemplate(load_tokenizer(config.model))
+        check_lines(template, self.reward, self.prompts.lines, self.ranks)
+
+        runtime = config.runtime
+        self.janus = Janus.load(config.model, self.ranks.device)
+        adapters = freeze(
+            self.janus, config.lora_rank, config.lora_alpha, config.seed, config.model
+        )
+        self.shards = ShardedModel(
+            self.janus, self.ranks, runtime.dtype, runtime.dp_shard_degree, adapters
+        )
         self.reference = Reference(config, self.shards)
-        self.update = Update(self.janus.net, config.weight_decay, config.clip)
-        self.trainable = trainable(self.janus)
-        c = config
-        self.schedule = Schedule(c.steps, c.lr, c.min_lr, c.warmup, c.convert_lr, c.convert_step)
-        self.engine = Engine(
-            self.janus, c.at_once or c.prompts_per_step * c.group // self.ranks.size, bounded=False
+        self.schedule = schedule_of(config)
+        episodes_of_rank = (
+            config.rollout.prompts_per_step * config.rollout.group_size // self.ranks.world_size
         )
-        own = SamplingConfig.of(self.janus.net.generation_config)
-        self.sampling = SamplingConfig(
-            own.guidance if c.guidance is None else c.guidance,
-            c.temperature,
-            code_top_k=0,
-            text_top_k=0,
-            edit_guidance=own.edit_guidance if c.edit_guidance is None else c.edit_guidance,
+        batch_size = config.rollout.rollout_batch_size or episodes_of_rank
+        self.engine = Engine(self.janus, batch_size, bounded=False)
+        self.sampling = sampling_of(config, self.janus)
+        self.algorithm = algorithm_class(config, self.janus, self.ranks)
+        self.policy_update = PolicyUpdate(
+            config,
+            self.algorithm,
+            self.shards,
+            self.reference,
+            self.engine.template,
+            agreement_of(config, self.ranks),
         )
-        self.critic: Critic | None = None
-        if c.algorithm == "ppo":
-            torch.manual_seed(c.seed)
-            head = ValueHead(self.janus.net.config.text_config.hidden_size).to(device)
-            self.critic = Critic(head, c.value_lr, c.gamma, c.lam, ranks=self.ranks)
-        mean, high = LIMITS[c.dtype]
-        self.agreement = Agreement(
-            mean if c.most_mean_gap is None else c.most_mean_gap,
-            high if c.most_high_gap is None else c.most_high_gap,
-            c.clip_range,
-            c.clip_range if c.clip_high is None else c.clip_high,
-            c.importance_cap or math.inf,
-            self.ranks,
+        self.reward_checks = RewardChecks(
+            config.reward_checks, verdicts_learn=bool(config.advantage.judging_weight)
         )
-        one_verdict = c.one_verdict if c.judging_weight else math.inf
-        self.guard = RewardChecks(c.most_missing, one_verdict, c.patience, c.verdict_patience)
-        self.nurse = AutoRecovery(c.nurse)
-        self.idle: dict[str, Row] = {}
-        known = open_sanity_pairs(c.sanity_pairs, c.prompts, c.seed, c.prompt_options)
-        if known is not None:
-            with (
-                self.ranks.together()
-            ):  # each rank asks for itself, and may be the only one whose judge is dead
-                check_reward(self.reward, *known, c.least_separation)
-        else:
-            warnings.warn(
-                "config: sanity_pairs is empty: the reward is not checked before the run",
-                stacklevel=2,
+        self.recovery = AutoRecovery(config.auto_recovery)
+        self.shown_episodes: list[Episode] = []
+        """Of the last step, where it has a page."""
+        self._check_reward()
+
+    def _check_prompts_per_step(self) -> None:
+        prompts_per_step = self.config.rollout.prompts_per_step
+        if prompts_per_step % self.ranks.world_size:
+            raise InputError(
+                f"config: rollout.prompts_per_step is {prompts_per_step}; it must be a multiple of "
+                f"the number of ranks, which is {self.ranks.world_size}"
             )
+
+    def _check_reward(self) -> None:
+        """Try the reward on sanity pairs before anything is learned from it."""
+        config = self.config
+        pairs = open_sanity_pairs(
+            config.sanity_pairs, config.prompts, config.seed, config.prompt_options
+        )
+        if pairs is None:
+            warnings.warn(
+                "config: there are no sanity_pairs: the reward is not checked before the run",
+                stacklevel=3,
+            )
+            return
+        good, bad = pairs
+        # each rank asks for itself, and may be the only one whose reward is dead
+        with self.ranks.all_raise():
+            check_reward(self.reward, good, bad, config.reward_checks.min_separation)
 
     def step(self, step: int) -> dict[str, float]:
-        c, rng = self.config, np.random.default_rng([self.config.seed, step])
+        """One step: its metrics. Raises Stopped where going on would do harm."""
+        config = self.config
         began = time.perf_counter()
-        seed = (c.seed * 10**6 + step) * c.prompts_per_step * c.group
-        mine = self.ranks.share(range(c.prompts_per_step))
-        seeds = [seed + i * c.group for i in mine]
-        with self.ranks.together(), self.shards.whole():
-            asked = self.prompts.draw(rng, c.prompts_per_step, mine)
-            groups = collect(
-                self.engine, asked, c.group, c.rounds, seeds, self.sampling, self.reward
-            )
-        sampled = time.perf_counter() - began
-        outcomes = self.ranks.merge([g.outcome for g in groups])
-        values = [self.advantages(o) for o in outcomes]
-        metrics = describe(outcomes)
-        why = next(
-            filter(None, self.ranks.gather(why_missing(self.reward))), ""
-        )  # of whichever rank knows
-        metrics |= self.guard.check(metrics, values, why)
+        rng = np.random.default_rng([config.seed, step])
+
+        own = self.roll_out_and_score(rng, step)
+        rollout_seconds = time.perf_counter() - began
+        trajectories = gather_trajectories(own, self.ranks)
+        metrics = describe(trajectories)
+
+        self.algorithm.advantages(trajectories)
+        metrics |= self.reward_checks.check(metrics, trajectories, self._why_missing())
         tell_missing(self.reward)
-        turns = {t.sampling_params.head: t for g in groups for e in g.episodes for t in e.turns}
-        self.idle = {head: idle_row(t) for head, t in turns.items()}
-        rows, n_rows = self.rows(groups, outcomes, values)
-        lr = self.schedule.at(step) * self.nurse.lr
-        with activation_checkpointing(
-            self.janus, c.checkpointing
-        ):  # every group may have been dropped
-            learnt = self.learn(rng, rows, n_rows, lr, step) if n_rows else {}
-        metrics |= learnt | {"lr": lr, "rollout_seconds": sampled}
-        if c.nurse:
-            metrics |= {"lr_factor": self.nurse.lr, "beta_factor": self.nurse.beta}
-        if metrics.get("refused_steps") == 1:
-            raise Stopped(
-                f"policy: not one update of step {step} had a finite gradient; start again from "
-                "a checkpoint at a lower rate"
-            )
-        tokens = self.ranks.total(
-            {"tokens": sum(len(t.tokens) for g in groups for e in g.episodes for t in e.turns)}
-        )["tokens"]
-        metrics["tokens_per_second"] = tokens / (time.perf_counter() - began)
-        if step % c.picture_every == 0 and self.ranks.first:
-            self.picture(groups, step)
+
+        lr = self.schedule.at(step) * self.recovery.lr_factor
+        beta = config.loss.beta * self.recovery.beta_factor
+        metrics |= self.update(rng, own, trajectories, lr, beta, step)
+
+        metrics |= {"lr": lr, "rollout_seconds": rollout_seconds}
+        if config.auto_recovery:
+            metrics |= {
+                "lr_factor": self.recovery.lr_factor,
+                "beta_factor": self.recovery.beta_factor,
+            }
+        n_tokens = self.ranks.all_sum({"tokens": sum(count_tokens(t) for t in own)})["tokens"]
+        metrics["tokens_per_second"] = n_tokens / (time.perf_counter() - began)
+        self.shown_episodes = []
+        if step % config.runtime.picture_every == 0 and self.ranks.is_main:
+            self.shown_episodes = write_page(self.out, own, step)
         return metrics
 
-    def rows(
-        self, groups: list[Group], outcomes: list[Outcome], values: list[list[list[float]]]
-    ) -> tuple[list[Row], int]:
-        """This rank's turns to learn from, numbered among all ranks', and how many all have.
-        ``outcomes`` and ``values`` (advantages of groups, episodes, turns) are of all groups,
-        ``groups`` are this rank's."""
-        c = self.config
-        of_verdicts = float(
-            c.judging_weight > 0
-        )  # in any form, also of whitened advantages and of a whole episode's
-        factors = [[[1.0, of_verdicts] * (len(turns) // 2) for turns in group] for group in values]
-        if c.balanced:
-            factors = balanced(factors, [o.values() for o in outcomes])
-        longest = max(self.janus.n_codes, self.sampling.reason_tokens)
-        found, start, own = [], 0, iter(groups)
-        for i, (outcome, of_group) in enumerate(zip(outcomes, values, strict=True)):
-            group = next(own) if i % self.ranks.size == self.ranks.rank else None
-            if c.drop_flat_groups and not varies(of_group):
-                continue
-            flat = [a for turns in of_group for a in turns]
-            if group is not None:
-                rewards = [
-                    r
-                    for s, y in zip(outcome.values(), outcome.verdicts, strict=True)
-                    for r in turn_rewards(
-                        s, y, c.rounds, c.form, c.last_image_weight, c.judging_weight
-                    )
-                ]
-                turns = [t for e in group.episodes for t in e.turns]
-                each = [f for turns in factors[i] for f in turns]
-                if c.algorithm == "grpo":  # PPO's advantages are not known yet
-                    flat = [a * f for a, f in zip(flat, each, strict=True)]
-                found += rows_of(turns, flat, c.reduction, longest, rewards, each, start)
-            start += sum(map(math.isfinite, flat))
-        return found, start
-
-    def learn(
-        self, rng: np.random.Generator, rows: list[Row], n_rows: int, lr: float, step: int
-    ) -> dict[str, float]:
-        """Several epochs of minibatches over one step's turns: this rank's ``rows`` of all ranks'
-        ``n_rows``."""
-        c = self.config
-        known = {row.index: row for row in self.with_reference(rows)}
-        fits = [
-            minibatches(rng, n_rows, c.minibatches)
-            for _ in range(c.value_epochs if self.critic else 0)
-        ]
-        epochs = [minibatches(rng, n_rows, c.minibatches) for _ in range(c.epochs)]
-        seen: dict[str, list[float]] = {}
-        if self.critic is not None:
-            states = self.score_before(known, epochs[0])
-            warm = step < c.value_warmup
-            if warm:
-                seen |= {name: [value] for name, value in self.agreement.check().items()}
-            judged, told = self.teach_values(known, states, fits, None if warm else c.value_clip)
-            known = {row.index: row for row in judged}
-            seen |= {name: [value] for name, value in told.items()}
-            if warm:
-                epochs = []
-        else:  # the first update scores what it is made of itself
-            self.score_before(known, epochs[0][1:])
-        for epoch, parts in enumerate(epochs):
-            for k, numbers in enumerate(parts):
-                told, part = self.minibatch(
-                    [known[i] for i in numbers if i in known], lr, first=not epoch and not k
-                )
-                known |= {row.index: row for row in part}
-                for name, number in told.items():
-                    seen.setdefault(name, []).append(number)
-        return {name: float(np.mean(v)) for name, v in seen.items()}
-
-    def batches(self, rows: list[Row]) -> list[Packed]:
-        """Micro-batches of this rank's rows, as many of each head as every other rank has."""
-        return in_step(pack(rows, self.config.micro, self.janus.device), self.idle, self.ranks)
-
-    @torch.no_grad()
-    def with_reference(self, rows: list[Row]) -> list[Row]:
-        """The rows with their log-probabilities under the frozen reference, which all epochs
-        share."""
-        found: list[Row] = []
-        for batch in self.batches(rows):
-            logp = self.reference.score(self.engine.template, batch.turns)
-            found += [
-                replace(row, reference=tuple(part.tolist())) for row, part in batch.split(logp)
-            ]
-        return found
-
-    @torch.no_grad()
-    def score_before(self, known: dict[int, Row], parts: list[list[int]]) -> dict[int, Tensor]:
-        """The policy's log-probabilities of the minibatches ``parts``, as it is before the step's
-        first update, are put into the rows in ``known``. They are computed in the micro-batches of
-        the update, so that they are rounded in the same way. Returns, for PPO, the final hidden
-        states (n, D) from which each row's tokens were predicted."""
-        states: dict[int, Tensor] = {}
-        for numbers in parts:
-            for batch in self.batches([known[i] for i in numbers if i in known]):
-                logp, hidden = self.shards.run(
-                    policy.evaluate, self.janus, self.engine.template, batch.turns
-                )
-                self.agreement.add(batch, logp)
-                known |= {
-                    row.index: replace(row, old=tuple(part.tolist()))
-                    for row, part in batch.split(logp)
-                }
-                if self.critic is not None:
-                    states |= {row.index: part for row, part in batch.split(hidden)}
-        return states
-
-    def teach_values(
-        self,
-        known: dict[int, Row],
-        states: dict[int, Tensor],
-        fits: list[list[list[int]]],
-        clip: float | None,
-    ) -> tuple[list[Row], dict[str, float]]:
-        """The rows with what the value head says of them, and metrics; then it is taught in passes
-        of the minibatches ``fits``."""
-        assert self.critic is not None
-        self.critic.kl_weight = (
-            self.config.beta * self.nurse.beta if self.config.kl_in == "reward" else 0.0
-        )
-        rows, of_rows = list(known.values()), [states[i] for i in known]
-        judged, told = self.critic.judge(rows, of_rows)
-        for parts in fits:
-            told["value_loss"] = self.critic.fit(judged, of_rows, parts, clip)
-        return judged, told
-
-    def minibatch(
-        self, part: list[Row], lr: float, first: bool
-    ) -> tuple[dict[str, float], list[Row]]:
-        """One update from this rank's part of a minibatch. Returns metrics, and the rows with their
-        log-probabilities before the step's ``first`` update, which are that update's own."""
-        c = self.config
-        denominator = self.ranks.total({"weight": total_weight(part)})["weight"]
-        beta = c.beta * self.nurse.beta if c.kl_in == "loss" else 0.0
-        sums = {"kl": 0.0, "clipped": 0.0, "loss": 0.0, "entropy": 0.0, "tokens": 0.0}
-        found: list[Row] = []
-        for batch in self.batches(part):
-            logp = self.shards.run(policy.score, self.janus, self.engine.template, batch.turns)
-            old = batch.old
-            if not len(old):
-                old = logp.detach()
-                self.agreement.add(batch, old)
-            out = policy_loss(
-                logp,
-                old,
-                batch.reference,
-                batch.advantage,
-                batch.weight,
-                denominator,
-                c.clip_range,
-                beta,
-                c.clip_high,
-                importance_weights(old, batch.behaviour, c.importance_cap),
+    def roll_out_and_score(self, rng: np.random.Generator, step: int) -> list[Trajectory]:
+        """This rank's trajectories of a step: its part of the prompts' episodes, with the
+        scores of their images."""
+        config, settings = self.config, self.config.rollout
+        n_prompts, group_size = settings.prompts_per_step, settings.group_size
+        own_groups = self.ranks.local_part(range(n_prompts))
+        first_seed = (config.seed * 10**6 + step) * n_prompts * group_size
+        seeds = [first_seed + number * group_size for number in own_groups]
+        with self.ranks.all_raise(), self.shards.gathered():
+            prompts = self.prompts.draw(rng, n_prompts, own_groups)
+            episodes = rollout(
+                self.engine, prompts, group_size, settings.rounds, seeds, self.sampling
             )
-            out.loss.backward()
-            found += [replace(row, old=tuple(values.tolist())) for row, values in batch.split(old)]
-            sums["loss"] += float(out.loss.detach())
-            sums["kl"] += float(out.kl) / denominator
-            sums["clipped"] += float(out.clipped)
-            sums["entropy"] -= float((batch.weight * logp.detach()).sum()) / denominator
-            sums["tokens"] += float((batch.weight > 0).sum())
-        sums = self.ranks.total(sums)
-        sums["clipped"] /= sums.pop("tokens")
-        if first:
-            sums |= self.agreement.check() | {"clipped_first": sums["clipped"]}
-        return sums | self.update.step(lr), found
+            return score_episodes(self.reward, episodes, own_groups)
 
-    def advantages(self, outcome: Outcome) -> list[list[float]]:
-        """Of every turn of a group's episodes. PPO's own come from its value head; there these say
-        which groups vary."""
-        c = self.config
-        form: Form = "segment" if c.algorithm == "ppo" and c.form == "expected" else c.form
-        given = (
-            outcome.values(),
-            outcome.verdicts,
-            c.rounds,
-            form,
-            c.last_image_weight,
-            outcome.p_yes,
-            c.scale,
-        )
-        return advantages(*given, c.judging_weight)
+    def update(
+        self,
+        rng: np.random.Generator,
+        own: list[Trajectory],
+        trajectories: list[Trajectory],
+        lr: float,
+        beta: float,
+        step: int,
+    ) -> dict[str, float]:
+        """Learn from this rank's ``own`` of all ranks' ``trajectories``, which have their
+        advantages; nothing where no turn of any rank is worth it. Raises Stopped where no update
+        had a finite gradient."""
+        config = self.config
+        max_tokens = max(self.janus.n_codes, self.sampling.reason_tokens)
+        turns = select_turns(trajectories, config.advantage, config.loss.reduction, max_tokens)
+        if not turns:  # every group may have been dropped
+            return {}
+        own_turns = [turn for turn in turns if turn.sampled is not None]
+        self.policy_update.set_idle([turn.turn for t in own for turn in t.turns])
+        with activation_checkpointing(self.janus, config.runtime.activation_checkpointing):
+            metrics = self.policy_update.learn(rng, own_turns, len(turns), lr, step, beta)
+        if metrics.get("refused_steps") == 1:
+            raise Stopped(
+                f"policy: not one update of step {step} had a finite gradient; start again from a "
+                "checkpoint at a lower rate"
+            )
+        return metrics
 
-    def picture(self, groups: list[Group], step: int) -> None:
-        """The best and worst episode of the groups that vary most, as a page; groups without any
-        score are passed over."""
-        scored = [
-            (group, scores)
-            for group in groups
-            if np.isfinite(scores := self._last_scores(group)).any()
-        ]
-        scored.sort(key=lambda each: np.nanmin(each[1]) - np.nanmax(each[1]))
-        episodes = [
-            group.episodes[int(of(scores))]
-            for group, scores in scored[:4]
-            for of in (np.nanargmax, np.nanargmin)
-        ]
-        if not episodes:
-            return
-        folder = self.out / "episodes"
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(
-            folder / f"step-{step}.html",
-            filmstrip(episodes, f"step {step}: best and worst episodes of a group"),
-        )
+    def recover(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        """After a step: act where its reward has fallen, which saves the run's state."""
+        finding = self.recovery.observe(metrics.get("score"))
+        if finding:
+            self.recovery.act(finding, trainer, self.reference, self.shards)
+        elif trainer.due(self.config.runtime.save_every):
+            self.recovery.note_saving(trainer.step)
 
-    @staticmethod
-    def _last_scores(group: Group) -> np.ndarray:
-        return np.array(
-            [v[final] for v, final in zip(group.outcome.values(), group.outcome.final, strict=True)]
-        )
+    def steps_to_keep(self) -> tuple[int, ...]:
+        """Steps whose states the run may go back to."""
+        return (self.recovery.good_step,)
+
+    def state(self) -> dict[str, Stateful]:
+        """What a resumed run needs."""
+        state: dict[str, Stateful] = {
+            "net": trainable(self.janus),
+            "optimizer": self.policy_update.optimizer,
+            "algorithm": self.algorithm,
+            "reward_checks": self.reward_checks,
+            "auto_recovery": self.recovery,
+        }
+        recovery = self.config.auto_recovery
+        if recovery and recovery.on_decline == "move_reference":
+            state["reference"] = self.reference.movable()
+        return state
+
+    def _why_missing(self) -> str:
+        """Why scores are missing, from whichever rank knows."""
+        reasons = [why for why in self.ranks.all_gather(why_missing(self.reward)) if why]
+        return reasons[0] if reasons else ""
+
+
+def schedule_of(config: RLConfig) -> Schedule:
+    """The learning rate over the run's steps."""
+    optim = config.optim
+    return Schedule(
+        config.steps,
+        optim.lr,
+        optim.min_lr,
+        optim.warmup_steps,
+        optim.convert_lr,
+        optim.convert_step,
+    )
+
+
+def sampling_of(config: RLConfig, janus: Janus) -> SamplingConfig:
+    """How episodes are sampled: guidance as the checkpoint says where the config is silent, and no
+    top-k."""
+    rollout_config = config.rollout
+    own = SamplingConfig.of(janus.net.generation_config)
+    guidance, edit_guidance = rollout_config.guidance, rollout_config.edit_guidance
+    return SamplingConfig(
+        guidance=own.guidance if guidance is None else guidance,
+        temperature=rollout_config.temperature,
+        code_top_k=0,
+        text_top_k=0,
+        edit_guidance=own.edit_guidance if edit_guidance is None else edit_guidance,
+    )
+
+
+def agreement_of(config: RLConfig, ranks: ProcessGroup) -> Agreement:
+    """How far sampler and scorer may be from each other."""
+    loss, checks = config.loss, config.reward_checks
+    mean, p99 = LIMITS[config.runtime.dtype]
+    high = loss.clip_range_high
+    return Agreement(
+        max_mean=mean if checks.max_logprob_diff_mean is None else checks.max_logprob_diff_mean,
+        max_p99=p99 if checks.max_logprob_diff_p99 is None else checks.max_logprob_diff_p99,
+        clip_low=loss.clip_range,
+        clip_high=loss.clip_range if high is None else high,
+        importance_cap=loss.importance_cap or math.inf,
+        ranks=ranks,
+    )
+
+
+def count_tokens(trajectory: Trajectory) -> int:
+    """Tokens that were sampled."""
+    return sum(len(turn.turn.tokens) for turn in trajectory.turns)
 
 
 def train_rl(config: RLConfig, out: str | Path, reward: Reward | None = None) -> None:
     """Train, resume if ``out`` holds a state, and write the checkpoint to ``out``/final."""
-    torch.set_num_threads(config.threads)
-    out, ranks = Path(out), Ranks.start(config.device)
-    job = RLLoop(config, out, reward, ranks)
-    state: dict[str, Stateful] = {
-        "net": job.trainable,
-        "optimizer": job.update,
-        "guard": job.guard,
-        "nurse": job.nurse,
-    }
-    if job.critic is not None:
-        state["critic"] = job.critic
-    if config.nurse and config.nurse.ease == "reference":
-        state["reference"] = job.reference.movable()
-    run = Trainer(
+    set_up_process(config.runtime)
+    out, ranks = Path(out), ProcessGroup.join(config.runtime.device)
+    loop = RLLoop(config, out, reward, ranks)
+    trainer = Trainer(
         out,
         config,
-        state,
-        may_change=MAY_CHANGE,
-        ranks=ranks,
-        start=fingerprint(fetch(locate(config.model))),
+        loop.state(),
+        ranks,
+        weights=fingerprint(fetch(locate(config.model))),
+        keep_steps=loop.steps_to_keep,
     )
-    run.keep = lambda: (job.nurse.good,)
-
-    watch = partial(job.nurse.watch, run, lambda: job.reference.become(job.shards))
-    run.loop(
-        config.steps,
-        job.step,
-        log_every=config.log_every,
-        save_every=config.save_every,
-        watch=watch,
-    )
-    job.shards.save(out / "final")
+    for step in trainer.steps(config.steps):
+        metrics = loop.step(step)
+        trainer.finish_step(metrics)
+        trainer.log_images("episodes", [episode_strip(e) for e in loop.shown_episodes])
+        loop.recover(trainer, metrics)
+    loop.shards.save(out / "final")

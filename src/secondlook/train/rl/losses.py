@@ -2,7 +2,7 @@
 denominator.
 
 So accumulation over micro-batches equals one large batch: each call gets the denominator of the
-whole update.
+whole update. All tensors of a call are (N,), one entry a token.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class PolicyLoss:
-    """One micro-batch's share of an update."""
+    """One micro-batch's part of an update."""
 
     loss: Tensor
     """Scalar, differentiable."""
     clipped: Tensor
-    """Tokens on whose clipped branch the gradient is zero."""
+    """Number of tokens on whose clipped branch the gradient is zero."""
     kl: Tensor
-    """Sum of k3 over tokens."""
+    """Weighted sum of k3 over tokens."""
 
 
 def kl_k3(logp: Tensor, reference: Tensor) -> Tensor:
-    """The k3 estimator of KL(policy || reference) per token: exp(ref - new) - (ref - new) - 1,
+    """The k3 estimator of KL(policy || reference) per token (N,): exp(ref - new) - (ref - new) - 1,
     never negative."""
     difference = reference - logp
     return difference.exp() - difference - 1
@@ -51,53 +51,56 @@ def policy_loss(
     advantage: Tensor,
     weight: Tensor,
     denominator: float,
-    clip: float = 0.2,
+    clip_range: float = 0.2,
     beta: float = 0.05,
-    clip_high: float | None = None,
+    clip_range_high: float | None = None,
     importance: Tensor | None = None,
 ) -> PolicyLoss:
-    """Clipped surrogate with k3-KL (arXiv 2506.01480, equation of the RL stage), per token, all
-    arguments (N,).
+    """Clipped surrogate with k3-KL (arXiv 2506.01480, equation of the RL stage), per token (N,).
 
-    The ratio is clipped to [1 - clip, 1 + clip_high]; without ``clip_high`` both sides are ``clip``
-    (DAPO, arXiv 2503.14476, leaves more room above, so that rare tokens can become likelier).
-    ``old`` are the log-probabilities that the policy scored before its first update; ``importance``
-    (default: 1) weighs the surrogate for what the sampler had in their stead, and has no gradient.
-    ``weight`` is the token's weight (0 masks it: padding, a missing reward), and the sum of weights
-    over the whole update is ``denominator``.
+    The ratio is clipped to [1 - clip_range, 1 + clip_range_high]; without the latter both sides are
+    ``clip_range`` (DAPO, arXiv 2503.14476, leaves more room above, so that rare tokens can become
+    likelier). ``old`` are the log-probabilities that the policy scored before its first update;
+    ``importance`` (default: 1) weighs the surrogate for what the sampler had in their stead, and
+    has no gradient. ``weight`` is the token's weight (0 masks it: padding, a missing reward), and
+    the sum of weights over the whole update is ``denominator``.
     """
     ratio = (logp - old).exp()
-    limited = ratio.clamp(1 - clip, 1 + (clip if clip_high is None else clip_high))
-    surrogate = torch.minimum(ratio * advantage, limited * advantage)
+    high = clip_range if clip_range_high is None else clip_range_high
+    clipped_ratio = ratio.clamp(1 - clip_range, 1 + high)
+    surrogate = torch.minimum(ratio * advantage, clipped_ratio * advantage)
     if importance is not None:
         surrogate = importance.detach() * surrogate
     kl = kl_k3(logp, reference)
     loss = (weight * (beta * kl - surrogate)).sum() / denominator
     with torch.no_grad():
-        clipped = ((limited * advantage < ratio * advantage) & (weight > 0)).sum()
-    return PolicyLoss(loss, clipped, (weight * kl).sum().detach())
+        is_clipped = (clipped_ratio * advantage < ratio * advantage) & (weight > 0)
+    return PolicyLoss(loss, is_clipped.sum(), (weight * kl).sum().detach())
 
 
 def value_loss(
     value: Tensor,
-    before: Tensor,
-    target: Tensor,
+    old_value: Tensor,
+    returns: Tensor,
     weight: Tensor,
     denominator: float,
-    clip: float | None = 0.2,
+    clip_range: float | None = 0.2,
 ) -> Tensor:
-    """Clipped value loss of PPO (arXiv 1707.06347, its public code), per token, all arguments (N,):
+    """Clipped value loss of PPO (arXiv 1707.06347, its public code), per token (N,):
 
-    0.5 max((v - R)^2, (clip(v, v_old ± clip) - R)^2), weighted as the policy's. ``clip`` None:
-    no clipping."""
-    error = (value - target) ** 2
-    if clip is not None:
-        error = torch.maximum(error, (before + (value - before).clamp(-clip, clip) - target) ** 2)
+    0.5 max((v - R)^2, (v_old + clip(v - v_old, ± clip_range) - R)^2), weighted as the policy's.
+    ``clip_range`` None: no clipping."""
+    error = (value - returns) ** 2
+    if clip_range is not None:
+        clipped_value = old_value + (value - old_value).clamp(-clip_range, clip_range)
+        error = torch.maximum(error, (clipped_value - returns) ** 2)
     return 0.5 * (weight * error).sum() / denominator
 
 
-def explained_variance(value: Tensor, target: Tensor) -> float:
-    """1 - Var(R - v) / Var(R) of values and targets (N,): 1 is perfect, 0 as good as a constant,
+def explained_variance(values: Tensor, returns: Tensor) -> float:
+    """1 - Var(R - v) / Var(R) of values and returns (N,): 1 is perfect, 0 as good as a constant,
     NaN without variance."""
-    spread = target.var()
-    return float(1 - (target - value).var() / spread) if float(spread) > 0 else float("nan")
+    variance = returns.var()
+    if not float(variance) > 0:
+        return float("nan")
+    return float(1 - (returns - values).var() / variance)

@@ -10,12 +10,15 @@ from secondlook.data.prompts import Line, check_prompts
 from secondlook.errors import InputError
 from secondlook.models.janus.template import ChatTemplate
 from secondlook.rewards.reward import Reward, Weighted
-from secondlook.train.distributed import Ranks
+from secondlook.train.distributed import ProcessGroup
 from secondlook.types import Prompt
 
 
 def check_lines(
-    template: ChatTemplate, reward: Reward, lines: Sequence[Line], ranks: Ranks = Ranks()
+    template: ChatTemplate,
+    reward: Reward,
+    lines: Sequence[Line],
+    ranks: ProcessGroup = ProcessGroup(),
 ) -> None:
     """Read all prompts of a file, each rank its share, with the model's tokenizer, every source as
     a whole (a header does not tell whether a file is cut off), and ask the judge which ones it can
@@ -23,8 +26,8 @@ def check_lines(
 
     Raises InputError, on all ranks, that names the first line and how many others are like it.
     """
-    with ranks.together():
-        own = ranks.share(lines)
+    with ranks.all_raise():
+        own = ranks.local_part(lines)
         check_prompts(template, own)
         with ThreadPoolExecutor() as pool:  # decoding is done without Python's lock
             faults = [fault for fault in pool.map(lambda line: _fault(reward, line), own) if fault]

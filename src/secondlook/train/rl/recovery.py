@@ -1,160 +1,142 @@
 """What the authors of arXiv 2506.01480 did by hand to keep RL going, as a stated policy.
 
 On a sharp drop of the reward the rate is cut to 1/2 to 2/3 and the run goes back to its last good
-state; on a slow decline beta is lowered, or the reference becomes the current policy. Each act is
-written to acts.jsonl.
+state; on a slow decline beta is lowered, or the reference becomes the current policy. Each action
+is written to acts.jsonl.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from secondlook.errors import InputError, Stopped
+from secondlook.errors import Stopped
 from secondlook.io import write_text
-from secondlook.train.trainer import Trainer, saved_steps
+from secondlook.train.rl.config import RecoveryConfig
+from secondlook.train.state_files import saved_steps
+from secondlook.train.trainer import Trainer
 
+if TYPE_CHECKING:
+    from secondlook.train.reference import Reference
+    from secondlook.train.sharding import ShardedModel
 
-@dataclass(frozen=True)
-class RecoveryConfig:
-    """When the nurse acts, and how. Rewards are the mean S of a step's final images, averaged over
-    ``window`` steps."""
-
-    window: int = 10
-    drop: float = 0.1
-    """So far below the best average: a sharp drop."""
-    lr_cut: float = 0.6
-    decline: float = 0.03
-    patience: int = 50
-    """So far below the best average in so many steps in a row: a slow decline."""
-    ease: Literal["beta", "reference"] = "beta"
-    beta_cut: float = 0.5
-    most: int = 5
-    """More acts than these stop the run."""
-
-    def __post_init__(self) -> None:
-        for name, low, high in (
-            ("lr_cut", 0, 1),
-            ("beta_cut", 0, 1),
-            ("drop", 0, 1),
-            ("decline", 0, 1),
-        ):
-            if not low < getattr(self, name) < high:
-                raise InputError(
-                    f"config: nurse.{name} is {getattr(self, name)}; it must lie between {low} "
-                    f"and {high}"
-                )
-        for name in ("window", "patience", "most"):
-            if getattr(self, name) < 1:
-                raise InputError(
-                    f"config: nurse.{name} is {getattr(self, name)}; it must be at least 1"
-                )
+Finding = Literal["", "drop", "decline"]
 
 
 @dataclass
 class AutoRecovery:
-    """Watches a run. Everything but ``config`` is part of the run's state, and survives going
-    back."""
+    """Watches a run's reward. Everything but ``config`` is part of the run's state, and survives
+    going back."""
 
     config: RecoveryConfig | None = None
-    lr: float = 1.0
-    beta: float = 1.0
-    """Factors of the rate and of beta."""
-    best: float = -1.0
-    """The best average so far."""
-    good: int = 0
-    """The step of the last good state: the best average of those saved; 0: none yet."""
+    lr_factor: float = 1.0
+    """Of the learning rate."""
+    beta_factor: float = 1.0
+    """Of the KL's weight."""
+    best_average: float = -1.0
+    """The best moving average so far."""
+    good_step: int = 0
+    """The step of the last good state, which has the best average of those saved; 0: none yet."""
     good_average: float = -1.0
-    low: int = 0
-    """Steps in a row in a slow decline."""
-    acts: list[dict[str, Any]] = field(default_factory=list)
+    """The average at that state."""
+    steps_in_decline: int = 0
+    """Steps in a row."""
+    actions: list[dict[str, Any]] = field(default_factory=list)
     """What was done so far."""
-    recent: list[float] = field(default_factory=list)
+    recent_rewards: list[float] = field(default_factory=list)
+    """Of the last ``window`` steps."""
 
     @property
     def average(self) -> float | None:
         """Of the last steps; None until there are enough."""
-        c = self.config
-        return float(np.mean(self.recent)) if c and len(self.recent) == c.window else None
+        if self.config is None or len(self.recent_rewards) < self.config.window:
+            return None
+        return float(np.mean(self.recent_rewards))
 
-    def see(self, reward: float | None) -> Literal["", "back", "ease"]:
-        """One step's reward; says what is to be done."""
-        c = self.config
-        if c is None or reward is None:
+    def observe(self, reward: float | None) -> Finding:
+        """Take one step's reward (None: there was none); says what is found."""
+        config = self.config
+        if config is None or reward is None:
             return ""
-        self.recent = [*self.recent, reward][-c.window :]
+        self.recent_rewards = [*self.recent_rewards, reward][-config.window :]
         average = self.average
         if average is None:
             return ""
-        self.best = max(self.best, average)
-        self.low = self.low + 1 if average < self.best - c.decline else 0
-        if average < self.best - c.drop:
-            return "back"
-        return "ease" if self.low >= c.patience else ""
+        self.best_average = max(self.best_average, average)
+        in_decline = average < self.best_average - config.decline
+        self.steps_in_decline = self.steps_in_decline + 1 if in_decline else 0
+        if average < self.best_average - config.drop:
+            return "drop"
+        return "decline" if self.steps_in_decline >= config.patience else ""
 
-    def watch(
-        self,
-        run: Trainer,
-        move_reference: Callable[[], None],
-        metrics: dict[str, float],
-        saving: bool,
-    ) -> bool:
-        """What ``Run.loop`` asks after a step: looks at its reward, acts where that is needed, and
-        says whether it did."""
-        what = self.see(metrics.get("score"))
-        if not what and saving:
-            self.saving(run.step)
-        self.act(run, what, move_reference)
-        return bool(what)
-
-    def saving(self, step: int) -> None:
-        """A state of that step is about to be written."""
+    def note_saving(self, step: int) -> None:
+        """The state of that step is about to be written; it may be the best one so far."""
         average = self.average
         if average is not None and average >= self.good_average:
-            self.good, self.good_average = step, average
+            self.good_step, self.good_average = step, average
 
     def act(
-        self, run: Trainer, what: Literal["", "back", "ease"], move_reference: Callable[[], None]
+        self,
+        finding: Finding,
+        trainer: Trainer,
+        reference: Reference | None = None,
+        policy: ShardedModel | None = None,
     ) -> None:
-        """Do it, and write it down. Raises Stopped after too many acts."""
-        c = self.config
-        if not what or c is None:
-            return
-        if len(self.acts) >= c.most:
+        """Act on a finding, write it down, and save the run's state. ``reference`` and ``policy``
+        are needed where the reference may be moved.
+
+        Raises Stopped after too many actions.
+        """
+        config = self.config
+        assert config is not None
+        if len(self.actions) >= config.max_actions:
             raise Stopped(
-                f"policy: the reward fell again after {c.most} acts of the nurse (nurse.most); "
-                "see acts.jsonl"
+                f"policy: the reward fell again after {config.max_actions} actions "
+                "(auto_recovery.max_actions); see acts.jsonl"
             )
-        said: dict[str, Any] = {"step": run.step, "average": self.average, "best": self.best}
-        self.recent, self.low = [], 0
-        if what == "back":
-            self.lr *= c.lr_cut
-            kept, known = self.state_dict(), self.good in saved_steps(run.out)
-            if known:
-                run.resume(self.good)
-                self.load_state_dict(kept)
-            said |= {
-                "act": "lower the rate and go back" if known else "lower the rate",
-                "to": run.step,
-            }
-        elif c.ease == "beta":
-            self.beta *= c.beta_cut
-            said |= {"act": "lower beta"}
+        action: dict[str, Any] = {
+            "step": trainer.step,
+            "average": self.average,
+            "best": self.best_average,
+        }
+        self.recent_rewards, self.steps_in_decline = [], 0
+        if finding == "drop":
+            self.lr_factor *= config.lr_cut
+            went_back = self._go_back(trainer)
+            name = "lower the rate and go back" if went_back else "lower the rate"
+            action |= {"act": name, "to": trainer.step}
+        elif config.on_decline == "lower_beta":
+            self.beta_factor *= config.beta_cut
+            action |= {"act": "lower beta"}
         else:
-            move_reference()
-            said |= {"act": "move the reference"}
-        self.acts = [*self.acts, said | {"lr_factor": self.lr, "beta_factor": self.beta}]
-        if run.ranks.first:
-            write_text(run.out / "acts.jsonl", "".join(json.dumps(act) + "\n" for act in self.acts))
-        run.save()
-        run.forget_later()
+            assert reference is not None and policy is not None
+            reference.become(policy)
+            action |= {"act": "move the reference"}
+        action |= {"lr_factor": self.lr_factor, "beta_factor": self.beta_factor}
+        self.actions = [*self.actions, action]
+        if trainer.ranks.is_main:
+            lines = [json.dumps(each) + "\n" for each in self.actions]
+            write_text(trainer.out / "acts.jsonl", "".join(lines))
+        trainer.save()
+        trainer.forget_later_steps()
+
+    def _go_back(self, trainer: Trainer) -> bool:
+        """Take over the last good state, but for what is known here; whether there is one."""
+        if self.good_step not in saved_steps(trainer.out):
+            return False
+        own = self.state_dict()
+        trainer.load(self.good_step)
+        self.load_state_dict(own)
+        return True
 
     def state_dict(self) -> dict[str, Any]:
-        return {k: v for k, v in vars(self).items() if k != "config"}
+        # one text: torch looks for the items of a list of tables one by one, and an earlier state
+        # has fewer of them
+        state = {name: value for name, value in vars(self).items() if name != "config"}
+        return state | {"actions": json.dumps(self.actions)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
+        vars(self).update(state | {"actions": json.loads(state["actions"])})

@@ -1,8 +1,9 @@
-"""Reward liveness: a judge is checked before it rewards anything, and a run that has nothing to
-learn from stops."""
+"""A reward is checked before it rewards anything, and a run that has nothing to learn from is
+stopped."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,88 +12,96 @@ from secondlook.data.sanity_pairs import Pair
 from secondlook.errors import Stopped
 from secondlook.llm.missing import why_missing
 from secondlook.rewards.reward import Reward, score
-from secondlook.train.rl.advantages import varies
+from secondlook.train.rl.config import RewardChecksConfig
+from secondlook.train.rl.trajectory import Trajectory, groups_of, varies
 
 
-def check_reward(reward: Reward, good: list[Pair], bad: list[Pair], least: float = 1.0) -> None:
-    """Refuse a judge that is dead: in a share ``least`` of all pairs of a known-good picture and a
-    known-bad one the good one must score higher (1: in all), and no score may be missing.
+def check_reward(
+    reward: Reward, good: list[Pair], bad: list[Pair], min_separation: float = 1.0
+) -> None:
+    """Refuse a reward that is dead: in a share ``min_separation`` of all pairs of a known-good
+    picture and a known-bad one the good one must score higher (1: in all), and no score may be
+    missing.
 
     Raises Stopped.
     """
     scores = score(reward, [*good, *bad])
-    missing = sum(s is None for s in scores)
-    if missing:
-        why = why_missing(reward)
+    n_missing = sum(s is None for s in scores)
+    if n_missing:
         raise Stopped(
-            f"reward: {missing} of {len(scores)} sanity pictures got no score; the judge is not "
-            f"working{why}"
+            f"reward: {n_missing} of {len(scores)} sanity pictures got no score; the judge is not "
+            f"working{why_missing(reward)}"
         )
     values = [s.value for s in scores if s]
-    share = float(np.mean([g > b for g in values[: len(good)] for b in values[len(good) :]]))
-    if share < least:
-        lowest, highest = min(values[: len(good)]), max(values[len(good) :])
+    good_values, bad_values = values[: len(good)], values[len(good) :]
+    separation = float(np.mean([g > b for g in good_values for b in bad_values]))
+    if separation < min_separation:
         raise Stopped(
-            f"reward: a known-good picture scores {lowest:.3f} and a known-bad one {highest:.3f}; "
-            f"the judge cannot tell them apart: it does in {share:.3f} of the pairs, and "
-            f"least_separation is {least}"
+            f"reward: a known-good picture scores {min(good_values):.3f} and a known-bad one "
+            f"{max(bad_values):.3f}; the judge cannot tell them apart: it does in "
+            f"{separation:.3f} of the pairs, and reward_checks.min_separation is {min_separation}"
         )
 
 
-WRONG = 0.05
+MIN_WRONG = 0.05
 """A single verdict that is wrong in a smaller share is not held against a judge: nearly all of its
 pictures are of that kind."""
 
 
 @dataclass
 class RewardChecks:
-    """Watches a run's steps. ``flat`` and ``same`` count the last steps in a row without variance
-    and of a single verdict; they are part of a run's state."""
+    """Watches a run's steps. ``flat_steps`` and ``single_verdict_steps`` count the last steps in a
+    row without variance and with a single verdict; they are part of a run's state."""
 
-    most_missing: float
-    """A step with a larger share of missing scores stops the run."""
-    one_verdict: float
-    """A step counts as one of a single verdict when so large a share of the verdicts is the same,
-    and ``WRONG`` or more are not true."""
-    patience: int
-    """So many steps in a row without variance in any group stop the run."""
-    verdict_patience: int
-    """So many steps in a row of a single verdict do: a judge that has drifted may come back while
-    drawings are still taught."""
-    flat: int = 0
-    same: int = 0
+    config: RewardChecksConfig
+    verdicts_learn: bool = True
+    """Verdicts are taught, so they are checked for collapse."""
+    flat_steps: int = 0
+    single_verdict_steps: int = 0
 
     def check(
-        self, metrics: dict[str, float], advantages: list[list[list[float]]], why: str = ""
+        self, metrics: dict[str, float], trajectories: list[Trajectory], why: str = ""
     ) -> dict[str, float]:
-        """One step's metrics and its groups' advantages; returns the share of groups whose
-        drawings' advantages vary. Raises Stopped; ``why`` says why scores are missing
-        (``why_missing``)."""
-        if metrics["missing"] > self.most_missing or "yes_rate" not in metrics:
-            least = (
-                f"{metrics['missing']:.0%} of the scores are missing; at most "
-                f"{self.most_missing:.0%} may be"
-            )
-            raise Stopped(f"reward: {least}{why}")
-        varied = float(np.mean([varies(g) for g in advantages]))
-        self.flat = 0 if varied else self.flat + 1
-        if self.flat >= self.patience:
+        """One step's metrics (``rollout.describe``) and all ranks' trajectories with their
+        advantages; returns the share of groups whose drawings' advantages vary.
+
+        Raises Stopped; ``why`` says why scores are missing (``why_missing``).
+        """
+        max_missing = self.config.max_missing
+        if metrics["missing"] > max_missing or "yes_rate" not in metrics:
             raise Stopped(
-                f"reward: {self.flat} steps in a row had no variance in any group; there is "
-                "nothing to learn from"
+                f"reward: {metrics['missing']:.0%} of the scores are missing; at most "
+                f"{max_missing:.0%} may be{why}"
             )
-        one = max(metrics["yes_rate"], 1 - metrics["yes_rate"]) >= self.one_verdict
-        self.same = self.same + 1 if one and metrics["agreement"] <= 1 - WRONG else 0
-        if self.same >= self.verdict_patience:
-            raise Stopped(
-                f"reward: {self.same} steps in a row had one verdict only (yes rate "
-                f"{metrics['yes_rate']:.2f}) of which "
-                f"{1 - metrics['agreement']:.0%} are wrong; the judging has collapsed"
-            )
+        varied = float(np.mean([varies(group) for group in groups_of(trajectories)]))
+        self._check_variance(varied)
+        self._check_verdicts(metrics)
         return {"groups_with_variance": varied}
 
+    def _check_variance(self, share_of_groups: float) -> None:
+        self.flat_steps = 0 if share_of_groups else self.flat_steps + 1
+        if self.flat_steps >= self.config.max_flat_steps:
+            raise Stopped(
+                f"reward: {self.flat_steps} steps in a row had no variance in any group; there is "
+                "nothing to learn from"
+            )
+
+    def _check_verdicts(self, metrics: dict[str, float]) -> None:
+        commonest = max(metrics["yes_rate"], 1 - metrics["yes_rate"])
+        wrong = 1 - metrics["agreement"]
+        limit = self.config.single_verdict_share if self.verdicts_learn else math.inf
+        is_single = commonest >= limit and metrics["agreement"] <= 1 - MIN_WRONG
+        self.single_verdict_steps = self.single_verdict_steps + 1 if is_single else 0
+        if self.single_verdict_steps >= self.config.max_single_verdict_steps:
+            raise Stopped(
+                f"reward: {self.single_verdict_steps} steps in a row had one verdict only (yes "
+                f"rate {metrics['yes_rate']:.2f}) of which {wrong:.0%} are wrong; the judging has "
+                "collapsed"
+            )
+
     def state_dict(self) -> dict[str, int]:
-        return {"flat": self.flat, "same": self.same}
+        return {"flat_steps": self.flat_steps, "single_verdict_steps": self.single_verdict_steps}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.flat, self.same = state["flat"], state["same"]
+        self.flat_steps = state["flat_steps"]
+        self.single_verdict_steps = state["single_verdict_steps"]

@@ -1,0 +1,98 @@
+"""Settings of the jobs of pretraining."""
+
+from __future__ import annotations
+
+from dataclasses import field
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from secondlook.mini import datasets
+from secondlook.train.job_config import CHECKED, BasicRuntimeConfig
+
+
+@dataclass(config=CHECKED)
+class MuonConfig:
+    """``[optim]``: Muon for the matrices of the hidden layers, AdamW for everything else."""
+
+    muon_lr: float = Field(default=0.02, ge=0)
+    """Highest learning rate of Muon."""
+    adamw_lr: float = Field(default=2e-3, ge=0)
+    """Highest learning rate of AdamW."""
+
+
+@dataclass(config=CHECKED)
+class BaseOptimConfig(MuonConfig):
+    """``[optim]`` of ``train base``: linear warm-up, constant, linear down to 0."""
+
+    adamw_lr: float = Field(default=3e-3, ge=0)
+    """Highest learning rate of AdamW."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    warmup_steps: int = Field(default=100, ge=0)
+    """Steps over which the learning rates rise."""
+    cooldown: float = Field(default=0.35, gt=0, le=1)
+    """Share of the steps, at the end, over which the learning rates fall linearly to 0."""
+
+
+@dataclass(config=CHECKED)
+class BaseConfig:
+    """``train base``. When a run is resumed, ``steps`` and all of ``[runtime]`` may be changed."""
+
+    start: str = ""
+    """A checkpoint to go on from, with its text tokenizer; then ``tokenizer`` … ``inner`` are its
+    own."""
+    tokenizer: str = "out/tokenizer/final"
+    """Folder of a trained image tokenizer."""
+    vision: str = "out/vision/final"
+    """Folder of a trained vision encoder."""
+    vocabulary: int = Field(default=640, ge=1)
+    """Tokens of the text tokenizer, which is trained on the world's sentences."""
+    width: int = Field(default=192, ge=1)
+    layers: int = Field(default=6, ge=1)
+    heads: int = Field(default=6, ge=1)
+    inner: int = Field(default=512, ge=1)
+    """Width of the layers' feed-forward parts."""
+    pool: int = Field(default=60000, ge=1)
+    """Pictures that are encoded once and drawn from again and again."""
+    steps: int = Field(default=2300, ge=1)
+    draws: int = Field(default=24, ge=0)
+    """Text-to-image sequences a step."""
+    questions: int = Field(default=40, ge=0)
+    """Sequences about a picture a step."""
+    chains: int = Field(default=8, ge=0)
+    """Redraws every ``chain_every`` steps."""
+    chain_every: int = Field(default=4, ge=1)
+    kinds: dict[str, float] = field(default_factory=lambda: dict(datasets.KINDS))
+    """Shares of the kinds of prompts that are drawn and asked about."""
+    question_weights: dict[str, float] = field(
+        default_factory=lambda: dict(datasets.QUESTION_WEIGHTS)
+    )
+    """Shares of the kinds of questions (there, parts, describe, verdict); comparing stays at chance
+    as one task of many (docs/LOG.md), so that one stage asks nothing but "is there …?"."""
+    alone: float = Field(default=0.0, ge=0, le=1)
+    """Share of the pictures asked about that show one object; comparing is learned on these
+    first."""
+    objects: int = Field(default=datasets.N_OBJECTS, ge=4, le=datasets.N_OBJECTS)
+    """How many classes of objects (the first ones) are asked about; relations are learned on few
+    first."""
+    aimed: float = Field(default=0.0, ge=0, le=1)
+    """Share of the near misses asked about that attack what the prompt asks for: a relation, a
+    count, who has which colour."""
+    judge_context: int = Field(default=1, ge=1)
+    """Most pictures in a verdict's context, the judged one included."""
+    prompt_dropout: float = Field(default=0.1, ge=0, le=1)
+    """How often a drawing goes without its prompt, for classifier-free guidance."""
+    ema_decay: float = Field(default=0.995, ge=0, lt=1)
+    """Decay of the running average of the weights, which is what is saved."""
+    seed: int = Field(default=0, ge=0)
+    guidance: float = 1.0
+    """Written to the checkpoint's generation config: the guidance it is sampled with unless told
+    otherwise."""
+    snapshot_every: int = Field(default=250, ge=1)
+    """Steps between averaged checkpoints (step-N), for curves of what was learned when."""
+    optim: BaseOptimConfig = field(default_factory=BaseOptimConfig)
+    runtime: BasicRuntimeConfig = field(default_factory=BasicRuntimeConfig)
+
+    def __post_init__(self) -> None:
+        datasets.check_shares("question_weights", self.question_weights, datasets.QUESTION_WEIGHTS)
+        datasets.check_shares("kinds", self.kinds, datasets.KINDS)

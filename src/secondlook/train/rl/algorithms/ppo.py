@@ -1,0 +1,98 @@
+"""Proximal policy optimisation (arXiv 1707.06347) with a value head on the policy's own states."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from secondlook.train.distributed import ProcessGroup
+from secondlook.train.rl.advantages import Credit, turn_rewards
+from secondlook.train.rl.algorithms import register_algorithm
+from secondlook.train.rl.algorithms.base import Algorithm
+from secondlook.train.rl.critic import Critic, ValueHead
+from secondlook.train.rl.losses import PolicyLoss
+from secondlook.train.rl.micro_batches import MicroBatch, minibatches
+from secondlook.train.rl.trajectory import Trajectory, TrajectoryTurn
+
+if TYPE_CHECKING:
+    from secondlook.models.janus.model import Janus
+    from secondlook.train.rl.config import RLConfig
+
+
+@register_algorithm("ppo")
+class PPO(Algorithm):
+    """Each turn ends with a reward, and a critic says what each of its tokens adds to it; settings
+    are those of ``[ppo]``."""
+
+    has_critic = True
+
+    def __init__(self, config: RLConfig, janus: Janus, ranks: ProcessGroup):
+        super().__init__(config, janus, ranks)
+        torch.manual_seed(config.seed)
+        width = janus.net.config.text_config.hidden_size
+        settings = config.ppo
+        self.critic = Critic(
+            ValueHead(width).to(ranks.device),
+            settings.value_lr,
+            settings.gamma,
+            settings.gae_lambda,
+            ranks,
+        )
+
+    def advantages(self, trajectories: list[Trajectory]) -> None:
+        """Rewards of turns. The advantages of tokens come from the critic; until then each turn has
+        that of its group, which says what varies and what is masked."""
+        settings = self.config.advantage
+        credit: Credit = "episode" if settings.credit == "episode" else "segment"
+        self.compare_in_groups(trajectories, credit)
+        for trajectory in trajectories:
+            rewards = turn_rewards(
+                trajectory.image_scores,
+                trajectory.verdicts,
+                self.config.rollout.rounds,
+                credit,
+                settings.last_image_weight,
+                settings.judging_weight,
+            )
+            for turn, reward in zip(trajectory.turns, rewards, strict=True):
+                turn.reward = reward
+
+    def critic_epochs(self, rng: np.random.Generator, n_turns: int) -> list[list[list[int]]]:
+        n_minibatches = self.config.optim.minibatches
+        n_epochs = self.config.ppo.value_epochs
+        return [minibatches(rng, n_turns, n_minibatches) for _ in range(n_epochs)]
+
+    def learn_before(
+        self,
+        turns: list[TrajectoryTurn],
+        hidden_states: list[Tensor],
+        epochs: list[list[list[int]]],
+        step: int,
+        beta: float,
+    ) -> dict[str, float]:
+        """Advantages from the value head as it is, then its passes over the step's turns."""
+        settings = self.config.ppo
+        kl_weight = beta if settings.kl_in == "reward" else 0.0
+        metrics = self.critic.estimate(turns, hidden_states, kl_weight)
+        clip_range = settings.value_clip if self.updates_policy(step) else None
+        for parts in epochs:
+            metrics["value_loss"] = self.critic.fit(turns, hidden_states, parts, clip_range)
+        return metrics
+
+    def updates_policy(self, step: int) -> bool:
+        return step >= self.config.ppo.value_warmup_steps
+
+    def loss(
+        self, batch: MicroBatch, logprobs: Tensor, denominator: float, beta: float
+    ) -> PolicyLoss:
+        in_loss = self.config.ppo.kl_in == "loss"
+        return super().loss(batch, logprobs, denominator, beta if in_loss else 0.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.critic.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.critic.load_state_dict(state)

@@ -1,0 +1,154 @@
+"""One noun from rollout to loss: a trajectory, whose turns get named fields as a step goes on.
+
+============================  =======================================================
+fields of a turn              are set by
+============================  =======================================================
+kind, image_score, sampled    ``rollout.score_episodes``
+reward, advantage             ``Algorithm.advantages``
+advantage_scale, index,       ``turn_weights.select_turns``
+token_weight, turn_weight
+reference_logprobs            ``PolicyUpdate.score_reference``
+old_logprobs                  ``PolicyUpdate.score_before`` or the first update
+values, returns, advantage    ``Critic.estimate`` (PPO)
+============================  =======================================================
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from typing import Literal
+
+from secondlook.rewards.reward import Score
+from secondlook.types import Episode, Turn
+
+Reduction = Literal["token", "turn", "constant"]
+
+
+@dataclass
+class TrajectoryTurn:
+    """One turn of an episode, and what is learned from it. Fields with one entry a token are
+    tuples."""
+
+    kind: str
+    """"draw", "edit", "redraw" or "judge"."""
+    image_score: float
+    """S of the image that this turn drew or judged; NaN: missing."""
+    sampled: Turn | None = None
+    """What the model was given and sampled; None where another rank did."""
+    reward: float = math.nan
+    """What the turn earns at its last token (PPO)."""
+    advantage: float | tuple[float, ...] = math.nan
+    """Of every token, or one for each; NaN: masked."""
+    advantage_scale: float = 1.0
+    """Factor of the advantage, after whitening where there is any; 0: the turn teaches nothing."""
+    index: int = -1
+    """Number among all ranks' turns that a step learns from; -1: none of them."""
+    token_weight: float = 0.0
+    """Weight of each of its tokens in the loss."""
+    turn_weight: float = 0.0
+    """What it adds to the loss's denominator."""
+    reference_logprobs: tuple[float, ...] = ()
+    """Log-probabilities under the frozen reference."""
+    old_logprobs: tuple[float, ...] = ()
+    """Log-probabilities that the policy scored before the step's first update."""
+    values: tuple[float, ...] = ()
+    """What the value head said before it learned in this step (PPO)."""
+    returns: tuple[float, ...] = ()
+    """What the value head is taught (PPO)."""
+
+    @property
+    def turn(self) -> Turn:
+        """What was sampled, on the rank that did."""
+        assert self.sampled is not None, "this turn was sampled by another rank"
+        return self.sampled
+
+    @property
+    def is_verdict(self) -> bool:
+        return self.kind == "judge"
+
+    @property
+    def is_masked(self) -> bool:
+        """There is no advantage, because a score is missing."""
+        return not isinstance(self.advantage, tuple) and not math.isfinite(self.advantage)
+
+    @property
+    def token_advantages(self) -> list[float]:
+        """The scaled advantage of each token."""
+        n_tokens = len(self.turn.tokens)
+        each = self.advantage if isinstance(self.advantage, tuple) else (self.advantage,) * n_tokens
+        return [advantage * self.advantage_scale for advantage in each]
+
+
+@dataclass
+class Trajectory:
+    """An episode with the scores of its images, and its turns (draw, judge, redraw, judge …)."""
+
+    group: int
+    """Number of its prompt in the step; the episodes of one prompt are a group."""
+    scores: tuple[Score | None, ...]
+    """Of each image; None: missing."""
+    verdicts: tuple[bool, ...]
+    """Whether the model said Yes, of each image."""
+    p_yes: tuple[float, ...]
+    """Probability of that Yes, of each image."""
+    final: int
+    """Number of the final image."""
+    turns: list[TrajectoryTurn] = field(default_factory=list)
+    episode: Episode | None = None
+    """Its pictures and tokens; None where another rank drew it."""
+
+    @staticmethod
+    def of_episode(episode: Episode, scores: Sequence[Score | None], group: int = 0) -> Trajectory:
+        """``scores`` are of the episode's images."""
+        turns = []
+        for k, turn in enumerate(episode.turns):
+            score = scores[k // 2]  # a drawing and the verdict on it
+            value = math.nan if score is None else score.value
+            turns.append(TrajectoryTurn(turn.kind, value, turn))
+        return Trajectory(
+            group=group,
+            scores=tuple(scores),
+            verdicts=tuple(r.yes for r in episode.rounds),
+            p_yes=tuple(r.p_yes for r in episode.rounds),
+            final=episode.final,
+            turns=turns,
+            episode=episode,
+        )
+
+    @property
+    def image_scores(self) -> list[float]:
+        """S of each image; NaN where it is missing."""
+        return [math.nan if score is None else score.value for score in self.scores]
+
+    @property
+    def is_complete(self) -> bool:
+        """No score is missing."""
+        return all(math.isfinite(score) for score in self.image_scores)
+
+    @property
+    def drawing_turns(self) -> list[TrajectoryTurn]:
+        return [turn for turn in self.turns if not turn.is_verdict]
+
+    @property
+    def judge_turns(self) -> list[TrajectoryTurn]:
+        return [turn for turn in self.turns if turn.is_verdict]
+
+    def without_episode(self) -> Trajectory:
+        """Scores and verdicts alone, small enough to be told to all ranks."""
+        turns = [replace(turn, sampled=None) for turn in self.turns]
+        return replace(self, turns=turns, episode=None)
+
+
+def groups_of(trajectories: Iterable[Trajectory]) -> list[list[Trajectory]]:
+    """The trajectories of each prompt, which stand side by side."""
+    return [list(group) for _, group in groupby(trajectories, key=lambda t: t.group)]
+
+
+def varies(group: Sequence[Trajectory]) -> bool:
+    """Whether a group's drawings have advantages other than 0, so that there is something to
+    learn."""
+    drawings = [turn for trajectory in group for turn in trajectory.drawing_turns]
+    return any(turn.advantage for turn in drawings if not turn.is_masked)
