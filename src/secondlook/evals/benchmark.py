@@ -127,6 +127,8 @@ class Benchmark(BaseModel, ABC):
     argument: ClassVar[str] = ""
     """The field that the command line takes without an option's name. A benchmark that has one is
     about another one's result and is not run by ``eval all``."""
+    resumes: ClassVar[bool] = False
+    """Whether the same call goes on with what an interrupted one has written."""
     default_batch: ClassVar[int] = 32
     """Sequences decoded together. No number depends on it."""
     files_written: ClassVar[str] = "result.json"
@@ -200,6 +202,7 @@ class ImageBenchmark(Benchmark):
     """Whether the rows are edits."""
     note: ClassVar[str] = ""
     """What differs from the published protocol, or must be known to compare."""
+    resumes: ClassVar[bool] = True
     files_written: ClassVar[str] = "result.json, benchmark.html, pictures"
     page: ClassVar[str] = "benchmark.html"
 
