@@ -2,10 +2,10 @@
 miniature.
 
 A page's blocks run in order, in one process and an empty folder: ``python`` blocks, and of ``bash``
-blocks the lines that begin with ``secondlook`` or ``printf``. A block whose first line is a comment
-with a file's name alone (``# my_reward.py``) is written to that file instead. ``sh`` marks what is
-only shown: set-up, scripts, servers. A block whose first line is ``# not run in the tests: REASON``
-needs a GPU, a hub or a server.
+and ``console`` blocks the lines that begin with ``secondlook`` or ``printf``. A block whose first
+line is a comment with a file's name alone (``# my_reward.py``) is written to that file instead.
+``sh`` marks what is only shown: set-up, scripts, servers. A block whose first line is
+``# not run in the tests: REASON`` needs a GPU, a hub or a server.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+RUN = ("python", "bash", "console")
 NOT_RUN = "# not run in the tests:"
 FILE = re.compile(r"# ([\w-]+\.(?:py|toml|txt|jsonl))\n")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -54,7 +55,7 @@ def blocks_of(page: Path) -> list[tuple[str, str]]:
     for kind, text in BLOCK.findall(page.read_text()):
         if FILE.match(text):
             blocks.append(("file", text))
-        elif kind in ("python", "bash") and not text.startswith(NOT_RUN):
+        elif kind in RUN and not text.startswith(NOT_RUN):
             blocks.append((kind, text))
     return blocks
 
@@ -63,7 +64,7 @@ PAGES = [page for page in pages() if blocks_of(page)]
 
 
 def run_command(line: str) -> None:
-    """A line of a ``bash`` block: ``secondlook …`` in this process, ``printf`` by the shell."""
+    """A line of a page: ``secondlook …`` in this process, ``printf`` by the shell."""
     import shlex
 
     from secondlook.cli import main
@@ -97,6 +98,7 @@ def run_page(page: Path, folder: Path) -> None:
             else:
                 joined = text.replace("\\\n", " ")
                 for line in joined.splitlines():
+                    line = line.removeprefix("$ ")
                     if line.startswith(("secondlook ", "printf ")):
                         run_command(line)
     except BaseException:
@@ -125,11 +127,13 @@ def test_what_is_not_run_says_why():
         blocks = BLOCK.findall(page.read_text()) if page.suffix == ".md" else []
         for kind, text in blocks:
             where = f"{page.relative_to(ROOT)}: {text.splitlines()[0] if text else ''}"
-            assert kind in ("python", "bash", "sh", "toml", "json", "text"), f"{kind!r} in {where}"
+            assert kind in (*RUN, "sh", "toml", "json", "text"), f"{kind!r} in {where}"
             if text.startswith(NOT_RUN):
                 assert re.search("GPU|hub|server", text.splitlines()[0]), where
-            if kind == "bash":
-                assert re.search("^secondlook ", text, re.MULTILINE), f"nothing of it runs: {where}"
+            if kind in ("bash", "console"):
+                assert re.search(r"^(\$ )?secondlook ", text, re.MULTILINE), (
+                    f"nothing runs: {where}"
+                )
 
 
 def named_rows(page: Path) -> list[tuple[str, list[str]]]:
