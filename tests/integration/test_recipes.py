@@ -2,6 +2,7 @@
 3.2)."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest

@@ -26,6 +26,7 @@ from secondlook.data.image_index import taught
 from secondlook.data.sft_dataset import Pool
 from secondlook.errors import InputError, Stopped
 from secondlook.io import png
+from secondlook.recipes import find_config
 from secondlook.train import sft
 from secondlook.train.distributed import ProcessGroup
 from secondlook.train.sft import SFTJob
