@@ -3,8 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 PROMPT ?= a photo of a cat below a cup
 SEED ?= 20
+CODE := src tests benchmarks scripts paper examples
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-.PHONY: install demo test
+.PHONY: install demo lint types docs test test-slow wheel
 
 install: .venv/.installed
 
@@ -17,8 +19,23 @@ install: .venv/.installed
 demo: install
 	$(BIN)/secondlook draw "$(PROMPT)" --seed $(SEED) --out out/demo
 
-test: install
-	$(BIN)/ruff check src tests benchmarks runs
-	$(BIN)/ruff format --check src tests benchmarks runs
+lint: install
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+
+types: install
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+# The site, in out/site.
+docs: install
+	if [ -f mkdocs.yml ]; then $(BIN)/mkdocs build --strict --quiet; fi
+
+test: lint types docs
+	$(PYTEST)
+
+# What is heavy by nature: several ranks, kills, whole scripts.
+test-slow: install
+	$(PYTEST) -m slow
+
+wheel: install
+	$(BIN)/pip wheel --no-deps --wheel-dir dist .

@@ -33,7 +33,7 @@ from secondlook.io import versions, write_json
 from secondlook.models.janus.model import Janus
 from secondlook.models.janus.template import SPECIALS
 from secondlook.train.memory_plan import SIZES
-from secondlook.types import GenerateRequest, Request, SamplingParams
+from secondlook.types import Request, SamplingParams
 
 CODES = 16384
 WORDS = [*SPECIALS, "Yes", "No", *"abcdefghijklmnopqrstuvwxyz:,. \n"]
@@ -153,14 +153,11 @@ def ours(janus: Janus, ids: torch.Tensor, args) -> torch.Tensor:
     engine = Engine(janus, batch=len(ids))
     sampling_params = SamplingParams("code", guidance=args.guidance, temperature=0.0)
 
-    def one(text: str):
-        return (
-            yield GenerateRequest(
-                Request("draw", engine.template.draw(text), 0), sampling_params, args.codes
-            )
-        )
+    async def drawn(text: str):
+        request = Request("draw", engine.template.draw(text), 0)
+        return await engine.generate(request, sampling_params, args.codes)
 
-    turns = engine.serve(one(text) for text in texts(len(ids), args.group))
+    turns = engine.run(drawn(text) for text in texts(len(ids), args.group))
     return torch.tensor([t.tokens for t in turns], device=ids.device)
 
 

@@ -1,6 +1,5 @@
 r"""Whole introspections, two ways in one run: as the public script does it, and by this engine,
-half
-of the verdicts being Yes.
+half of the verdicts being Yes.
 
     python benchmarks/episode.py --device cpu --layers 12 --width 768 --episodes 16 --rounds 3 \
         --json out/episode.json

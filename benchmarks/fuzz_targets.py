@@ -374,13 +374,13 @@ def _lists(home: Path) -> list[Target]:
 def _training(home: Path) -> list[Target]:
     found = []
     kinds: dict[str, type] = {
-        "recipes/sft_7b": SFTConfig,
-        "recipes/ppo_7b": RLConfig,
-        "recipes/edit_grpo_1b": RLConfig,
+        "src/secondlook/recipes/7b/sft": SFTConfig,
+        "src/secondlook/recipes/7b/ppo": RLConfig,
+        "src/secondlook/recipes/1b/edit_grpo": RLConfig,
     }
     kinds |= {
-        "configs/mini/data": BuildConfig,
-        "configs/mini/base": BaseConfig,
+        "src/secondlook/recipes/mini/data": BuildConfig,
+        "src/secondlook/recipes/mini/base": BaseConfig,
         "tests/cases/judge": BuildConfig,
     }
     for path, kind in kinds.items():

@@ -17,8 +17,7 @@ from secondlook.engine.engine import Engine
 from secondlook.episode import SamplingConfig
 from secondlook.io import write_json
 from secondlook.mini.evals import geneval
-from secondlook.mini.evals.questions import Settings as QuestionSettings
-from secondlook.mini.evals.questions import run as run_questions
+from secondlook.mini.evals.questions import MiniQuestions, ask_questions
 from secondlook.models.janus.model import Janus
 
 
@@ -34,13 +33,13 @@ def main() -> None:
     for folder in sorted(args.run.glob("step-*"), key=lambda p: int(p.name[5:])):
         step = int(folder.name[5:])
         engine = Engine(Janus.load(folder), 96)
-        settings = geneval.Settings(str(folder), samples=2, rounds=1, rows_per_task=args.rows)
-        result = geneval.summarize(
-            geneval.run(engine, settings, SamplingConfig(guidance=1.0)), settings
+        settings = geneval.MiniGenEval(
+            model=str(folder), samples=2, rounds=1, rows_per_task=args.rows
         )
-        there = run_questions(engine, QuestionSettings(str(folder), 400))["is_there"][
-            "balanced_accuracy"
-        ]
+        read_episodes = geneval.draw_and_read(engine, settings, SamplingConfig(guidance=1.0))
+        result = geneval.summarize(read_episodes, settings)
+        answered = ask_questions(engine, MiniQuestions(model=str(folder), questions=400))
+        there = answered["is_there"]["balanced_accuracy"]
         point = {
             "step": step,
             "sequences": step * config["draws"],

@@ -1,4 +1,4 @@
-"""The README's pictures of a run of runs/mini.sh: a gallery of episodes in the order they were
+"""The README's pictures of a run of scripts/mini.sh: a gallery of episodes in the order they were
 drawn, what RL did step by step, and quality over cost.
 
 python benchmarks/readme.py out/mini [--out docs] [--each 4]

@@ -1,7 +1,7 @@
 """Does a recipe run on its GPUs? One step of its own code at full size, without weights.
 
-    python benchmarks/simulate.py recipes/grpo_7b.toml --ranks 8 --memory 80
-    python benchmarks/simulate.py recipes/*.toml --json out/simulate.json
+    python benchmarks/simulate.py 7b/grpo --ranks 8 --memory 80
+    python benchmarks/simulate.py 1b/grpo 1b/sft 7b/grpo 7b/sft --json out/simulate.json
 
 A part is a module of its own: ``rollout`` (episodes, by the engine's own scheduler), ``update`` (a
 minibatch under FSDP), ``order`` (collectives of ranks with unequal work) and ``host`` (stage 1's
@@ -29,6 +29,7 @@ import torch
 from secondlook import config as configs
 from secondlook.errors import InputError
 from secondlook.io import versions, write_json
+from secondlook.recipes import find_config, name_of
 from secondlook.train.rl.config import RLConfig
 from secondlook.train.sft_config import SFTConfig
 
@@ -114,7 +115,7 @@ def tasks_of(recipe: Path, args: argparse.Namespace) -> list[Task]:
     """The wanted parts of one recipe."""
     stage, config = load(recipe, args.set)
     if not stage:
-        print(f"{recipe.stem}: it trains nothing")
+        print(f"{name_of(recipe)}: it trains nothing")
         return []
     ranks, memory = (
         given or own for given, own in zip((args.ranks, args.memory), named(recipe), strict=True)
@@ -159,7 +160,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("recipes", nargs="+", type=Path)
+    parser.add_argument("recipes", nargs="+", help="TOML files, or names as 7b/grpo")
     parser.add_argument(
         "--ranks", type=int, default=0, help="default: as many GPUs as the recipe says it is for"
     )
@@ -182,19 +183,19 @@ def main() -> int:
     results = []
     shown: dict[str, str] = {}
     try:
-        tasks = [task for recipe in args.recipes for task in tasks_of(recipe, args)]
+        tasks = [task for recipe in args.recipes for task in tasks_of(find_config(recipe), args)]
         for task, result in simulate(tasks, args.jobs):
             said = "fits" if result["fits"] else "DOES NOT FIT"
             far = "" if result["near"] else ", PLAN IS FAR OFF"
-            first = shown.setdefault(task.key, task.recipe.stem)
-            as_of = "" if first == task.recipe.stem else f" (as of {first})"
+            first = shown.setdefault(task.key, name_of(task.recipe))
+            as_of = "" if first == name_of(task.recipe) else f" (as of {first})"
             print(
-                f"{task.recipe.stem}, {task.part}, {task.ranks} x {task.memory:.0f}: "
+                f"{name_of(task.recipe)}, {task.part}, {task.ranks} x {task.memory:.0f}: "
                 f"{said}{far}{as_of}"
             )
             for line in result["lines"] if not as_of else ():
                 print(f"  {line}", flush=True)
-            results.append(result | {"recipe": task.recipe.stem})
+            results.append(result | {"recipe": name_of(task.recipe)})
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

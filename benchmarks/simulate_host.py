@@ -1,7 +1,7 @@
 """Host memory and reads of stage 1 over an index of the paper's size, with the real code and
 without weights.
 
-python benchmarks/simulate_host.py recipes/sft_7b.toml --ranks 8 [--pictures 3600000] [--workers 2]
+python benchmarks/simulate_host.py 7b/sft --ranks 8 [--pictures 3600000] [--workers 2]
 
 Data of that many pictures is made in a temporary folder, once as shards of data build and once in
 the published layout; all are the same small picture. A process then does what rank 0 of the recipe
@@ -29,6 +29,7 @@ from secondlook import config as configs
 from secondlook.data import image_index as data_index
 from secondlook.data.sft_dataset import TASKS, Pool
 from secondlook.io import png, write_json
+from secondlook.recipes import find_config
 from secondlook.train.distributed import ProcessGroup
 from secondlook.train.sft_config import SFTConfig
 from secondlook.train.sft_data import CodeCache, SFTBatches
@@ -273,7 +274,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("recipe", type=Path, nargs="?", default=Path("recipes/sft_7b.toml"))
+    parser.add_argument("recipe", type=find_config, nargs="?", default="7b/sft")
     parser.add_argument("--ranks", type=int, default=8)
     parser.add_argument("--pictures", type=int, default=PICTURES)
     parser.add_argument("--workers", type=int)

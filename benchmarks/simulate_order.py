@@ -244,9 +244,8 @@ class Runner:
                 )
             except (InputError, Stopped) as error:
                 how = f"{type(error).__name__}: {error}"
-        weights = {
-            name: value.numpy().copy() for name, value in loop.shards.full_state_dict().items()
-        }
+        full = loop.shards.full_state_dict()
+        weights = {name: value.numpy().copy() for name, value in full.items()}
         moved = 0.0
         for p, value in zip(self.parameters, self.start, strict=True):
             if value.numel():

@@ -19,9 +19,10 @@ from transformers import JanusForConditionalGeneration
 from transformers.initialization import no_init_weights
 
 import decode as decode_benchmark
-from secondlook.engine import engine as decode
+from secondlook.engine import engine as engine_module
 from secondlook.engine import image_codec, model_runner, running_batch
 from secondlook.engine.engine import Engine
+from secondlook.engine.kv_cache import KVCache
 from secondlook.episode import SamplingConfig, run_episodes
 from secondlook.models.janus.model import Janus
 from secondlook.models.janus.template import SPECIALS, Batch, length
@@ -83,24 +84,24 @@ class Log:
         self.yes, self.shortest = yes, shortest
         self.steps = self.places = self.under_way = self.most = 0
         self.kept: weakref.WeakSet = weakref.WeakSet()
-        self.cache: running_batch.Slots | None = None
+        self.cache: KVCache | None = None
         self.peak: dict[str, float] = {}
 
-    def reason(self, run) -> int:
-        """Tokens of a run's verdict with its reason."""
-        return random.Random(run.job.request.seed).randint(
-            min(self.shortest, run.job.steps), run.job.steps
-        )
+    def reason(self, sequence) -> int:
+        """Tokens of a verdict with its reason."""
+        spec = sequence.spec
+        shortest = min(self.shortest, spec.max_tokens)
+        return random.Random(spec.request.seed).randint(shortest, spec.max_tokens)
 
-    def says_yes(self, run) -> bool:
-        return random.Random(f"{run.job.request.seed} verdict").random() < self.yes
+    def says_yes(self, sequence) -> bool:
+        return random.Random(f"{sequence.spec.request.seed} verdict").random() < self.yes
 
     def held(self) -> dict[str, float]:
         """GiB of the cache and of kept sequences now."""
         storages = {
             t.untyped_storage()._cdata: t.untyped_storage().nbytes()
             for k in self.kept
-            for t in tensors(k.cache)
+            for t in tensors(k.keys_values)
         }
         stored = 0 if self.cache is None else sum(t.nbytes for t in tensors(self.cache.stored))
         return {"key-value cache": stored / GIB, "kept sequences": sum(storages.values()) / GIB}
@@ -113,49 +114,47 @@ def tensors(x) -> list[torch.Tensor]:
 def parts(log: Log) -> dict:
     """The engine's classes with what needs values replaced."""
 
-    class SizedRows(running_batch.RunningBatch):
+    class SizedBatch(running_batch.RunningBatch):
         def __init__(self, *args):
             super().__init__(*args)
             log.cache = self.cache
 
         def sample(self) -> None:
-            for run in self.runs:
-                run.step += 1
-                run.ended = run.job.sampling_params.head == "text" and run.step > log.reason(
-                    run
-                )  # noticed a token late
+            for sequence in self.sequences:
+                sequence.num_sampled += 1
+                if sequence.spec.sampling_params.head == "text":
+                    # noticed a token late
+                    sequence.ended = sequence.num_sampled > log.reason(sequence)
 
         def advance(self) -> None:
             log.steps += 1
-            log.places += len(self.runs)
-            for run in self.runs:
-                run.length += 1
+            log.places += len(self.sequences)
+            for sequence in self.sequences:
+                sequence.length += 1
 
-        def _turns(self, done):
-            return [self._turn(run) for run in done]
+        def _turns(self, finished):
+            return [self._made_up(sequence) for sequence in finished]
 
-        def _turn(self, run) -> Turn:
-            request, sampling_params = run.job.request, run.job.sampling_params
+        def _made_up(self, sequence) -> Turn:
+            request, sampling_params = sequence.spec.request, sequence.spec.sampling_params
             if sampling_params.head == "code":
-                tokens: tuple[int, ...] = (0,) * run.step
+                tokens: tuple[int, ...] = (0,) * sequence.num_sampled
             else:
-                verdict = self.template.yes if log.says_yes(run) else self.template.no
-                tokens = (
-                    verdict,
-                    *([len(self.template.tokenizer.ids)] * (log.reason(run) - 2)),
-                    self.template.eos,
-                )
+                verdict = self.template.yes if log.says_yes(sequence) else self.template.no
+                word = len(self.template.tokenizer.ids)
+                reason = [word] * (log.reason(sequence) - 2)
+                tokens = (verdict, *reason, self.template.eos)
             return Turn(
                 request.kind, request.segments, tokens, (), sampling_params, request.seed, 0.5
             )
 
-    class SizedPictures(image_codec.ImageCodec):
+    class SizedCodec(image_codec.ImageCodec):
         def __init__(self, janus: Janus):
             super().__init__(janus)
-            self._late = image_codec.STEPS  # as on a GPU
+            self._steps_per_image = image_codec.STEPS  # as on a GPU
 
-        def _finish(self, painting):
-            return [(who, Image.new("RGB", (1, 1))) for who, _ in painting.asked]
+        def _finish(self, decoding):
+            return [(owner, Image.new("RGB", (1, 1))) for owner in decoding.owners]
 
     class Counted(running_batch.CachedPrefix):
         def __init__(self, *args):
@@ -173,11 +172,11 @@ def parts(log: Log) -> dict:
         return torch.empty_like(embeds)
 
     return {
-        "decode.Rows": SizedRows,
-        "decode.Pictures": SizedPictures,
-        "rows.Kept": Counted,
-        "rows.assemble": sized,
-        "janus.hidden": hidden,
+        "RunningBatch": SizedBatch,
+        "ImageCodec": SizedCodec,
+        "CachedPrefix": Counted,
+        "assemble": sized,
+        "hidden": hidden,
     }
 
 
@@ -213,28 +212,24 @@ def rollout(
         for i in range(episodes)
     ]
 
-    def watched(tasks):
+    async def watched(task):
         """Counts those that have begun and not ended."""
+        log.under_way += 1
+        log.most = max(log.most, log.under_way)
+        returned = await task
+        log.under_way -= 1
+        return returned
 
-        def of(task):
-            log.under_way += 1
-            log.most = max(log.most, log.under_way)
-            returned = yield from task
-            log.under_way -= 1
-            return returned
-
-        return [of(task) for task in tasks]
-
-    serve = Engine.serve
+    run = Engine.run
     with (
         patch.object(
-            Engine, "serve", lambda engine, tasks, need: serve(engine, watched(tasks), need)
+            Engine, "run", lambda engine, tasks, need: run(engine, map(watched, tasks), need)
         ),
-        patch.object(decode, "RunningBatch", replaced["decode.Rows"]),
-        patch.object(decode, "ImageCodec", replaced["decode.Pictures"]),
-        patch.object(running_batch, "CachedPrefix", replaced["rows.Kept"]),
-        patch.object(running_batch, "assemble", replaced["rows.assemble"]),
-        patch.object(Janus, "hidden", replaced["janus.hidden"]),
+        patch.object(engine_module, "RunningBatch", replaced["RunningBatch"]),
+        patch.object(engine_module, "ImageCodec", replaced["ImageCodec"]),
+        patch.object(running_batch, "CachedPrefix", replaced["CachedPrefix"]),
+        patch.object(running_batch, "assemble", replaced["assemble"]),
+        patch.object(Janus, "hidden", replaced["hidden"]),
         patch.object(
             model_runner, "fuse_linear", model_runner.side_by_side
         ),  # as with weights that FSDP gathered

@@ -1,0 +1,99 @@
+"""Models that draw an image, take a second look, and draw again.
+
+>>> import secondlook
+>>> model = secondlook.load("mini")
+>>> episode = model.draw("a photo of a red star and a blue cat", rounds=3, seed=0)
+>>> episode.image, episode.verdict.yes, episode.verdict.reason
+
+Names are imported when they are first used, so that ``import secondlook`` takes no time and no
+torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from secondlook.api import Model, load
+    from secondlook.errors import InputError, Stopped
+    from secondlook.registry import register_benchmark, register_prompts, register_reward
+    from secondlook.streaming import PartialImage
+    from secondlook.training import train_rl, train_sft
+    from secondlook.types import (
+        Episode,
+        EpisodeFinished,
+        Prompt,
+        Round,
+        Verdict,
+        VerdictGiven,
+    )
+
+    __version__: str
+
+_MODULES = {
+    "Episode": "types",
+    "EpisodeFinished": "types",
+    "InputError": "errors",
+    "Model": "api",
+    "PartialImage": "streaming",
+    "Prompt": "types",
+    "Round": "types",
+    "Stopped": "errors",
+    "Verdict": "types",
+    "VerdictGiven": "types",
+    "load": "api",
+    "register_benchmark": "registry",
+    "register_prompts": "registry",
+    "register_reward": "registry",
+    "train_rl": "training",
+    "train_sft": "training",
+}
+"""Where each public name is defined."""
+
+__all__ = [
+    "Episode",
+    "EpisodeFinished",
+    "InputError",
+    "Model",
+    "PartialImage",
+    "Prompt",
+    "Round",
+    "Stopped",
+    "Verdict",
+    "VerdictGiven",
+    "__version__",
+    "load",
+    "register_benchmark",
+    "register_prompts",
+    "register_reward",
+    "train_rl",
+    "train_sft",
+]
+
+
+if not TYPE_CHECKING:  # a checker knows the names above, and no others
+
+    def __getattr__(name: str) -> Any:
+        if name == "__version__":
+            value: Any = _version()
+        elif name in _MODULES:
+            value = getattr(import_module(f"secondlook.{_MODULES[name]}"), name)
+        else:
+            raise AttributeError(f"module 'secondlook' has no attribute {name!r}")
+        globals()[name] = value
+        return value
+
+
+def _version() -> str:
+    """The installed version; "unknown" in a source tree that was not installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("secondlook")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

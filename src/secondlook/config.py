@@ -18,7 +18,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from pydantic.dataclasses import is_pydantic_dataclass
 
 from secondlook.errors import InputError
-from secondlook.io import finite, is_file, read_text
+from secondlook.io import finite, read_text
+from secondlook.recipes import find_config
 from secondlook.registry import load_config_plugins
 
 T = TypeVar("T")
@@ -48,11 +49,8 @@ def load(job: type[T], path: Path, settings: list[str]) -> T:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A TOML file's values. Raises InputError that names the file."""
-    if not is_file(path):
-        raise InputError(
-            f"config: {str(path)!r} is not a file; give a TOML file such as configs/mini/base.toml"
-        )
+    """The values of a TOML file or of a recipe (``7b/grpo``). Raises InputError that names it."""
+    path = find_config(path)
     try:
         return tomllib.loads(read_text(path))
     except (ValueError, RecursionError) as error:  # also numbers of thousands of digits

@@ -58,22 +58,30 @@ def episode_json(episode: Episode, settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _strip(episode: Episode) -> dict[str, Any]:
+    """What the pages' templates show of an episode, its pictures as data URLs."""
+    rounds = [
+        {"src": embed(r.image), "yes": r.yes, "p_yes": r.p_yes, "reason": r.reason}
+        for r in episode.rounds
+    ]
+    source = episode.prompt.source
+    return {
+        "prompt": episode.prompt.text,
+        "source": embed(source) if source else None,
+        "seed": episode.seed,
+        "final": episode.final,
+        "rounds": rounds,
+    }
+
+
 def filmstrip(episodes: list[Episode], title: str) -> str:
     """Episodes as one page: a row of rounds each."""
-    strips = [
-        {
-            "prompt": e.prompt.text,
-            "source": embed(e.prompt.source) if e.prompt.source else None,
-            "seed": e.seed,
-            "final": e.final,
-            "rounds": [
-                {"src": embed(r.image), "yes": r.yes, "p_yes": r.p_yes, "reason": r.reason}
-                for r in e.rounds
-            ],
-        }
-        for e in episodes
-    ]
-    return page("episode.html", title=title, strips=strips)
+    return page("episode.html", title=title, strips=[_strip(e) for e in episodes])
+
+
+def episode_strip(episode: Episode) -> str:
+    """An episode as a piece of HTML that brings its own styles, for a notebook's cell."""
+    return page("episode_strip.html", strip=_strip(episode))
 
 
 EPISODE_FILES = ("episode.json", "episode.html", "final.png", "source.png", "round-*.png")
@@ -90,17 +98,20 @@ def forget_episodes(folder: Path) -> None:
                     stale.unlink()
 
 
-def write_episode(folder: Path, episode: Episode, settings: dict[str, Any]) -> None:
+def write_episode(
+    folder: Path, episode: Episode, settings: dict[str, Any], claimed: bool = True
+) -> None:
     """round-N.png, final.png, of an edit source.png, episode.html and, last, episode.json. An
-    earlier episode's pictures are removed."""
-    writable_folder(folder)
-    for stale in (*folder.glob("round-*.png"), folder / "source.png"):
+    earlier episode's pictures are removed. ``claimed``: the folder is this process's alone until
+    it ends."""
+    writable_folder(folder, claimed)
+    for stale in (*folder.glob("round-*.png"), folder / "source.png", folder / "episode.json"):
         stale.unlink(missing_ok=True)
     if episode.prompt.source:
         write_image(folder / "source.png", episode.prompt.source)
     for i, r in enumerate(episode.rounds, 1):
         write_image(folder / f"round-{i}.png", r.image)
-    write_image(folder / "final.png", episode.rounds[episode.final].image)
+    write_image(folder / "final.png", episode.image)
     write_text(folder / "episode.html", filmstrip([episode], episode.prompt.text))
     write_json(folder / "episode.json", episode_json(episode, settings))
 

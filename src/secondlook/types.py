@@ -6,6 +6,7 @@ import math
 import os
 from dataclasses import dataclass, field
 from hashlib import sha256
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from secondlook.errors import InputError, Stopped
@@ -60,7 +61,7 @@ class Prompt:
 @dataclass(frozen=True)
 class TokenIds:
     """A piece of a sequence: token ids. ``droppable`` are the prompt's own tokens, which the
-    unconditional twin pads."""
+    unconditional branch pads."""
 
     ids: tuple[int, ...]
     droppable: bool = False
@@ -101,7 +102,7 @@ class SamplingParams:
     """``"code"`` (generation head) or ``"text"`` (lm_head)."""
     guidance: float = 1.0
     """Classifier-free guidance s: logits u + s (c - u); 1 is no guidance and needs no unconditional
-    twin."""
+    branch."""
     temperature: float = 1.0
     """Logits are divided by it; 0 is greedy (log-probabilities are then those of temperature 1)."""
     top_k: int = 0
@@ -118,33 +119,6 @@ class Request:
     """``draw``, ``judge``, ``redraw``, ``edit`` or ``ask``."""
     segments: tuple[Segment, ...]
     seed: int
-
-
-@dataclass(frozen=True)
-class GenerateRequest:
-    """What an episode asks the engine for: a sequence continued under a rule by at most so many
-    tokens."""
-
-    request: Request
-    sampling_params: SamplingParams
-    steps: int
-    keep: bool = False
-    """A later sequence of the episode may begin like this one and its tokens: keep what was
-    computed."""
-
-
-@dataclass(frozen=True)
-class DecodeImage:
-    """What an episode asks the engine for: the picture of drawn codes."""
-
-    codes: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class EncodeImage:
-    """What an episode asks the engine for: the codes of a picture."""
-
-    image: Image
 
 
 @dataclass(frozen=True)
@@ -177,6 +151,21 @@ class Turn:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """What the model says of an image after looking at it."""
+
+    yes: bool
+    """Whether it matches its prompt."""
+    p_yes: float
+    """P(Yes) / (P(Yes) + P(No)), from 0 to 1."""
+    reason: str
+    """One sentence: "there is a red star but no blue cat." """
+
+    def __str__(self) -> str:
+        return f"{'Yes' if self.yes else 'No'} (p(yes) {self.p_yes:.2f}): {self.reason}"
+
+
+@dataclass(frozen=True)
 class Round:
     """One image of an episode with the model's own verdict on it."""
 
@@ -185,6 +174,10 @@ class Round:
     yes: bool
     p_yes: float
     reason: str
+
+    @property
+    def verdict(self) -> Verdict:
+        return Verdict(self.yes, self.p_yes, self.reason)
 
 
 @dataclass(frozen=True)
@@ -207,3 +200,62 @@ class Episode:
             if said_yes
             else max(range(len(self.rounds)), key=lambda i: self.rounds[i].p_yes)
         )
+
+    @property
+    def image(self) -> Image:
+        """The final image."""
+        return self.rounds[self.final].image
+
+    @property
+    def verdict(self) -> Verdict:
+        """The model's verdict on the final image."""
+        return self.rounds[self.final].verdict
+
+    def save(self, folder: str | Path) -> Path:
+        """Write round-1.png …, final.png, of an edit source.png, episode.json and episode.html.
+
+        An episode that was there before is replaced. Returns the folder. Raises InputError where
+        it cannot be written.
+        """
+        from secondlook.report import write_episode
+
+        write_episode(Path(folder), self, settings={}, claimed=False)
+        return Path(folder)
+
+    def _repr_html_(self) -> str:
+        """A filmstrip of the rounds, as a notebook shows it."""
+        from secondlook.report import episode_strip
+
+        return episode_strip(self)
+
+
+@dataclass(frozen=True)
+class RowDrawn:
+    """While an episode is drawn: another row of its current image is there."""
+
+    prompt_index: int
+    round_index: int
+    codes: tuple[int, ...]
+    """All codes of the image so far, row by row from the top."""
+    rows: int
+    """Rows that are finished."""
+
+
+@dataclass(frozen=True)
+class VerdictGiven:
+    """While an episode is drawn: a round has its image and its verdict."""
+
+    prompt_index: int
+    round_index: int
+    round: Round
+
+
+@dataclass(frozen=True)
+class EpisodeFinished:
+    """An episode is whole."""
+
+    prompt_index: int
+    episode: Episode
+
+
+Event = RowDrawn | VerdictGiven | EpisodeFinished

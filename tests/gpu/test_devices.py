@@ -10,14 +10,14 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from secondlook.engine import model_runner as step_module
-from secondlook.engine.capacity import Need, fitting
+from secondlook.engine.capacity import Need, episodes_that_fit
 from secondlook.engine.engine import Engine
 from secondlook.engine.model_runner import ModelRunner
-from secondlook.episode import SamplingConfig, run_episodes
+from secondlook.episode import SamplingConfig, run_episodes, stream_episodes
 from secondlook.models import packing, sampling
 from secondlook.models.janus.model import Janus
 from secondlook.train.memory_plan import PROMPT, REASON, config_of, sizes
-from secondlook.types import Prompt, SamplingParams
+from secondlook.types import Prompt, RowDrawn, SamplingParams
 
 SECOND = torch.device("cuda", 1)
 
@@ -129,15 +129,25 @@ class Cuda:
         return object()
 
 
+STARS = [Prompt(f"a photo of a {c} star") for c in ("red", "blue", "green")]
+SAMPLING = SamplingConfig(guidance=2.0, code_top_k=50)
+
+
 def episodes(engine):
-    prompts = [Prompt(f"a photo of a {c} star") for c in ("red", "blue", "green")]
-    return run_episodes(engine, prompts, [0, 1, 2], 2, SamplingConfig(guidance=2.0, code_top_k=50))
+    return run_episodes(engine, STARS, [0, 1, 2], 2, SAMPLING)
+
+
+def rows_drawn(engine):
+    """What is told of each episode's drawings while they are drawn."""
+    events = stream_episodes(engine, STARS, [0, 1, 2], 2, SAMPLING)
+    rows = [e for e in events if isinstance(e, RowDrawn)]
+    return [[e for e in rows if e.prompt_index == i] for i in range(3)]
 
 
 def test_an_engine_runs_on_its_models_device(janus, monkeypatch):
     """Drawn with the first device current and the model on the second: what a CPU draws."""
     exact = Janus(copy.deepcopy(janus.net).double(), janus.processor)
-    there = episodes(Engine(exact))
+    there, rows_there = episodes(Engine(exact)), rows_drawn(Engine(exact))
     picture = there[0].rounds[0].image
     [codes] = Engine(exact).codes([picture])
     cuda = Cuda()
@@ -148,6 +158,7 @@ def test_an_engine_runs_on_its_models_device(janus, monkeypatch):
     with InHostMemory():
         engine = Engine(exact)
         here = episodes(engine)
+        assert rows_drawn(engine) == rows_there, "told a step late, and the same"
         used = []
         to_codes, to_images = Janus.to_codes, Janus.to_images
         monkeypatch.setattr(
@@ -183,13 +194,13 @@ def test_no_more_episodes_than_fit(free, fits, monkeypatch):
         net=SimpleNamespace(config=SimpleNamespace(text_config=text)),
     )
     need, size = Need.of(PROMPT, 576, 3, REASON), sizes("7b")
-    most = fitting(wide, need, 32)
+    most = episodes_that_fit(wide, need, 32)
     held = [
         (need.cache(n) + need.kept(n, 7)) * size.column(2) + size.side**2 * 7 * 512 * 2
         for n in (most, most + 1)
     ]
     assert most == fits and (most == 1 or held[0] <= (free - 4) * 2**30 < held[1] + 2**26)
-    assert fitting(wide, need, 3) == min(3, fits)
+    assert episodes_that_fit(wide, need, 3) == min(3, fits)
 
 
 def test_tokens_are_chosen_in_float64_where_the_device_has_none():

@@ -92,19 +92,18 @@ def test_transformers_draws_the_same(mini, plain):
 
 
 def test_it_sees_what_is_there(mini):
-    from secondlook.mini.evals.questions import Settings, run
+    from secondlook.mini.evals.questions import MiniQuestions, ask_questions
 
-    result = run(mini, Settings("mini", 300))
+    result = ask_questions(mini, MiniQuestions(questions=300))
     assert result["is_there"]["balanced_accuracy"]["mean"] > 0.85
 
 
 def test_its_first_images_are_mostly_right_and_looking_again_pays(mini):
-    from secondlook.episode import SamplingConfig
     from secondlook.mini.evals import geneval
 
-    settings = geneval.Settings("mini", samples=2, rounds=3, rows_per_task=24)
-    scored = geneval.run(mini, settings, SamplingConfig.of(mini.janus.net.generation_config))
-    assert np.mean([s.right[0] for s in scored]) > 0.75
-    fixed = sum(s.right[s.episode.final] and not s.right[0] for s in scored)
-    broken = sum(s.right[0] and not s.right[s.episode.final] for s in scored)
+    settings = geneval.MiniGenEval(samples=2, rounds=3, rows_per_task=24)
+    scored = geneval.draw_and_read(mini, settings, settings.sampling(mini))
+    assert np.mean([s.first_right for s in scored]) > 0.75
+    fixed = sum(s.final_right and not s.first_right for s in scored)
+    broken = sum(s.first_right and not s.final_right for s in scored)
     assert fixed > broken

@@ -103,6 +103,87 @@ def test_judge_ask_and_show(drawn, model, tmp_path):
     )
 
 
+def run_here(monkeypatch, *args) -> int:
+    """The exit code of a command in this process, 0 where it returns."""
+    monkeypatch.setattr(sys, "argv", ["secondlook", *map(str, args)])
+    with pytest.raises(SystemExit) as done:
+        main()
+    return done.value.code or 0
+
+
+def codes(episodes: list[dict]) -> list:
+    return [[r["codes"] for r in e["rounds"]] for e in episodes]
+
+
+@pytest.fixture
+def prompt_list(drawn, tmp_path) -> Path:
+    """Two drawings and an edit."""
+    Image.open(drawn[0] / "1" / "final.png").save(tmp_path / "source.png")
+    rows = [
+        {"prompt": "a photo of a red star"},
+        {"prompt": "make the star blue", "source": "source.png"},
+        {"prompt": "a photo of a cat"},
+    ]
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_list_of_prompts_is_drawn_and_resumed(
+    prompt_list, drawn, model, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "list"
+    settings = ("--model", model, "--rounds", 2, "--seed", 5, "--device", "cpu")
+    command = ("draw", "--prompts", prompt_list, "--out", out, "--n", 2, *settings)
+    assert run_here(monkeypatch, *command) == 0
+    folders = sorted(p.parent for p in out.glob("*/episode.json"))
+    assert [f.name for f in folders] == [f"0000{i}-{j}" for i in (1, 2, 3) for j in (1, 2)]
+    episodes = [json.loads((f / "episode.json").read_text()) for f in folders]
+    assert [e["seed"] for e in episodes] == [5, 6, 7, 8, 9, 10]
+    alone = [json.loads((drawn[0] / k / "episode.json").read_text()) for k in ("1", "2")]
+    assert codes(episodes[:2]) == codes(alone)
+    assert (folders[2] / "source.png").is_file()
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["prompts"], summary["episodes"]) == (3, 6)
+    page = (out / "index.html").read_text()
+    pictures = re.findall(r'src="([^"]+)"', page)
+    assert len(pictures) == sum(len(e["rounds"]) for e in episodes) + 2
+    assert all((out / picture).is_file() for picture in pictures)
+    assert "6 episodes" in capsys.readouterr().out
+
+    (folders[3] / "episode.json").write_text("{")  # as a process that was killed leaves it
+    (folders[4] / "final.png").unlink()
+    before = {f: (f / "episode.json").stat().st_mtime_ns for f in folders}
+    assert run_here(monkeypatch, *command) == 0
+    assert "4 of 6 episodes are there" in capsys.readouterr().out
+    changed = [f for f in folders if (f / "episode.json").stat().st_mtime_ns != before[f]]
+    assert changed == folders[3:5]
+    again = [json.loads((f / "episode.json").read_text()) for f in folders]
+    assert codes(again) == codes(episodes)
+    assert run_here(monkeypatch, "show", out) == 0
+    assert "3 prompts, 6 episodes" in capsys.readouterr().out
+
+
+def test_a_list_is_not_mixed_with_other_settings(prompt_list, model, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "list"
+    command = ("draw", "--prompts", prompt_list, "--model", model, "--rounds", 1, "--out", out)
+    assert run_here(monkeypatch, *command) == 0
+    capsys.readouterr()
+
+    def refused(*args) -> str:
+        assert run_here(monkeypatch, *args) == 2
+        return capsys.readouterr().err
+
+    assert "config: seed is 1 but" in refused(*command, "--seed", 1)
+    assert "use another folder" in refused("draw", "a cat", "--model", model, "--out", out)
+    other = tmp_path / "other.txt"
+    other.write_text("a photo of a cat\n")
+    assert "has other prompts" in refused("draw", "--prompts", other, *command[3:])
+    single = tmp_path / "single"
+    assert run_here(monkeypatch, "draw", "a cat", "--model", model, "--n", 1, "--out", single) == 0
+    assert "not drawn from a list" in refused(*command[:-1], single)
+
+
 def broken_png(folder: Path) -> Path:
     whole = folder / "whole.png"
     Image.effect_noise((64, 64), 50).save(whole)
@@ -137,8 +218,8 @@ BAD = {
         ["train", "base", "--config", "{toml}", "--set", "tokenizer=none"],
         "tokenizer",
     ),
-    "zero samples": (["bench", "geneval", "--model", "{model}", "--samples", "0"], "samples"),
-    "unknown split": (["bench", "geneval", "--model", "{model}", "--split", "x"], "split"),
+    "zero samples": (["eval", "mini-geneval", "--model", "{model}", "--samples", "0"], "samples"),
+    "unknown split": (["eval", "mini-geneval", "--model", "{model}", "--split", "x"], "split"),
     "unknown start": (
         ["train", "sft", "--config", "{toml}", "--set", "model=nonesuch", "--set", "data={empty}"],
         "model",
@@ -192,8 +273,14 @@ BAD = {
         ],
         "auto_recovery.lr_cut",
     ),
-    "not a pair": (["bench", "compare", "out"], "NAME=FOLDER"),
-    "no results": (["bench", "compare", "a={empty}"], "result.json"),
+    "prompt and prompts": (
+        ["draw", "a cat", "--prompts", "{toml}", "--model", "{model}"],
+        "prompt",
+    ),
+    "no file of prompts": (["draw", "--prompts", "none.txt", "--model", "{model}"], "prompts"),
+    "unknown benchmark": (["eval", "genevil", "--model", "{model}"], "'genevil' is unknown"),
+    "not a pair": (["eval", "table", "out"], "NAME=FOLDER"),
+    "no results": (["eval", "table", "a={empty}"], "result.json"),
     "nothing to show": (["show", "{empty}"], "folder"),
 }
 
@@ -232,14 +319,6 @@ def test_bad_input_gets_one_sentence(case, model, tmp_path, monkeypatch, capsys)
     assert not written, "nothing half-written"
 
 
-def ended(monkeypatch, *args: str) -> int:
-    """The exit code of a command in this process."""
-    monkeypatch.setattr(sys, "argv", ["secondlook", *args])
-    with pytest.raises(SystemExit) as done:
-        main()
-    return done.value.code
-
-
 @pytest.mark.parametrize(
     "args",
     [
@@ -252,7 +331,7 @@ def test_names_for_results_are_utf8(args, tmp_path, monkeypatch, capsys):
     """TensorBoard, safetensors and tokenizers open no other ones."""
     (tmp_path / "c.toml").write_text("steps = 1\n")
     monkeypatch.chdir(tmp_path)
-    assert ended(monkeypatch, *args, os.fsdecode(b"caf\xe9/run")) == 2
+    assert run_here(monkeypatch, *args, os.fsdecode(b"caf\xe9/run")) == 2
     told = r"'caf\udce9/run' is not UTF-8 ('\udce9'); give another name"
     assert capsys.readouterr().err == f"secondlook: out: {told}\n"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["c.toml"]
@@ -273,12 +352,12 @@ def test_an_interruption_is_told(args, told, tmp_path, monkeypatch, capsys):
     def pressed(*args, **settings):
         raise KeyboardInterrupt
 
-    for name in ("cli.locate", "cli.show.stored_rows", "config.load"):
+    for name in ("cli.drawing.locate", "cli.show.stored_rows", "config.load"):
         module, _, function = f"secondlook.{name}".rpartition(".")
         monkeypatch.setattr(importlib.import_module(module), function, pressed)
     (tmp_path / "metrics.jsonl").touch()
     monkeypatch.chdir(tmp_path)
-    assert ended(monkeypatch, *args) == 130
+    assert run_here(monkeypatch, *args) == 130
     assert capsys.readouterr().err == f"secondlook: {told}\n"
 
 
@@ -292,7 +371,7 @@ def test_control_characters_are_printed_as_escapes(tmp_path, monkeypatch, capsys
     common.console.print(table)
     printed = capsys.readouterr().out
     assert printed.count(shown) == 5 and not re.search("[\t\r\x1b\x9b]", printed)
-    assert ended(monkeypatch, "show", str(tmp_path / "a\tb\u2028c\x1b")) == 2
+    assert run_here(monkeypatch, "show", str(tmp_path / "a\tb\u2028c\x1b")) == 2
     message = capsys.readouterr().err
     assert len(message.splitlines()) == 1 and not re.search("[\t\x1b\u2028]", message)
 

@@ -6,8 +6,10 @@ import copy
 import pytest
 import torch
 
-from secondlook.engine import running_batch as rows_module
+from secondlook.engine import prefill
+from secondlook.engine import running_batch as batch_module
 from secondlook.engine.engine import Engine
+from secondlook.engine.requests import GenerateRequest
 from secondlook.engine.running_batch import RunningBatch
 from secondlook.episode import SamplingConfig, run_episodes
 from secondlook.errors import InputError
@@ -22,7 +24,7 @@ from secondlook.models.janus.template import (
     rest,
 )
 from secondlook.train.activation_checkpointing import activation_checkpointing
-from secondlook.types import GenerateRequest, ImageCodes, Prompt, Request, SamplingParams, TokenIds
+from secondlook.types import ImageCodes, Prompt, Request, SamplingParams, TokenIds
 
 PROMPTS = [
     "a photo of a red star",
@@ -210,19 +212,19 @@ def mixed(engine) -> list[GenerateRequest]:
     ]
 
 
-def one(job):
-    return (yield job)
+async def one(job):
+    return await job
 
 
 def test_all_kinds_share_a_batch(exact):
     """Alone, together, in another order, and entering as others leave: the same tokens."""
     jobs = mixed(exact)
-    alone = [exact.serve([one(job)])[0] for job in jobs]
+    alone = [exact.run([one(job)])[0] for job in jobs]
     order = torch.randperm(len(jobs), generator=torch.Generator().manual_seed(0)).tolist()
     for batch in (3, 64):
         engine = Engine(exact.janus, batch)
         for places in (range(len(jobs)), order):
-            found = engine.serve([one(jobs[i]) for i in places])
+            found = engine.run([one(jobs[i]) for i in places])
             for i, turn in zip(places, found, strict=True):
                 assert turn.tokens == alone[i].tokens and turn.p_yes == pytest.approx(
                     alone[i].p_yes
@@ -234,12 +236,12 @@ def test_places_are_filled_as_they_fall_free(exact, monkeypatch):
     widths: list[int] = []
     advance = RunningBatch.advance
     monkeypatch.setattr(
-        RunningBatch, "advance", lambda rows: (widths.append(len(rows.runs)), advance(rows))[1]
+        RunningBatch, "advance", lambda rows: (widths.append(len(rows.sequences)), advance(rows))[1]
     )
     jobs = mixed(exact)
-    Engine(exact.janus, 4).serve([one(job) for job in jobs])
+    Engine(exact.janus, 4).run([one(job) for job in jobs])
     assert max(widths) == 4 and len(widths) < sum(
-        sorted((j.steps for j in jobs), reverse=True)[: len(jobs) // 2]
+        sorted((j.max_tokens for j in jobs), reverse=True)[: len(jobs) // 2]
     )
 
 
@@ -247,9 +249,9 @@ def test_what_was_kept_is_not_computed_again(exact, monkeypatch):
     """A redraw goes on from the draw's cache, a second verdict from the first one's; without it the
     same is drawn."""
     prefilled: list[int] = []
-    assemble = rows_module.assemble
+    assemble = batch_module.assemble
     monkeypatch.setattr(
-        rows_module,
+        batch_module,
         "assemble",
         lambda janus, parts: (
             prefilled.append(sum(length(p, janus.n_patches) for p in parts)),
@@ -260,7 +262,7 @@ def test_what_was_kept_is_not_computed_again(exact, monkeypatch):
     assert any(len(e.rounds) == 3 for e in kept)
     short = sum(prefilled)
     prefilled.clear()
-    monkeypatch.setattr(rows_module, "in_common", lambda columns, earlier: 0)
+    monkeypatch.setattr(prefill, "in_common", lambda columns, earlier: 0)
     for a, b in zip(kept, episodes(exact, 6, 3.0), strict=True):
         assert [t.tokens for t in a.turns] == [t.tokens for t in b.turns]
         for t, u in zip(a.turns, b.turns, strict=True):

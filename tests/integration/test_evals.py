@@ -16,14 +16,20 @@ from secondlook.cli import app, main
 from secondlook.engine.engine import Engine
 from secondlook.episode import SamplingConfig
 from secondlook.errors import InputError
-from secondlook.evals import fetch, pope, rows, runner
-from secondlook.evals import records as gather
-from secondlook.evals.records import Settings
-from secondlook.evals.runner import BENCHMARKS
-from secondlook.evals.scorers import benchmarks as scorers
-from secondlook.evals.scorers import phrases
+from secondlook.evals import fetch, gedit, records, report, runner
+from secondlook.evals.benchmark import VALUE_IN_UNIT, Row, get_benchmark
+from secondlook.evals.compbench import CompBench, CompBenchScorer, asked_phrases
+from secondlook.evals.dpg_bench import DPGBench, dpg_score
+from secondlook.evals.dsg import DSG
+from secondlook.evals.gedit import GEdit
+from secondlook.evals.geneval import GenEval, GenEvalLong, ObjectColors, verdict
+from secondlook.evals.pie_bench import PIEBench, mask_of
+from secondlook.evals.pope import POPE, SPLITS
+from secondlook.evals.records import EvalSettings
 from secondlook.evals.scorers.background import LEAST_MSE, background
-from secondlook.evals.scorers.detector import CLASSES, Colors, Detector, Found, evaluate
+from secondlook.evals.scorers.clip import Clip
+from secondlook.evals.scorers.detector import CLASSES, DetectedObject, Detector
+from secondlook.evals.scorers.questions import DependentQuestions
 from secondlook.evals.scorers.vqa import Blip
 from secondlook.models.shipped import locate
 from secondlook.types import WorkerShard
@@ -62,7 +68,7 @@ ROWS = [
 
 
 def box(name, x, y, confidence=0.95, side=20):
-    return Found(name, (x, y, x + side, y + side), confidence, np.ones((64, 64), bool))
+    return DetectedObject(name, (x, y, x + side, y + side), confidence, np.ones((64, 64), bool))
 
 
 def no_colors(boxes):
@@ -71,32 +77,32 @@ def no_colors(boxes):
 
 def test_rules_of_geneval():
     single, two, counting, colors, position = ROWS
-    assert evaluate(single, [box("bench", 0, 0, 0.31)], no_colors)[0]
-    assert not evaluate(single, [box("bench", 0, 0, 0.30)], no_colors)[0], (
+    assert verdict(single, [box("bench", 0, 0, 0.31)], no_colors)[0]
+    assert not verdict(single, [box("bench", 0, 0, 0.30)], no_colors)[0], (
         "above the threshold, not at it"
     )
-    assert not evaluate(two, [box("cat", 0, 0)], no_colors)[0]
-    assert evaluate(two, [box("cat", 0, 0), box("cup", 9, 9), box("cup", 30, 30)], no_colors)[0], (
+    assert not verdict(two, [box("cat", 0, 0)], no_colors)[0]
+    assert verdict(two, [box("cat", 0, 0), box("cup", 9, 9), box("cup", 30, 30)], no_colors)[0], (
         "more are no harm"
     )
     two_clocks = [box("clock", 0, 0), box("clock", 30, 0)]
-    assert evaluate(counting, [*two_clocks, box("clock", 0, 30, 0.9)], no_colors)[0], (
+    assert verdict(counting, [*two_clocks, box("clock", 0, 30, 0.9)], no_colors)[0], (
         "0.9 is not above 0.9"
     )
-    right, why = evaluate(counting, [*two_clocks, box("clock", 0, 30, 0.91)], no_colors)
+    right, why = verdict(counting, [*two_clocks, box("clock", 0, 30, 0.91)], no_colors)
     assert not right and why == "expected clock<3, found 3"
     # only the most confident boxes are asked for their colour
     cups = [box("cup", 0, 0, 0.6), box("cup", 30, 0, 0.8)]
-    assert evaluate(
+    assert verdict(
         colors, cups, lambda boxes: ["red" if b.confidence == 0.8 else "blue" for b in boxes]
     )[0]
-    assert not evaluate(colors, cups, lambda boxes: ["blue"] * len(boxes))[0]
+    assert not verdict(colors, cups, lambda boxes: ["blue"] * len(boxes))[0]
     cat = box("cat", 40, 0)
-    assert evaluate(position, [cat, box("dog", 0, 0)], no_colors)[0]
-    assert not evaluate(position, [cat, box("dog", 42, 0)], no_colors)[0], (
+    assert verdict(position, [cat, box("dog", 0, 0)], no_colors)[0]
+    assert not verdict(position, [cat, box("dog", 42, 0)], no_colors)[0], (
         "too near to be left of it"
     )
-    right, why = evaluate(position, [box("dog", 0, 0)], no_colors)
+    right, why = verdict(position, [box("dog", 0, 0)], no_colors)
     assert not right and "no target" in why, "a clause that failed is no target"
 
 
@@ -238,17 +244,6 @@ def models(tmp_path_factory):
 
 
 @pytest.fixture
-def judges(models):
-    paths = {n: str(models / n) for n in ("detector", "clip", "dino")}
-    return scorers.Judges(
-        vqa=str(models / "blip"),
-        clip_score=str(models / "clip"),
-        chunks=lambda text: text.split(" and "),
-        **paths,
-    )
-
-
-@pytest.fixture
 def data(tmp_path, monkeypatch):
     """A folder with a small GenEval in place of the real one."""
     path = tmp_path / "data" / "geneval" / "evaluation_metadata.jsonl"
@@ -265,8 +260,7 @@ def test_geneval_from_prompts_to_the_page(models, data, tmp_path, monkeypatch, c
     the files alone."""
     out = tmp_path / "out"
     command = [
-        "bench",
-        "public",
+        "eval",
         "geneval",
         "--model",
         "mini",
@@ -321,7 +315,7 @@ def test_geneval_from_prompts_to_the_page(models, data, tmp_path, monkeypatch, c
     before = (out / "result.json").read_bytes()
     (out / "result.json").unlink()
     monkeypatch.setattr(
-        gather, "introspect", lambda *_: pytest.fail("what is drawn is not drawn again")
+        runner, "run_episodes", lambda *_: pytest.fail("what is drawn is not drawn again")
     )
     assert CliRunner().invoke(app, command).exit_code == 0
     assert (out / "result.json").read_bytes() == before
@@ -331,28 +325,25 @@ def test_geneval_from_prompts_to_the_page(models, data, tmp_path, monkeypatch, c
     assert stopped.value.code == 2 and "rounds is 2 but" in capsys.readouterr().err
 
 
-def test_processes_share_the_jobs_and_resume(judges, data, tmp_path):
+def test_processes_share_the_jobs_and_resume(data, tmp_path):
     from secondlook.cli.common import load_engine
 
-    engine, every = load_engine("mini"), rows.geneval(data)
+    engine, every = load_engine("mini"), GenEval(model="mini", data=data).rows()
     sampling = SamplingConfig.of(engine.janus.net.generation_config)
-    settings = Settings("geneval", "mini", 2, 1, 0, 0, 1.0)
+    settings = EvalSettings("geneval", "mini", 2, 1, 0, 0, 1.0)
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     for out in (alone, shared):
-        gather.begin(out, settings, {})
-    gather.draw(engine, every, settings, sampling, alone)
-    gather.draw(engine, every, settings, sampling, shared, WorkerShard(0, 2))
-    assert not gather.complete(every, settings, shared)
+        records.begin(out, settings, {})
+    runner.draw(engine, every, settings, sampling, alone)
+    runner.draw(engine, every, settings, sampling, shared, WorkerShard(0, 2))
+    assert not records.all_drawn(shared, every, settings)
     with open(shared / "episodes-000.jsonl", "a") as file:
         file.write('{"row": 4, "k"')  # killed while writing
-    gather.draw(
-        engine, every, settings, sampling, shared, WorkerShard(0, 3)
-    )  # the rest, by another number of processes
-    for rank in (1, 2):
-        gather.draw(engine, every, settings, sampling, shared, WorkerShard(rank, 3))
-    assert gather.complete(every, settings, shared)
+    for rank in (0, 1, 2):  # the rest, by another number of processes
+        runner.draw(engine, every, settings, sampling, shared, WorkerShard(rank, 3))
+    assert records.all_drawn(shared, every, settings)
     key = lambda r: (r["row"], r["k"])  # noqa: E731
-    both = [sorted(gather.stored(out, "episodes"), key=key) for out in (alone, shared)]
+    both = [sorted(records.stored(out, "episodes"), key=key) for out in (alone, shared)]
     assert both[0] == both[1] and len(both[0]) == 10, "each once, and the same whoever draws"
 
     class Failing:
@@ -360,13 +351,13 @@ def test_processes_share_the_jobs_and_resume(judges, data, tmp_path):
             return ["it failed" if row.task == "colors" else {"value": 1.0} for row, _ in items]
 
     with pytest.raises(Exception, match=r"2 of 10 pictures got none \(2: it failed\)"):
-        gather.score(Failing(), every, settings, alone)
-    result = runner.summarize(
-        runner.get("geneval"),
+        runner.score_pictures(Failing(), every, settings, alone)
+    result = report.summarize(
+        GenEval(model="mini"),
         settings,
-        gather.stored(alone, "episodes"),
-        gather.scores_of(alone, gather.SHARE),
-        gather.reasons_of(alone),
+        records.stored(alone, "episodes"),
+        records.read_scores(alone, VALUE_IN_UNIT),
+        records.missing_reasons(alone),
     )
     assert result["missing"] == 2 and result["overall"]["first"]["mean"] == 1.0, "missing, not 0"
     assert result["overall"]["images"] == result["images"] == 8
@@ -383,8 +374,9 @@ def test_detector_and_colours(models):
     )
     x1, y1, x2, y2 = found[0].box
     assert found[0].mask[int(y1) : int(y2), int(x1) : int(x2)].sum() == found[0].mask.sum()
-    colors = Colors(str(models / "clip"))
-    assert len(colors(image, found)) == len(found) and colors.words(found[0].name).shape == (10, 8)
+    colors = ObjectColors(Clip(str(models / "clip")))
+    assert len(colors(image, found)) == len(found)
+    assert colors.word_embeddings(found[0].name).shape == (10, 8)
     with pytest.raises(InputError, match="no Mask2Former"):
         Detector(str(models / "nothing"))
 
@@ -447,25 +439,26 @@ def test_blip_is_asked_as_released(models, tmp_path):
         Blip(str(tmp_path / "blip"))
 
 
-def test_questions_of_compbench_dsg_and_dpg(judges, tmp_path):
+def test_questions_of_compbench_dsg_and_dpg(models, tmp_path):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 48, 3), dtype=np.uint8))
-    blip = Blip(judges.vqa, batch=2)
+    blip = Blip(str(models / "blip"), batch=2)
+    scorer = CompBenchScorer(blip, lambda text: text.split(" and "), Clip(str(models / "clip")))
     items = [("a red cup?", image), ("is there a clock in the picture?", image), ("a cat?", image)]
     together, alone = blip(items), [blip([i])[0] for i in items]
     assert together == pytest.approx(alone, abs=1e-4) and all(0 < p < 1 for p in together), (
         "padding is not seen"
     )
-    row = rows.Row("color-000", "a red cup and the side and a cat", "color")
-    [color] = scorers.CompBench(judges)([(row, image)])
+    row = Row("color-000", "a red cup and the side and a cat", "color")
+    [color] = scorer([(row, image)])
     assert [phrase for phrase, _ in color["p_yes"]] == ["a red cup", "a cat"]
     assert color["value"] == pytest.approx(np.prod([p for _, p in color["p_yes"]]))
-    [twice] = scorers.CompBench(judges)([(replace(row, prompt="a cat and a cat"), image)])
+    [twice] = scorer([(replace(row, prompt="a cat and a cat"), image)])
     assert twice["value"] == pytest.approx(color["p_yes"][1][1] ** 2), (
         "a phrase that stands there twice counts twice"
     )
-    [nothing] = scorers.CompBench(judges)([(replace(row, prompt="the side"), image)])
+    [nothing] = scorer([(replace(row, prompt="the side"), image)])
     assert nothing["value"] == 1.0, "as released, where there is no noun phrase"
-    [cosine] = scorers.CompBench(judges)([(replace(row, task="non_spatial"), image)])
+    [cosine] = scorer([(replace(row, task="non_spatial"), image)])
     assert -1 <= cosine["value"] <= 1
     table = "item_id,text,proposition_id,dependency,tuple,question_natural_language\n"
     table += (
@@ -474,18 +467,17 @@ def test_questions_of_compbench_dsg_and_dpg(judges, tmp_path):
     )
     (tmp_path / "dpg_bench").mkdir()
     (tmp_path / "dpg_bench" / "dpg_bench.csv").write_text(table)
-    [question] = rows.dpg(tmp_path)
-    [scored] = scorers.dpg(judges)([(question, image)])
+    [question] = DPGBench(model="mini", data=tmp_path).rows()
+    [scored] = DependentQuestions(blip, dpg_score)([(question, image)])
     assert [a[0] for a in scored["answers"]] == [
         "entity - whole (cup)",
         "attribute - color (cup, red)",
     ]
-    assert phrases.phrases("…", lambda text: ["The left", "top"]) == [
-        "The left"
-    ] and not phrases.phrases("…", lambda _: ["top"])
+    assert asked_phrases("…", lambda text: ["The left", "top"]) == ["The left"]
+    assert not asked_phrases("…", lambda _: ["top"])
 
 
-def test_pie_and_gedit(judges, tmp_path, monkeypatch):
+def test_pie_and_gedit(models, tmp_path, monkeypatch):
     from misbehaving import Judge
 
     rng = np.random.default_rng(0)
@@ -500,16 +492,19 @@ def test_pie_and_gedit(judges, tmp_path, monkeypatch):
     }
     told |= {"editing_type_id": "6", "mask": [512 * 100 + 50, 3, 512 * 101 + 50, 2]}
     (folder / "mapping_file.json").write_text(json.dumps({"000": told}))
-    [row] = rows.pie(tmp_path)
+    benchmark = PIEBench(
+        model="mini", data=tmp_path, clip=str(models / "clip"), dino=str(models / "dino")
+    )
+    [row] = benchmark.rows()
     assert row.task == "color" and row.facts["target"] == "a red cup"
-    mask = scorers.mask_of(row.facts["mask"])
+    mask = mask_of(row.facts["mask"])
     assert (
         mask[1:-1, 1:-1].sum() == 5
         and mask[100, 50:53].all()
         and mask[0].all()
         and mask[:, -1].all()
     )
-    pie = scorers.Pie(judges)
+    pie = benchmark.scorer("cpu")
     [same] = pie([(row, source)])
     assert (
         same["mse"] == 0
@@ -523,14 +518,14 @@ def test_pie_and_gedit(judges, tmp_path, monkeypatch):
     changed[200, 200] = 255 - changed[200, 200]
     assert background(source, Image.fromarray(changed), mask)["psnr"] < same["psnr"]
     with Judge(share=0) as server:
-        scored = scorers.GEdit(replace(judges, url=server.url, vqa="m"))([(row, source)])
-        [why] = scored
+        scorer = GEdit(model="mini", url=server.url, vqa="m").scorer("cpu")
+        [why] = scorer([(row, source)])
         assert (
             why.startswith("no two scores of what was edited: ")
             and "its answer has no two scores" in why
         )
-        monkeypatch.setattr(scorers, "text_of", lambda _: 'so: {"scores": [9, 4]}')
-        [scored] = scorers.GEdit(replace(judges, url=server.url, vqa="m"))([(row, source)])
+        monkeypatch.setattr(gedit, "text_of", lambda _: 'so: {"scores": [9, 4]}')
+        [scored] = scorer([(row, source)])
         assert scored == {
             "overall": pytest.approx(4.0),
             "semantic_consistency": 4.0,
@@ -554,43 +549,48 @@ def test_background_by_hand():
 
 def test_what_is_missing_is_said(tmp_path):
     for call, said in (
-        (lambda: rows.dpg(), "dpg_bench.csv"),
-        (lambda: rows.pie(tmp_path), "mapping_file.json"),
-        (lambda: runner.get("genevil"), "'genevil' is unknown"),
-        (lambda: Settings("geneval", "mini", 0), "samples: 0"),
+        (lambda: DPGBench(model="mini").rows(), "dpg_bench.csv"),
+        (lambda: PIEBench(model="mini", data=tmp_path).rows(), "mapping_file.json"),
+        (lambda: get_benchmark("genevil"), "'genevil' is unknown"),
+        (lambda: GEdit(model="mini").judge(), "vqa: BLIP answers yes or no"),
+        (lambda: GenEval(), "model: it is missing"),
+        (lambda: GenEval(model="mini", rounds=0), "rounds: 0 is wrong"),
+        (lambda: GenEval(model="mini", vqa="m"), "vqa: 'm' is wrong"),
     ):
         with pytest.raises(InputError, match=said):
             call()
 
 
 def test_the_real_files(benchmarks, tmp_path):
-    every = rows.geneval(benchmarks)
-    assert len(every) == 553 and len(rows.geneval(benchmarks, long=True)) == 553
+    given = {"model": "mini", "data": benchmarks}
+    every = GenEval(**given).rows()
+    assert len(every) == 553 and len(GenEvalLong(**given).rows()) == 553
     assert {c["class"] for r in every for c in r.facts["include"]} <= set(CLASSES)
     for row in every:  # objects laid out as asked pass, and without the last clause's they do not
-        assert evaluate(
+        assert verdict(
             row.facts, (laid := laid_out(row.facts)), lambda boxes: [b.color for b in boxes]
         )[0], row.prompt
         last = row.facts["include"][-1]["class"]
-        assert not evaluate(
+        assert not verdict(
             row.facts, [f for f in laid if f.name != last], lambda boxes: [b.color for b in boxes]
         )[0]
-    assert len(rows.compbench(benchmarks)) == 1200
+    assert len(CompBench(**given).rows()) == 1200
     with pytest.raises(InputError, match=r"4a7d36259ad94d238a6e7e7e0bd6b643.png' is missing"):
-        rows.gedit(benchmarks, tmp_path)
+        GEdit(**given, images=tmp_path).rows()
     for key in json.loads((benchmarks / "gedit" / "gedit_edit.json").read_text()).values():
         (tmp_path / key["id"]).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / key["id"]).touch()
-    edited = rows.gedit(benchmarks, tmp_path)
+    edited = GEdit(**given, images=tmp_path).rows()
     assert len(edited) == 604 and len({r.task for r in edited}) == 11
-    asked = rows.dsg(benchmarks)
+    asked = DSG(**given).rows()
     assert len(asked) == 1060 and sum(len(r.facts["questions"]) for r in asked) == 8182
-    assert len(rows.pope(benchmarks)) == 9000
+    pope = POPE(**given, images=tmp_path)
+    assert len(pope.rows()) == 9000
     with pytest.raises(InputError, match="lacks 500 pictures, first COCO_val2014"):
-        pope.chosen(pope.Settings("mini", str(tmp_path)), benchmarks)
+        pope.check()
 
 
-class Laid(Found):
+class Laid(DetectedObject):
     """A found object whose colour is known."""
 
     color = ""
@@ -634,7 +634,7 @@ def test_pope_from_questions_to_the_page(tmp_path, monkeypatch):
         }
         for i in range(4)
     ]
-    for split in rows.POPE:
+    for split in SPLITS:
         path = tmp_path / "pope" / f"coco_pope_{split}.json"
         path.write_text("".join(json.dumps(q) + "\n" for q in asked))
         name = f"pope/{path.name}"
@@ -644,8 +644,7 @@ def test_pope_from_questions_to_the_page(tmp_path, monkeypatch):
             replace(fetch.FILES[name], sha256=sha256(path.read_bytes()).hexdigest()),
         )
     command = [
-        "bench",
-        "public",
+        "eval",
         "pope",
         "--model",
         "mini",
@@ -689,7 +688,7 @@ def test_pope_from_questions_to_the_page(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_all_benchmarks_of_a_miniature(tmp_path):
     command = [
-        "bench",
+        "eval",
         "all",
         "--model",
         "mini",
@@ -704,10 +703,10 @@ def test_all_benchmarks_of_a_miniature(tmp_path):
     assert run.exit_code == 0, run.output
     result = json.loads((tmp_path / "result.json").read_text())
     assert (
-        set(result["benchmarks"]) == {"geneval", "curve", "questions", "editing"}
+        set(result["benchmarks"]) == {"mini-geneval", "mini-curve", "mini-questions", "mini-pie"}
         and not result["skipped"]
     )
-    assert 'href="geneval/geneval.html"' in (tmp_path / "all.html").read_text()
+    assert 'href="mini-geneval/mini-geneval.html"' in (tmp_path / "all.html").read_text()
     mixed = CliRunner().invoke(app, [*command, "--only", "2"])
     assert isinstance(mixed.exception, InputError) and "only is 2 but" in str(mixed.exception)
     data = tmp_path / "data"
@@ -715,11 +714,11 @@ def test_all_benchmarks_of_a_miniature(tmp_path):
     public = CliRunner().invoke(
         app,
         [
-            "bench",
+            "eval",
             "all",
             "--model",
             "mini",
-            "--on",
+            "--suite",
             "public",
             "--data",
             str(data),
@@ -729,6 +728,5 @@ def test_all_benchmarks_of_a_miniature(tmp_path):
     )
     assert public.exit_code == 0, public.output
     skipped = json.loads((tmp_path / "p" / "result.json").read_text())["skipped"]
-    assert (
-        set(skipped) == {*BENCHMARKS, "pope"} and "evaluation_metadata.jsonl" in skipped["geneval"]
-    )
+    public = {"geneval", "geneval-long", "compbench", "dsg", "dpg", "pie", "gedit", "pope"}
+    assert set(skipped) == public and "evaluation_metadata.jsonl" in skipped["geneval"]

@@ -13,12 +13,16 @@ from typer.testing import CliRunner
 from cases.unfriendly_judge import Handler
 from secondlook.cli import app
 from secondlook.errors import InputError
-from secondlook.evals import records, rows, runner
-from secondlook.evals.records import RowRange, Settings, fault_of
-from secondlook.evals.rows import Row
-from secondlook.evals.scorers import benchmarks
+from secondlook.evals import records, report, runner
+from secondlook.evals.benchmark import VALUE_IN_UNIT, Row, ValueRange
+from secondlook.evals.dpg_bench import DPGBench
+from secondlook.evals.gedit import two_scores
+from secondlook.evals.geneval import GenEval
+from secondlook.evals.pie_bench import PIEBench
+from secondlook.evals.records import EvalSettings, score_fault
+from secondlook.io import append_rows
 from secondlook.llm.client import Unanswered
-from secondlook.mini.evals import audit, compare, judging, seeds
+from secondlook.mini.evals import audit, judging
 from secondlook.models.janus.template import MAX_PROMPT
 
 CASES = Path(__file__).parents[1] / "cases" / "dpg"
@@ -29,13 +33,17 @@ HEAD = (
 RED = "star_1,a photo of a red star,,1,0,entity,whole,entity - whole (star),Is there a star?\n"
 
 
+def dpg_rows(data):
+    return DPGBench(model="mini", data=data).rows()
+
+
 def test_tables_of_other_systems(tmp_path):
-    [plain], [marked] = rows.dpg(CASES / "plain"), rows.dpg(CASES / "bom")
+    [plain], [marked] = dpg_rows(CASES / "plain"), dpg_rows(CASES / "bom")
     assert plain == marked and plain.facts == marked.facts and len(plain.facts["questions"]) == 2
-    [separated] = rows.dpg(CASES / "line_separator")
+    [separated] = dpg_rows(CASES / "line_separator")
     assert "\u2028" in separated.prompt and len(separated.facts["questions"]) == 2
     with pytest.raises(InputError, match=r"line 2 of '.*dpg_bench.csv' is not UTF-8"):
-        rows.dpg(CASES / "latin_1")
+        dpg_rows(CASES / "latin_1")
 
 
 @pytest.mark.parametrize(
@@ -54,7 +62,7 @@ def test_a_malformed_table_names_its_row(tmp_path, text, said):
     (tmp_path / "dpg_bench").mkdir()
     (tmp_path / "dpg_bench" / "dpg_bench.csv").write_text(text)
     with pytest.raises(InputError, match=said):
-        rows.dpg(tmp_path)
+        dpg_rows(tmp_path)
 
 
 def test_a_malformed_mapping_names_its_edit(tmp_path):
@@ -76,10 +84,10 @@ def test_a_malformed_mapping_names_its_edit(tmp_path):
     ):
         (folder / "mapping_file.json").write_text(json.dumps({"000": good | change}))
         with pytest.raises(InputError, match=said):
-            rows.pie(tmp_path)
+            PIEBench(model="mini", data=tmp_path).rows()
     (folder / "mapping_file.json").write_text('{"000": ')
     with pytest.raises(InputError, match=r"mapping_file\.json"):
-        rows.pie(tmp_path)
+        PIEBench(model="mini", data=tmp_path).rows()
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +101,7 @@ def server():
 
 def dpg(out, data, model="fine", url="http://127.0.0.1:9/v1", *more):
     command = [
-        "bench",
-        "public",
+        "eval",
         "dpg",
         "--model",
         "mini",
@@ -119,9 +126,9 @@ def test_a_line_separator_in_a_prompt_and_damaged_files(server, tmp_path, monkey
     assert first["images"] == 1 and first["missing"] == 0
     assert "four pictures only and skips the table" in (out / "benchmark.html").read_text()
 
-    draw = records.introspect
+    draw = runner.run_episodes
     monkeypatch.setattr(
-        records, "introspect", lambda *_: pytest.fail("what is drawn is not drawn again")
+        runner, "run_episodes", lambda *_: pytest.fail("what is drawn is not drawn again")
     )
     assert dpg(out, CASES / "line_separator", url=server).exit_code == 0
     assert json.loads((out / "result.json").read_text()) == first
@@ -134,7 +141,7 @@ def test_a_line_separator_in_a_prompt_and_damaged_files(server, tmp_path, monkey
     scores.write_text("")
     picture = out / "pictures" / "00000-0-1.png"
     picture.write_bytes(picture.read_bytes()[:99])
-    monkeypatch.setattr(records, "introspect", draw)
+    monkeypatch.setattr(runner, "run_episodes", draw)
     run = dpg(out, CASES / "line_separator", url=server)
     assert run.exit_code == 0 and "drawn again" in run.output and "00000-0-1.png" in run.output
     (
@@ -169,13 +176,13 @@ def test_too_long_a_prompt_is_found_before_anything_is_drawn(tmp_path, monkeypat
     assert f"row 2 of {str(path)!r}" in str(run.exception) and not (tmp_path / "out").exists()
     # of all benchmarks the ones that cannot be are named first, then the others begin
     begun = []
-    monkeypatch.setattr("secondlook.cli.evals._public", lambda name, *_: begun.append(name))
+    monkeypatch.setattr("secondlook.cli.evals.run_benchmark", lambda name, *_: begun.append(name))
     command = [
-        "bench",
+        "eval",
         "all",
         "--model",
         "mini",
-        "--on",
+        "--suite",
         "public",
         "--data",
         str(tmp_path),
@@ -195,20 +202,22 @@ def test_too_long_a_prompt_is_found_before_anything_is_drawn(tmp_path, monkeypat
 def test_what_begins_and_does_not_end_is_a_failure(tmp_path, monkeypatch):
     data = CASES / "plain"
     command = [
-        "bench",
+        "eval",
         "all",
         "--model",
         "mini",
-        "--on",
+        "--suite",
         "public",
         "--data",
         str(data),
         "--out",
         str(tmp_path),
     ]
-    monkeypatch.setattr(
-        "secondlook.cli.evals._public", lambda *_: (_ for _ in ()).throw(InputError("judge: away"))
-    )
+
+    def away(*_):
+        raise InputError("judge: away")
+
+    monkeypatch.setattr("secondlook.cli.evals.run_benchmark", away)
     run = CliRunner().invoke(app, [*command, "--vqa", "m", "--url", "http://127.0.0.1:9/v1"])
     assert run.exit_code == 1 and "dpg began and did not end: judge: away" in str(run.exception)
     assert "judge: away" in (tmp_path / "all.html").read_text()
@@ -242,15 +251,15 @@ def test_what_begins_and_does_not_end_is_a_failure(tmp_path, monkeypatch):
 def test_two_scores_of_an_answer(text, scores):
     answer = {"message": {"content": text}}
     if scores:
-        assert benchmarks.two_scores(answer) == scores
+        assert two_scores(answer) == scores
     else:
         with pytest.raises(Unanswered):
-            benchmarks.two_scores(answer)
+            two_scores(answer)
 
 
 def test_no_score_is_outside_its_range():
-    metrics = {"psnr": RowRange(0, 60, True), "clip": RowRange(0, 100)}
-    assert not fault_of({"psnr": None, "clip": 100.00001}, metrics), (
+    metrics = {"psnr": ValueRange(0, 60, True), "clip": ValueRange(0, 100)}
+    assert not score_fault({"psnr": None, "clip": 100.00001}, metrics), (
         "undefined is no fault, and rounding neither"
     )
     for score in (
@@ -259,9 +268,10 @@ def test_no_score_is_outside_its_range():
         {"psnr": float("inf"), "clip": 1},
         {"psnr": 1, "clip": True},
     ):
-        assert fault_of(score, metrics), score
+        assert score_fault(score, metrics), score
     assert (
-        fault_of({"value": float("nan")}, records.SHARE) == "value is nan, not a number from 0 to 1"
+        score_fault({"value": float("nan")}, VALUE_IN_UNIT)
+        == "value is nan, not a number from 0 to 1"
     )
 
 
@@ -269,7 +279,7 @@ def test_what_has_no_number_is_missing_and_named(tmp_path):
     """Scores that are no numbers of their range are missing, each with its reason; a few of many do
     not stop a resumed run."""
     every = [Row(f"{i:05d}", f"a photo of a cup {i}", "all") for i in range(20)]
-    settings = Settings("geneval", "mini", 1, 1)
+    settings = EvalSettings("geneval", "mini", 1, 1)
     records.begin(tmp_path, settings, {})
     record = {"k": 0, "task": "all", "seed": 0, "final": 0, "fresh": []}
     lines = []
@@ -278,33 +288,23 @@ def test_what_has_no_number_is_missing_and_named(tmp_path):
         Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / name)
         shown = [{"picture": name, "yes": True, "p_yes": 0.9, "reason": "…"}]
         lines.append(record | {"row": i, "id": row.id, "prompt": row.prompt, "rounds": shown})
-    records.append_rows(tmp_path / "episodes-000.jsonl", lines)
+    append_rows(tmp_path / "episodes-000.jsonl", lines)
 
     def scorer(items):
         return [{"value": float("nan") if row.id == "00003" else 1.0} for row, _ in items]
 
-    records.score(scorer, every, settings, tmp_path)
-    records.score(scorer, every, settings, tmp_path)  # 1 of 1 again, but of 20 in all
-    scores = records.scores_of(tmp_path, records.SHARE)
-    result = runner.summarize(
-        runner.get("geneval"),
-        settings,
-        records.episodes_of(tmp_path, every, settings),
-        scores,
-        records.reasons_of(tmp_path),
+    runner.score_pictures(scorer, every, settings, tmp_path)
+    runner.score_pictures(scorer, every, settings, tmp_path)  # 1 of 1 again, but of 20 in all
+    scores = records.read_scores(tmp_path, VALUE_IN_UNIT)
+    benchmark, episodes = GenEval(model="mini"), records.read_episodes(tmp_path, every, settings)
+    result = report.summarize(
+        benchmark, settings, episodes, scores, records.missing_reasons(tmp_path)
     )
     assert result["images"] == 19 and result["missing"] == 1 and len(scores) == 19
     assert result["left_out"][0]["picture"] == "00003-0-1.png" and result["left_out"][0][
         "why"
     ].startswith("value is nan")
-    runner.write(
-        tmp_path,
-        runner.get("geneval"),
-        settings,
-        records.episodes_of(tmp_path, every, settings),
-        scores,
-        20,
-    )
+    report.write(tmp_path, benchmark, settings, episodes)
     page = (tmp_path / "benchmark.html").read_text()
     assert "1 of 20 samples are left out" in page and "00003-0-1.png" in page
     shown = CliRunner().invoke(app, ["show", str(tmp_path)], env={"COLUMNS": "120"})
@@ -358,7 +358,7 @@ def test_what_there_is_none_of_is_shown_as_none(tmp_path):
 def test_records_that_are_damaged_are_as_if_not_there(tmp_path):
     every, settings = (
         [Row("0", "a cup", "all"), Row("1", "a cat", "all")],
-        Settings("geneval", "mini", 1, 1),
+        EvalSettings("geneval", "mini", 1, 1),
     )
     records.begin(tmp_path, settings, {})
     shown = [{"picture": "00000-0-1.png", "yes": True, "p_yes": 0.9, "reason": "…"}]
@@ -380,24 +380,27 @@ def test_records_that_are_damaged_are_as_if_not_there(tmp_path):
         good | {"rounds": [shown[0] | {"yes": "Yes"}]},
         {k: v for k, v in good.items() if k != "prompt"},
     ]
-    records.append_rows(tmp_path / "episodes-000.jsonl", bad)
+    append_rows(tmp_path / "episodes-000.jsonl", bad)
     with open(tmp_path / "episodes-000.jsonl", "ab") as file:
         file.write(b'{"row": 0, "k"\xff\n')
-    assert records.episodes_of(tmp_path, every, settings) == []
-    records.append_rows(tmp_path / "episodes-001.jsonl", [good, good])
-    assert records.episodes_of(tmp_path, every, settings) == [good], "once, whoever wrote it"
-    assert not records.complete(every, settings, tmp_path)
+    assert records.read_episodes(tmp_path, every, settings) == []
+    append_rows(tmp_path / "episodes-001.jsonl", [good, good])
+    assert records.read_episodes(tmp_path, every, settings) == [good], "once, whoever wrote it"
+    assert not records.all_drawn(tmp_path, every, settings)
 
 
 def test_no_two_pictures_have_one_seed():
     for given in ({"fresh": 101}, {"samples": 1001}, {"seed": 10**5}, {"seed": -1}):
         with pytest.raises(InputError, match=next(iter(given))):
-            Settings("geneval", "mini", **{"samples": 1} | given)
-    Settings("geneval", "mini", 1000, fresh=100, seed=10**5 - 1)
+            GenEval(model="mini", **{"samples": 1} | given)
+    GenEval(model="mini", samples=1000, fresh=100, seed=10**5 - 1)
 
 
 def test_damaged_results_of_the_miniature_are_refused(tmp_path):
     """What compare, audit, judging and seeds read: a sentence that names the file."""
+    import compare
+    import seeds
+
     folder = tmp_path / "geneval"
     folder.mkdir()
     whole = {
@@ -448,7 +451,7 @@ def test_damaged_results_of_the_miniature_are_refused(tmp_path):
     for change in ({"p_yes": float("nan")}, {"p_yes": "0.5"}, {"yes": "Yes"}, {"other": 1}):
         (tmp_path / "verdicts.json").write_text(json.dumps([said | change]))
         with pytest.raises(InputError, match=r"verdicts\.json"):
-            judging.read(tmp_path)
+            judging.read_verdicts(tmp_path)
     (tmp_path / "result.json").write_text('{"models": ')
     with pytest.raises(InputError, match=r"result\.json"):
         seeds.read(tmp_path)

@@ -16,8 +16,8 @@ from secondlook.engine.engine import Engine
 from secondlook.errors import InputError
 from secondlook.evals import evaluator
 from secondlook.mini import datasets
-from secondlook.mini.evals import judging
-from secondlook.mini.evals.judging import Said
+from secondlook.mini.evals import judge_measures, judging
+from secondlook.mini.evals.judge_measures import ImageVerdict
 from secondlook.mini.world.language import parse
 from secondlook.mini.world.reader import judge, names_a_failure
 from secondlook.models.janus.model import Janus
@@ -101,7 +101,7 @@ def test_from_the_command_line(folder, tmp_path):
     )
     assert run.exit_code == 0 and "images/s" in run.output, run.output
     run = CliRunner().invoke(
-        app, ["bench", "judging", str(folder / "pairs.jsonl"), "--out", str(tmp_path / "b")]
+        app, ["eval", "mini-judging", str(folder / "pairs.jsonl"), "--out", str(tmp_path / "b")]
     )
     assert run.exit_code == 0 and "AUROC" in run.output, run.output
     result = json.loads((tmp_path / "b" / "result.json").read_text())
@@ -124,33 +124,33 @@ def test_from_the_command_line(folder, tmp_path):
     assert used.exit_code == 0 and f"p(yes) above {cut:.3f}" in used.output
 
 
-def said(right, p, prompt) -> Said:
-    return Said(prompt, right, p > 0.5, p)
+def verdict(right, p, prompt) -> ImageVerdict:
+    return ImageVerdict(prompt, right, p > 0.5, p)
 
 
 def test_measures_by_hand():
     some = [
-        said(True, 0.9, "a"),
-        said(True, 0.7, "b"),
-        said(False, 0.72, "c"),
-        said(False, 0.1, "d"),
-        said(True, 0.2, "e"),
+        verdict(True, 0.9, "a"),
+        verdict(True, 0.7, "b"),
+        verdict(False, 0.72, "c"),
+        verdict(False, 0.1, "d"),
+        verdict(True, 0.2, "e"),
     ]
-    assert judging.auroc(some)["mean"] == pytest.approx(
+    assert judge_measures.auroc(some)["mean"] == pytest.approx(
         roc_auc_score([1, 1, 0, 0, 1], [0.9, 0.7, 0.72, 0.1, 0.2])
     )
-    bins = judging.reliability(some)
+    bins = judge_measures.reliability(some)
     assert [b["images"] for b in bins] == [1, 1, 2, 1] and bins[2]["right"] == 0.5
     wanted = (abs(0.1 - 0) + abs(0.2 - 1) + 2 * abs(0.71 - 0.5) + abs(0.9 - 1)) / 5
-    assert judging.ece(bins) == pytest.approx(wanted)
-    result = judging.overall(some)
+    assert judge_measures.ece(bins) == pytest.approx(wanted)
+    result = judge_measures.overall(some)
     assert (
         result["recall_of_no"] == 0.5
         and result["precision_of_no"] == 0.5
         and result["always_yes_would_agree"] == 0.6
     )
-    biased = [said(i % 2 == 0, 0.6 + 0.3 * (i % 2 == 0), f"prompt {i}") for i in range(40)]
-    found = judging.calibrated(biased)
+    biased = [verdict(i % 2 == 0, 0.6 + 0.3 * (i % 2 == 0), f"prompt {i}") for i in range(40)]
+    found = judge_measures.calibrated(biased)
     assert (
         0.6 < found["threshold"] < 0.9
         and found["balanced_accuracy"]["mean"] == 1.0
@@ -179,12 +179,12 @@ def test_a_reason_names_what_truly_failed():
 def test_two_judges_of_the_same_images():
     def said(p_yes):
         return [
-            judging.Said(f"p{i}", i % 2 == 0, p > 0.5, p, "", None if i % 2 == 0 else i > 3)
+            ImageVerdict(f"p{i}", i % 2 == 0, p > 0.5, p, "", None if i % 2 == 0 else i > 3)
             for i, p in enumerate(p_yes)
         ]
 
     sure, doubtful = said([0.9, 0.1] * 6), said([0.9, 0.95] * 6)
-    found = judging.over(sure, doubtful, "doubtful")
+    found = judge_measures.differences(sure, doubtful, "doubtful")
     assert found["balanced_accuracy"]["mean"] == found["sampled_balanced_accuracy"]["mean"] == 0.5
     assert (
         found["auroc"]["mean"] == 1.0
@@ -192,7 +192,7 @@ def test_two_judges_of_the_same_images():
         and found["auroc"]["low"] > 0
     )
     with pytest.raises(InputError, match="judged other images"):
-        judging.over(sure, doubtful[1:], "doubtful")
+        judge_measures.differences(sure, doubtful[1:], "doubtful")
 
 
 def test_pictures_that_cannot_be_read_are_named_and_counted(tmp_path):
@@ -252,7 +252,7 @@ def test_pairs_without_a_label_are_named_and_edits_are_judged_beside_their_sourc
     del rows[1]["good"]
     rows[2]["source"] = rows[0]["image"]
     (folder / "some.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    items, unlabelled = judging.labelled(folder / "some.jsonl", mini.template)
+    items, unlabelled = judging.labelled_pairs(folder / "some.jsonl", mini.template)
     assert [x.source is not None for x in items] == [False, True] and unlabelled == [
         rows[1]["image"]
     ]
@@ -260,11 +260,11 @@ def test_pairs_without_a_label_are_named_and_edits_are_judged_beside_their_sourc
     turns = mini.write
     mini.write = lambda requests, *a: asked.extend(requests) or turns(requests, *a)
     try:
-        judging.run(mini, items, judging.Settings("mini", "some"))
+        judging.judge_images(mini, items)
     finally:
         del mini.write
     assert [sum(isinstance(s, ImageInput) for s in r.segments) for r in asked] == [1, 2]
     rows[0]["prompt"] = "a photo of a red star " * 99
     (folder / "some.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     with pytest.raises(InputError, match=r"line 1 of .*some\.jsonl"):
-        judging.labelled(folder / "some.jsonl", mini.template)
+        judging.labelled_pairs(folder / "some.jsonl", mini.template)

@@ -136,7 +136,7 @@ def test_dtype_and_attention(parts, janus, tmp_path):
 def test_peak_memory(official_folder):
     """The model and a few tensors, not the model twice."""
     program = (
-        "import sys; from pathlib import Path; from secondlook.models import checkpoint\n"
+        "import sys; from pathlib import Path; from secondlook.models.janus import checkpoint\n"
         "import transformers.models.janus.modeling_janus\n"
         "memory = lambda key: int(open('/proc/self/status').read().split(key)[1].split()[0]) * "
         "1024\n"
@@ -238,7 +238,10 @@ def no_weights(folder):
 
 BROKEN = {
     cut: r"model\.safetensors' is not a whole weight file: \S+ is cut off",
-    foreign: r"model\.safetensors' holds 'transformer\.h\.0\.attn', which its config\.json has no place for",
+    foreign: (
+        r"model\.safetensors' holds 'transformer\.h\.0\.attn', "
+        r"which its config\.json has no place for"
+    ),
     misshapen: r"model\.safetensors': lm_head\.weight has the shape \(3, 5\)",
     lacking: r"lacks 1 tensors .* the first is model\.generation_head\.vision_head\.bias",
     lost_shard: r"index\.json' names model-7\.safetensors, which is not there",

@@ -4,9 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-from secondlook.cli import app
 from secondlook.episode import SamplingConfig
 from secondlook.errors import InputError
 from secondlook.evals.intervals import Sample, agreement, bootstrap, by_prompt, mean_of_tasks
@@ -35,14 +33,27 @@ def test_agreement_sees_through_always_yes():
     assert row["balanced_accuracy"]["mean"] == 0.5 and row["kappa"] == 0.0
 
 
+def test_the_world_has_genevals_colours_and_relations():
+    """GenEval's own are in evals/; the miniature's must be the same."""
+    from secondlook.evals import geneval as published
+    from secondlook.mini.world import scene
+
+    assert tuple(scene.COLORS) == published.COLORS
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        corners, sizes = rng.integers(0, 40, (2, 2)), rng.integers(1, 20, (2, 2))
+        a, b = ((*corner, *(corner + size)) for corner, size in zip(corners, sizes, strict=True))
+        assert scene.relations(a, b) == published.relations(a, b)
+
+
 def test_chance_of_a_relation():
     assert 0.2 < geneval.chance_of_relation() < 0.5
 
 
 @pytest.mark.slow
 def test_a_run_equals_its_recomputation(engine, tmp_path):
-    settings = geneval.Settings("tiny", samples=2, rounds=2, rows_per_task=3)
-    scored = geneval.run(engine, settings, SamplingConfig(guidance=1.0))
+    settings = geneval.MiniGenEval(model="tiny", samples=2, rounds=2, rows_per_task=3)
+    scored = geneval.draw_and_read(engine, settings, SamplingConfig(guidance=1.0))
     result = geneval.write(tmp_path, scored, settings)
     assert json.loads((tmp_path / "result.json").read_text())["overall"].keys() == {
         "first",
@@ -58,42 +69,36 @@ def test_a_run_equals_its_recomputation(engine, tmp_path):
         np.mean([np.mean(v) for v in by_task.values()])
     )
     assert len({tuple(r["rounds"][0]["codes"]) for r in rows}) == len(rows), "distinct samples"
-    assert "Mini-GenEval" in (tmp_path / "geneval.html").read_text()
+    assert "Mini-GenEval" in (tmp_path / "mini-geneval.html").read_text()
 
 
 @pytest.mark.parametrize("field", ["samples", "rounds", "rows_per_task"])
 def test_settings_are_checked(field):
     with pytest.raises(InputError, match=field):
-        geneval.Settings("m", **{field: 0})
+        geneval.MiniGenEval(**{field: 0})
 
 
-def tried(right, p_yes, fresh_right, fresh_p_yes):
-    from secondlook.mini.evals.best_of_n import Tried
+def trial(right, p_yes, fresh_right, fresh_p_yes):
+    """The judge says Yes above a half."""
+    from secondlook.evals.best_of_n import JudgedImage, Trial
 
-    yes, fresh_yes = (tuple(p > 0.5 for p in ps) for ps in (p_yes, fresh_p_yes))
-    return Tried(
-        benchmark()[0].tag,
-        benchmark()[0].prompt,
-        yes,
-        tuple(p_yes),
-        tuple(right),
-        fresh_yes,
-        tuple(fresh_p_yes),
-        tuple(fresh_right),
-    )
+    row = benchmark()[0]
+    rounds = [JudgedImage(p > 0.5, p, r) for p, r in zip(p_yes, right, strict=True)]
+    fresh = [JudgedImage(p > 0.5, p, r) for p, r in zip(fresh_p_yes, fresh_right, strict=True)]
+    return Trial(row.tag, row.prompt, tuple(rounds), tuple(fresh))
 
 
 def test_curve_compares_at_equal_cost():
-    from secondlook.mini.evals.best_of_n import Settings, shown, summarize
+    from secondlook.evals.best_of_n import JudgedImage, curve, final_image
 
-    assert shown((False, True), (0.1, 0.9), 1) == (0, 1)
-    assert shown((False, True), (0.1, 0.9), 3) == (1, 2)
-    assert shown((False, False, False), (0.2, 0.4, 0.1), 3) == (1, 3)
+    no, doubtful, yes = (JudgedImage(p > 0.5, p, 0.0) for p in (0.1, 0.4, 0.9))
+    assert final_image((no, yes), 1) == (0, 1)
+    assert final_image((no, yes), 3) == (1, 2)
+    assert final_image((no, doubtful, no), 3) == (1, 3)
     # a redraw helps one of two; the fresh images of both are all wrong but the second of the second
-    a = tried([False, True], [0.1, 0.9], [False, False, False], [0.1, 0.2, 0.3])
-    b = tried([True], [0.8], [True, False, True], [0.8, 0.9, 0.7])
-    result = summarize([a, b], Settings("m", most=3, samples=1))
-    one, two, three = result["curve"]
+    a = trial([False, True], [0.1, 0.9], [False, False, False], [0.1, 0.2, 0.3])
+    b = trial([True], [0.8], [True, False, True], [0.8, 0.9, 0.7])
+    one, two, three = curve([a, b], 3, 3)["curve"]
     assert one["images"] == 1 and one["final"]["mean"] == one["best_of_n"]["mean"] == 0.5
     assert two["images"] == three["images"] == 1.5 and two["final"]["mean"] == 1.0
     # at 1.5 images best-of-N takes one or two images, each half of the time: (0.5 + 0) / 2
@@ -103,25 +108,27 @@ def test_curve_compares_at_equal_cost():
 
 @pytest.mark.slow
 def test_results_of_two_models_are_compared_pairwise(engine, tmp_path):
-    from secondlook.mini.evals import best_of_n, compare, judging
+    import ablations
+    import compare
+    from secondlook.mini.evals import curve, judging
 
+    sampling = SamplingConfig(guidance=1.0)
     for name, seed in (("a", 0), ("b", 0), ("other", 5)):
-        settings = geneval.Settings(name, samples=1, rounds=2, rows_per_task=2, seed=seed)
+        settings = geneval.MiniGenEval(model=name, samples=1, rounds=2, rows_per_task=2, seed=seed)
         folder = tmp_path / name / "geneval"
         folder.mkdir(parents=True)
-        geneval.write(folder, geneval.run(engine, settings, SamplingConfig(guidance=1.0)), settings)
-    few = best_of_n.Settings("a", most=2, samples=1, rows_per_task=2)
+        geneval.write(folder, geneval.draw_and_read(engine, settings, sampling), settings)
+    few = curve.MiniCurve(model="a", max_rounds=2, samples=1, rows_per_task=2)
     (tmp_path / "a" / "curve").mkdir()
-    best_of_n.write(
-        tmp_path / "a" / "curve", best_of_n.run(engine, few, SamplingConfig(guidance=1.0)), few
-    )
+    curve.write(tmp_path / "a" / "curve", curve.run_trials(engine, few, sampling), few)
     for name in ("a", "b"):
         (tmp_path / name / "judging").mkdir()
-        same = judging.Settings(name, str(tmp_path / "a" / "geneval"))
-        said, seconds = judging.run(engine, judging.drawn(tmp_path / "a" / "geneval", engine), same)
+        same = judging.MiniJudging(model=name, images=tmp_path / "a" / "geneval")
+        items = judging.drawn_images(same.images, lambda model: engine)
+        verdicts, seconds = judging.judge_images(engine, items)
         drawn = json.loads((tmp_path / "a" / "geneval" / "episodes.json").read_text())
-        assert [v.right for v in said] == [r["right"] for e in drawn for r in e["rounds"]]
-        judging.write(tmp_path / name / "judging", said, same, seconds)
+        assert [v.right for v in verdicts] == [r["right"] for e in drawn for r in e["rounds"]]
+        judging.write(tmp_path / name / "judging", verdicts, same.settings(), seconds)
     (tmp_path / "out").mkdir()
     read = [compare.read(name, tmp_path / name) for name in ("a", "b", "other")]
     result = compare.write(tmp_path / "out", read[:2])
@@ -129,17 +136,14 @@ def test_results_of_two_models_are_compared_pairwise(engine, tmp_path):
     assert row["first"] == row["final"] == {"mean": 0.0, "low": 0.0, "high": 0.0}, (
         "the same model and seeds"
     )
-    assert "judge_same" in row and read[0].judge[1] == read[1].judge[1]
+    assert "judge_same" in row and read[0].judge_verdicts == read[1].judge_verdicts
     assert "b over a" in (tmp_path / "out" / "report.md").read_text()
     assert '<img src="data:image/png' in (tmp_path / "out" / "report.html").read_text()
     for name, variant in (("a", "sft"), ("b", "task-1")):
         (tmp_path / "variants").mkdir(exist_ok=True)
         (tmp_path / "variants" / variant).symlink_to(tmp_path / name)
-    said = CliRunner().invoke(
-        app, ["bench", "ablations", str(tmp_path / "variants"), "--out", str(tmp_path / "report")]
-    )
-    assert said.exit_code == 0, said.output
-    [row] = json.loads((tmp_path / "report" / "result.json").read_text())["claims"]
+    (tmp_path / "report").mkdir()
+    [row] = ablations.write(tmp_path / "report", tmp_path / "variants")["claims"]
     assert (row["a"], row["b"], row["agrees"]) == ("sft", "task-1", "not shown"), (
         "the same model: the interval holds zero"
     )
@@ -147,7 +151,8 @@ def test_results_of_two_models_are_compared_pairwise(engine, tmp_path):
         "| +0.000 [+0.000, +0.000] | not shown |"
         in (tmp_path / "report" / "ablations.md").read_text()
     )
-    assert judging.read(tmp_path / "a" / "judging") == judging.read(tmp_path / "b" / "judging")
+    of_a, of_b = (judging.read_verdicts(tmp_path / name / "judging") for name in ("a", "b"))
+    assert of_a == of_b
     with pytest.raises(InputError, match="seed"):
         compare.compare([read[0], read[2]])
     with pytest.raises(InputError, match="missing"):
@@ -155,7 +160,7 @@ def test_results_of_two_models_are_compared_pairwise(engine, tmp_path):
 
 
 def test_claims_hold_only_when_the_interval_excludes_zero():
-    from secondlook.mini.evals.claims import claims, goals
+    from claims import claims, goals
 
     def interval(mean):
         return {"mean": mean, "low": mean - 0.01, "high": mean + 0.01}
@@ -202,12 +207,12 @@ def test_audit_sees_a_fooled_reader(tmp_path):
     from secondlook.mini.evals import audit
     from secondlook.mini.world.reader import judge
 
-    shown = [
-        (p.spec, p.image, judge(p.spec, p.image), True)
+    judged = [
+        audit.JudgedTwice(p.spec, p.image, judge(p.spec, p.image), True)
         for p in datasets.pictures(np.random.default_rng(0), 12)
     ]
-    shown[3] = (*shown[3][:3], False)
-    result = audit.write(tmp_path, shown, n=5)
+    judged[3] = judged[3]._replace(second_right=False)
+    result = audit.write(tmp_path, judged, n=5)
     assert result["images"] == 12 and result["agreement"]["mean"] == pytest.approx(11 / 12)
     assert result["only_the_reader_says_right"] == 1 and result["only_the_second_says_right"] == 0
     assert {p.name for p in tmp_path.iterdir()} == {
@@ -216,12 +221,12 @@ def test_audit_sees_a_fooled_reader(tmp_path):
         "disagreements.png",
         "result.json",
     }
-    with pytest.raises(InputError, match="bench geneval"):
+    with pytest.raises(InputError, match="eval mini-geneval"):
         audit.read_codes(tmp_path / "none")
 
 
 def test_seeds_stand_side_by_side(tmp_path):
-    from secondlook.mini.evals import seeds
+    import seeds
 
     def report(name, first, rounds=3):
         overall = {what: {"mean": first} for what in ("first", "final", "gain")}
@@ -258,7 +263,7 @@ def test_seeds_stand_side_by_side(tmp_path):
         seeds.write(tmp_path, [reports[0], report("seed-2", 0.9, rounds=2)])
     with pytest.raises(InputError, match="two or more"):
         seeds.write(tmp_path, reports[:1])
-    with pytest.raises(InputError, match="bench compare"):
+    with pytest.raises(InputError, match=r"paper/compare\.py"):
         seeds.read(tmp_path / "none")
 
 
@@ -267,7 +272,7 @@ def test_the_page_shows_what_is_wrong_and_was_judged_yes(tmp_path):
     0 is no share."""
     from PIL import Image
 
-    from secondlook.mini.evals.geneval import Scored, Settings, gallery, write
+    from secondlook.mini.evals.geneval import MiniGenEval, ReadEpisode, gallery, write
     from secondlook.mini.world.language import parse
     from secondlook.mini.world.reader import read
     from secondlook.types import Episode, Prompt, Round
@@ -277,7 +282,7 @@ def test_the_page_shows_what_is_wrong_and_was_judged_yes(tmp_path):
     def scored(*rounds):
         drawn = tuple(Round(image, (0,), yes, 0.9 if yes else 0.1, "…") for yes, _ in rounds)
         episode = Episode(Prompt("a photo of a key"), 0, drawn, ())
-        return Scored(
+        return ReadEpisode(
             parse("a photo of a key"),
             episode,
             (read(image),) * len(rounds),
@@ -289,8 +294,8 @@ def test_the_page_shows_what_is_wrong_and_was_judged_yes(tmp_path):
         "Wrong, and judged Yes at once": 1,
         "Right at once": 2,
     }
-    write(tmp_path, some, Settings("mini"))
-    page = (tmp_path / "geneval.html").read_text()
+    write(tmp_path, some, MiniGenEval())
+    page = (tmp_path / "mini-geneval.html").read_text()
     assert (
         "Wrong, and judged Yes at once" in page and "Still wrong" not in page and "nan" not in page
     )

@@ -4,6 +4,7 @@ goes through."""
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,8 @@ from secondlook import config
 from secondlook.data.generate import BuildConfig
 from secondlook.evals import fetch
 from secondlook.io import read_text, stored_rows, write_text
+from secondlook.recipes import FOLDER as RECIPES
+from secondlook.recipes import name_of
 from secondlook.train.rl.config import RLConfig
 from secondlook.train.rl.loop import train_rl
 from secondlook.train.sft import SFTConfig, train_sft
@@ -24,8 +27,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_what_the_data_recipes_name_is_fetched_or_made():
-    """Files under out/r1 are made by runs/r1.sh or fetched; the recipes' page speaks of each."""
-    page, script = read_text(ROOT / "recipes" / "README.md"), read_text(ROOT / "runs" / "r1.sh")
+    """Files under out/r1 are made by scripts/r1.sh or fetched; the recipes' page speaks of each."""
+    page, script = read_text(RECIPES / "README.md"), read_text(ROOT / "scripts" / "r1.sh")
     made = {
         "sft/final",
         "grpo/final",
@@ -37,7 +40,7 @@ def test_what_the_data_recipes_name_is_fetched_or_made():
     }
     made |= {"edit_sanity_pairs/sanity_pairs.jsonl", "edits/edits.jsonl", "files/seeds.txt"}
     made |= {f"files/{name}" for name in fetch.FILES}
-    for recipe in (ROOT / "recipes").glob("*.toml"):
+    for recipe in [*RECIPES.glob("*.toml"), *RECIPES.glob("[17]b/*.toml")]:
         for name in re.findall(r'"out/r1/([^"]+)"', read_text(recipe)):
             assert name in made or name.endswith(".sqlite"), f"{recipe.name} names {name}"
     for name in (
@@ -54,13 +57,13 @@ def test_what_the_data_recipes_name_is_fetched_or_made():
         "data edits",
         "train sft",
         "train rl",
-        "bench public",
-        "bench table",
+        "ranks.sh eval",
+        "eval table",
         "plan",
     ):
         assert command in script
     for name in ("data", "edit_data"):
-        build = config.load(BuildConfig, ROOT / "recipes" / f"{name}.toml", [])
+        build = config.load(BuildConfig, RECIPES / f"{name}.toml", [])
         assert sum(g.images for g in build.generators) == (18 if name == "data" else 2)
 
 
@@ -86,9 +89,7 @@ def start(janus, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    "recipe", sorted((ROOT / "recipes").glob("*_*b*.toml")), ids=lambda p: p.stem
-)
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("[17]b/*.toml")), ids=name_of)
 def test_every_recipe_trains_two_steps(recipe, start, tmp_path):
     """With its own settings, but for sizes, places and the judge."""
     small = {
@@ -135,11 +136,11 @@ def test_every_recipe_trains_two_steps(recipe, start, tmp_path):
 
 @pytest.mark.slow
 def test_the_script_goes_from_nothing_to_the_table(tmp_path):
-    """`TINY=1 runs/r1.sh`, whole; then again, when nothing is drawn, trained or measured anew."""
+    """`TINY=1 scripts/r1.sh`, whole; then again, when nothing is drawn, trained or measured."""
     settings = {"TINY": "1", "OUT": str(tmp_path / "r1"), "PORT": "8771", "OMP_NUM_THREADS": "1"}
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(
-        [ROOT / "runs" / "r1.sh"],
+        [ROOT / "scripts" / "r1.sh"],
         env=os.environ | settings | {"PATH": path},
         capture_output=True,
         text=True,
@@ -159,3 +160,40 @@ def test_the_script_goes_from_nothing_to_the_table(tmp_path):
     ):
         assert name in table
     assert (tmp_path / "r1" / "sanity_pairs" / "sanity_pairs.html").exists()
+
+
+def commands_of(tmp_path, **settings: str) -> list[str]:
+    """What the script would run: every program is replaced by one that prints its arguments."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name in ("secondlook", "python", "torchrun"):
+        program = programs / name
+        program.write_text(
+            f'#!/bin/sh\nfor arg in {name} "$@"; do printf "%s\\037" "$arg"; done\necho\n'
+        )
+        program.chmod(0o755)
+    script = tmp_path / "repository"
+    shutil.copytree(ROOT / "runs", script / "runs")
+    shutil.copytree(ROOT / "recipes", script / "recipes")
+    environment = {k: v for k, v in os.environ.items() if k not in ("PORT", "TINY")} | settings
+    environment["PATH"] = f"{programs}:{environment['PATH']}"
+    done = subprocess.run(
+        [script / "runs" / "r1.sh"], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return [line.replace("\037", " ") for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("settings", [{}, {"TINY": "1"}], ids=["full size", "tiny"])
+def test_every_stage_is_given_its_files_and_servers(tmp_path, settings):
+    out = tmp_path / "out"
+    addresses = {"JUDGE_URL": "http://judge:1/v1", "WRITER_URL": "http://writer:1/v1"}
+    lines = commands_of(tmp_path, OUT=str(out), **addresses, **settings)
+    [drawing] = [line for line in lines if "data build --config recipes/data.toml" in line]
+    [editing] = [line for line in lines if "data build --config recipes/edit_data.toml" in line]
+    assert f"prompts={out}/edits/edits.jsonl" in editing and "seeds.txt" not in editing
+    assert "seeds.txt" in drawing and "expand=" in drawing and "edits.jsonl" not in drawing
+    trained = [line for line in lines if " train rl " in line]
+    assert len(trained) == 2
+    for line in (drawing, editing, *trained):
+        assert "rewards=[{" in line and ("http://judge:1/v1" in line or "TINY" in settings)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from secondlook import config
+from secondlook.recipes import recipe_names
 from secondlook.rewards.reward import Score
 from secondlook.train.distributed import ProcessGroup
 from secondlook.train.rl.algorithms import algorithms
@@ -16,8 +17,7 @@ from secondlook.train.rl.trajectory import Trajectory, TrajectoryTurn
 from secondlook.train.rl.turn_weights import select_turns
 from secondlook.types import SamplingParams, TokenIds, Turn
 
-FOLDER = Path(__file__).parents[2] / "recipes"
-RECIPES = sorted(p.name for p in FOLDER.glob("*.toml") if "grpo" in p.name or "ppo" in p.name)
+RECIPES = [name for name in recipe_names() if "grpo" in name or "ppo" in name]
 EDITS = [[(0.2, 0.9)], [(0.8, 0.4)], [(1.0, 1.0)], [(0.0, 1.0)]]
 """Following and preserving of the one image of four episodes."""
 SCORES = [[0.9], [0.2, 0.7], [0.3, 0.1, 0.6], [0.5, 0.4, 0.2]]
@@ -67,8 +67,8 @@ def test_there_are_recipes():
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipes_reward_is_the_papers(name, janus):
-    settings = config.load(RLConfig, FOLDER / name, [])
-    editing = name.startswith("edit")
+    settings = config.load(RLConfig, Path(name), [])
+    editing = "/edit" in name
     if editing:
         assert settings.rollout.rounds == 1
         scores = [[Score.of_edit(*parts, True, "") for parts in each] for each in EDITS]

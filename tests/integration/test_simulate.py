@@ -1,12 +1,12 @@
 """The simulation from its command line: which parts are run once, and what it ends with."""
 
 import json
-from pathlib import Path
 
 import pytest
 
+from secondlook.recipes import FOLDER as RECIPES
+
 simulate = pytest.importorskip("simulate")
-RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 def test_what_does_not_depend_on_the_size_is_run_once():
@@ -19,7 +19,7 @@ def test_what_does_not_depend_on_the_size_is_run_once():
             80.0,
             (0.4,),
         )
-        for stem in ("grpo_1b", "grpo_7b", "grpo_7b_lora")
+        for stem in ("1b/grpo", "7b/grpo", "7b/grpo_lora")
         for part in ("order", "update")
     ]
     keys = [task.key for task in tasks]
@@ -29,7 +29,7 @@ def test_what_does_not_depend_on_the_size_is_run_once():
 def test_a_recipe_that_does_not_fit_ends_with_1(monkeypatch, tmp_path, capsys):
     command = [
         "simulate.py",
-        str(RECIPES / "edit_grpo_1b.toml"),
+        "1b/edit_grpo",
         "--part",
         "rollout",
         "--json",
@@ -39,6 +39,6 @@ def test_a_recipe_that_does_not_fit_ends_with_1(monkeypatch, tmp_path, capsys):
     assert simulate.main() == 1 and "DOES NOT FIT" in capsys.readouterr().out
     [result] = json.loads((tmp_path / "s.json").read_text())["results"]
     assert (
-        result["recipe"] == "edit_grpo_1b"
+        result["recipe"] == "1b/edit_grpo"
         and abs(result["plan"] / max(result["peaks"].values()) - 1) <= 0.1
     )

@@ -2,16 +2,15 @@
 differs is seen."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from secondlook.config import load
+from secondlook.recipes import FOLDER as RECIPES
 from secondlook.train.rl.config import RLConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
-RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +20,7 @@ def order():
 
 def test_ranks_with_unequal_work(order, janus, tmp_path):
     janus.save(tmp_path / "small")
-    path = RECIPES / "ppo_1b.toml"
+    path = RECIPES / "1b/ppo.toml"
     chosen = [case for case in order.CASES if "one rank" in case.name]
     result = order.run(path, load(RLConfig, path, []), 8, 80.0, chosen, str(tmp_path / "small"))
     assert len(chosen) == 4 and len(result["lines"]) == 4

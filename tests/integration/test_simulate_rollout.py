@@ -30,7 +30,7 @@ def janus(simulated):
     return simulated.janus_of("7b", torch.bfloat16)
 
 
-@pytest.mark.parametrize("stem", ["grpo_7b", "edit_grpo_7b"])
+@pytest.mark.parametrize("stem", ["7b/grpo", "7b/edit_grpo"])
 def test_a_recipe_holds_what_the_plan_says(stem, simulated):
     """An eighth of its step; what is under way at once is its own."""
     recipe = ROOT / "recipes" / f"{stem}.toml"
@@ -40,19 +40,16 @@ def test_a_recipe_holds_what_the_plan_says(stem, simulated):
     assert result["fits"] and 0.99 * most < result["plan"] < 1.1 * most, result["lines"]
 
 
-def waits_in(pictures: ImageCodec) -> int:
-    return len(pictures._asked) + sum(len(p.asked) for p in pictures._painting)
-
-
 def test_no_more_are_under_way_than_the_batch(simulated, janus, monkeypatch):
     """Pictures are late, as on a GPU: nobody new begins for those who wait for one."""
     waiting: list[int] = []
-    answers = ImageCodec.answers
-    monkeypatch.setattr(
-        ImageCodec,
-        "answers",
-        lambda self, step, idle: (waiting.append(waits_in(self)), answers(self, step, idle))[1],
-    )
+    collect = ImageCodec.collect
+
+    def counted(codec, step, idle):
+        waiting.append(codec.pending)
+        return collect(codec, step, idle)
+
+    monkeypatch.setattr(ImageCodec, "collect", counted)
     log, _ = simulated.rollout(janus, 4, 10, 2, 2, False, 0.3, 16)
     assert log.most == 4 == max(waiting)
 
@@ -77,7 +74,7 @@ def test_the_cache_grows_a_layer_at_a_time(simulated):
 
 def test_a_recipes_model_is_its_own_or_as_its_name_says(tmp_path):
     of = memory_plan.model_of
-    assert of(Path("recipes/grpo_1b_lora.toml"), RLConfig("out/sft/final")) == "1b"
+    assert of(Path("1b/grpo_lora.toml"), RLConfig("out/sft/final")) == "1b"
     assert of(Path("mine.toml"), RLConfig("deepseek-ai/Janus-Pro-7B")) == "7b"
     assert of(Path("mine_7b.toml"), RLConfig("mini")) == "mini"
     with pytest.raises(memory_plan.InputError, match="--model"):

@@ -1,6 +1,5 @@
 """What an update holds, without weights: as with them, and as the plan says."""
 
-from pathlib import Path
 from unittest.mock import patch
 
 import pytest
@@ -8,11 +7,10 @@ import torch.distributed as dist
 
 from secondlook.config import changed, load
 from secondlook.models.janus.model import Janus
+from secondlook.recipes import FOLDER as RECIPES
 from secondlook.train import memory_plan
 from secondlook.train.rl.config import RLConfig
 from secondlook.train.sft_config import SFTConfig
-
-RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 @pytest.fixture
@@ -23,7 +21,7 @@ def update():
         dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("name", ["ppo_1b", "sft_1b_lora"])
+@pytest.mark.parametrize("name", ["1b/ppo", "1b/sft_lora"])
 def test_as_much_as_with_weights(update, name):
     """One rank, the same code on tensors that have numbers."""
     kind, part = (SFTConfig, update.update_sft) if "sft" in name else (RLConfig, update.update_rl)
@@ -51,7 +49,7 @@ def test_as_much_as_with_weights(update, name):
 
 
 def test_as_the_plan_says(update):
-    path = RECIPES / "edit_sft_1b.toml"
+    path = RECIPES / "1b/edit_sft.toml"
     result = update.run(path, load(SFTConfig, path, []), 8, 80.0)
     assert result["fits"] and result["plan"] == pytest.approx(
         max(result["peaks"].values()), rel=0.1

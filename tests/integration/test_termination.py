@@ -21,7 +21,7 @@ from secondlook.train.state_files import saved_steps
 from secondlook.train.termination import NOTE, SAVED, EndRequest, Saved, noted
 from secondlook.train.trainer import Trainer
 
-RUNS = Path(__file__).parents[2] / "runs"
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 @dataclass
@@ -196,7 +196,7 @@ FAKES = {
     "srun": 'shift; echo $$ > "$FAKE/step"; exec "$@"',
     "scancel": 'kill -USR1 "$(cat "$FAKE/step")"',
     "scontrol": 'if [ "$1" = show ]; then echo localhost; else echo "$@" > "$FAKE/requeued"; fi',
-    "runs/ranks.sh": """
+    "scripts/ranks.sh": """
 trap "sleep 0.2; exit $CODE" USR1
 echo "$JOB $@" > "$FAKE/begun"
 for i in $(seq 100); do sleep 0.1; done
@@ -207,7 +207,7 @@ for i in $(seq 100); do sleep 0.1; done
 @pytest.mark.parametrize(("code", "again"), [(75, True), (0, False), (1, False)])
 def test_slurms_script_saves_before_it_goes_back_into_the_queue(tmp_path, code, again):
     """With slurm's commands in small."""
-    (tmp_path / "runs").mkdir()
+    (tmp_path / "scripts").mkdir()
     for name, text in FAKES.items():
         (tmp_path / name).write_text("#!/usr/bin/env bash\n" + text + "\n")
         (tmp_path / name).chmod(0o755)
@@ -218,7 +218,7 @@ def test_slurms_script_saves_before_it_goes_back_into_the_queue(tmp_path, code, 
         "SLURM_SUBMIT_DIR": str(tmp_path),
     }
     told |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "FAKE": str(tmp_path), "CODE": str(code)}
-    script = subprocess.Popen([str(RUNS / "slurm.sh"), "train", "rl"], env=os.environ | told)
+    script = subprocess.Popen([str(SCRIPTS / "slurm.sh"), "train", "rl"], env=os.environ | told)
     wait_for(lambda: (tmp_path / "begun").exists(), script)
     script.send_signal(signal.SIGUSR1)
     assert script.wait(timeout=20) == code
@@ -236,7 +236,7 @@ def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_two_ranks_under_their_launcher(tmp_path):
-    """runs/ranks.sh: asked to end, both save and leave, are not started again, and 75 comes out."""
+    """scripts/ranks.sh: asked to end, both save and leave, do not start again, and 75 comes out."""
     config, out = tmp_path / "config.toml", tmp_path / "out"
     config.write_text(
         """
@@ -264,7 +264,7 @@ max_flat_steps = 9999
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
 
-    command = [str(RUNS / "ranks.sh"), "train", "rl", "--config", str(config), "--out", str(out)]
+    command = [str(SCRIPTS / "ranks.sh"), "train", "rl", "--config", str(config), "--out", str(out)]
     asked = subprocess.Popen(
         command, env=around, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
     )

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,13 +19,13 @@ from secondlook.mini.pretrain.config import BaseConfig
 from secondlook.mini.pretrain.image_tokenizer import TokenizerConfig, cluster, describe
 from secondlook.mini.pretrain.new_janus import text_tokenizer
 from secondlook.mini.pretrain.vision_encoder import VisionConfig, train_vision
+from secondlook.recipes import FOLDER as RECIPES
 from secondlook.train.muon import orthogonalize
 from secondlook.train.rl.config import RLConfig
 from secondlook.train.schedule import Schedule
 from secondlook.train.sft_config import SFTConfig
 from secondlook.train.trainer import Trainer
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 JOBS = {
     "tokenizer": TokenizerConfig,
     "vision": VisionConfig,
@@ -38,7 +37,7 @@ JOBS = {
 }
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.toml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("mini/*.toml")), ids=lambda p: p.stem)
 def test_shipped_configs_fit_their_jobs(path):
     name = path.stem.removeprefix("edit_").removeprefix("other_")
     load(JOBS[name.partition("_")[0]], path, [])

@@ -18,7 +18,7 @@ from PIL import Image
 
 from secondlook.data import generate
 from secondlook.errors import InputError, Stopped
-from secondlook.evals import records
+from secondlook.evals import records, runner
 from secondlook.evals.scorers.vqa import Questions
 from secondlook.llm import replies
 from secondlook.llm.client import Answers, Asker, Endpoint, Question, question_key
@@ -506,10 +506,10 @@ def test_benchmarks_stop_with_the_reason(url, tmp_path, monkeypatch):
     ITEMS[0][1].save(tmp_path / "pictures" / "0.png")
     monkeypatch.setattr(records, "unscored", lambda *_: [(0, "0.png")])
     monkeypatch.setattr(
-        records, "_own", lambda *_: [{"rounds": [{"picture": "0.png"}], "fresh": []}]
+        records, "own_episodes", lambda *_: [{"rounds": [{"picture": "0.png"}], "fresh": []}]
     )
     with pytest.raises(Stopped, match=r"1 of 1 pictures got none.*yes and no hold 0.05"):
-        records.score(Scorer(), [None], None, tmp_path)
+        runner.score_pictures(Scorer(), [None], None, tmp_path)
 
 
 def respond(status=400, content=b"", **headers) -> httpx.Response:

@@ -26,6 +26,7 @@ from secondlook.data.image_index import taught
 from secondlook.data.sft_dataset import Pool
 from secondlook.errors import InputError, Stopped
 from secondlook.io import png
+from secondlook.recipes import find_config
 from secondlook.train import sft
 from secondlook.train.distributed import ProcessGroup
 from secondlook.train.sft import SFTJob
@@ -378,7 +379,7 @@ def members(path: Path) -> list[tuple[str, bytes]]:
 
 
 def test_host_memory_of_many_pictures():
-    recipe = Path(__file__).parents[2] / "recipes" / "sft_7b.toml"
+    recipe = find_config("7b/sft")
     config = SFTConfig("deepseek-ai/Janus-Pro-7B", "out/data", batch_size=128, steps=50000)
     found = simulate_host.run(
         recipe, config, 8, 80.0, pictures=20_000, steps=1, workers=1, forms=["jsonl"]

@@ -329,8 +329,8 @@ def test_both_stages_on_edits(data, tmp_path):
 
 def test_mini_pie_and_its_numbers(tmp_path):
     command = [
-        "bench",
-        "editing",
+        "eval",
+        "mini-pie",
         "--model",
         "mini",
         "--rows-per-kind",
@@ -358,14 +358,14 @@ def test_mini_pie_and_its_numbers(tmp_path):
         )
     still = result["baselines"]["identity"]
     assert still["success"]["mean"] == 0 and still["mse"]["mean"] == 0
-    assert (tmp_path / "editing.html").read_text().count("<img") >= 4
+    assert (tmp_path / "mini-pie.html").read_text().count("<img") >= 4
 
 
 def test_the_shipped_model_edits_and_judges_edits():
     engine = load_engine("mini-edit")
-    settings = pie.Settings("mini-edit", samples=1, rounds=3, rows_per_kind=8)
-    scored = pie.run(engine, settings, SamplingConfig.of(engine.janus.net.generation_config))
-    result = pie.summarize(scored, settings, {})
+    settings = pie.MiniPIE(samples=1, rounds=3, rows_per_kind=8)
+    measured = pie.edit_and_measure(engine, settings, settings.sampling(engine))
+    result = pie.summarize(measured, settings, {})
     assert result["overall"]["success"]["mean"] > 0.8 and result["overall"]["psnr"]["mean"] > 25
     rng = np.random.default_rng(1)
     right = datasets.edit_pictures(rng, 48)

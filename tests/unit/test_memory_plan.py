@@ -4,7 +4,6 @@ really keep."""
 import json
 import tomllib
 from operator import attrgetter
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +16,7 @@ from secondlook.episode import SamplingConfig
 from secondlook.models import sampling
 from secondlook.models.janus.model import Janus
 from secondlook.models.shipped import locate
+from secondlook.recipes import FOLDER, name_of
 from secondlook.train.memory_plan import (
     DEFAULT,
     GIB,
@@ -34,11 +34,7 @@ from secondlook.train.rl.rollout import rollout
 from secondlook.train.sft_config import SFTConfig
 from secondlook.types import Prompt
 
-RECIPES = sorted(
-    p
-    for p in (Path(__file__).parents[2] / "recipes").glob("*.toml")
-    if "data" not in p.stem.split("_")
-)
+RECIPES = sorted(path for size in SIZES for path in FOLDER.glob(f"{size}/*.toml"))
 TABLE_5 = {
     "sft": {
         "steps": 50_000,
@@ -72,7 +68,7 @@ EDITING = {
 }
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
 def test_recipes_say_what_table_5_says(path):
     name = path.stem.removeprefix("edit_")
     stage = "sft" if name.startswith("sft") else "rl"

@@ -10,11 +10,14 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from typer.testing import CliRunner
 
-from secondlook.cli import app
 from secondlook.errors import InputError
-from secondlook.evals import fetch, question_metrics
+from secondlook.evals import fetch
+from secondlook.evals.benchmark import Row
+from secondlook.evals.dpg_bench import categories, dpg_score
+from secondlook.evals.dsg import dsg_score, source_of
+from secondlook.evals.pope import POPE, SPLITS, is_yes, split_scores
+from secondlook.evals.scorers.questions import parents_of
 
 DATA = Path(__file__).parents[3] / "shared" / "benchmarks"
 stored = pytest.mark.skipif(not DATA.exists(), reason="the benchmarks' files are not here")
@@ -23,9 +26,9 @@ stored = pytest.mark.skipif(not DATA.exists(), reason="the benchmarks' files are
 def test_zeroes_cascade_in_dpg_and_not_in_dsg():
     said = {1: 0.0, 2: 1.0, 3: 1.0, 4: 1.0}
     parents = {1: (), 2: (1,), 3: (2,), 4: ()}
-    assert question_metrics.dsg(said, parents) == 0.5  # 3's parent was answered with yes
-    assert question_metrics.dpg(said, parents) == 0.25  # but is not valid itself
-    assert question_metrics.dpg({3: 1.0, 2: 1.0, 1: 0.0}, {3: (2,), 2: (1,)}) == pytest.approx(
+    assert dsg_score(said, parents) == 0.5  # 3's parent was answered with yes
+    assert dpg_score(said, parents) == 0.25  # but is not valid itself
+    assert dpg_score({3: 1.0, 2: 1.0, 1: 0.0}, {3: (2,), 2: (1,)}) == pytest.approx(
         1 / 3
     )  # in the table's order
     rows = [
@@ -33,15 +36,21 @@ def test_zeroes_cascade_in_dpg_and_not_in_dsg():
         ("attribute - color (cup, red)", 0.0),
         ("attribute - shape (cup, round)", 1.0),
     ]
-    found = question_metrics.dpg_categories(rows)
+    found = categories(rows)
     assert (
         found["attribute"] == 0.5 and found["attribute - color"] == 0.0 and found["entity"] == 1.0
     )
     assert (
-        question_metrics.parents_of("0") == ()
-        and question_metrics.parents_of("1, 3") == (1, 3)
-        and question_metrics.parents_of("1, outside") is None
+        parents_of("0") == () and parents_of("1, 3") == (1, 3) and parents_of("1, outside") is None
     )
+
+
+def test_an_item_of_dsg_names_its_source():
+    assert [source_of(item) for item in ("tifa_12", "diffusiondb_3", "posescript")] == [
+        "tifa",
+        "diffusiondb",
+        "posescript",
+    ]
 
 
 def test_answers_of_pope():
@@ -59,8 +68,13 @@ def test_answers_of_pope():
         ("Yes, there is a dog. It is not on a leash.", "yes"),
         ("Nothing like that", "yes"),
     ):
-        assert question_metrics.pope_answer(text) == said, text
-    found = question_metrics.pope(["yes", "yes", "no", "no"], ["yes", "no", "no", "perhaps"])
+        assert is_yes(text) == (said == "yes"), text
+    rows = [
+        Row(str(i), "is there a dog?", "random", {"image": f"{i}.png", "label": label})
+        for i, label in enumerate(("yes", "yes", "no", "no"))
+    ]
+    found = split_scores(rows, ["yes", "no", "no", "perhaps"])
+    found["f1"] = found["f1"]["mean"]
     assert found == {
         "f1": pytest.approx(0.5),
         "accuracy": 0.5,
@@ -71,10 +85,9 @@ def test_answers_of_pope():
 
 @stored
 def test_published_correlations(tmp_path):
-    run = CliRunner().invoke(
-        app, ["bench", "correlations", "--data", str(DATA), "--out", str(tmp_path)]
-    )
-    assert run.exit_code == 0, run.output
+    import correlations
+
+    correlations.main(DATA, tmp_path)
     found = json.loads((tmp_path / "result.json").read_text())
     rounded = {
         n: (round(r["spearman"], 3), round(r["kendall"], 3))
@@ -95,17 +108,12 @@ def test_published_correlations(tmp_path):
 
 @stored
 def test_popes_own_questions():
-    for name in ("random", "popular", "adversarial"):
-        rows = [
-            json.loads(line)
-            for line in (DATA / "pope" / f"coco_pope_{name}.json").read_text().splitlines()
-        ]
-        labels = [r["label"] for r in rows]
-        assert (
-            len(rows) == 3000
-            and question_metrics.pope(labels, [f"{label.title()}." for label in labels])["f1"]
-            == 1.0
-        )
+    rows = POPE(model="mini", data=DATA).rows()
+    for split in SPLITS:
+        of_split = [row for row in rows if row.task == split]
+        answers = [f"{row.facts['label'].title()}." for row in of_split]
+        scores = split_scores(of_split, answers)
+        assert len(of_split) == 3000 and scores["f1"]["mean"] == scores["accuracy"] == 1.0
 
 
 def test_files_are_fetched_once_and_checked(tmp_path, monkeypatch):

@@ -73,7 +73,7 @@ def test_a_name_is_registered_once():
 
     with pytest.raises(InputError, match=r"things: 'one' is registered by .*first and by .*other"):
         table.register("one")(other)
-    with pytest.raises(InputError, match="'own' of .*other is a name of this package's own"):
+    with pytest.raises(InputError, match=r"'own' of .*other is a name of this package's own"):
         table.register("own")(other)
     with pytest.raises(InputError, match="things: 'two' is unknown; known are one, own"):
         table.get("two")
@@ -228,7 +228,7 @@ def test_a_function_is_a_reward_and_what_fails_is_missing():
     reward([("crash", IMAGE)])
     assert "RuntimeError: out of order" in why_missing(reward)
     for wrong in (1.5, -0.1, "good", True + 1):
-        with pytest.raises(InputError, match="reward: .*returned"):
+        with pytest.raises(InputError, match=r"reward: .*returned"):
             as_reward(lambda prompt, image, wrong=wrong: wrong)(TWO)
 
 
@@ -288,7 +288,7 @@ def test_prompts_are_a_list_or_made_up(clean):
     ):
         with pytest.raises(InputError, match=words):
             RLConfig("mini", prompts=name, prompt_options=options)
-    with pytest.raises(InputError, match="is not a file; give .* a registered name of counted, "):
+    with pytest.raises(InputError, match=r"is not a file; give .* a registered name of counted, "):
         open_prompts("nonesuch")
     with pytest.raises(InputError, match="prompts is empty"):
         open_prompts("")
@@ -300,10 +300,11 @@ def test_sanity_pairs_come_with_the_prompts_name(clean):
         prompt = Prompt(f"a {prompt_options.get('color', 'red')} picture {seed}")
         return [(prompt, IMAGE)], [(prompt, Image.new("RGB", (4, 4)))]
 
-    good, bad = open_sanity_pairs("", "reds", 3, {"color": "blue"})
+    good, bad = open_sanity_pairs(None, "reds", 3, {"color": "blue"})
     assert good[0][0].text == "a blue picture 3" and bad[0][1].getpixel((0, 0)) == (0, 0, 0)
     assert open_sanity_pairs("reds", "prompts.txt", 3, {}) is not None
-    assert open_sanity_pairs("", "prompts.txt", 3, {}) is None
+    assert open_sanity_pairs(None, "prompts.txt", 3, {}) is None
+    assert open_sanity_pairs("", "reds", 3, {}) is None
     with pytest.raises(InputError, match="sanity_pairs is 'none', which is not a file"):
         open_sanity_pairs("none", "reds", 3, {})
 

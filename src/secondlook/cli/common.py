@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from secondlook.errors import InputError
+from secondlook.arguments import at_least as at_least
+
+if TYPE_CHECKING:
+    from secondlook import api
+    from secondlook.engine.engine import Engine
 
 CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 """Characters that move a terminal's cursor or steer it, except the newline."""
@@ -89,11 +93,8 @@ Dtype = Annotated[
     ),
 ]
 Attention = Annotated[str, typer.Option(help="sdpa or eager.")]
-Config = Annotated[Path, typer.Option("--config", help="TOML file of the job.")]
+Config = Annotated[Path, typer.Option("--config", help="TOML file of the job, or a recipe's name.")]
 Set = Annotated[list[str], typer.Option("--set", help="key=value, overrides the file.")]
-
-
-DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 
 
 def own_device(device: str) -> str:
@@ -104,25 +105,28 @@ def own_device(device: str) -> str:
     return str(worker_device(device))
 
 
+def load_model(
+    model: str,
+    device: str = "auto",
+    batch: int = 64,
+    dtype: str = "auto",
+    attention: str = "sdpa",
+) -> api.Model:
+    """A shipped model, a folder or a hub id; imports torch when it is called."""
+    from secondlook import api
+
+    return api.load(model, device, dtype, batch, attention)
+
+
 def load_engine(
-    model: str, device: str = "cpu", batch: int = 64, dtype: str = "auto", attention: str = "sdpa"
-):
-    """The engine of a shipped model, a folder or a hub id."""
-    import torch
-
-    from secondlook.engine.engine import Engine
-    from secondlook.models.janus.model import Janus
-
-    if dtype not in DTYPES:
-        raise InputError(f"dtype: {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
-    auto = dtype in ("auto", "int8")
-    janus = Janus.load(model, device, "auto" if auto else getattr(torch, dtype), attention)
-    return Engine(janus.in_8_bits() if dtype == "int8" else janus, batch)
-
-
-def at_least(name: str, value: int, least: int = 1) -> None:
-    if value < least:
-        raise InputError(f"{name}: {value} is too few; it must be at least {least}")
+    model: str,
+    device: str = "auto",
+    batch: int = 64,
+    dtype: str = "auto",
+    attention: str = "sdpa",
+) -> Engine:
+    """The engine of ``load_model``."""
+    return load_model(model, device, batch, dtype, attention).engine
 
 
 def name_left_out(what: str, names: list[str], most: int = 5) -> None:

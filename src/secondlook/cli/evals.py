@@ -1,13 +1,16 @@
-"""The public benchmarks, and all benchmarks of a model at once."""
+"""``secondlook eval``: a command for every registered benchmark, made of the fields of its class;
+all benchmarks at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
+from typer.core import TyperGroup
 
 from secondlook.cli.common import (
     Attention,
@@ -17,316 +20,231 @@ from secondlook.cli.common import (
     Out,
     Seed,
     at_least,
-    interval,
     load_engine,
     name_left_out,
     own_device,
     progress_bar,
     say,
 )
+from secondlook.cli.show import show
+from secondlook.cli.table import eval_table
 from secondlook.errors import InputError, Stopped
-from secondlook.models.shipped import SHIPPED, locate
+from secondlook.registry import benchmarks
 
 if TYPE_CHECKING:
-    from secondlook.evals.rows import Row
-    from secondlook.evals.scorers.benchmarks import Judges
+    from pydantic.fields import FieldInfo
 
-public_app = typer.Typer()
+    from secondlook.evals.benchmark import Benchmark, EvalSession
 
-Data = Annotated[
-    Path | None,
-    typer.Option(help="A folder with the benchmarks' files; default: fetched, revisions pinned."),
-]
-Images = Annotated[
-    Path | None, typer.Option(help="The folder of pictures that gedit's and pope's rows name.")
-]
-Detector = Annotated[str, typer.Option(help="GenEval: a Mask2Former of COCO's classes.")]
-Clip = Annotated[
-    str,
-    typer.Option(help="GenEval's colours and PIE-Bench's similarities: a CLIP; default: ViT-L/14."),
-]
-ClipScore = Annotated[
-    str,
-    typer.Option(help="compbench's non-spatial prompts: a CLIP; default: ViT-B/32, as published."),
-]
-Vqa = Annotated[
-    str,
-    typer.Option(
-        help=(
-            "compbench, dsg, dpg, gedit: a BLIP or a vision-language model; with "
-            "--url its name there."
-        )
-    ),
-]
-Url = Annotated[str, typer.Option(help="An OpenAI-compatible endpoint that serves it.")]
-Dino = Annotated[str, typer.Option(help="PIE-Bench's structure distance: a DINO.")]
-Only = Annotated[int, typer.Option(help="The first rows alone; 0: all.")]
+Batch = Annotated[int, typer.Option(help="Sequences decoded together.")]
+Computing = dict[str, Any]
+"""device, dtype, attention and batch: how a model computes."""
 
 
-def _judges(device: str, **given: Any) -> Judges:
-    """Judges as ``given``; the default's, where a name is empty."""
-    from secondlook.evals.scorers.benchmarks import Judges
+class EvalGroup(TyperGroup):
+    """Has a command for every registered benchmark, made when it is asked for."""
 
-    return Judges(
-        **{name: value for name, value in given.items() if value}, device=own_device(device)
-    )
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*super().list_commands(ctx), *benchmarks.names()]
 
-
-@public_app.command("public")
-def bench_public(
-    name: Annotated[
-        str, typer.Argument(help="geneval, geneval-long, compbench, dsg, dpg, pie, gedit or pope.")
-    ],
-    model: Model,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the results; default: out/NAME.")
-    ] = None,
-    data: Data = None,
-    images: Images = None,
-    samples: Annotated[
-        int, typer.Option(help="Images a prompt; 0: the benchmark's own number.")
-    ] = 0,
-    rounds: Annotated[int, typer.Option(help="At most this many images an episode.")] = 3,
-    fresh: Annotated[
-        int,
-        typer.Option(
-            help="Independent images beside each episode, for best-of-N (rounds - 1 for a curve)."
-        ),
-    ] = 0,
-    only: Only = 0,
-    detector: Detector = "",
-    clip: Clip = "",
-    clip_score: ClipScore = "",
-    vqa: Vqa = "",
-    url: Url = "",
-    dino: Dino = "",
-    seed: Seed = 0,
-    guidance: Annotated[
-        float | None, typer.Option(help="Of drawing and editing; default: the checkpoint's own.")
-    ] = None,
-    batch: Annotated[int, typer.Option(help="Episodes decoded together.")] = 32,
-    device: Device = "cpu",
-    dtype: Dtype = "auto",
-    attention: Attention = "sdpa",
-) -> None:
-    """A public benchmark: pictures are drawn, then scored; resumes, and under torchrun every GPU
-    takes its share."""
-    at_least("batch", batch)
-    how: dict[str, Any] = {
-        "device": own_device(device),
-        "batch": batch,
-        "dtype": dtype,
-        "attention": attention,
-    }
-    judges = _judges(
-        device, detector=detector, clip=clip, clip_score=clip_score, vqa=vqa, url=url, dino=dino
-    )
-    place = out or Path("out") / name
-    if name == "pope":
-        _pope(locate(model), place, *_pope_ready(data, images, only, model), how)
-        return
-    rows = _ready(name, model, data, images, only, judges)
-    _public(name, model, place, rows, samples, rounds, fresh, only, judges, seed, guidance, how)
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        command = super().get_command(ctx, cmd_name)
+        if command is None:
+            command = benchmark_command(cmd_name)
+        elif cmd_name == "all":
+            command = _command("all", _all_function(), eval_all.__doc__)
+        return command
 
 
-def _ready(
-    name: str, model: str, data: Path | None, images: Path | None, only: int, judges: Judges
-) -> list[Row]:
-    """A benchmark's rows. Raises InputError for whatever can be known to fail before anything is
-    drawn."""
-    from secondlook.evals import runner
-    from secondlook.models.janus.checkpoint import load_tokenizer
-    from secondlook.models.janus.template import ChatTemplate
-
-    benchmark = runner.get(name)
-    rows = runner.ready(benchmark, ChatTemplate(load_tokenizer(model)), data, images, only)
-    runner.judge_of(benchmark, judges)
-    return rows
+eval_app = typer.Typer(
+    cls=EvalGroup,
+    no_args_is_help=True,
+    help="Measure a model. `eval list` says what each benchmark is.",
+)
+eval_app.command("table")(eval_table)
 
 
-def _public(
-    name: str,
-    model: str,
-    out: Path,
-    rows: list[Row],
-    samples: int,
-    rounds: int,
-    fresh: int,
-    only: int,
-    judges: Judges,
-    seed: int,
-    guidance: float | None,
-    how: dict[str, Any],
-) -> dict | None:
-    from dataclasses import replace
+@eval_app.command("list")
+def eval_list() -> None:
+    """The registered benchmarks."""
+    from secondlook.evals.benchmark import get_benchmark
 
-    from transformers import GenerationConfig
+    for name in benchmarks.names():
+        benchmark = get_benchmark(name)
+        say((f"{name:16}", "bold"), f"{benchmark.suite:8}{_one_line(benchmark)}")
 
-    from secondlook.episode import SamplingConfig
-    from secondlook.evals import runner
+
+def _one_line(benchmark: type[Benchmark]) -> str:
+    return " ".join((inspect.getdoc(benchmark) or benchmark.title).split())
+
+
+# ------------------------------------------------------------------------------------ one benchmark
+
+
+def benchmark_command(name: str) -> Any:
+    """The command of a benchmark: an option for each of its fields, and those on how to compute.
+    Raises InputError for an unknown name."""
+    from secondlook.evals.benchmark import get_benchmark
+
+    benchmark = get_benchmark(name)
+
+    def run(out: Path, batch: int, device: str, dtype: str, attention: str, **options: Any) -> None:
+        at_least("batch", batch)
+        computing = {"batch": batch, "device": device, "dtype": dtype, "attention": attention}
+        chosen = benchmark(**options)
+        chosen.check()
+        run_benchmark(name, chosen, out, computing)
+
+    parameters = [_parameter(benchmark, field) for field in benchmark.model_fields]
+    parameters += [
+        _keyword("out", Out, Path("out") / name),
+        _keyword("batch", Batch, benchmark.default_batch),
+        *COMPUTING_PARAMETERS,
+    ]
+    return _command(name, _with_parameters(run, parameters), _one_line(benchmark))
+
+
+def run_benchmark(
+    name: str, benchmark: Benchmark, out: Path, computing: Computing
+) -> dict[str, Any] | None:
+    """Run a benchmark that was checked, and print what it found. Returns the result."""
     from secondlook.io import writable_folder
 
-    benchmark, where = runner.get(name), locate(model)
-    try:
-        own = GenerationConfig.from_pretrained(where)
-    except OSError:
-        own = GenerationConfig()
-    sampling = SamplingConfig.of(own)
-    if guidance is not None:
-        sampling = replace(sampling, guidance=guidance, edit_guidance=guidance)
-    settings = runner.Settings(
-        name,
-        model,
-        samples or benchmark.samples,
-        rounds,
-        fresh,
-        seed,
-        sampling.guidance,
-        sampling.edit_guidance,
-        only,
-        runner.judge_of(benchmark, judges),
-    )
     writable_folder(out)
-    with progress_bar() as progress:
-        bars = {what: progress.add_task(what, total=None) for what in ("drawing", "scoring")}
-
-        def told(what: str, n: int, of: int) -> None:
-            progress.update(bars[what], completed=n, total=of)
-
-        result = runner.run(
-            settings, lambda: load_engine(where, **how), sampling, judges, out, rows, told, say
-        )
+    with _session(name, out, computing) as session:
+        result = benchmark.run(session)
     if result is None:
         say(f"{name}: this process's share is done; the others' are not")
         return None
-    for task, row in {"overall": result["overall"], **result["tasks"]}.items():
-        say(
-            f"  {task:16} first {interval(row['first'])}  final {interval(row['final'])}  of "
-            f"{row['images']} samples"
-        )
+    lines = benchmark.lines(result)
+    for line in lines:
+        say(line)
+    if not lines:
+        show(out)
     name_left_out(
-        "samples are left out, for a picture of theirs has no score", _named(result["left_out"])
+        "samples are left out, for a picture of theirs has no score", _without_score(result)
     )
-    say(f"written to {out}: result.json, benchmark.html, pictures")
+    say(f"written to {out}: {benchmark.files_written}")
     return result
 
 
-def _named(left_out: list[dict]) -> list[str]:
+def _without_score(result: dict[str, Any]) -> list[str]:
     """One name a sample, and why its first picture without a score has none."""
-    return list(
-        {
-            (m["id"], m["sample"]): f"{m['picture']} ({m['why']})" for m in reversed(left_out)
-        }.values()
-    )[::-1]
+    named: dict[tuple[str, int], str] = {}
+    for missing in result.get("left_out", []):
+        if isinstance(missing, dict):
+            sample = missing["id"], missing["sample"]
+            named.setdefault(sample, f"{missing['picture']} ({missing['why']})")
+    return list(named.values())
 
 
-def _pope_ready(
-    data: Path | None, images: Path | None, only: int, model: str
-) -> tuple[Any, list[Row], list[str]]:
-    """POPE's settings, its questions, and why others are left out. Raises InputError."""
-    from secondlook.evals import pope
+@contextmanager
+def _session(name: str, out: Path, computing: Computing) -> Iterator[EvalSession]:
+    """Where a benchmark runs, with a progress bar for each of the things that it does."""
+    from secondlook.evals.benchmark import EvalSession
+    from secondlook.models.shipped import locate
 
-    if images is None:
-        raise InputError("images: POPE's pictures are needed; give the folder of COCO's val2014")
-    settings = pope.Settings(model, str(images), only)
-    return settings, *pope.chosen(settings, data)
+    device = own_device(computing["device"])
 
+    def load(model: str) -> Any:
+        return load_engine(locate(model), **(computing | {"device": device}))
 
-def _pope(
-    model: str, out: Path, settings: Any, asked: list[Row], left_out: list[str], how: dict[str, Any]
-) -> dict | None:
-    from secondlook.evals import pope
-    from secondlook.io import writable_folder
+    bars, tasks = progress_bar(), dict[str, Any]()
 
-    writable_folder(out)
-    with progress_bar() as progress:
-        bar = progress.add_task("asking", total=None)
+    def progress(what: str, done: int, total: int) -> None:
+        bars.start()
+        if what not in tasks:
+            tasks[what] = bars.add_task(what, total=None)
+        bars.update(tasks[what], completed=done, total=total)
 
-        def told(n: int, of: int) -> None:
-            progress.update(bar, completed=n, total=of)
-
-        texts = pope.run(lambda: load_engine(model, **how), settings, asked, out, told)
-    if texts is None:
-        say("pope: this process's share is done; the others' are not")
-        return None
-    result = pope.write(out, asked, texts, settings, left_out)
-    for split, row in result["splits"].items():
-        say(
-            f"  {split:12} F1 {interval(row['f1'])}  accuracy {row['accuracy']:.3f}  yes "
-            f"{row['yes_rate']:.3f}"
-        )
-    name_left_out("pictures cannot be read, their questions are left out", left_out)
-    say(f"written to {out}: result.json, answers.json, pope.html")
-    return result
+    try:
+        yield EvalSession(name, out, load, device, progress, say)
+    finally:
+        if tasks:
+            bars.stop()
 
 
-MINI = ("geneval", "curve", "questions", "editing")
+# ----------------------------------------------------------------------------------- all benchmarks
 
 
-@public_app.command("all")
-def bench_all(
-    model: Model,
-    out: Out = Path("out/all"),
-    on: Annotated[
-        str, typer.Option(help="mini, public, or auto: mini for shipped models, else public.")
-    ] = "auto",
-    data: Data = None,
-    images: Images = None,
-    rounds: Annotated[int, typer.Option(help="At most this many images an episode.")] = 3,
-    only: Annotated[
-        int, typer.Option(help="The first rows (mini: rows of each task) alone; 0: all.")
-    ] = 0,
-    detector: Detector = "",
-    clip: Clip = "",
-    clip_score: ClipScore = "",
-    vqa: Vqa = "",
-    url: Url = "",
-    dino: Dino = "",
-    seed: Seed = 0,
-    batch: Annotated[int, typer.Option(help="Episodes decoded together.")] = 32,
-    device: Device = "cpu",
-    dtype: Dtype = "auto",
-    attention: Attention = "sdpa",
-) -> None:
+@eval_app.command("all")
+def eval_all() -> None:
     """Every benchmark that the model and the data allow, each in a folder of its own, and one page
-    over them all."""
-    from secondlook.evals.overview import check, write
-    from secondlook.io import same_config, writable_folder, write_json
+    over them all. An option is given to the benchmarks that have one of its name."""
 
-    if on not in ("auto", "mini", "public"):
-        raise InputError(f"on: {on!r} is unknown; use auto, mini or public")
+
+def _all_function() -> Callable[..., None]:
+    """`eval all` with its own options and every option that a registered benchmark has."""
+    from secondlook.evals.benchmark import get_benchmark
+
+    parameters = [
+        _keyword("model", Model),
+        _keyword("out", Out, Path("out/all")),
+        _keyword("suite", SUITE_OPTION, "auto"),
+        _keyword("rounds", ROUNDS_OPTION, 3),
+        _keyword("only", ONLY_OPTION, 0),
+        _keyword("seed", Seed, 0),
+        _keyword("batch", Batch, 32),
+        *COMPUTING_PARAMETERS,
+    ]
+    known = {parameter.name for parameter in parameters}
+    for name in benchmarks.names():
+        benchmark = get_benchmark(name)
+        if benchmark.argument:
+            continue
+        for field in benchmark.model_fields:
+            if field not in known:
+                known.add(field)
+                parameters.append(_optional(benchmark, field))
+    return _with_parameters(_run_all, parameters)
+
+
+def _run_all(
+    model: str,
+    out: Path,
+    suite: str,
+    rounds: int,
+    only: int,
+    seed: int,
+    batch: int,
+    device: str,
+    dtype: str,
+    attention: str,
+    **more: Any,
+) -> None:
+    from secondlook.evals import overview
+    from secondlook.io import same_config, writable_folder, write_json
+    from secondlook.models.shipped import SHIPPED, locate
+
     at_least("batch", batch)
+    at_least("rounds", rounds)
+    at_least("only", only, 0)
+    if suite == "auto":
+        suite = "mini" if model in SHIPPED else "public"
+    names = _names_of_suite(suite)
     locate(model)
     writable_folder(out)
     settings = {"model": model, "rounds": rounds, "only": only, "seed": seed, "dtype": dtype}
     same_config(out, settings)
     write_json(out / "config.json", settings)
-    check(out)
-    skipped: dict[str, str] = {}
-    failed: dict[str, str] = {}
-    if on == "mini" or (on == "auto" and model in SHIPPED):
-        _all_mini(
-            out,
-            rounds,
-            only or 80,
-            seed,
-            batch,
-            {"model": model, "device": device, "dtype": dtype, "attention": attention},
-        )
-    else:
-        judges = _judges(
-            device, detector=detector, clip=clip, clip_score=clip_score, vqa=vqa, url=url, dino=dino
-        )
-        how: dict[str, Any] = {
-            "device": own_device(device),
-            "batch": batch,
-            "dtype": dtype,
-            "attention": attention,
-        }
-        skipped, failed = _all_public(model, out, data, images, rounds, only, seed, judges, how)
-    result = write(out, settings, skipped | failed)
+    overview.read_results(out)  # refuses what cannot be read before anything is computed
+
+    options = {name: value for name, value in more.items() if value is not None}
+    options |= {"model": model, "seed": seed}
+    chosen, skipped = _prepare(names, options, rounds, only)
+    computing = {"batch": batch, "device": device, "dtype": dtype, "attention": attention}
+    failed = {}
+    for name, benchmark in chosen.items():
+        if suite == "mini" and (out / name / "result.json").exists():
+            continue  # those do not resume by themselves
+        try:
+            run_benchmark(name, benchmark, out / name, computing)
+        except (InputError, Stopped) as error:
+            failed[name] = str(error)
+            say(f"{name}: not ended: {error}")
+    page = overview.write(out, settings, skipped | failed)
     say(
-        f"written to {out}: all.html, result.json ({len(result['benchmarks'])} benchmarks, "
+        f"written to {out}: all.html, result.json ({len(page['benchmarks'])} benchmarks, "
         f"{len(skipped)} skipped)"
     )
     if failed:
@@ -335,80 +253,113 @@ def bench_all(
         )
 
 
-def _all_mini(
-    out: Path, rounds: int, rows: int, seed: int, batch: int, given: dict[str, Any]
-) -> None:
-    """The benchmarks of the miniature's world that have no result in ``out`` yet."""
-    from secondlook.cli import mini_evals
+def _names_of_suite(suite: str) -> list[str]:
+    """The suite's benchmarks that need nothing but a model. Raises InputError for an unknown
+    suite."""
+    from secondlook.evals.benchmark import get_benchmark
 
-    sampled = given | {"seed": seed, "batch": batch}
-    for name in MINI:
-        if (out / name / "result.json").exists():
-            continue
-        match name:
-            case "geneval":
-                mini_evals.bench_geneval(
-                    out=out / name, rounds=rounds, rows_per_task=rows, **sampled
-                )
-            case "curve":
-                mini_evals.bench_curve(out=out / name, rows_per_task=rows, **sampled)
-            case "questions":
-                mini_evals.bench_questions(out=out / name, questions=rows * 10, **given)
-            case "editing":
-                mini_evals.bench_editing(
-                    out=out / name, rounds=rounds, rows_per_kind=rows, **sampled
-                )
+    suites: dict[str, list[str]] = {}
+    for name in benchmarks.names():
+        benchmark = get_benchmark(name)
+        of_suite = suites.setdefault(benchmark.suite, [])
+        if not benchmark.argument:
+            of_suite.append(name)
+    if suite not in suites:
+        raise InputError(f"suite: {suite!r} is unknown; use auto or one of {', '.join(suites)}")
+    return suites[suite]
 
 
-def _all_public(
-    model: str,
-    out: Path,
-    data: Path | None,
-    images: Path | None,
-    rounds: int,
-    only: int,
-    seed: int,
-    judges: Judges,
-    how: dict[str, Any],
-) -> tuple[dict[str, str], dict[str, str]]:
-    """The public benchmarks; returns which were skipped, which is known (and said) before the first
-    one begins, and which began and did not end, with the reasons."""
-    from secondlook.evals.runner import BENCHMARKS
+def _prepare(
+    names: list[str], options: dict[str, Any], rounds: int, only: int
+) -> tuple[dict[str, Benchmark], dict[str, str]]:
+    """The benchmarks with their options, checked; and which are skipped, with the reason, which is
+    said before the first one begins."""
+    from secondlook.evals.benchmark import get_benchmark
 
-    jobs: dict[str, Callable[[], Any]] = {}
-    skipped: dict[str, str] = {}
-    failed: dict[str, str] = {}
-    for name in (*BENCHMARKS, "pope"):
-        fresh = rounds - 1 if name not in ("pie", "gedit") else 0
+    chosen, skipped = {}, {}
+    for name in names:
+        kind = get_benchmark(name)
+        own = {field: value for field, value in options.items() if field in kind.model_fields}
         try:
-            if name == "pope":
-                jobs[name] = partial(
-                    _pope, locate(model), out / name, *_pope_ready(data, images, only, model), how
-                )
-            else:
-                rows = _ready(name, model, data, images, only, judges)
-                jobs[name] = partial(
-                    _public,
-                    name,
-                    model,
-                    out / name,
-                    rows,
-                    0,
-                    rounds,
-                    fresh,
-                    only,
-                    judges,
-                    seed,
-                    None,
-                    how,
-                )
+            benchmark = kind(**kind.options_for_all(rounds, only), **own)
+            benchmark.check()
+            chosen[name] = benchmark
         except InputError as error:
             skipped[name] = str(error)
             say(f"{name}: skipped: {error}")
-    for name, job in jobs.items():
-        try:
-            job()
-        except (InputError, Stopped) as error:
-            failed[name] = str(error)
-            say(f"{name}: not ended: {error}")
-    return skipped, failed
+    return chosen, skipped
+
+
+# ------------------------------------------------------------------ options of a benchmark's fields
+
+
+SUITE_OPTION = Annotated[
+    str, typer.Option(help="mini, public, or auto: mini for shipped models, else public.")
+]
+ROUNDS_OPTION = Annotated[int, typer.Option(help="At most this many images an episode.")]
+ONLY_OPTION = Annotated[
+    int, typer.Option(help="The first rows (mini: rows of each task) alone; 0: all.")
+]
+
+
+def _keyword(
+    name: str, annotation: Any, default: Any = inspect.Parameter.empty
+) -> inspect.Parameter:
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+    )
+
+
+COMPUTING_PARAMETERS = (
+    _keyword("device", Device, "auto"),
+    _keyword("dtype", Dtype, "auto"),
+    _keyword("attention", Attention, "sdpa"),
+)
+
+
+def _parameter(benchmark: type[Benchmark], name: str) -> inspect.Parameter:
+    """A field as the command line's option, or as its argument."""
+    field = benchmark.model_fields[name]
+    default = inspect.Parameter.empty if field.is_required() else field.default
+    if name == benchmark.argument:
+        kind: Any = typer.Argument(help=field.description)
+    else:
+        kind = typer.Option(help=field.description)
+    return _keyword(name, Annotated[_plain_type(field), kind], default)
+
+
+def _optional(benchmark: type[Benchmark], name: str) -> inspect.Parameter:
+    """A field as an option of `eval all`, where None leaves it as each benchmark has it."""
+    field = benchmark.model_fields[name]
+    help_text = f"{benchmark.title}: {field.description}"
+    kind = typer.Option(help=help_text)
+    return _keyword(name, Annotated[_plain_type(field) | None, kind], None)
+
+
+def _plain_type(field: FieldInfo) -> Any:
+    """The field's type as typer parses it. Which of several words are allowed is pydantic's to
+    say."""
+    if get_origin(field.annotation) is Literal:
+        return type(get_args(field.annotation)[0])
+    return field.annotation
+
+
+def _with_parameters(
+    function: Callable[..., None], parameters: list[inspect.Parameter]
+) -> Callable[..., None]:
+    """``function``, which typer then takes to have these parameters."""
+
+    def command(**options: Any) -> None:
+        function(**options)
+
+    required_first = sorted(parameters, key=lambda p: p.default is not inspect.Parameter.empty)
+    command.__signature__ = inspect.Signature(required_first)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    return command
+
+
+def _command(name: str, function: Callable[..., None], help_text: str | None) -> Any:
+    """typer's command of a function, under a name."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command(name, help=help_text)(function)
+    return typer.main.get_command(app)

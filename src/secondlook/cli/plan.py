@@ -30,7 +30,7 @@ def plan(
     memory: Annotated[float, typer.Option(help="GiB of a GPU.")] = 80.0,
     config: Annotated[
         Path | None,
-        typer.Option(help="A job's TOML file; default: recipes/grpo_7b.toml's settings."),
+        typer.Option(help="A job's TOML file; or a recipe's name; default: 7b/grpo."),
     ] = None,
     editing: Annotated[
         bool | None, typer.Option(help="The prompts are edits; default: as the file's name says.")
@@ -48,6 +48,7 @@ def plan(
 
     from secondlook import config as configs
     from secondlook.io import finite, read_text, write_json
+    from secondlook.recipes import find_config
     from secondlook.train import memory_plan as plans
     from secondlook.train.rl.config import RLConfig
     from secondlook.train.sft import SFTConfig
@@ -58,7 +59,8 @@ def plan(
         raise InputError(f"memory: {memory} GiB is not a GPU's memory; give for example 80")
     job: RLConfig | SFTConfig = RLConfig(model or "7b", **plans.DEFAULT)
     if config is not None:
-        supervised = config.is_file() and re.search(r"^data\s*=", read_text(config), re.MULTILINE)
+        config = find_config(config)
+        supervised = re.search(r"^data\s*=", read_text(config), re.MULTILINE)
         job = (
             configs.load(SFTConfig, config, set_)
             if supervised

@@ -16,20 +16,25 @@ from secondlook.io import read_json, stored_rows
 
 
 def show(
-    folder: Annotated[Path, typer.Argument(help="A folder that draw, bench or train wrote.")],
+    folder: Annotated[Path, typer.Argument(help="A folder that draw, eval or train wrote.")],
 ) -> None:
-    """Print what a folder holds: an episode, a benchmark's result, or a training run (plotted to
-    curves.png)."""
+    """Print what a folder holds: episodes, the summary of a list of prompts, a benchmark's result,
+    or a training run (plotted to curves.png)."""
     if not folder.is_dir():
         raise InputError(
-            f"folder: {str(folder)!r} is not a folder; give one that draw, bench or train wrote"
+            f"folder: {str(folder)!r} is not a folder; give one that draw, eval or train wrote"
         )
     episodes = (
         [folder / "episode.json"]
         if (folder / "episode.json").exists()
         else sorted(folder.glob("*/episode.json"))
     )
-    if episodes:
+    if (folder / "summary.json").exists():
+        from secondlook.cli.draw_list import say_summary
+
+        with foreign(folder / "summary.json"):
+            say_summary(read_json(folder / "summary.json", dict))
+    elif episodes:
         for path in episodes:
             with foreign(path):
                 _show_episode(path)
@@ -88,7 +93,7 @@ def _show_result(result: dict) -> None:
 
 
 def _show_miniature(result: dict) -> None:
-    """Of ``bench geneval``."""
+    """Of ``eval mini-geneval``."""
     _show_images("task", {"overall": result["overall"], **result["tasks"]})
     b, p, r = result["binding"], result["position"], result["redraws"]
     console.print(
@@ -106,7 +111,7 @@ def _show_miniature(result: dict) -> None:
 
 
 def _show_public(result: dict) -> None:
-    """Of ``bench public``."""
+    """Of an image benchmark."""
     s, missing = result["settings"], result["missing"]
     counted = f"{result['rows']} rows, {s['samples']} samples each"
     say((result["title"], "bold"), f": {s['model']}, {counted}, scored by {s['judge']}")
@@ -125,7 +130,7 @@ def _show_public(result: dict) -> None:
 
 
 def _show_pope(result: dict) -> None:
-    """Of ``bench public pope``."""
+    """Of ``eval pope``."""
     say(("POPE", "bold"), f": {result['settings']['model']}, {result['questions']} questions")
     table = Table("split", "F1", "accuracy", "says yes")
     for name, row in result["splits"].items():

@@ -1,4 +1,4 @@
-"""Public benchmarks of several models in one table."""
+"""Image benchmarks of several models in one table."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from typing import Annotated
 
 import typer
 
-from secondlook.cli.common import Out, say
+from secondlook.cli.common import Out, interval, say
 from secondlook.errors import InputError
 
 
-def bench_table(
+def eval_table(
     results: Annotated[
-        list[str], typer.Argument(help="NAME=FOLDER, each with folders that bench public wrote.")
+        list[str],
+        typer.Argument(help="NAME=FOLDER, each with folders of image benchmarks' results."),
     ],
     out: Out = Path("out/table"),
 ) -> None:
-    """Public benchmarks of several models side by side, with paired differences."""
+    """Image benchmarks of several models side by side, with paired differences."""
     from secondlook.evals import comparison
     from secondlook.io import writable_folder
 
@@ -29,14 +30,12 @@ def bench_table(
                 f"results: {given!r} is not NAME=FOLDER; write for example "
                 "base=out/r1/benchmarks/base"
             )
-        measured += comparison.read(name, Path(folder))
+        measured += comparison.read_results(name, Path(folder))
     writable_folder(out)
-    for benchmark in comparison.write(out, measured)["benchmarks"]:
-        say((benchmark["title"], "bold"))
-        for model in benchmark["models"]:
-            first, final = (
-                "{mean:.3f} [{low:.3f}, {high:.3f}]".format(**model["overall"][n])
-                for n in ("first", "final")
-            )
+    for table in comparison.write(out, measured)["benchmarks"]:
+        say((table["title"], "bold"))
+        for model in table["models"]:
+            first = interval(model["overall"]["first"])
+            final = interval(model["overall"]["final"])
             say(f"  {model['name']:12} first {first}  final {final}")
     say(f"written to {out}: table.md, table.html, result.json")

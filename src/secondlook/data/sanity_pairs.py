@@ -21,14 +21,16 @@ SanityPairs = tuple[list[Pair], list[Pair]]
 
 
 def open_sanity_pairs(
-    sanity_pairs: str, prompts: str, seed: int, prompt_options: Mapping[str, Any]
+    sanity_pairs: str | None, prompts: str, seed: int, prompt_options: Mapping[str, Any]
 ) -> SanityPairs | None:
-    """The pairs of a registered name, else of a file; for "" those registered under the name of the
-    job's ``prompts``, or None where there are none.
+    """The pairs of a registered name, else of a file; None for "".
+
+    Where ``sanity_pairs`` is None they are those registered under the name of the job's
+    ``prompts``, or None where there are none.
 
     A registered function is called as ``(seed, prompt_options)``. Raises InputError.
     """
-    name = sanity_pairs or prompts
+    name = prompts if sanity_pairs is None else sanity_pairs
     if name in registry.sanity_pairs.names():
         good, bad = registry.sanity_pairs.get(name)(seed, dict(prompt_options))
         if not good or not bad:

@@ -1,92 +1,192 @@
-"""The engine: what episodes ask for in, turns and pictures out.
+"""The engine: runs tasks that ask for turns, pictures and codes, many at once.
 
-An episode is a generator that yields what it needs (a ``Job``, ``Paint`` or ``Encode``) and is sent
-the result (a Turn, a picture, codes). Many are served at once: those under way go first, new ones
-begin as places fall free, so judging and redrawing run beside drawing in one batch. ``Engine.draw``
-and ``Engine.write`` do the same for single requests.
+A task is a coroutine, such as ``episode.run_episode``::
+
+    turn = await engine.generate(request, sampling_params, max_tokens)
+    image = await engine.decode_image(turn.tokens)
+
+``run`` takes tasks to their ends. Whoever has work coming in all the while calls ``submit`` when it
+comes and ``step`` as long as the engine is not ``idle``. A step is: the scheduler chooses what
+enters the batch, the batch samples one token of every sequence, and the scheduler resumes the tasks
+whose sequences have ended. All of it happens in the caller's thread; an engine is not safe to use
+from several at a time.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Awaitable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
 import torch
 from PIL.Image import Image
 from torch.nn.attention import sdpa_kernel
 
-from secondlook.engine.capacity import REFILL, Need, fitting
+from secondlook.engine.capacity import Need, episodes_that_fit
 from secondlook.engine.cpu_linear import fast_linear
-from secondlook.engine.image_codec import ImageCodec, in_parts
-from secondlook.engine.running_batch import CachedPrefix, RunningBatch, Sequence
+from secondlook.engine.handle import Handle
+from secondlook.engine.image_codec import ImageCodec, in_passes
+from secondlook.engine.requests import DecodeImage, EncodeImage, GenerateRequest, Task
+from secondlook.engine.running_batch import RunningBatch
+from secondlook.engine.scheduler import OnTokens, Scheduler
 from secondlook.models.janus.model import Janus
 from secondlook.models.janus.template import ChatTemplate, length
 from secondlook.models.packing import KERNELS
-from secondlook.types import (
-    DecodeImage,
-    EncodeImage,
-    GenerateRequest,
-    Request,
-    SamplingParams,
-    Turn,
-)
+from secondlook.types import Request, SamplingParams, Turn
 
-Task = Generator[GenerateRequest | DecodeImage | EncodeImage, Any, Any]
-
-
-@dataclass(eq=False)
-class _Served:
-    """A task under way, and what was kept of its latest sequence of each kind."""
-
-    index: int
-    task: Task
-    kept: dict[str, list[CachedPrefix]] = field(default_factory=dict)
+T = TypeVar("T")
 
 
 class Engine:
-    """Runs one model. ``batch`` is the most episodes that are under way together (twins not
-    counted). Where it is ``bounded`` they are fewer on a GPU whose free memory does not hold so
-    many (``engine.memory``); a training does not leave that to the moment, for in half precision
-    other batches round otherwise, and it must resume exactly."""
+    """Runs one model. ``batch`` is the most tasks that are under way together (unconditional
+    branches not counted). Where it is ``bounded`` they are fewer on a GPU whose free memory does
+    not hold so many (``engine.capacity``); a training does not leave that to the moment, for in
+    half precision other batches round otherwise, and it must resume exactly."""
 
     def __init__(self, janus: Janus, batch: int = 64, bounded: bool = True):
         self.janus, self.batch, self.bounded = janus, batch, bounded
         self.template = ChatTemplate(janus.tokenizer, janus.history)
+        self._scheduler: Scheduler | None = None
+        self._running_batch: RunningBatch | None = None
+        self._need: Need | None = None
+        self._stepping = False
 
-    def draw(self, requests: list[Request], sampling_params: SamplingParams) -> list[Turn]:
-        """Sample one image (n_codes codes) per request. ``sampling_params.head`` must be "code"."""
-        return self._single(requests, sampling_params, "code", self.janus.n_codes)
+    # what a task awaits
 
-    def write(
-        self, requests: list[Request], sampling_params: SamplingParams, max_tokens: int = 64
-    ) -> list[Turn]:
-        """Sample text up to and with the end of sentence, at most ``max_tokens`` tokens.
-        ``sampling_params.head`` must be "text".
-
-        When the rule restricts the first token to (Yes, No), the turns carry p_yes.
-        """
-        return self._single(requests, sampling_params, "text", max_tokens)
-
-    def _single(
+    def generate(
         self,
-        requests: list[Request],
+        request: Request,
         sampling_params: SamplingParams,
-        head: Literal["code", "text"],
-        steps: int,
-    ) -> list[Turn]:
-        if sampling_params.head != head:
-            raise ValueError(f"rule: head is {sampling_params.head!r}; it must be {head!r} here")
+        max_tokens: int,
+        keep_prefix: bool = False,
+    ) -> Awaitable[Turn]:
+        """A sequence continued by at most ``max_tokens`` tokens. ``keep_prefix``: a later sequence
+        of the task may begin like this one, so its keys and values are kept."""
+        return GenerateRequest(request, sampling_params, max_tokens, keep_prefix)
 
-        def one(request: Request) -> Task:
-            return (yield GenerateRequest(request, sampling_params, steps))
+    def decode_image(self, codes: tuple[int, ...]) -> Awaitable[Image]:
+        """The picture of drawn codes."""
+        return DecodeImage(codes)
 
-        longest = max(
-            (length(r.segments, self.janus.n_patches) + steps for r in requests), default=0
-        )
-        return self.serve((one(r) for r in requests), Need(longest, longest))
+    def encode_image(self, image: Image) -> Awaitable[tuple[int, ...]]:
+        """The codes of a picture, as the drawing path has it."""
+        return EncodeImage(image)
+
+    # the scheduler
+
+    def submit(
+        self, task: Task[T], on_tokens: OnTokens | None = None, need: Need | None = None
+    ) -> Handle[T]:
+        """Queue a task; it begins in a later ``step``, also while others run.
+
+        ``on_tokens(request, tokens)`` is called with all tokens so far of the task's sequence: of a
+        drawing after each row of the image (24 codes of Janus-Pro's 24 x 24), of a text after each
+        token, and once more with the whole. On a GPU only these tokens are copied to the host,
+        beside the next step. ``need`` is what the task holds at the most; None: not known, and it
+        is counted as small.
+        """
+        if self._scheduler is None:
+            side = round(self.janus.n_codes**0.5)
+            self._scheduler = Scheduler(ImageCodec(self.janus), image_row=side)
+        handle = self._scheduler.submit(task, on_tokens)
+        larger = need.or_larger(self._need) if need else self._need
+        if larger != self._need:
+            self._need = larger
+            if self._running_batch is not None:
+                self._scheduler.max_tasks = self._max_tasks()
+        return handle
+
+    @property
+    def idle(self) -> bool:
+        """No task is waiting or under way."""
+        return self._scheduler is None or not self._scheduler.tasks
+
+    def step(self) -> list[Handle]:
+        """Sample one token of every sequence under way. Returns the handles that have become done,
+        also those cancelled since the last step.
+
+        An exception in a task ends that task only. One of the model itself ends all: it is raised
+        here and by every handle.
+        """
+        if self._stepping:
+            raise RuntimeError("engine: step was called within a step, or from a second thread")
+        scheduler = self._scheduler
+        if scheduler is None:
+            return []
+        self._stepping = True
+        try:
+            with self._running(), fast_linear(self.janus.device), sdpa_kernel(KERNELS):
+                if scheduler.tasks:
+                    self._step(scheduler)
+        except BaseException as error:
+            scheduler.cancel_all(error if isinstance(error, Exception) else None)
+            self._release()
+            raise
+        finally:
+            self._stepping = False
+        return scheduler.take_done()
+
+    def _step(self, scheduler: Scheduler) -> None:
+        if self._running_batch is None:
+            scheduler.max_tasks = self._max_tasks()
+            self._running_batch = RunningBatch(self.janus, self.template)
+        batch = self._running_batch
+        entering = scheduler.schedule()
+        batch.remove(scheduler.take_abandoned())
+        if entering or batch.sequences:
+            output = batch.run(entering)
+            scheduler.postprocess(output)
+            batch.remove(scheduler.take_abandoned())
+
+    def cancel(self, handle: Handle) -> None:
+        """End a task that is not done: its places in the batch, cached prefixes and pending
+        pictures are freed at once. Nothing where it is done. A ``finally`` in the task runs.
+
+        Raises RuntimeError where the task cancels itself.
+        """
+        if self._scheduler is None:
+            return
+        self._scheduler.cancel(handle)
+        if self._running_batch is not None and not self._stepping:
+            with self._running():
+                self._running_batch.remove(self._scheduler.take_abandoned())
+
+    def run(self, tasks: Iterable[Task[T]], need: Need | None = None) -> list[T]:
+        """Run tasks to their ends; returns what they return, in order. Raises what the first task
+        that fails raises, after cancelling the others. Work submitted before goes on beside
+        them."""
+        handles: list[Handle[T]] = []
+        try:
+            for task in tasks:
+                handles.append(self.submit(task, need=need))
+            unfinished = set(handles)
+            while unfinished:
+                for handle in self.step():
+                    if handle in unfinished and handle.failed:
+                        handle.result()
+                    unfinished.discard(handle)
+            return [handle.result() for handle in handles]
+        finally:
+            for handle in handles:
+                self.cancel(handle)
+            self.release()
+
+    def release(self) -> None:
+        """Free the cache, the graphs and the buffers, if the engine is idle; the next task makes
+        them anew. To be called after the last step, and before the weights change. ``run`` does so
+        itself."""
+        if self.idle and not self._stepping:
+            self._release()
+
+    def _release(self) -> None:
+        self._scheduler = self._running_batch = self._need = None
+
+    def _max_tasks(self) -> int:
+        """Tasks under way together, by what each of them holds and the memory there is."""
+        if self._need is None or not self.bounded:
+            return self.batch
+        held = 0 if self._running_batch is None else self._running_batch.cache.nbytes
+        return episodes_that_fit(self.janus, self._need, self.batch, held)
 
     @contextmanager
     def _running(self) -> Iterator[None]:
@@ -99,89 +199,54 @@ class Engine:
         ):
             yield
 
+    # single requests
+
+    def draw(self, requests: list[Request], sampling_params: SamplingParams) -> list[Turn]:
+        """Sample one image (n_codes codes) per request. ``sampling_params.head`` must be "code"."""
+        return self._generate_all(requests, sampling_params, "code", self.janus.n_codes)
+
+    def write(
+        self, requests: list[Request], sampling_params: SamplingParams, max_tokens: int = 64
+    ) -> list[Turn]:
+        """Sample text up to and with the end of sentence, at most ``max_tokens`` tokens.
+        ``sampling_params.head`` must be "text".
+
+        When the sampling parameters restrict the first token to (Yes, No), the turns carry p_yes.
+        """
+        return self._generate_all(requests, sampling_params, "text", max_tokens)
+
+    def _generate_all(
+        self,
+        requests: list[Request],
+        sampling_params: SamplingParams,
+        head: Literal["code", "text"],
+        max_tokens: int,
+    ) -> list[Turn]:
+        if sampling_params.head != head:
+            raise ValueError(
+                f"sampling_params: head is {sampling_params.head!r}; it must be {head!r} here"
+            )
+
+        async def continued(request: Request) -> Turn:
+            return await self.generate(request, sampling_params, max_tokens)
+
+        longest = 0
+        for request in requests:
+            longest = max(longest, length(request.segments, self.janus.n_patches) + max_tokens)
+        return self.run((continued(r) for r in requests), Need(longest, longest))
+
     def pictures(self, codes: list[tuple[int, ...]]) -> list[Image]:
         """Decode drawn codes, a part at a time."""
+        images: list[Image] = []
         with self._running():
-            parts = (
-                torch.tensor(part, device=self.janus.device) for part in in_parts(self.janus, codes)
-            )
-            return [image for part in parts for image in self.janus.to_images(part)]
+            for part in in_passes(self.janus, codes):
+                images += self.janus.to_images(torch.tensor(part, device=self.janus.device))
+        return images
 
     def codes(self, images: list[Image]) -> list[tuple[int, ...]]:
         """Encode pictures as the drawing path has them, a part at a time."""
+        codes: list[tuple[int, ...]] = []
         with self._running():
-            return [
-                tuple(row)
-                for part in in_parts(self.janus, images)
-                for row in self.janus.to_codes(part).tolist()
-            ]
-
-    def serve(self, tasks: Iterable[Task], need: Need | None = None) -> list[Any]:
-        """Run tasks to their ends; returns what they return, in order. ``need`` is what each holds
-        at the most; None: not known, and as many are under way as the engine's ``batch`` allows."""
-        with self._running(), fast_linear(self.janus.device), sdpa_kernel(KERNELS):
-            return self._serve(
-                tasks,
-                fitting(self.janus, need, self.batch) if need and self.bounded else self.batch,
-            )
-
-    def _serve(self, tasks: Iterable[Task], batch: int) -> list[Any]:
-        new = deque(_Served(i, task) for i, task in enumerate(tasks))
-        results: list[Any] = [None] * len(new)
-        rows, places = RunningBatch(self.janus, self.template), dict[Sequence, _Served]()
-        ready: deque[tuple[_Served, GenerateRequest]] = deque()
-        pictures, step, under_way = ImageCodec(self.janus), 0, 0
-
-        def send(served: _Served, value: Any) -> None:
-            nonlocal under_way
-            try:
-                asked = served.task.send(value)
-            except StopIteration as stop:
-                results[served.index] = stop.value
-                served.kept.clear()
-                under_way -= 1
-                return
-            if isinstance(asked, GenerateRequest):
-                ready.append((served, asked))
-            else:
-                pictures.ask(served, asked)
-
-        def answer() -> None:
-            while found := pictures.answers(
-                step, idle=not (rows.runs or ready or (new and under_way < batch))
-            ):
-                for served, value in found:
-                    send(served, value)
-
-        while True:
-            answer()
-            free = batch - len(rows.runs)
-            if free >= max(1, REFILL * batch) or not rows.runs:
-                while new and under_way < batch:
-                    under_way += 1
-                    send(new.popleft(), None)
-                answer()
-                entering: list[Sequence] = []
-                while ready and len(entering) < free:
-                    served, job = ready.popleft()
-                    run = Sequence(job, served.kept.pop(job.sampling_params.head, []))
-                    places[run] = served
-                    entering.append(run)
-                if entering:
-                    rows.enter(entering)
-            if not rows.runs and (new or ready or pictures):
-                continue
-            if not rows.runs:
-                del (
-                    rows,
-                    pictures,
-                )  # the functions here know each other, so that nothing they know is freed at once
-                return results
-            rows.sample()
-            for run, turn in rows.leave():
-                served = places.pop(run)
-                if run.job.keep:
-                    served.kept[turn.sampling_params.head], run.kept = run.kept, []
-                send(served, turn)
-            rows.advance()
-            step += 1
+            for part in in_passes(self.janus, images):
+                codes += [tuple(row) for row in self.janus.to_codes(part).tolist()]
+        return codes

@@ -48,6 +48,10 @@ class KVCache(Cache):
     def columns(self) -> int:
         return self.stored[0].shape[3]
 
+    @property
+    def nbytes(self) -> int:
+        return sum(layer.nbytes for layer in self.stored)
+
     def reserve(self, slots: int, columns: int) -> bool:
         """Make room for so many slots and columns; what is there stays. Returns whether the tensors
         are new ones."""
@@ -55,9 +59,8 @@ class KVCache(Cache):
         if slots <= had[0] and columns <= had[1]:
             return False
         shape = 2, max(slots, had[0]), self.heads, max(columns, had[1]), self.head_dim
-        for i in range(
-            len(self.stored)
-        ):  # one layer at a time, so that the old cache and the new one are never both whole
+        # one layer at a time, so that the old cache and the new one are never both whole
+        for i in range(len(self.stored)):
             grown = self.stored[i].new_zeros(shape)
             grown[:, : had[0], :, : had[1]] = self.stored[i]
             self.stored[i] = grown

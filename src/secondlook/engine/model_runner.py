@@ -21,6 +21,7 @@ from transformers import LlamaModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, eager_attention_forward
 
+from secondlook.engine.decode_state import DecodeState
 from secondlook.engine.kv_cache import KVCache, in_columns, rounded
 from secondlook.models import packing
 from secondlook.models.janus.model import Janus
@@ -143,9 +144,9 @@ class ModelRunner:
         if self._pool is not None:
             self._pool = torch.cuda.graph_pool_handle()  # the old one is gone with its last graph
 
-    def __call__(self, state: dict[str, Tensor], rows: int, end: int) -> None:
-        """Feed ``state["fed"]`` of the first ``rows`` slots, the longest of which then has ``end``
-        columns; fills ``state["hidden"]``. Lengths and positions are left as they are."""
+    def __call__(self, state: DecodeState, rows: int, end: int) -> None:
+        """Feed ``state.embeds`` of the first ``rows`` slots, the longest of which then has ``end``
+        columns; fills ``state.hidden``. Lengths and positions are left as they are."""
         if self._pool is None:
             return self._run(state, rows, end)
         key = self._shape(rows, end)
@@ -174,32 +175,28 @@ class ModelRunner:
         """Rows and columns that the pass is made for."""
         return rounded(rows), self.cache.columns if self.flash else in_columns(end)
 
-    def _run(self, state: dict[str, Tensor], rows: int, end: int) -> None:
-        norm, add_norm, turn_and_store, gated = self.between
-        residual, place = state["fed"][:rows], state["length"][:rows]
-        cos, sin = (
-            a[0] for a in self.model.rotary_emb(residual[None], state["position"][None, :rows])
-        )
+    def _run(self, state: DecodeState, rows: int, end: int) -> None:
+        norm, add_norm, rotate_and_store, gated = self.between
+        residual, place = state.embeds[:rows], state.length[:rows]
+        cos, sin = self.model.rotary_emb(residual[None], state.position[None, :rows])
+        cos, sin = cos[0], sin[0]  # (R, head_dim)
         attend = self._flash(place, end) if self.flash else self._masked(place, end)
         layers = self.model.layers
-        act, following = (
-            layers[0].mlp.act_fn,
-            [*(layer.input_layernorm for layer in layers[1:]), self.model.norm],
-        )
-        x = norm(
-            residual, layers[0].input_layernorm.weight, layers[0].input_layernorm.variance_epsilon
-        )
-        for i, (layer, after) in enumerate(zip(layers, following, strict=True)):
+        act = layers[0].mlp.act_fn
+        before_first = layers[0].input_layernorm
+        x = norm(residual, before_first.weight, before_first.variance_epsilon)
+        for i, layer in enumerate(layers):
+            # the sum after a layer is fused with the norm that the next one begins with
             between = layer.post_attention_layernorm
+            after = layers[i + 1].input_layernorm if i + 1 < len(layers) else self.model.norm
             keys, values = self.cache.stored[i]
-            q = turn_and_store(self._qkv[i](x), cos, sin, keys, values, place)
-            x = layer.self_attn.o_proj(
-                attend(layer.self_attn, q, keys[:rows], values[:rows]).reshape(rows, -1)
-            )
+            q = rotate_and_store(self._qkv[i](x), cos, sin, keys, values, place)
+            attended = attend(layer.self_attn, q, keys[:rows], values[:rows])
+            x = layer.self_attn.o_proj(attended.reshape(rows, -1))
             residual, x = add_norm(residual, x, between.weight, between.variance_epsilon)
             x = layer.mlp.down_proj(gated(act, self._gate_up[i](x)))
             residual, x = add_norm(residual, x, after.weight, after.variance_epsilon)
-        state["hidden"][:rows] = x
+        state.hidden[:rows] = x
 
     def _masked(self, place: Tensor, end: int) -> Callable:
         """Attention by transformers' own function."""

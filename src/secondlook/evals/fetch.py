@@ -195,25 +195,24 @@ def fetch_all(folder: Path, server: str = SERVER) -> dict[str, Source]:
 
 def seeds(folder: Path) -> list[str]:
     """The distinct seed prompts of a folder that ``fetch_all`` filled. Raises InputError."""
-    found = [
-        line
-        for kind in SEEDS
-        for _, line in read_lines(file(f"t2i_compbench/{kind}_train.txt", folder))
-    ]
-    return list(dict.fromkeys(found))
+    prompts = []
+    for kind in SEEDS:
+        path = file(f"t2i_compbench/{kind}_train.txt", folder)
+        prompts += [prompt for _, prompt in read_lines(path)]
+    return list(dict.fromkeys(prompts))
 
 
 def _fetch(source: Source, path: Path, server: str) -> None:
     address = f"{server}/{source.repository}/{source.commit}/{source.path}"
     try:
-        answer = httpx.get(address, timeout=60.0, follow_redirects=True).raise_for_status()
+        response = httpx.get(address, timeout=60.0, follow_redirects=True).raise_for_status()
     except httpx.HTTPError as error:
         raise InputError(
             f"data: {address} cannot be fetched ({error}); give a folder that has {path.name}"
         ) from error
-    if sha256(answer.content).hexdigest() != source.sha256:
+    if sha256(response.content).hexdigest() != source.sha256:
         raise InputError(
             f"data: {address} has another hash than it is known to have; nothing was kept"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, answer.content)
+    write_bytes(path, response.content)

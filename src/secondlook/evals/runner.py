@@ -1,410 +1,328 @@
-"""The public benchmarks: their rows, samples, scorers and how their numbers are put together;
-results as JSON and HTML.
+"""Runs the image benchmarks: every row is drawn (or edited), then every picture is scored, by any
+number of processes.
 
-GenEval (arXiv 2310.11513), T2I-CompBench (2307.06350), DPG-Bench (2403.05135), DSG (2310.18235),
-PIE-Bench (2310.01506), GEdit-Bench (2504.17761).
+Job j (a row's k-th sample) belongs to process j mod the number of processes; what a file says is
+done is not done again, whoever did it. So a benchmark resumes on another number of processes, and
+whoever ends last writes the result.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from secondlook.data.prompts import check_prompts
 from secondlook.engine.engine import Engine
-from secondlook.episode import SamplingConfig
-from secondlook.errors import InputError
-from secondlook.evals import fetch, rows
-from secondlook.evals import records as gather
-from secondlook.evals.intervals import Interval, Sample, agreement, mean_of_tasks
-from secondlook.evals.question_metrics import dpg_categories
-from secondlook.evals.records import Metrics, RowRange, Scorer, Settings, fault_of, pictures_of
-from secondlook.evals.rows import Row
-from secondlook.evals.scorers import benchmarks, phrases
-from secondlook.evals.scorers.benchmarks import Judges
-from secondlook.evals.scorers.detector import loading
-from secondlook.io import read_image, versions, write_json, write_text
-from secondlook.llm.client import Asker, Endpoint
-from secondlook.mini.evals.best_of_n import Tried, plot, points
-from secondlook.models.janus.template import ChatTemplate
-from secondlook.report import embed, page
-from secondlook.types import WorkerShard
+from secondlook.episode import SamplingConfig, run_episodes
+from secondlook.errors import InputError, Stopped
+from secondlook.evals import records, report
+from secondlook.evals.benchmark import (
+    VALUE_IN_UNIT,
+    EvalSession,
+    ImageBenchmark,
+    Metrics,
+    Row,
+    Scorer,
+)
+from secondlook.evals.records import EvalSettings, Job, Record
+from secondlook.io import append_rows, read_image, write_image
+from secondlook.llm.missing import missing_of, tell_missing
+from secondlook.types import Prompt, WorkerShard
+
+if TYPE_CHECKING:
+    from secondlook.types import Episode, Round
+
+MAX_MISSING = 0.05
+"""Share of pictures that may be without a score."""
+SCORED_TOGETHER = 16
+Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
-class Benchmark:
-    """What one of them is made of."""
-
-    title: str
-    samples: int
-    rows: Callable[[Path | None, Path | None], list[Row]]
-    """Of a folder of data and one of pictures."""
-    scorer: Callable[[Judges], Scorer]
-    needs: tuple[str, ...]
-    """Judges' models that score it; "chunks": spaCy's noun phrases."""
-    files: tuple[str, ...]
-    """That are fetched."""
-    metrics: Metrics = field(default_factory=lambda: gather.SHARE)
-    """With their ranges; the first is the benchmark's number."""
-    counted: tuple[str, ...] = ()
-    """Tasks of the overall number; (): all."""
-    over: Literal["tasks", "images"] = "tasks"
-    """The overall number is the unweighted mean of the tasks', or the mean over images."""
-    note: str = ""
-    """What differs from the published protocol, or must be known to compare."""
-
-    @property
-    def main(self) -> str:
-        """The metric that is the benchmark's number."""
-        return next(iter(self.metrics))
-
-    def counts(self, task: str) -> bool:
-        """Whether a task is in the overall number."""
-        return not self.counted or task in self.counted
-
-
-BENCHMARKS = {
-    "geneval": Benchmark(
-        "GenEval",
-        4,
-        lambda d, _: rows.geneval(d),
-        benchmarks.GenEval,
-        ("detector", "clip"),
-        ("geneval/evaluation_metadata.jsonl",),
-    ),
-    "geneval-long": Benchmark(
-        "GenEval, prompts rewritten",
-        4,
-        lambda d, _: rows.geneval(d, long=True),
-        benchmarks.GenEval,
-        ("detector", "clip"),
-        ("geneval/evaluation_metadata_long.jsonl",),
-        note="Not comparable with GenEval's own prompts.",
-    ),
-    "compbench": Benchmark(
-        "T2I-CompBench",
-        10,
-        lambda d, _: rows.compbench(d),
-        benchmarks.CompBench,
-        ("vqa", "chunks", "clip_score"),
-        tuple(f"t2i_compbench/{c}_val.txt" for c in rows.COMPBENCH),
-        {"value": RowRange(-1)},
-        rows.BLIP_VQA,
-        note="Color, shape and texture are BLIP-VQA (a product of P(yes)), non_spatial "
-        "is the cosine of CLIP ViT-B/32, as "
-        "released. No number over categories is published: overall is the mean of color, shape "
-        "and texture, and the cosine is "
-        "not in it. The BLIP that was converted for transformers has its positions interpolated "
-        "from 480 x 480 pictures to "
-        "384 x 384; they are interpolated back, so that P(yes) is close to the released code's "
-        "and not equal to it. Published "
-        "numbers are BLIP's, not another model's. Spatial relations and numeracy need UniDet, "
-        "which transformers lacks; they "
-        "are left out.",
-    ),
-    "dsg": Benchmark(
-        "DSG-1k",
-        1,
-        lambda d, _: rows.dsg(d),
-        benchmarks.dsg,
-        ("vqa",),
-        ("dsg/dsg-1k-anns.csv",),
-        over="images",
-    ),
-    "dpg": Benchmark(
-        "DPG-Bench",
-        4,
-        lambda d, _: rows.dpg(d),
-        benchmarks.dpg,
-        ("vqa",),
-        (),
-        over="images",
-        note="Published scores are these times 100, with mPLUG-large as the answering "
-        "model. Categories differ from the "
-        "released code's, which counts the last of a prompt's four pictures only and skips the "
-        "table's first question: here "
-        "all pictures and all questions count.",
-    ),
-    "pie": Benchmark(
-        "PIE-Bench",
-        1,
-        lambda d, _: rows.pie(d),
-        benchmarks.Pie,
-        ("clip", "dino"),
-        (),
-        {
-            "psnr": RowRange(0, 60, True),
-            "mse": RowRange(0, 1, True),
-            "ssim": RowRange(-1, 1, True),
-            "structure": RowRange(0, 4),
-        }
-        | dict.fromkeys(("clip_whole", "clip_edited"), RowRange(0, 100)),
-        over="images",
-        note=(
-            "Tables print structure x 1000, MSE x 10000, SSIM x 100. LPIPS is left "
-            "out: its network comes with torchvision."
-        ),
-    ),
-    "gedit": Benchmark(
-        "GEdit-Bench, English",
-        1,
-        rows.gedit,
-        benchmarks.GEdit,
-        ("vqa",),
-        ("gedit/gedit_edit.json",),
-        dict.fromkeys(("overall", "semantic_consistency", "quality"), RowRange(0, 10)),
-        note="VIEScore's form with questions of our own: scores compare among themselves only.",
-    ),
-}
-
-
-def get(name: str) -> Benchmark:
-    """A benchmark. Raises InputError for an unknown one."""
-    if name not in BENCHMARKS:
-        raise InputError(f"benchmark: {name!r} is unknown; choose one of {', '.join(BENCHMARKS)}")
-    return BENCHMARKS[name]
-
-
-def judge_of(benchmark: Benchmark, judges: Judges) -> str:
-    """Who scores, in words; looked up before anything is drawn. Raises InputError for a model that
-    is not there."""
-    from transformers import AutoConfig
-
-    said = []
-    for name in benchmark.needs:
-        if name == "chunks":
-            judges.chunks or phrases.chunker()
-            continue
-        path = getattr(judges, name)
-        if name == "vqa" and judges.url:
-            Asker(
-                Endpoint(judges.url, path)
-            )  # refuses an address, key or proxy that cannot be used
-            said.append(f"{path} at {judges.url}")
-            continue
-        with loading(name, path, "model"):
-            AutoConfig.from_pretrained(path)
-        said.append(path)
-    return " and ".join(said)
-
-
-def ready(
-    benchmark: Benchmark,
-    template: ChatTemplate,
-    data: Path | None = None,
-    images: Path | None = None,
-    only: int = 0,
-) -> list[Row]:
-    """The benchmark's rows, the first ``only`` of them where it is not 0. Raises InputError that
-    names the file and the row for whatever of them cannot be drawn, before anything is."""
-    every = benchmark.rows(data, images)
-    every = every[:only] if only else every
-    lines = [row.line() for row in every]
-    check_prompts(template, lines)
-    for line in lines:
-        if line.source:
-            line.prompt()
-    return every
-
-
-def run(
-    settings: Settings,
-    load: Callable[[], Engine],
-    sampling: SamplingConfig,
-    judges: Judges,
-    out: Path,
-    every: Sequence[Row],
-    progress: Callable[[str, int, int], None] = lambda *_: None,
-    say: Callable[[str], None] = lambda _: None,
-) -> dict | None:
+def run_image_benchmark(benchmark: ImageBenchmark, session: EvalSession) -> dict[str, Any] | None:
     """Draw what is not drawn, score what has no score, and write the result once all processes'
-    shares are there, else None. ``every`` are the rows, as `ready` gives them; ``say`` is told what
-    must be done again."""
-    benchmark, share = get(settings.benchmark), WorkerShard.of_environment()
-    metrics = benchmark.metrics
-    gather.begin(out, settings, {"sampling": asdict(sampling)})
-    again = gather.damaged(out, every, settings, share, metrics)
-    for why in again.values():
-        say(f"drawn again: {why}")
-    for row in gather.stored(out, "scores"):
-        if why := fault_of(row, metrics):
-            say(f"scored again: {row.get('picture')}: {why}")
-    if again or not gather.complete(every, settings, out):
-        gather.draw(
-            load(), every, settings, sampling, out, share, partial(progress, "drawing"), again
-        )
-    if any(
-        gather.unscored(out, every, settings, share, metrics)
-    ):  # else its models need not be loaded
-        gather.score(
-            benchmark.scorer(judges),
-            every,
-            settings,
-            out,
-            share,
-            partial(progress, "scoring"),
-            metrics,
-        )
-    scores = gather.scores_of(out, metrics)
-    records = gather.episodes_of(out, every, settings)
-    drawn = [name for record in records for name in pictures_of(record)]
-    if not gather.complete(every, settings, out) or sum(
-        p not in scores for p in drawn
-    ) > gather.MOST_MISSING * len(drawn):
+    shares are there; else None. Says what must be done again."""
+    sampling = sampling_of(benchmark)
+    settings = settings_of(benchmark, session.name, sampling)
+    rows, metrics, out = benchmark.checked_rows, benchmark.metrics, session.out
+    shard = WorkerShard.of_environment()
+    records.begin(out, settings, asdict(sampling))
+
+    damaged = damaged_jobs(out, rows, settings, shard, metrics)
+    for reason in damaged.values():
+        session.say(f"drawn again: {reason}")
+    for score in records.stored(out, "scores"):
+        if fault := records.score_fault(score, metrics):
+            session.say(f"scored again: {score.get('picture')}: {fault}")
+
+    if damaged or not records.all_drawn(out, rows, settings):
+        engine = session.load_engine(benchmark.model)
+
+        def drawn(done: int, total: int) -> None:
+            session.progress("drawing", done, total)
+
+        draw(engine, rows, settings, sampling, out, shard, drawn, damaged)
+
+    own = records.own_episodes(out, rows, settings, shard)
+    if records.unscored(own, records.read_scores(out, metrics)):  # else no model is loaded
+
+        def scored(done: int, total: int) -> None:
+            session.progress("scoring", done, total)
+
+        scorer = benchmark.scorer(session.device)
+        score_pictures(scorer, rows, settings, out, shard, scored, metrics)
+
+    if not complete(out, rows, settings, metrics):
         return None
-    return write(out, benchmark, settings, records, scores, len(every))
+    return report.write(out, benchmark, settings, records.read_episodes(out, rows, settings))
 
 
-def write(
+def sampling_of(benchmark: ImageBenchmark) -> SamplingConfig:
+    """How episodes are sampled: as the checkpoint says, or with the guidance that is asked for."""
+    from transformers import GenerationConfig
+
+    from secondlook.models.shipped import locate
+
+    try:
+        generation_config = GenerationConfig.from_pretrained(locate(benchmark.model))
+    except OSError:
+        generation_config = GenerationConfig()
+    sampling = SamplingConfig.of(generation_config)
+    if benchmark.guidance is None:
+        return sampling
+    return replace(sampling, guidance=benchmark.guidance, edit_guidance=benchmark.guidance)
+
+
+def settings_of(benchmark: ImageBenchmark, name: str, sampling: SamplingConfig) -> EvalSettings:
+    """What the scores of a benchmark with these options depend on."""
+    shared = ImageBenchmark.model_fields
+    own = {key: value for key, value in benchmark.settings().items() if key not in shared}
+    return EvalSettings(
+        benchmark=name,
+        model=benchmark.model,
+        samples=benchmark.samples or benchmark.default_samples,
+        rounds=benchmark.rounds,
+        fresh=benchmark.fresh,
+        seed=benchmark.seed,
+        guidance=sampling.guidance,
+        edit_guidance=sampling.edit_guidance,
+        only=benchmark.only,
+        judge=benchmark.judge(),
+        options=own,
+    )
+
+
+def complete(out: Path, rows: Sequence[Row], settings: EvalSettings, metrics: Metrics) -> bool:
+    """Whether every picture is drawn and all but a few have their scores."""
+    if not records.all_drawn(out, rows, settings):
+        return False
+    every = records.read_episodes(out, rows, settings)
+    n_pictures = sum(len(records.pictures_of(record)) for record in every)
+    n_unscored = len(records.unscored(every, records.read_scores(out, metrics)))
+    return n_unscored <= MAX_MISSING * n_pictures
+
+
+# ----------------------------------------------------------------------------------------- drawing
+
+
+def draw(
+    engine: Engine,
+    rows: Sequence[Row],
+    settings: EvalSettings,
+    sampling: SamplingConfig,
     out: Path,
-    benchmark: Benchmark,
-    settings: Settings,
-    records: list[dict],
-    scores: dict[str, dict],
-    n_rows: int,
-) -> dict:
-    """curve.png where there are fresh images, benchmark.html and, last, result.json; returns the
-    result."""
-    result = summarize(benchmark, settings, records, scores, gather.reasons_of(out)) | {
-        "rows": n_rows,
-        "title": benchmark.title,
-        "note": benchmark.note,
-        "settings": asdict(settings),
-        "sources": fetch.stated(benchmark.files),
-        "versions": versions(),
+    shard: WorkerShard = WorkerShard(),
+    progress: Progress = lambda *_: None,
+    redo: Collection[Job] = (),
+) -> None:
+    """Draw (or edit), judge and redraw this process's jobs: pictures/*.png and a row of
+    episodes-RANK.jsonl each. Jobs to ``redo`` get pictures of other names, so that no older score
+    counts for them."""
+    done = {}
+    for record in records.read_episodes(out, rows, settings):
+        done[record["row"], record["k"]] = record.get("attempt", 0)
+    scored_stems = {
+        _stem(score["picture"])
+        for score in records.stored(out, "scores")
+        if isinstance(score.get("picture"), str)
     }
-    picture = ""
-    if "curve" in result:
-        plot({Path(settings.model).name: result}, out / "curve.png")
-        picture = embed(read_image(out / "curve.png"))
-    shown = gallery(out, benchmark, records, scores)
-    write_text(
-        out / "benchmark.html", page("benchmark.html", result=result, curve=picture, gallery=shown)
-    )
-    write_json(out / "result.json", result)
-    return result
+    jobs = records.jobs_of(len(rows), settings)[shard.rank :: shard.size]
+    left = [job for job in jobs if job[:2] not in done or job[:2] in redo]
+    for start in range(0, len(left), engine.batch):
+        progress(len(jobs) - len(left) + start, len(jobs))
+        part = left[start : start + engine.batch]
+        lines = []
+        for (i, k, seed), episode, fresh in _episodes(engine, rows, part, settings, sampling):
+            attempt = done.get((i, k), -1) + 1
+            while _attempt_stem(i, k, attempt) in scored_stems:
+                attempt += 1
+            record = {
+                "row": i,
+                "k": k,
+                "id": rows[i].id,
+                "prompt": rows[i].prompt,
+                "task": rows[i].task,
+                "seed": seed,
+            }
+            if attempt:
+                record["attempt"] = attempt
+            stem = _attempt_stem(i, k, attempt)
+            record["final"] = episode.final
+            record["rounds"] = _write_rounds(out, stem, episode.rounds)
+            record["fresh"] = _write_rounds(out, f"{stem}-fresh", fresh)
+            lines.append(record)
+        append_rows(out / f"episodes-{shard.rank:03d}.jsonl", lines)
+    progress(len(jobs), len(jobs))
 
 
-def summarize(
-    benchmark: Benchmark,
-    settings: Settings,
-    records: Sequence[dict],
-    scores: dict[str, dict],
-    reasons: Mapping[str, str] = MappingProxyType({}),
-) -> dict[str, Any]:
-    """First image, final image and gain: overall, by task, and of every metric, with the number of
-    samples that each is of; verdicts where the score is right or wrong; the curve over rounds
-    beside best-of-N where there are fresh images. Records with a missing score are left out,
-    counted and named, with the ``reasons`` of their pictures."""
-    main = benchmark.main
-    whole = [r for r in records if all(name in scores for name in pictures_of(r))]
+def _episodes(
+    engine: Engine,
+    rows: Sequence[Row],
+    jobs: Sequence[tuple[int, int, int]],
+    settings: EvalSettings,
+    sampling: SamplingConfig,
+) -> list[tuple[tuple[int, int, int], Episode, list[Round]]]:
+    """Of each job its episode, and the independent first images beside it."""
+    prompts = []
+    for i, _, _ in jobs:
+        source = rows[i].source
+        prompts.append(Prompt(rows[i].prompt, read_image(source) if source else None))
+    seeds = [seed for _, _, seed in jobs]
+    episodes = run_episodes(engine, prompts, seeds, settings.rounds, sampling)
 
-    def of(those: Sequence[dict], metric: str) -> dict[str, Any]:
-        pairs = [
-            (r, *(scores[r["rounds"][i]["picture"]][metric] for i in (0, r["final"])))
-            for r in those
-        ]
-        pairs = [p for p in pairs if None not in p[1:]]
-        values = {
-            "first": [a for _, a, _ in pairs],
-            "final": [b for *_, b in pairs],
-            "gain": [b - a for _, a, b in pairs],
-        }
-        task = (lambda r: r["task"]) if benchmark.over == "tasks" else (lambda r: "all")
-        means: dict[str, Interval] = {
-            name: mean_of_tasks(
-                [Sample(task(r), r["id"], v) for (r, *_), v in zip(pairs, each, strict=True)]
-            )
-            for name, each in values.items()
-        }
-        return means | {"images": len(pairs)}
+    n_fresh = settings.fresh
+    fresh_prompts = [prompt for prompt in prompts for _ in range(n_fresh)]
+    # seeds that no episode has
+    fresh_seeds = [10**12 + seed * 100 + n for seed in seeds for n in range(n_fresh)]
+    fresh: list[Episode] = []
+    if fresh_prompts:
+        verdict_only = replace(sampling, reason_tokens=1)
+        fresh = run_episodes(engine, fresh_prompts, fresh_seeds, 1, verdict_only)
 
-    counted = [r for r in whole if benchmark.counts(r["task"])]
-    found: dict[str, Any] = {
-        "overall": of(counted, main),
-        "tasks": {
-            t: of([r for r in whole if r["task"] == t], main)
-            for t in dict.fromkeys(r["task"] for r in records)
-        },
-        "metrics": {metric: of(counted, metric) for metric in benchmark.metrics},
-        "images": len(whole),
-        "missing": len(records) - len(whole),
-        "left_out": [
+    together = []
+    for n, (job, episode) in enumerate(zip(jobs, episodes, strict=True)):
+        beside = [e.rounds[0] for e in fresh[n * n_fresh : (n + 1) * n_fresh]]
+        together.append((job, episode, beside))
+    return together
+
+
+def _write_rounds(out: Path, stem: str, rounds: Sequence[Round]) -> list[dict[str, Any]]:
+    """Write the rounds' pictures; returns what the record says of each."""
+    written = []
+    for t, shown in enumerate(rounds, 1):
+        name = f"{stem}-{t}.png"
+        write_image(out / "pictures" / name, shown.image)
+        written.append(
             {
-                "id": r["id"],
-                "sample": r["k"],
                 "picture": name,
-                "why": reasons.get(name, "it was not scored"),
+                "yes": shown.yes,
+                "p_yes": round(shown.p_yes, 5),
+                "reason": shown.reason,
             }
-            for r in records
-            for name in pictures_of(r)
-            if name not in scores
-        ],
-        "mean_rounds": float(np.mean([len(r["rounds"]) for r in records])),
-    }
-    every = [(r["id"], x, scores[x["picture"]][main]) for r in counted for x in r["rounds"]]
-    if every and {v for *_, v in every} <= {0.0, 1.0}:
-        found["judge"] = agreement(
-            [v == 1.0 for *_, v in every], [x["yes"] for _, x, _ in every], [i for i, *_ in every]
         )
-        firsts = [scores[r["rounds"][0]["picture"]][main] for r in counted]
-        by_id: dict[str, list[float]] = {}
-        for r, value in zip(counted, firsts, strict=True):
-            by_id.setdefault(r["id"], []).append(value)
-        found["images_right"] = float(np.mean(firsts))
-        found["prompts_with_any_right"] = float(np.mean([max(v) for v in by_id.values()]))
-    if settings.fresh and settings.fresh >= settings.rounds - 1 and counted:
-        found |= points(
-            [_tried(r, scores, main) for r in counted], settings.rounds, settings.fresh + 1
+    return written
+
+
+def _attempt_stem(row: int, k: int, attempt: int) -> str:
+    """How the names of a job's pictures begin: "00003-1", and ".2" where it is drawn anew."""
+    return f"{row:05d}-{k}" + (f".{attempt}" if attempt else "")
+
+
+def _stem(picture: str) -> str:
+    """The job's (and attempt's) part of a picture's name."""
+    return "-".join(picture.split("-")[:2])
+
+
+def damaged_jobs(
+    out: Path,
+    rows: Sequence[Row],
+    settings: EvalSettings,
+    shard: WorkerShard = WorkerShard(),
+    metrics: Metrics = VALUE_IN_UNIT,
+) -> dict[Job, str]:
+    """This process's jobs of which a picture is missing or, without a score yet, cannot be read;
+    and why."""
+    scores = records.read_scores(out, metrics)
+    damaged = {}
+    for record in records.own_episodes(out, rows, settings, shard):
+        for name in records.pictures_of(record):
+            path = out / "pictures" / name
+            if name in scores and path.is_file():
+                continue
+            try:
+                read_image(path)
+            except InputError as error:
+                damaged[record["row"], record["k"]] = str(error)
+                break
+    return damaged
+
+
+# ----------------------------------------------------------------------------------------- scoring
+
+
+def score_pictures(
+    scorer: Scorer,
+    rows: Sequence[Row],
+    settings: EvalSettings,
+    out: Path,
+    shard: WorkerShard = WorkerShard(),
+    progress: Progress = lambda *_: None,
+    metrics: Metrics = VALUE_IN_UNIT,
+) -> None:
+    """Score this process's pictures: a row of scores-RANK.jsonl each, or of missing-RANK.jsonl,
+    which says why.
+
+    A score is missing where the scorer gives none, or one that is not within its metric's range; it
+    is asked for again the next time. Raises Stopped where more than a twentieth of this process's
+    pictures have none.
+    """
+    own = records.own_episodes(out, rows, settings, shard)
+    left = records.unscored(own, records.read_scores(out, metrics))
+    reasons: Counter[str] = Counter()
+    for start in range(0, len(left), SCORED_TOGETHER):
+        progress(start, len(left))
+        part = left[start : start + SCORED_TOGETHER]
+        for missing_answers in missing_of(scorer):
+            missing_answers.begin()
+        scores, missing = _score_part(scorer, rows, out, part, metrics)
+        reasons.update(row["why"] for row in missing)
+        append_rows(out / f"scores-{shard.rank:03d}.jsonl", scores)
+        if missing:
+            append_rows(out / f"missing-{shard.rank:03d}.jsonl", missing)
+    progress(len(left), len(left))
+    _check_missing(reasons, own)
+    tell_missing(scorer)
+
+
+def _score_part(
+    scorer: Scorer,
+    rows: Sequence[Row],
+    out: Path,
+    part: Sequence[tuple[int, str]],
+    metrics: Metrics,
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """Rows for the pictures that have a score, and for those that have none."""
+    scores: list[dict[str, Any]] = []
+    missing = []
+    answers = scorer([(rows[i], read_image(out / "pictures" / name)) for i, name in part])
+    for (_, name), score in zip(part, answers, strict=True):
+        if isinstance(score, Mapping):
+            fault = records.score_fault(score, metrics)
+            if not fault:
+                scores.append({"picture": name, **score})
+                continue
+        else:
+            fault = score
+        missing.append({"picture": name, "why": fault})
+    return scores, missing
+
+
+def _check_missing(reasons: Counter[str], own: Sequence[Record]) -> None:
+    n_pictures = sum(len(records.pictures_of(record)) for record in own)
+    if reasons.total() > MAX_MISSING * n_pictures:
+        commonest, n = reasons.most_common(1)[0]
+        raise Stopped(
+            f"scores: {reasons.total()} of {n_pictures} pictures got none ({n}: {commonest}); at "
+            f"most {MAX_MISSING:.0%} may be missing"
         )
-    if settings.benchmark == "dpg":
-        final = [scores[r["rounds"][r["final"]]["picture"]] for r in whole]
-        try:
-            found["categories"] = dpg_categories(
-                [(text, answer) for score in final for text, answer in score["answers"]]
-            )
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(
-                f"scores: some hold no answers ({error!r}); remove scores-*.jsonl to score again"
-            ) from error
-    return found
-
-
-def _tried(record: dict, scores: dict[str, dict], metric: str) -> Tried:
-    def columns(those: Sequence[dict]) -> tuple[tuple, tuple, tuple]:
-        values = (scores[x["picture"]][metric] for x in those)
-        return tuple(x["yes"] for x in those), tuple(x["p_yes"] for x in those), tuple(values)
-
-    return Tried(
-        record["task"],
-        record["id"],
-        *columns(record["rounds"]),
-        *columns([record["rounds"][0], *record["fresh"]]),
-    )
-
-
-def gallery(
-    out: Path, benchmark: Benchmark, records: Sequence[dict], scores: dict[str, dict], n: int = 8
-) -> list[dict]:
-    """Some episodes to look at, spread over the rows."""
-    main = benchmark.main
-    strips, firsts = [], [r for r in records if r["k"] == 0]
-    for r in firsts[:: max(1, len(firsts) // n)][:n]:
-        rounds = [
-            x
-            | {
-                "src": embed(read_image(out / "pictures" / x["picture"])),
-                "score": scores.get(x["picture"], {}).get(main),
-            }
-            for x in r["rounds"]
-        ]
-        strips.append(
-            {"prompt": r["prompt"], "task": r["task"], "final": r["final"], "rounds": rounds}
-        )
-    return strips

@@ -23,7 +23,7 @@ from secondlook.types import Prompt
 
 SIDE = SIZE // STEP
 KINDS, EDITS = samples.KINDS, edits.KINDS
-WISHES = KINDS | EDITS
+ALL_KINDS = KINDS | EDITS
 """Kinds of prompts for pictures and of instructions for edits."""
 
 
@@ -58,7 +58,7 @@ def pictures(
     kinds: dict[str, float] = KINDS,
     objects: int = len(OBJECTS),
 ) -> list[Picture]:
-    """``n`` lessons with their pictures, of ``kinds`` in their shares but a share ``alone`` of them
+    """``n`` samples with their pictures, of ``kinds`` in their shares but a share ``alone`` of them
     with one object; of the first ``objects`` classes."""
     drawn = (
         samples.sample_scene(
@@ -134,7 +134,7 @@ class Question:
     earlier: tuple[tuple[Image.Image, str], ...] = ()
 
 
-ASKED = {"there": 0.42, "parts": 0.18, "describe": 0.1, "verdict": 0.3}
+QUESTION_WEIGHTS = {"there": 0.42, "parts": 0.18, "describe": 0.1, "verdict": 0.3}
 """Shares of the questions: "is there …?", colours, counts and relations, what is in the picture,
 does it match a prompt."""
 
@@ -142,17 +142,19 @@ does it match a prompt."""
 def questions(
     rng: np.random.Generator,
     items: list[Picture],
-    asked: dict[str, float],
+    question_weights: dict[str, float],
     aimed: float = 0.0,
     context: int = 1,
 ) -> list[Question]:
-    """As many questions as ``items``, of the kinds ``asked`` in their shares (ASKED). Every second
-    verdict is of a near miss of the one before, a share ``aimed`` of which attack what the prompt
-    asks for: side by side in a batch the two teach only what tells them apart (docs/LOG.md). Up to
-    ``context`` - 1 wrong pictures come before a judged one."""
-    kinds = rng.choice(
-        list(asked), size=len(items), p=np.array(list(asked.values())) / sum(asked.values())
-    )
+    """As many questions as ``items``, of kinds in the shares ``question_weights``.
+
+    Every second verdict is of a near miss of the one before, a share ``aimed`` of which attack what
+    the prompt asks for: side by side in a batch the two teach only what tells them apart
+    (docs/LOG.md). Up to ``context`` - 1 wrong pictures come before a judged one.
+    """
+    weights = list(question_weights.values())
+    shares = np.array(weights) / sum(weights)
+    kinds = rng.choice(list(question_weights), size=len(items), p=shares)
     out = []
     right: Picture | None = None
     for p, kind in zip(items, kinds, strict=True):
@@ -174,7 +176,7 @@ def questions(
 def wrong(
     rng: np.random.Generator, p: Picture, n: int, aimed: float = 0.0
 ) -> list[tuple[Image.Image, str]]:
-    """``n`` pictures that fail ``p``'s prompt by one change of its scene (``lessons.near_miss``),
+    """``n`` pictures that fail ``p``'s prompt by one change of its scene (``samples.near_miss``),
     and why they do."""
     scenes = [samples.near_miss(rng, p.spec, p.scene, aimed) for _ in range(n)]
     return [(Image.fromarray(render(s)), reason(p.spec, s)) for s in scenes]
@@ -213,16 +215,19 @@ def prompts(
 ) -> list[Picture | EditPicture]:
     """``n`` prompts of the world with pictures that satisfy them, of ``kinds`` in their shares:
     pictures and edits."""
-    drawn, edited = (
-        {k: v for k, v in kinds.items() if k in known and v} for known in (KINDS, EDITS)
-    )
-    share = sum(edited.values()) / sum(kinds.values())
-    n_edits = int(rng.binomial(n, share)) if edited and drawn else n if edited else 0
-    found: list[Picture | EditPicture] = (
-        [*pictures(rng, n - n_edits, kinds=drawn)] if n > n_edits else []
-    )
-    found += edit_pictures(rng, n_edits, edited) if n_edits else []
-    return [found[i] for i in rng.permutation(n)] if edited else found
+    drawn = {kind: share for kind, share in kinds.items() if kind in KINDS and share}
+    edited = {kind: share for kind, share in kinds.items() if kind in EDITS and share}
+    if not edited:
+        return [*pictures(rng, n, kinds=drawn)]
+    n_edits = n
+    if drawn:
+        n_edits = int(rng.binomial(n, sum(edited.values()) / sum(kinds.values())))
+    items: list[Picture | EditPicture] = []
+    if n > n_edits:
+        items += pictures(rng, n - n_edits, kinds=drawn)
+    if n_edits:
+        items += edit_pictures(rng, n_edits, edited)
+    return [items[i] for i in rng.permutation(n)]
 
 
 @dataclass(frozen=True)

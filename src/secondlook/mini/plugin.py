@@ -33,7 +33,7 @@ class MiniPromptOptions:
     """Shares of the kinds of prompts, edits among them (recolour, replace, add, remove, move)."""
 
     def __post_init__(self) -> None:
-        datasets.check_shares("prompt_options.kinds", self.kinds, datasets.WISHES)
+        datasets.check_shares("prompt_options.kinds", self.kinds, datasets.ALL_KINDS)
 
 
 @register_prompts("mini")

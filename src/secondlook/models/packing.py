@@ -22,11 +22,11 @@ from transformers.models.llama.modeling_llama import eager_attention_forward
 PREFIX = "secondlook_"
 KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 """Not cuDNN's, which plans for tens of milliseconds whenever a shape is new."""
-Runs = tuple[tuple[int, int], ...]
-"""How many sequences of what length stand side by side."""
+SequenceGroups = tuple[tuple[int, int], ...]
+"""(count, length) of neighbouring sequences of one length, in the order of a packed row."""
 
 
-def sequence_groups(lengths: list[int]) -> Runs:
+def sequence_groups(lengths: list[int]) -> SequenceGroups:
     """Neighbours of one length share a pass, so sort before."""
     return tuple((len(list(same)), length) for length, same in groupby(lengths))
 
@@ -37,9 +37,11 @@ def attention(net: PreTrainedModel) -> str:
 
 
 @lru_cache(maxsize=8)
-def _ends(runs: Runs, device: torch.device) -> tuple[Tensor, int]:
+def _ends(groups: SequenceGroups, device: torch.device) -> tuple[Tensor, int]:
     """Where sequences end in a row, from 0, and the longest one's length."""
-    lengths = [0, *(length for count, length in runs for _ in range(count))]
+    lengths = [0]
+    for count, length in groups:
+        lengths += [length] * count
     with torch.inference_mode(False):  # training may use it too
         return torch.tensor(lengths).cumsum(0).int().to(device), max(lengths)
 
@@ -63,37 +65,48 @@ def flash_works(device: torch.device, dtype: torch.dtype, head_dim: int, attenti
 
 
 def _causal(
-    query: Tensor, key: Tensor, value: Tensor, scaling: float, runs: Runs, name: str
+    query: Tensor, key: Tensor, value: Tensor, scaling: float, groups: SequenceGroups, name: str
 ) -> Tensor:
     """(1, heads, N, d) to (1, N, heads, d)."""
     if flash_works(query.device, query.dtype, query.shape[-1], name):
-        ends, longest = _ends(runs, query.device)
+        ends, longest = _ends(groups, query.device)
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
         return torch.ops.aten._flash_attention_forward(
             q, k, v, ends, ends, longest, longest, 0.0, True, False, scale=scaling
         )[0][None]
-    found, start = [], 0
-    for count, length in runs:
-        here = slice(start, start + count * length)
-        q, k, v = (
-            x[0, :, here].unflatten(1, (count, length)).transpose(0, 1) for x in (query, key, value)
-        )
+    outputs = []
+    start = 0
+    for count, length in groups:
+        part = slice(start, start + count * length)
+
+        def batched(x: Tensor, part: slice = part, shape: tuple[int, int] = (count, length)):
+            """(1, heads, N, d) to this group's (count, heads, length, d)."""
+            return x[0, :, part].unflatten(1, shape).transpose(0, 1)
+
+        q, k, v = batched(query), batched(key), batched(value)
         with sdpa_kernel(KERNELS):
-            out = F.scaled_dot_product_attention(
+            attended = F.scaled_dot_product_attention(
                 q, k, v, is_causal=True, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
             )
-        found.append(out.transpose(1, 2).flatten(0, 1))
-        start = here.stop
-    return torch.cat(found)[None]
+        outputs.append(attended.transpose(1, 2).flatten(0, 1))  # (count * length, heads, d)
+        start = part.stop
+    return torch.cat(outputs)[None]
 
 
 def _register(name: str, otherwise) -> None:
     def attend(
-        module, query, key, value, attention_mask, scaling=None, runs: Runs | None = None, **kwargs
+        module,
+        query,
+        key,
+        value,
+        attention_mask,
+        scaling=None,
+        groups: SequenceGroups | None = None,
+        **kwargs,
     ):
-        if runs is None:
+        if groups is None:
             return otherwise(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-        return _causal(query, key, value, scaling, runs, name), None
+        return _causal(query, key, value, scaling, groups, name), None
 
     AttentionInterface.register(PREFIX + name, attend)
 

@@ -1,8 +1,14 @@
 """ONE rule from hidden states to token log-probabilities, used to sample and to score.
 
-Order (classifier-free guidance as in the paper): guidance mixes cond and uncond logits as u + s (c
-- u); temperature; top-k; restriction of the first token; log-softmax. Sampling is by inverse CDF of
-one uniform number per token, so a row's tokens depend on its own seed and not on its neighbours.
+Order of application:
+
+1. classifier-free guidance mixes conditional and unconditional logits as u + s (c - u);
+2. division by the temperature;
+3. top-k, or for the first token the restriction to the allowed ids;
+4. log-softmax.
+
+Sampling inverts the CDF at one uniform number per token, so a row's tokens depend on its own seed
+and not on its neighbours.
 """
 
 from __future__ import annotations
@@ -24,39 +30,42 @@ def upcast(logits_V: Tensor) -> Tensor:
 
 
 def exact(x: Tensor) -> Tensor:
-    """In float64; on the CPU where the device has none. A sum over a vocabulary in float32 may fall
-    from one entry to the next, and then a token of probability 0 is found."""
-    return (x.cpu() if x.device.type == "mps" else x).double()
+    """In float64; on the CPU where the device has none (MPS). A cumulative sum over a vocabulary in
+    float32 may fall from one entry to the next, and then a token of probability 0 is found."""
+    if x.device.type == "mps":
+        x = x.cpu()
+    return x.double()
 
 
 def hidden_before_head(
     janus: Janus, sampling_params: SamplingParams, cond: Tensor, uncond: Tensor | None
 ) -> tuple[Tensor, nn.Linear]:
-    """Guided features (…, F) of final hidden states (…, D), and the layer that makes logits of
-    them. The generation head's last layer is linear, so mixing before it is exact and pays for it
-    once; lm_head is linear altogether."""
-    features = janus.head_features if sampling_params.head == "code" else (lambda hidden: hidden)
-    mixed = features(cond)
+    """Guided features (…, F) of final hidden states (…, D), and the linear layer that turns them
+    into logits.
+
+    The generation head is a nonlinear part followed by a linear layer, lm_head is one linear layer:
+    mixing before the linear layer equals mixing logits and computes that layer once.
+    """
+    is_drawing = sampling_params.head == "code"
+    guided_features = janus.head_features(cond) if is_drawing else cond  # (…, F)
     if sampling_params.guidance != 1:
         if uncond is None:
             raise ValueError(
-                f"guidance: {sampling_params.guidance} needs the unconditional twin's hidden states"
+                f"guidance: {sampling_params.guidance} needs the hidden states without the prompt"
             )
-        mixed = torch.lerp(features(uncond), mixed, sampling_params.guidance)
-    return (
-        mixed,
-        janus.net.model.generation_head.vision_head
-        if sampling_params.head == "code"
-        else janus.net.lm_head,
-    )
+        uncond_features = janus.head_features(uncond) if is_drawing else uncond
+        guided_features = torch.lerp(uncond_features, guided_features, sampling_params.guidance)
+    if is_drawing:
+        return guided_features, janus.net.model.generation_head.vision_head
+    return guided_features, janus.net.lm_head
 
 
 def logits(
     janus: Janus, sampling_params: SamplingParams, cond: Tensor, uncond: Tensor | None
 ) -> Tensor:
     """Guided logits (…, V) of final hidden states (…, D), in float32 at least."""
-    mixed, last = hidden_before_head(janus, sampling_params, cond, uncond)
-    return upcast(last(mixed))
+    guided_features, linear_head = hidden_before_head(janus, sampling_params, cond, uncond)
+    return upcast(linear_head(guided_features))
 
 
 def log_probs(
@@ -64,24 +73,25 @@ def log_probs(
 ) -> Tensor:
     """Behaviour log-probabilities (…, V) of logits (…, V); ``first`` says (per row) whether the
     restriction applies."""
+    # a greedy policy (temperature 0) reports the log-probabilities of temperature 1
     if sampling_params.temperature not in (0, 1):
         logits_V = logits_V / sampling_params.temperature
-    if sampling_params.first and not (isinstance(first, bool) and not first):
-        allowed = torch.zeros(logits_V.shape[-1], dtype=torch.bool, device=logits_V.device)
-        allowed[list(sampling_params.first)] = True
-        restricted = logits_V.masked_fill(~allowed, -torch.inf)
-        kept = _top_k(sampling_params, logits_V)
-        if isinstance(first, bool):
-            return restricted.log_softmax(-1)
-        return torch.where(first[..., None], restricted, kept).log_softmax(-1)
-    return _top_k(sampling_params, logits_V).log_softmax(-1)
+    if not sampling_params.first or first is False:
+        return _top_k(sampling_params, logits_V).log_softmax(-1)
+    is_allowed = torch.zeros(logits_V.shape[-1], dtype=torch.bool, device=logits_V.device)  # (V,)
+    is_allowed[list(sampling_params.first)] = True
+    restricted_V = logits_V.masked_fill(~is_allowed, -torch.inf)
+    if first is True:
+        return restricted_V.log_softmax(-1)
+    top_k_V = _top_k(sampling_params, logits_V)
+    return torch.where(first[..., None], restricted_V, top_k_V).log_softmax(-1)
 
 
 def _top_k(sampling_params: SamplingParams, logits_V: Tensor) -> Tensor:
     if not 0 < sampling_params.top_k < logits_V.shape[-1]:
         return logits_V
-    lowest = logits_V.topk(sampling_params.top_k, dim=-1).values[..., -1:]
-    return logits_V.masked_fill(logits_V < lowest, -torch.inf)
+    kth_largest = logits_V.topk(sampling_params.top_k, dim=-1).values[..., -1:]  # (…, 1)
+    return logits_V.masked_fill(logits_V < kth_largest, -torch.inf)
 
 
 def choose(
@@ -92,10 +102,9 @@ def choose(
     if sampling_params.temperature == 0:
         tokens = log_probs_V.argmax(-1)
     else:
-        cdf = exact(log_probs_V).exp().cumsum(-1)
-        tokens = torch.searchsorted(cdf, exact(uniform)[:, None] * cdf[:, -1:], right=True).squeeze(
-            -1
-        )
+        cdf = exact(log_probs_V).exp().cumsum(-1)  # (B, V); its last column is 1 up to rounding
+        thresholds = exact(uniform)[:, None] * cdf[:, -1:]  # (B, 1)
+        tokens = torch.searchsorted(cdf, thresholds, right=True).squeeze(-1)
         tokens = tokens.clamp(max=log_probs_V.shape[-1] - 1).to(log_probs_V.device)
     return tokens, log_probs_V.gather(-1, tokens[:, None]).squeeze(-1)
 
@@ -107,13 +116,14 @@ computed like tokens."""
 
 def bucket_by_length(lengths: list[int]) -> list[list[int]]:
     """Indices of rows in groups of nearly equal length, longest first."""
-    groups: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if groups and lengths[i] >= SHORTEST * lengths[groups[-1][0]]:
-            groups[-1].append(i)
+    buckets: list[list[int]] = []
+    longest_first = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    for row in longest_first:
+        if buckets and lengths[row] >= SHORTEST * lengths[buckets[-1][0]]:
+            buckets[-1].append(row)
         else:
-            groups.append([i])
-    return groups
+            buckets.append([row])
+    return buckets
 
 
 def completion_hidden(
@@ -124,19 +134,41 @@ def completion_hidden(
     Returns hidden (N, D), tokens (N,) and whether each is its completion's first (N,), over all
     rows in order.
     """
-    values = [c.ids if isinstance(c, TokenIds) else c.codes for c in completions]
-    rows = [(*p, c) for p, c in zip(prompts, completions, strict=True)]
-    lengths = [length(row, janus.n_patches) for row in rows]
-    order = sorted(range(len(rows)), key=lambda i: lengths[i])
-    embeds, positions = flat(janus, [rows[i] for i in order])
-    hidden = janus.packed(embeds, positions, sequence_groups([lengths[i] for i in order]))
-    ends = dict(
-        zip(order, torch.tensor([lengths[i] for i in order]).cumsum(0).tolist(), strict=True)
+    sequences = []
+    completion_tokens: list[tuple[int, ...]] = []
+    for prompt, completion in zip(prompts, completions, strict=True):
+        sequences.append((*prompt, completion))
+        if isinstance(completion, TokenIds):
+            completion_tokens.append(completion.ids)
+        else:
+            completion_tokens.append(completion.codes)
+    lengths = [length(sequence, janus.n_patches) for sequence in sequences]
+
+    # one row of all sequences, those of equal length adjacent: they share an attention call
+    packed_order = sorted(range(len(sequences)), key=lambda row: lengths[row])
+    packed_lengths = [lengths[row] for row in packed_order]
+    embeds, positions = flat(janus, [sequences[row] for row in packed_order])
+    hidden = janus.packed(embeds, positions, sequence_groups(packed_lengths))  # (sum of lengths, D)
+
+    end_of_row: dict[int, int] = {}
+    end = 0
+    for row in packed_order:
+        end += lengths[row]
+        end_of_row[row] = end
+
+    # the token at place p is predicted from the hidden state at p - 1
+    places = []
+    is_first: list[bool] = []
+    for row, tokens in enumerate(completion_tokens):
+        end = end_of_row[row]
+        places.append(torch.arange(end - len(tokens), end) - 1)
+        is_first += [True] + [False] * (len(tokens) - 1) if tokens else []
+    all_tokens = [token for tokens in completion_tokens for token in tokens]
+    return (
+        hidden[torch.cat(places).to(hidden.device)],
+        torch.tensor(all_tokens, device=hidden.device),
+        torch.tensor(is_first, device=hidden.device),
     )
-    places = torch.cat([torch.arange(ends[i] - len(v), ends[i]) - 1 for i, v in enumerate(values)])
-    tokens = torch.tensor([t for v in values for t in v], device=hidden.device)
-    first = torch.tensor([k == 0 for v in values for k in range(len(v))], device=hidden.device)
-    return hidden[places.to(hidden.device)], tokens, first
 
 
 AT_ONCE = 2**24
@@ -159,49 +191,54 @@ class _TokenLogProbs(torch.autograd.Function):
     ) -> Tensor:
         ctx.sampling_params = sampling_params
         ctx.save_for_backward(features, weight, bias, tokens, first)
-        size = max(1, AT_ONCE // len(weight))
-        parts = zip(features.split(size), tokens.split(size), first.split(size), strict=True)
-        return torch.cat(
-            [
-                log_probs(sampling_params, upcast(F.linear(f, weight, bias)), new)
-                .gather(-1, t[:, None])
-                .squeeze(-1)
-                for f, t, new in parts
-            ]
-        )
+        part_size = max(
+            1, AT_ONCE // len(weight)
+        )  # tokens whose logits (part, V) are held together
+        token_log_probs = []
+        for start in range(0, max(1, len(tokens)), part_size):
+            part = slice(start, start + part_size)
+            logits_V = upcast(F.linear(features[part], weight, bias))
+            log_probs_V = log_probs(sampling_params, logits_V, first[part])
+            token_log_probs.append(log_probs_V.gather(-1, tokens[part, None]).squeeze(-1))
+        return torch.cat(token_log_probs)
 
     @staticmethod
     def backward(ctx, *gradients: Tensor):
-        [of_logp] = gradients
+        [grad_logp] = gradients  # (N,)
         features, weight, bias, tokens, first = ctx.saved_tensors
-        of_features = torch.empty_like(features)
+        sampling_params = ctx.sampling_params
+        grad_features = torch.empty_like(features)
         # summed over parts in float32, also where the products are in half precision
-        sums = torch.promote_types(weight.dtype, torch.float32)
-        of_weight = torch.zeros_like(weight, dtype=sums) if weight.requires_grad else None
-        of_bias = (
-            torch.zeros_like(bias, dtype=sums) if bias is not None and bias.requires_grad else None
-        )
-        temperature, size = ctx.sampling_params.temperature or 1.0, max(1, AT_ONCE // len(weight))
-        for start in range(0, len(tokens), size):
-            here = slice(start, start + size)
-            given = of_logp[here, None] / temperature
+        sum_dtype = torch.promote_types(weight.dtype, torch.float32)
+        grad_weight = grad_bias = None
+        if weight.requires_grad:
+            grad_weight = torch.zeros_like(weight, dtype=sum_dtype)
+        if bias is not None and bias.requires_grad:
+            grad_bias = torch.zeros_like(bias, dtype=sum_dtype)
+        temperature = sampling_params.temperature or 1.0
+        part_size = max(1, AT_ONCE // len(weight))
+        for start in range(0, len(tokens), part_size):
+            part = slice(start, start + part_size)
+            logits_V = upcast(F.linear(features[part], weight, bias))
+            probs_V = log_probs(sampling_params, logits_V, first[part]).exp_()
             # d log p(token) / d logits = (one at the token - p) / temperature
-            p = log_probs(
-                ctx.sampling_params, upcast(F.linear(features[here], weight, bias)), first[here]
-            ).exp_()
-            of_logits = p.mul_(-given)
-            of_logits.scatter_add_(1, tokens[here, None], given.to(of_logits.dtype))
-            of_logits = of_logits.to(weight.dtype)
-            torch.mm(of_logits, weight, out=of_features[here])
-            if of_weight is not None:
-                if sums == weight.dtype:
-                    of_weight.addmm_(of_logits.T, features[here])
+            scaled = grad_logp[part, None] / temperature
+            grad_logits = probs_V.mul_(-scaled)
+            grad_logits.scatter_add_(1, tokens[part, None], scaled.to(grad_logits.dtype))
+            grad_logits = grad_logits.to(weight.dtype)
+            torch.mm(grad_logits, weight, out=grad_features[part])
+            if grad_weight is not None:
+                if sum_dtype == weight.dtype:
+                    grad_weight.addmm_(grad_logits.T, features[part])
                 else:
-                    of_weight += of_logits.T @ features[here]
-            if of_bias is not None:
-                of_bias += of_logits.sum(0, dtype=sums)
-        of_weight, of_bias = (x if x is None else x.to(weight.dtype) for x in (of_weight, of_bias))
-        return None, of_features, of_weight, of_bias, None, None
+                    grad_weight += grad_logits.T @ features[part]
+            if grad_bias is not None:
+                grad_bias += grad_logits.sum(0, dtype=sum_dtype)
+        if grad_weight is not None:
+            grad_weight = grad_weight.to(weight.dtype)
+        if grad_bias is not None:
+            grad_bias = grad_bias.to(weight.dtype)
+        return None, grad_features, grad_weight, grad_bias, None, None
 
 
 def token_log_probs(
@@ -213,37 +250,40 @@ def token_log_probs(
     first: Tensor,
 ) -> Tensor:
     """Log-probabilities (N,) of tokens (N,) given final hidden states (N, D) of the sequences and
-    their twins."""
-    mixed, last = hidden_before_head(janus, sampling_params, cond, uncond)
-    return _TokenLogProbs.apply(sampling_params, mixed, last.weight, last.bias, tokens, first)
+    their unconditional branches."""
+    guided_features, linear_head = hidden_before_head(janus, sampling_params, cond, uncond)
+    weight, bias = linear_head.weight, linear_head.bias
+    return _TokenLogProbs.apply(sampling_params, guided_features, weight, bias, tokens, first)
 
 
 def evaluate(janus: Janus, template: ChatTemplate, turns: list[Turn]) -> tuple[Tensor, Tensor]:
-    """Teacher-forced log-probabilities (N,) of all tokens of ``turns`` (one rule for all) under the
-    rule that sampled them, and the final hidden states (N, D) that each token was predicted from
-    (the sequence's, not its twin's).
+    """Teacher-forced log-probabilities (N,) of all tokens of ``turns`` under the
+    SamplingParams that all of them were sampled with, and the final hidden states (N, D) that each
+    token was predicted from (the conditional sequence's).
 
     Differentiable. Equal to the engine's recorded ones up to rounding (a test).
     """
     sampling_params = turns[0].sampling_params
-    if any(t.sampling_params != sampling_params for t in turns):
+    if any(turn.sampling_params != sampling_params for turn in turns):
         raise ValueError(
-            "turns: they were sampled under different rules; score each rule's turns in a call "
-            "of its own"
+            "turns: they have different sampling parameters; score those of each in a call of "
+            "its own"
         )
-    completions: list[TokenIds | ImageCodes] = [
-        ImageCodes(t.tokens) if sampling_params.head == "code" else TokenIds(t.tokens)
-        for t in turns
-    ]
-    prompts = [t.segments for t in turns]
+    completions: list[TokenIds | ImageCodes] = []
+    for turn in turns:
+        is_drawing = sampling_params.head == "code"
+        completions.append(ImageCodes(turn.tokens) if is_drawing else TokenIds(turn.tokens))
+    prompts = [turn.segments for turn in turns]
     if sampling_params.guidance == 1:
         cond, tokens, first = completion_hidden(janus, prompts, completions)
         return token_log_probs(janus, sampling_params, cond, None, tokens, first), cond
-    twins = [template.unconditional(p) for p in prompts]
+    # the conditional sequences, then their unconditional branches, which have the same tokens
+    uncond_prompts = [template.unconditional(prompt) for prompt in prompts]
     hidden, tokens, first = completion_hidden(
-        janus, [*prompts, *twins], [*completions, *completions]
+        janus, [*prompts, *uncond_prompts], [*completions, *completions]
     )
-    (cond, uncond), (tokens, _), (first, _) = hidden.chunk(2), tokens.chunk(2), first.chunk(2)
+    cond, uncond = hidden.chunk(2)
+    tokens, first = tokens.chunk(2)[0], first.chunk(2)[0]
     return token_log_probs(janus, sampling_params, cond, uncond, tokens, first), cond
 
 

@@ -21,7 +21,7 @@ def locate(model: str) -> str:
         if not folder.is_dir():
             raise InputError(
                 f"model: {model!r} does not come with this version; make it with "
-                "runs/mini_base.sh, mini.sh or edit.sh"
+                "scripts/mini_base.sh, mini.sh or edit.sh"
             )
         return str(folder)
     try:

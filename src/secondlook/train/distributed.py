@@ -146,9 +146,9 @@ class ProcessGroup:
             yield
         except (InputError, Stopped) as error:
             own_error = error
-        for error in self.all_gather(own_error):
-            if error is not None:
-                raise error
+        for rank_error in self.all_gather(own_error):
+            if rank_error is not None:
+                raise rank_error
 
     def barrier(self) -> None:
         """Wait until all ranks are here."""

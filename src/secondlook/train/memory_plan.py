@@ -52,7 +52,7 @@ DEFAULT: dict[str, Any] = {
         "activation_checkpointing": "full",
     },
 }
-"""recipes/grpo_7b.toml, as far as memory goes."""
+"""The recipe 7b/grpo, as far as memory goes."""
 
 
 @dataclass(frozen=True)
@@ -428,12 +428,13 @@ def ranks_needed(
 
 def model_of(recipe: Path, config: RLConfig | SFTConfig) -> str:
     """The model that a recipe is for, by a name that ``sizes`` knows: its own where it is at hand,
-    else the size that the recipe's file is named for ("grpo_7b.toml"). Raises InputError where
-    neither says it."""
+    else the size that the model, the recipe's folder or its file is named for ("7b/grpo.toml",
+    "my_grpo_7b.toml"). Raises InputError where none says it."""
     own = Path(config.model)
     if config.model in SHIPPED or (own / "config.json").is_file():
         return config.model
-    for text in (own.name, recipe.stem):  # "Janus-Pro-7B" is known without being fetched
+    # "Janus-Pro-7B" is known without being fetched
+    for text in (own.name, recipe.parent.name, recipe.stem):
         for size in SIZES:
             if size in text.lower().replace("-", "_").split("_"):
                 return size
@@ -444,5 +445,5 @@ def model_of(recipe: Path, config: RLConfig | SFTConfig) -> str:
 
 
 def edits(recipe: Path) -> bool:
-    """Whether a recipe is for edits, by its name ("edit_grpo_7b.toml")."""
+    """Whether a recipe is for edits, by its name ("7b/edit_grpo.toml")."""
     return "edit" in recipe.stem.split("_")

@@ -36,8 +36,8 @@ class Reference:
         reference has no weights of its own."""
         if self.adapters is not None:
             raise InputError(
-                "config: auto_recovery.on_decline is 'move_reference'; with lora_rank the reference "
-                "is the model itself, use 'lower_beta'"
+                "config: auto_recovery.on_decline is 'move_reference'; with lora_rank the "
+                "reference is the model itself, use 'lower_beta'"
             )
         frozen = ("model.vqmodel.", "model.vision_model.")
         named = self.shards.janus.net.named_parameters()

@@ -182,7 +182,9 @@ class SFTJob:
         for example, is_dropped in zip(examples, dropped, strict=True):
             segments = self._draw_segments(example)
             rows.append(self.template.unconditional(segments) if is_dropped else segments)
-        targets = [ImageCodes(c) for c in self.codes([e.target for e in examples])]
+        targets: list[TokenIds | ImageCodes] = [
+            ImageCodes(c) for c in self.codes([e.target for e in examples])
+        ]
         losses, _ = cross_entropy(self.janus, rows, targets)
         return losses.sum()
 
@@ -207,7 +209,9 @@ class SFTJob:
             reasons = [picture.reason for picture in example.earlier]
             source = example.source.image if example.source else None
             rows.append(self.template.judge(example.prompt, images, reasons, source))
-        answers = [TokenIds(self._answer(example)) for example in examples]
+        answers: list[TokenIds | ImageCodes] = []
+        for example in examples:
+            answers.append(TokenIds(self._answer(example)))
         losses, is_first = cross_entropy(self.janus, rows, answers)
         return losses[is_first].sum(), losses[~is_first].sum()
 

@@ -4,9 +4,9 @@ was asked to.
 torchrun starts ranks that failed again, whatever their exit code, and ends with 1. So a run that
 ended itself leaves a note in its folder, by which the ranks that are started again end at once; and
 a run that was asked to end, whose ranks all leave together, ends with 0 there. The code that is
-meant is written to the file that the environment variable SECONDLOOK_CODE names: ``runs/ranks.sh``
-makes it anew for each start and ends with it, and whatever is started again beside a code ends at
-once.
+meant is written to the file that the environment variable SECONDLOOK_CODE names:
+``scripts/ranks.sh`` makes it anew for each start and ends with it, and whatever is started again
+beside a code ends at once.
 """
 
 from __future__ import annotations

@@ -13,17 +13,17 @@ import torch
 from PIL import Image
 
 from secondlook.errors import InputError
-from secondlook.evals.scorers.detector import loading
+from secondlook.evals.scorers import BLIP
+from secondlook.evals.scorers.models import check_model, loading
 from secondlook.llm.client import Answers, Asker, Endpoint
 from secondlook.llm.local import LocalModel
 from secondlook.llm.missing import Missing, missing_of
 from secondlook.rewards.vlm import ATOMIC, yes_or_no
 
-BLIP = "Salesforce/blip-vqa-capfilt-large"
 SIDE = 480
 """Side of the pictures that T2I-CompBench's BLIP sees, whatever size its positions were stored
 for."""
-MOST_WORDS, MOST_TOKENS = 50, 35
+MAX_WORDS, MAX_TOKENS = 50, 35
 """Of a question: the rest is cut off."""
 Answerer = Callable[[Sequence[tuple[str, Image.Image]]], list[float | None]]
 """P(yes) of each (question, picture); None where it is missing."""
@@ -32,7 +32,7 @@ Answerer = Callable[[Sequence[tuple[str, Image.Image]]], list[float | None]]
 def as_blip_reads(question: str) -> str:
     """A question in BLIP's own words: lower case, without most signs, at most 50 words."""
     plain = re.sub(r"[.!\"()*#:;~]", "", question.lower()).rstrip(" ")
-    return " ".join(plain.split(" ")[:MOST_WORDS])
+    return " ".join(plain.split(" ")[:MAX_WORDS])
 
 
 class Blip:
@@ -73,54 +73,56 @@ class Blip:
 
     def __call__(self, items: Sequence[tuple[str, Image.Image]]) -> list[float | None]:
         questions = self.tokenizer(
-            [as_blip_reads(q) for q, _ in items], truncation=True, max_length=MOST_TOKENS
+            [as_blip_reads(question) for question, _ in items],
+            truncation=True,
+            max_length=MAX_TOKENS,
         )["input_ids"]
-        # of one length each, so that none is padded: transformers 5.23 drops the mask between the
-        # answer and the question
-        same: dict[int, list[int]] = {}
+        # batches of one length, so that none is padded: transformers 5.23 drops the mask between
+        # the answer and the question
+        by_length: dict[int, list[int]] = {}
         for i, ids in enumerate(questions):
-            same.setdefault(len(ids), []).append(i)
-        seen = self._seen([image for _, image in items])
-        found: list[float | None] = [None] * len(items)
-        for places in same.values():
+            by_length.setdefault(len(ids), []).append(i)
+        states_of = self._image_states([image for _, image in items])
+        p_yes: list[float | None] = [None] * len(items)
+        for places in by_length.values():
             for start in range(0, len(places), self.batch):
                 part = places[start : start + self.batch]
-                states = torch.stack([seen[id(items[i][1])] for i in part])
-                for i, p in zip(
-                    part, self._p_yes([questions[i] for i in part], states), strict=True
-                ):
-                    found[i] = p if math.isfinite(p) else None
-        return found
+                states = torch.stack([states_of[id(items[i][1])] for i in part])
+                values = self._p_yes([questions[i] for i in part], states)
+                for i, p in zip(part, values, strict=True):
+                    p_yes[i] = p if math.isfinite(p) else None
+        return p_yes
 
     @torch.inference_mode()
-    def _seen(self, images: Sequence[Image.Image]) -> dict[int, torch.Tensor]:
+    def _image_states(self, images: Sequence[Image.Image]) -> dict[int, torch.Tensor]:
         """Each picture's id -> its states (patches + 1, D); a picture of several questions is seen
         once."""
         distinct = list({id(image): image for image in images}.values())
-        found: dict[int, torch.Tensor] = {}
+        states_of: dict[int, torch.Tensor] = {}
         for start in range(0, len(distinct), self.batch):
             part = distinct[start : start + self.batch]
             resized = [
                 image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
                 for image in part
             ]
-            pixels = self.processor(images=resized, do_resize=False, return_tensors="pt")[
-                "pixel_values"
-            ].to(self.device)
+            inputs = self.processor(images=resized, do_resize=False, return_tensors="pt")
             states = self.model.vision_model(
-                pixel_values=pixels, interpolate_pos_encoding=True
-            ).last_hidden_state
-            found |= {id(image): state for image, state in zip(part, states, strict=True)}
-        return found
+                pixel_values=inputs["pixel_values"].to(self.device), interpolate_pos_encoding=True
+            ).last_hidden_state  # (B, patches + 1, D)
+            for image, state in zip(part, states, strict=True):
+                states_of[id(image)] = state
+        return states_of
 
     @torch.inference_mode()
-    def _p_yes(self, questions: Sequence[Sequence[int]], seen: torch.Tensor) -> list[float]:
+    def _p_yes(self, questions: Sequence[Sequence[int]], image_states: torch.Tensor) -> list[float]:
         """Of questions of one length (B, T) about pictures' states (B, patches + 1, D)."""
         ids = torch.tensor(questions, device=self.device)
         ids[:, 0] = self.enc
-        read = self.model.text_encoder(input_ids=ids, encoder_hidden_states=seen).last_hidden_state
+        read = self.model.text_encoder(input_ids=ids, encoder_hidden_states=image_states)
         start = torch.full((len(ids), 1), self.model.decoder_start_token_id, device=self.device)
-        logits = self.model.text_decoder(input_ids=start, encoder_hidden_states=read).logits[:, -1]
+        logits = self.model.text_decoder(
+            input_ids=start, encoder_hidden_states=read.last_hidden_state
+        ).logits[:, -1]  # (B, vocabulary)
         return logits[:, self.words].float().softmax(-1)[:, 0].tolist()
 
 
@@ -147,5 +149,14 @@ def answerer(model: str, url: str = "", device: str = "cpu") -> Answerer:
     from transformers import AutoConfig
 
     with loading("vqa", model, "model"):
-        kind = AutoConfig.from_pretrained(model).model_type
-    return Blip(model, device) if kind == "blip" else Questions(LocalModel(model, device))
+        model_type = AutoConfig.from_pretrained(model).model_type
+    return Blip(model, device) if model_type == "blip" else Questions(LocalModel(model, device))
+
+
+def check_answerer(model: str, url: str = "") -> str:
+    """Who answers, in words. Raises InputError for a model that is not there, or an address, key or
+    proxy that cannot be used."""
+    if not url:
+        return check_model("vqa", model)
+    Asker(Endpoint(url, model))
+    return f"{model} at {url}"

@@ -1,1 +1,1 @@
-"""Benchmarks of the miniature's world."""
+"""Benchmarks of the miniature's world, whose truth a program reads from the pictures."""

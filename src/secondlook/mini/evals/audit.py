@@ -1,90 +1,136 @@
 """Is the reader that rewards and scores fooled? Contact sheets of a benchmark's images for the eye,
 and a second detector.
 
-From what ``bench geneval`` wrote: every image is decoded from its codes again, scored by the reader
-(`world.read`) and judged by an independent detector (`world.match`). ``highest.png`` shows the
-images with the highest scores, ``random.png`` a random choice, ``disagreements.png`` those on which
-the detectors differ.
+From what ``eval mini-geneval`` wrote: every image is decoded from its codes again, scored by the
+reader (`world.reader`) and judged by an independent detector (`world.second_detector`).
+``highest.png`` shows the images with the highest scores, ``random.png`` a random choice,
+``disagreements.png`` those on which the detectors differ.
 """
 
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
+from pydantic import Field
 
 from secondlook.engine.engine import Engine
 from secondlook.errors import InputError
+from secondlook.evals.benchmark import Benchmark, EvalSession
 from secondlook.evals.intervals import Sample, bootstrap, by_prompt, written_by
 from secondlook.io import read_json, versions, write_image, write_json
 from secondlook.mini.world import second_detector
 from secondlook.mini.world.language import Spec, parse
 from secondlook.mini.world.reader import Verdict, judge
+from secondlook.registry import register_benchmark
 
-Shown = tuple[Spec, Image.Image, Verdict, bool]
-"""A row, an image, the reader's verdict, and whether the second detector finds it right."""
+COMMAND = "eval mini-geneval"
+SHEET_IMAGES, SHEET_COLUMNS = 100, 10
+CodedImage = tuple[str, tuple[int, ...]]
+"""A prompt and the codes that were drawn."""
 
 
-def read_codes(folder: Path) -> tuple[str, list[tuple[str, tuple[int, ...]]]]:
-    """The model and every image (prompt, codes) of a folder that ``bench geneval`` wrote. Raises
-    InputError."""
+@register_benchmark("mini-audit")
+class MiniAudit(Benchmark):
+    """Contact sheets of a mini-geneval's images, and whether a second, independent detector agrees
+    with the reader."""
+
+    title = "Audit of the miniature's reader"
+    suite = "mini"
+    argument = "folder"
+    files_written = "highest.png, random.png, disagreements.png, result.json"
+    page = "disagreements.png"
+
+    folder: Path = Field(description="A folder that eval mini-geneval wrote.")
+
+    def check(self) -> None:
+        from secondlook.models.shipped import locate
+
+        locate(read_codes(self.folder)[0])
+
+    def run(self, session: EvalSession) -> dict[str, Any]:
+        model, coded = read_codes(self.folder)
+        return write(session.out, decode_and_judge(session.load_engine(model), coded))
+
+    def lines(self, result: dict[str, Any]) -> list[str]:
+        agreed = "{mean:.4f} [{low:.4f}, {high:.4f}]".format(**result["agreement"])
+        return [f"the detectors agree on {agreed} of {result['images']} images"]
+
+
+class JudgedTwice(NamedTuple):
+    """A row, an image, the reader's verdict, and whether the second detector finds it right."""
+
+    spec: Spec
+    image: Image.Image
+    reader: Verdict
+    second_right: bool
+
+
+def read_codes(folder: Path) -> tuple[str, list[CodedImage]]:
+    """The model and every image of a folder that ``eval mini-geneval`` wrote. Raises InputError."""
     path = folder / "episodes.json"
-    with written_by("bench geneval", folder / "result.json"):
+    with written_by(COMMAND, folder / "result.json"):
         model = read_json(folder / "result.json", dict)["settings"]["model"]
         if not isinstance(model, str):
             raise TypeError("its model is no name")
-    with written_by("bench geneval", path):
-        drawn = [
-            (e["prompt"], tuple(r["codes"])) for e in read_json(path, list) for r in e["rounds"]
-        ]
-        for prompt, codes in drawn:
-            parse(prompt)
-            if not codes or any(type(c) is not int or c < 0 for c in codes):
-                raise ValueError("an image's codes are not numbers from 0 on")
-    return model, drawn
+    coded = []
+    with written_by(COMMAND, path):
+        for episode in read_json(path, list):
+            parse(episode["prompt"])
+            for shown in episode["rounds"]:
+                codes = tuple(shown["codes"])
+                if not codes or any(type(code) is not int or code < 0 for code in codes):
+                    raise ValueError("an image's codes are not numbers from 0 on")
+                coded.append((episode["prompt"], codes))
+    return model, coded
 
 
-def painted(engine: Engine, drawn: list[tuple[str, tuple[int, ...]]]) -> list[Image.Image]:
+def decode(engine: Engine, coded: Sequence[CodedImage]) -> list[Image.Image]:
     """Images of their codes. Raises InputError where those are not the model's."""
     n, words = engine.janus.n_codes, engine.janus.net.config.vq_config.num_embeddings
-    for prompt, codes in drawn:
+    for prompt, codes in coded:
         if len(codes) != n or max(codes) >= words:
             raise InputError(
                 f"folder: the codes of {prompt!r} are not {n} numbers below {words}, as this "
                 "model draws"
             )
-    return engine.pictures([codes for _, codes in drawn])
+    return engine.pictures([codes for _, codes in coded])
 
 
-def run(engine: Engine, drawn: list[tuple[str, tuple[int, ...]]]) -> list[Shown]:
+def decode_and_judge(engine: Engine, coded: Sequence[CodedImage]) -> list[JudgedTwice]:
     """Decode every image and ask both detectors."""
-    shown = []
-    for (prompt, _), image in zip(drawn, painted(engine, drawn), strict=True):
+    judged = []
+    for (prompt, _), image in zip(coded, decode(engine, coded), strict=True):
         spec = parse(prompt)
-        shown.append((spec, image, judge(spec, image), second_detector.agrees(spec, image)))
-    return shown
+        second = second_detector.agrees(spec, image)
+        judged.append(JudgedTwice(spec, image, judge(spec, image), second))
+    return judged
 
 
-def write(out: Path, shown: list[Shown], n: int = 100, seed: int = 0) -> dict:
+def write(
+    out: Path, judged: Sequence[JudgedTwice], n: int = SHEET_IMAGES, seed: int = 0
+) -> dict[str, Any]:
     """highest.png, random.png, disagreements.png and, last, result.json; returns the result."""
-    mixed = [shown[i] for i in np.random.default_rng(seed).permutation(len(shown))]
-    best = sorted(mixed, key=lambda s: -s[2].score)[
-        :n
-    ]  # many have the highest score: a random choice of them
-    differ = [s for s in shown if s[2].correct != s[3]]
-    for name, items in (("highest", best), ("random", mixed[:n]), ("disagreements", differ[:n])):
-        write_image(out / f"{name}.png", sheet(items))
-    same = [
-        Sample("same", spec.prompt, float(verdict.correct == other))
-        for spec, _, verdict, other in shown
-    ]
+    mixed = [judged[i] for i in np.random.default_rng(seed).permutation(len(judged))]
+    # many have the highest score: the sheet shows a random choice of them
+    highest = sorted(mixed, key=lambda j: -j.reader.score)
+    differing = [j for j in judged if j.reader.correct != j.second_right]
+    for name, items in (("highest", highest), ("random", mixed), ("disagreements", differing)):
+        write_image(out / f"{name}.png", sheet(items[:n]))
+    agreed, reader_alone, second_alone = [], 0, 0
+    for j in judged:
+        agreed.append(Sample("same", j.spec.prompt, float(j.reader.correct == j.second_right)))
+        reader_alone += j.reader.correct and not j.second_right
+        second_alone += j.second_right and not j.reader.correct
     result = {
-        "images": len(shown),
-        "agreement": bootstrap(by_prompt(same), lambda v: float(v["same"].mean())),
-        "only_the_reader_says_right": sum(s[2].correct and not s[3] for s in shown),
-        "only_the_second_says_right": sum(s[3] and not s[2].correct for s in shown),
+        "images": len(judged),
+        "agreement": bootstrap(by_prompt(agreed), lambda v: float(v["same"].mean())),
+        "only_the_reader_says_right": reader_alone,
+        "only_the_second_says_right": second_alone,
         "seed": seed,
         "versions": versions(),
     }
@@ -92,25 +138,28 @@ def write(out: Path, shown: list[Shown], n: int = 100, seed: int = 0) -> dict:
     return result
 
 
-def sheet(items: list[Shown], columns: int = 10, scale: int = 2) -> Image.Image:
+def sheet(
+    items: Sequence[JudgedTwice], columns: int = SHEET_COLUMNS, scale: int = 2
+) -> Image.Image:
     """Pictures in a grid with their prompts; the frame is green where the reader says right and red
     where wrong."""
-    side, text = 48 * scale, 38
-    width, height = side + 12, side + 12 + text
+    side, text_height = 48 * scale, 38
+    width, height = side + 12, side + 12 + text_height
     rows = max(1, -(-len(items) // columns))
     canvas = Image.new("RGB", (columns * width, rows * height), "white")
     pen = ImageDraw.Draw(canvas)
     if not items:
         pen.text((width, height // 2), "There is none.", fill="black", font_size=16)
-    for i, (spec, image, verdict, _) in enumerate(items):
+    for i, item in enumerate(items):
         x, y = i % columns * width, i // columns * height
         pen.rectangle(
             (x + 2, y + 2, x + side + 9, y + side + 9),
-            outline="green" if verdict.correct else "red",
+            outline="green" if item.reader.correct else "red",
             width=3,
         )
-        canvas.paste(image.resize((side, side), Image.Resampling.NEAREST), (x + 6, y + 6))
-        words = textwrap.wrap(spec.prompt.removeprefix("a photo of "), 18)[:3]
+        picture = item.image.resize((side, side), Image.Resampling.NEAREST)
+        canvas.paste(picture, (x + 6, y + 6))
+        words = textwrap.wrap(item.spec.prompt.removeprefix("a photo of "), 18)[:3]
         pen.multiline_text(
             (x + 6, y + side + 12), "\n".join(words), fill="black", font_size=10, spacing=1
         )

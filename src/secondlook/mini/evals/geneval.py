@@ -1,58 +1,67 @@
 """Mini-GenEval: held-out prompts, distinct samples each, first and final image, and how the model
 judges them.
 
-GenEval's rules with the world's own reader as detector (world/read.py). Its numbers are never
+GenEval's rules with the world's own reader as detector (world/reader.py). Its numbers are never
 comparable with GenEval's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from pydantic import Field
 
 from secondlook.engine.engine import Engine
 from secondlook.episode import SamplingConfig, run_episodes
+from secondlook.evals.benchmark import ROUNDS_HELP, EvalSession
 from secondlook.evals.intervals import (
     Interval,
     Sample,
     agreement,
     bootstrap,
     by_prompt,
-    check_counts,
     mean_of_tasks,
 )
 from secondlook.io import versions, write_json, write_text
-from secondlook.mini.world.language import TASKS, Spec, benchmark, check_split
+from secondlook.mini.evals.sampled import SampledMiniBenchmark
+from secondlook.mini.world.language import TASKS, Spec, benchmark
 from secondlook.mini.world.reader import THRESHOLD, Detection, Reading, judge, read
 from secondlook.mini.world.scene import CELL, place, relations
+from secondlook.registry import register_benchmark
 from secondlook.report import embed, page
 from secondlook.types import Episode, Prompt
 
 
+@register_benchmark("mini-geneval")
+class MiniGenEval(SampledMiniBenchmark):
+    """Mini-GenEval: first and final image, per task and overall, with the model as its own
+    judge."""
+
+    title = "Mini-GenEval"
+    files_written = "result.json, episodes.json, mini-geneval.html"
+    page = "mini-geneval.html"
+
+    rounds: int = Field(3, ge=1, description=ROUNDS_HELP)
+    rows_per_task: int = Field(80, ge=1, description="Prompts a task.")
+
+    def run(self, session: EvalSession) -> dict[str, Any]:
+        engine = session.load_engine(self.model)
+        sampling = self.sampling(engine)
+        scored = draw_and_read(engine, self, sampling, session.progress)
+        return write(session.out, scored, self.with_guidance(sampling))
+
+    @classmethod
+    def options_for_all(cls, rounds: int, only: int) -> dict[str, Any]:
+        return {"rounds": rounds} | ({"rows_per_task": only} if only else {})
+
+
 @dataclass(frozen=True)
-class Settings:
-    """Everything that a score depends on."""
-
-    model: str
-    samples: int = 4
-    rounds: int = 3
-    seed: int = 0
-    split: str = "held-out"
-    rows_per_task: int = 80
-    guidance: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_counts(self, "rounds", "rows_per_task")
-        check_counts(self, "samples", most=1000)  # two pictures never have one seed
-        check_split(self.split)
-
-
-@dataclass(frozen=True)
-class Scored:
+class ReadEpisode:
     """An episode with what the reader says of each of its images."""
 
     spec: Spec
@@ -60,151 +69,166 @@ class Scored:
     readings: tuple[Reading, ...]
     right: tuple[bool, ...]
 
+    @property
+    def first_right(self) -> bool:
+        return self.right[0]
 
-def seeded_rows(split: str, rows_per_task: int, samples: int, seed: int) -> list[tuple[Spec, int]]:
-    """Every episode of the benchmark: its row, ``samples`` times, each with a seed of its own."""
-    rows = [
-        s for task in TASKS for s in [r for r in benchmark(split) if r.tag == task][:rows_per_task]
-    ]
-    return [
-        (row, seed * 10**6 + i * 1000 + k) for i, row in enumerate(rows) for k in range(samples)
-    ]
+    @property
+    def final_right(self) -> bool:
+        return self.right[self.episode.final]
 
 
-def run(
+def rows_of(split: str, rows_per_task: int) -> list[Spec]:
+    """The benchmark's rows, the first ones of each task."""
+    rows = []
+    for task in TASKS:
+        of_task = [spec for spec in benchmark(split) if spec.tag == task]
+        rows += of_task[:rows_per_task]
+    return rows
+
+
+def seeded_rows(settings: SampledMiniBenchmark, rows_per_task: int) -> list[tuple[Spec, int]]:
+    """Every episode of the benchmark: its row and its seed."""
+    jobs = []
+    for i, spec in enumerate(rows_of(settings.split, rows_per_task)):
+        jobs += [(spec, seed) for seed in settings.seeds_of(i)]
+    return jobs
+
+
+def draw_and_read(
     engine: Engine,
-    settings: Settings,
+    settings: MiniGenEval,
     sampling: SamplingConfig,
-    progress: Callable[[int, int], None] = lambda *_: None,
-) -> list[Scored]:
+    progress: Callable[[str, int, int], None] = lambda *_: None,
+) -> list[ReadEpisode]:
     """Draw, judge and redraw every row of the benchmark; the truth is read from the pictures
     afterwards."""
-    jobs = seeded_rows(settings.split, settings.rows_per_task, settings.samples, settings.seed)
-    scored: list[Scored] = []
+    jobs = seeded_rows(settings, settings.rows_per_task)
+    scored: list[ReadEpisode] = []
     for start in range(0, len(jobs), engine.batch):
         part = jobs[start : start + engine.batch]
-        episodes = run_episodes(
-            engine,
-            [Prompt(s.prompt) for s, _ in part],
-            [seed for _, seed in part],
-            settings.rounds,
-            sampling,
-        )
+        prompts, seeds = [Prompt(spec.prompt) for spec, _ in part], [seed for _, seed in part]
+        episodes = run_episodes(engine, prompts, seeds, settings.rounds, sampling)
         for (spec, _), episode in zip(part, episodes, strict=True):
-            readings = tuple(read(r.image) for r in episode.rounds)
-            scored.append(
-                Scored(spec, episode, readings, tuple(judge(spec, r).correct for r in readings))
-            )
-        progress(len(scored), len(jobs))
+            readings = tuple(read(shown.image) for shown in episode.rounds)
+            right = tuple(judge(spec, reading).correct for reading in readings)
+            scored.append(ReadEpisode(spec, episode, readings, right))
+        progress("drawing", len(scored), len(jobs))
     return scored
 
 
-def summarize(scored: list[Scored], settings: Settings) -> dict:
+def summarize(scored: Sequence[ReadEpisode], settings: MiniGenEval) -> dict[str, Any]:
     """The numbers of result.json."""
-    first, final, gain = (
-        [Sample(s.spec.tag, s.spec.prompt, float(value(s))) for s in scored]
-        for value in (
-            lambda s: s.right[0],
-            lambda s: s.right[s.episode.final],
-            lambda s: float(s.right[s.episode.final]) - float(s.right[0]),
-        )
-    )
-    kinds = {"first": first, "final": final, "gain": gain}
-    tasks = {
-        task: {
-            name: mean_of_tasks([s for s in samples if s.task == task])
-            for name, samples in kinds.items()
-        }
-        | {"images": sum(s.task == task for s in first)}
-        for task in TASKS
-        if any(s.task == task for s in first)
-    }
+    tasks = {}
+    for task in TASKS:
+        of_task = [s for s in scored if s.spec.tag == task]
+        if of_task:
+            tasks[task] = first_and_final(of_task) | {"images": len(of_task)}
+    sampled, greedy = verdicts_of(scored), verdicts_of(scored, greedy=True)
     return {
-        "overall": {name: mean_of_tasks(samples) for name, samples in kinds.items()},
+        "overall": first_and_final(scored),
         "tasks": tasks,
         "images": len(scored),
         "binding": binding(scored),
         "position": position(scored),
         "judge": {
-            "first": _agreement(scored, lambda n: [0]),
-            "every round": _agreement(scored, lambda n: list(range(n))),
-            "every round, greedy": _agreement(
-                scored, lambda n: list(range(n)), lambda r: r.p_yes > 0.5
-            ),
+            "first": agreement(*verdicts_of(scored, first_only=True)),
+            "every round": agreement(*sampled),
+            "every round, greedy": agreement(*greedy),
         },
         "redraws": redraws(scored),
-        "settings": asdict(settings),
+        "settings": settings.settings(),
         "versions": versions(),
     }
 
 
-def _agreement(scored: list[Scored], which, says=lambda r: r.yes) -> dict:
-    """Verdicts on the images ``which`` of an episode: as sampled, or what ``says`` makes of a
-    round."""
-    picks = [(s, i) for s in scored for i in which(len(s.right))]
-    return agreement(
-        [s.right[i] for s, i in picks],
-        [says(s.episode.rounds[i]) for s, i in picks],
-        [s.spec.prompt for s, _ in picks],
-    )
+def first_and_final(scored: Sequence[ReadEpisode]) -> dict[str, Any]:
+    """The share of right first and final images and of the gain, unweighted means of the tasks."""
+    samples: dict[str, list[Sample]] = {"first": [], "final": [], "gain": []}
+    for s in scored:
+        first, final = float(s.first_right), float(s.final_right)
+        for name, value in (("first", first), ("final", final), ("gain", final - first)):
+            samples[name].append(Sample(s.spec.tag, s.spec.prompt, value))
+    return {name: mean_of_tasks(values) for name, values in samples.items()}
 
 
-def redraws(scored: list[Scored]) -> dict:
+def verdicts_of(
+    scored: Sequence[ReadEpisode], first_only: bool = False, greedy: bool = False
+) -> tuple[list[bool], list[bool], list[str]]:
+    """Truth, verdict (as sampled, or P(Yes) above a half) and prompt of every image."""
+    truth, verdicts, prompts = [], [], []
+    for s in scored:
+        for shown, right in zip(s.episode.rounds, s.right, strict=True):
+            truth.append(right)
+            verdicts.append(shown.p_yes > 0.5 if greedy else shown.yes)
+            prompts.append(s.spec.prompt)
+            if first_only:
+                break
+    return truth, verdicts, prompts
+
+
+def redraws(scored: Sequence[ReadEpisode]) -> dict[str, Any]:
     """Episodes whose first image was judged No: the share of wrong ones that end right, and of
     right ones that end wrong (this also of all right first images, doubted or not)."""
     doubted = [s for s in scored if len(s.right) > 1]
-    wrong = [s.right[s.episode.final] for s in doubted if not s.right[0]]
-    right = [not s.right[s.episode.final] for s in doubted if s.right[0]]
+    fixed = [s.final_right for s in doubted if not s.first_right]
+    broken = [not s.final_right for s in doubted if s.first_right]
     return {
         "episodes": len(doubted),
-        "wrong": len(wrong),
-        "fixed": float(np.mean(wrong)) if wrong else 0.0,
-        "right": len(right),
-        "broken": float(np.mean(right)) if right else 0.0,
-        "broken_of_all": sum(right) / max(1, sum(s.right[0] for s in scored)),
+        "wrong": len(fixed),
+        "fixed": float(np.mean(fixed)) if fixed else 0.0,
+        "right": len(broken),
+        "broken": float(np.mean(broken)) if broken else 0.0,
+        "broken_of_all": sum(broken) / max(1, sum(s.first_right for s in scored)),
     }
 
 
-def _best(reading: Reading, name: str) -> Detection | None:
+def _surest(reading: Reading, name: str) -> Detection | None:
+    """The most confident object of a class."""
     found = [d for d in reading.objects if d.name == name and d.confidence > THRESHOLD]
     return max(found, key=lambda d: d.confidence) if found else None
 
 
-def binding(scored: list[Scored]) -> dict:
+def binding(scored: Sequence[ReadEpisode]) -> dict[str, Any]:
     """First images of color_attr rows that hold both objects in the two colours asked for: bound to
     the right ones, or swapped. Chance is 0.5."""
     samples = []
     for s in scored:
         if s.spec.tag != "color_attr":
             continue
-        found = [_best(s.readings[0], c.name) for c in s.spec.include]
-        wanted = [c.color for c in s.spec.include]
+        found = [_surest(s.readings[0], clause.name) for clause in s.spec.include]
         if None in found:
             continue
-        colors = [d.color for d in found if d]
-        if sorted(colors) == sorted(str(w) for w in wanted):
+        colors = [detection.color for detection in found if detection]
+        wanted = [clause.color for clause in s.spec.include]
+        if sorted(colors) == sorted(str(color) for color in wanted):
             samples.append(Sample("bound", s.spec.prompt, float(colors == wanted)))
-    bound = _share(samples)
+    bound = _mean(samples)
     swapped = {"mean": 1 - bound["mean"], "low": 1 - bound["high"], "high": 1 - bound["low"]}
     return {"bound": bound, "swapped": swapped, "images": len(samples)}
 
 
-def position(scored: list[Scored]) -> dict:
+def position(scored: Sequence[ReadEpisode]) -> dict[str, Any]:
     """First images of position rows that hold both objects: the share whose relation holds, beside
     what random layouts give."""
     samples = []
     for s in scored:
         if s.spec.tag != "position":
             continue
-        b, a = s.spec.include
-        found_a, found_b = _best(s.readings[0], a.name), _best(s.readings[0], b.name)
-        if found_a and found_b and a.position:
-            held = a.position[0] in relations(found_a.box, found_b.box)
+        target, placed = s.spec.include
+        found_target = _surest(s.readings[0], target.name)
+        found_placed = _surest(s.readings[0], placed.name)
+        if found_placed and found_target and placed.position:
+            held = placed.position[0] in relations(found_placed.box, found_target.box)
             samples.append(Sample("held", s.spec.prompt, float(held)))
-    return {"given_both": _share(samples), "chance": chance_of_relation(), "images": len(samples)}
+    return {
+        "given_both": _mean(samples),
+        "chance": chance_of_relation(),
+        "images": len(samples),
+    }
 
 
-def _share(samples: list[Sample]) -> Interval:
+def _mean(samples: Sequence[Sample]) -> Interval:
     return bootstrap(by_prompt(samples), lambda v: float(next(iter(v.values())).mean()))
 
 
@@ -214,67 +238,86 @@ def chance_of_relation(draws: int = 4000) -> float:
     rng = np.random.default_rng(0)
     held = 0
     for _ in range(draws):
-        (y1, x1), (y2, x2) = (lambda p: p if rng.random() < 0.5 else p[::-1])(place(rng, 2))
-        held += "left of" in relations(
-            (x1, y1, x1 + CELL - 2, y1 + CELL - 2), (x2, y2, x2 + CELL - 2, y2 + CELL - 2)
-        )
+        corners = place(rng, 2)  # in reading order, so either may be the first object
+        if rng.random() >= 0.5:
+            corners = corners[::-1]
+        boxes = [(x, y, x + CELL - 2, y + CELL - 2) for y, x in corners]
+        held += "left of" in relations(*boxes)
     return held / draws
 
 
-def gallery(scored: list[Scored], n: int = 6) -> dict[str, list[dict]]:
+def gallery(scored: Sequence[ReadEpisode], n: int = 6) -> dict[str, list[dict[str, Any]]]:
     """Episodes to look at: where a redraw fixed the image, where it did not help, where a right
     image was doubted, where a wrong one was not. Groups without an episode are left out."""
-    several = [s for s in scored if len(s.right) > 1]
-    doubted = [s for s in scored if not s.episode.rounds[0].yes]
-    groups = {
-        "Fixed by looking again": [
-            s for s in several if not s.right[0] and s.right[s.episode.final]
-        ],
-        "Still wrong": [s for s in doubted if not s.right[0] and not s.right[s.episode.final]],
-        "Broken by redrawing": [s for s in several if s.right[0] and not s.right[s.episode.final]],
-        "Wrong, and judged Yes at once": [
-            s for s in scored if not s.right[0] and s.episode.rounds[0].yes
-        ],
-        "Right at once": [s for s in scored if len(s.right) == 1 and s.right[0]],
+    groups: dict[str, list[ReadEpisode]] = {
+        "Fixed by looking again": [],
+        "Still wrong": [],
+        "Broken by redrawing": [],
+        "Wrong, and judged Yes at once": [],
+        "Right at once": [],
     }
-    groups = {name: items for name, items in groups.items() if items}
-    step = {name: max(1, len(items) // n) for name, items in groups.items()}
-    return {name: [_strip(s) for s in items[:: step[name]][:n]] for name, items in groups.items()}
+    for s in scored:
+        several, doubted = len(s.right) > 1, not s.episode.rounds[0].yes
+        if several and s.first_right != s.final_right:
+            name = "Broken by redrawing" if s.first_right else "Fixed by looking again"
+            groups[name].append(s)
+        if doubted and not s.first_right and not s.final_right:
+            groups["Still wrong"].append(s)
+        if not doubted and not s.first_right:
+            groups["Wrong, and judged Yes at once"].append(s)
+        if not several and s.first_right:
+            groups["Right at once"].append(s)
+    shown = {}
+    for name, episodes in groups.items():
+        if episodes:
+            step = max(1, len(episodes) // n)
+            shown[name] = [_strip(s) for s in episodes[::step][:n]]
+    return shown
 
 
-def _strip(s: Scored) -> dict:
-    rounds = [
-        {"src": embed(r.image), "yes": r.yes, "p_yes": r.p_yes, "reason": r.reason, "right": right}
-        for r, right in zip(s.episode.rounds, s.right, strict=True)
-    ]
+def _strip(s: ReadEpisode) -> dict[str, Any]:
+    rounds = []
+    for shown, right in zip(s.episode.rounds, s.right, strict=True):
+        rounds.append(
+            {
+                "src": embed(shown.image),
+                "yes": shown.yes,
+                "p_yes": shown.p_yes,
+                "reason": shown.reason,
+                "right": right,
+            }
+        )
     return {"prompt": s.spec.prompt, "final": s.episode.final, "rounds": rounds}
 
 
-def write(out: Path, scored: list[Scored], settings: Settings) -> dict:
-    """episodes.json, gallery.json, geneval.html and, last, result.json; returns the result."""
+def episode_row(s: ReadEpisode) -> dict[str, Any]:
+    """An episode as episodes.json has it."""
+    rounds = []
+    for shown, right in zip(s.episode.rounds, s.right, strict=True):
+        rounds.append(
+            {
+                "yes": shown.yes,
+                "p_yes": round(shown.p_yes, 5),
+                "right": right,
+                "reason": shown.reason,
+                "codes": list(shown.codes),
+            }
+        )
+    return {
+        "tag": s.spec.tag,
+        "prompt": s.spec.prompt,
+        "seed": s.episode.seed,
+        "final": s.episode.final,
+        "rounds": rounds,
+    }
+
+
+def write(out: Path, scored: Sequence[ReadEpisode], settings: MiniGenEval) -> dict[str, Any]:
+    """episodes.json, gallery.json, mini-geneval.html and, last, result.json; returns the result."""
     result = summarize(scored, settings)
-    rows = [
-        {
-            "tag": s.spec.tag,
-            "prompt": s.spec.prompt,
-            "seed": s.episode.seed,
-            "final": s.episode.final,
-            "rounds": [
-                {
-                    "yes": r.yes,
-                    "p_yes": round(r.p_yes, 5),
-                    "right": right,
-                    "reason": r.reason,
-                    "codes": list(r.codes),
-                }
-                for r, right in zip(s.episode.rounds, s.right, strict=True)
-            ],
-        }
-        for s in scored
-    ]
-    write_json(out / "episodes.json", rows)
+    write_json(out / "episodes.json", [episode_row(s) for s in scored])
     shown = gallery(scored)
     write_json(out / "gallery.json", shown)
-    write_text(out / "geneval.html", page("geneval.html", result=result, gallery=shown))
+    write_text(out / "mini-geneval.html", page("mini-geneval.html", result=result, gallery=shown))
     write_json(out / "result.json", result)
     return result

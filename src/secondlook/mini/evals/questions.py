@@ -3,66 +3,91 @@ answered greedily."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
+from pydantic import Field
 
 from secondlook.engine.engine import Engine
-from secondlook.errors import InputError
-from secondlook.evals.intervals import agreement
+from secondlook.evals.benchmark import MODEL_HELP, Benchmark, EvalSession
+from secondlook.evals.intervals import agreement, interval_text
 from secondlook.io import versions, write_json
 from secondlook.mini.world.render import render
 from secondlook.mini.world.samples import question, sample_scene
+from secondlook.registry import register_benchmark
 from secondlook.types import Request, SamplingParams
 
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything that a score depends on."""
-
-    model: str
-    questions: int = 1000
-    seed: int = 10**9
-
-    def __post_init__(self) -> None:
-        if self.questions < 1:
-            raise InputError(f"questions: {self.questions} is too few; it must be at least 1")
+SEED = 10**9
+"""Of the scenes and questions, far from those of training."""
 
 
-def run(engine: Engine, settings: Settings) -> dict:
-    """result.json: accuracy per kind of question, and agreement on "is there …?"."""
-    rng = np.random.default_rng(settings.seed)
-    asked = []
+@register_benchmark("mini-questions")
+class MiniQuestions(Benchmark):
+    """Questions about pictures of unseen scenes."""
+
+    title = "Questions about the miniature's pictures"
+    suite = "mini"
+
+    model: str = Field("mini", description=MODEL_HELP)
+    questions: int = Field(1000, ge=1, description="How many.")
+
+    def settings(self) -> dict[str, Any]:
+        return super().settings() | {"seed": SEED}
+
+    def run(self, session: EvalSession) -> dict[str, Any]:
+        result = ask_questions(session.load_engine(self.model), self)
+        write_json(session.out / "result.json", result)
+        return result
+
+    def lines(self, result: dict[str, Any]) -> list[str]:
+        lines = []
+        for opening, row in result["kinds"].items():
+            lines.append(f"  {opening:12} {row['accuracy']:.3f}  ({row['questions']})")
+        balanced = interval_text(result["is_there"]["balanced_accuracy"])
+        return [*lines, f"  is there …?  balanced accuracy {balanced}"]
+
+    @classmethod
+    def headline(cls, result: dict[str, Any]) -> dict[str, Any]:
+        return {"number": result["is_there"]["balanced_accuracy"]["mean"]}
+
+    @classmethod
+    def options_for_all(cls, rounds: int, only: int) -> dict[str, Any]:
+        return {"questions": only * 10} if only else {}
+
+
+def ask_questions(engine: Engine, settings: MiniQuestions) -> dict[str, Any]:
+    """result.json: accuracy per kind of question (its first two words), and agreement on "is there
+    …?"."""
+    rng = np.random.default_rng(SEED)
+    texts, truths, requests = [], [], []
     for _ in range(settings.questions):
         scene = sample_scene(rng)[1]
-        asked.append((Image.fromarray(render(scene)), *question(rng, scene)))
-    requests = [Request("ask", engine.template.ask(image, text), 0) for image, text, _ in asked]
+        text, truth = question(rng, scene)
+        texts.append(text)
+        truths.append(truth)
+        segments = engine.template.ask(Image.fromarray(render(scene)), text)
+        requests.append(Request("ask", segments, 0))
     turns = engine.write(requests, SamplingParams("text", temperature=0.0), max_tokens=4)
-    answers = [engine.template.words(t.tokens) for t in turns]
-    kinds: dict[str, list[bool]] = {}
-    for (_, text, truth), answer in zip(asked, answers, strict=True):
-        kinds.setdefault(" ".join(text.split()[:2]), []).append(answer == truth)
-    there = [
-        (truth == "Yes", answer == "Yes", text)
-        for (_, text, truth), answer in zip(asked, answers, strict=True)
-        if text.startswith("is there")
-    ]
+    answers = [engine.template.words(turn.tokens) for turn in turns]
+
+    right_by_kind: dict[str, list[bool]] = {}
+    is_there_truth, is_there_answers = [], []
+    for text, truth, answer in zip(texts, truths, answers, strict=True):
+        opening = " ".join(text.split()[:2])
+        right_by_kind.setdefault(opening, []).append(answer == truth)
+        if opening == "is there":
+            is_there_truth.append(truth == "Yes")
+            is_there_answers.append(answer == "Yes")
+    all_right = [right for rights in right_by_kind.values() for right in rights]
+    each_its_own = [str(i) for i in range(len(is_there_truth))]
     return {
-        "overall": {"accuracy": float(np.mean([hit for hits in kinds.values() for hit in hits]))},
+        "overall": {"accuracy": float(np.mean(all_right))},
         "kinds": {
-            kind: {"accuracy": float(np.mean(hits)), "questions": len(hits)}
-            for kind, hits in kinds.items()
+            opening: {"accuracy": float(np.mean(rights)), "questions": len(rights)}
+            for opening, rights in right_by_kind.items()
         },
-        "is_there": agreement(
-            [t for t, _, _ in there], [a for _, a, _ in there], [str(i) for i in range(len(there))]
-        ),
-        "settings": asdict(settings),
+        "is_there": agreement(is_there_truth, is_there_answers, each_its_own),
+        "settings": settings.settings(),
         "versions": versions(),
     }
-
-
-def write(out: Path, result: dict) -> None:
-    """result.json."""
-    write_json(out / "result.json", result)

@@ -30,7 +30,7 @@ from secondlook.train.schedule import Schedule
 from secondlook.train.trainer import Stateful, Trainer, set_up_process
 from secondlook.types import ImageCodes, Segment, TokenIds
 
-TrainingRows = tuple[list[tuple[Segment, ...]], list[ImageCodes] | list[TokenIds]]
+TrainingRows = tuple[list[tuple[Segment, ...]], list[TokenIds | ImageCodes]]
 """Contexts, and what is learned after each."""
 
 
@@ -96,12 +96,16 @@ class BaseJob:
         """Prompts of the pool, each with its picture's codes."""
         picks = rng.integers(len(self.prompts), size=n)
         rows = [self._drop(rng, self.template.draw(self.prompts[i])) for i in picks]
-        return rows, [ImageCodes(tuple(self.codes[i].tolist())) for i in picks]
+        targets: list[TokenIds | ImageCodes] = []
+        for i in picks:
+            targets.append(ImageCodes(tuple(self.codes[i].tolist())))
+        return rows, targets
 
     def questions(self, rng: np.random.Generator, n: int) -> TrainingRows:
         """Questions about pictures and verdicts on them, each with its answer."""
         config = self.config
-        rows, answers = [], []
+        rows: list[tuple[Segment, ...]] = []
+        answers: list[TokenIds | ImageCodes] = []
         pictures = datasets.pictures(rng, n, config.alone, config.kinds, config.objects)
         for q in datasets.questions(
             rng, pictures, config.question_weights, config.aimed, config.judge_context
@@ -121,7 +125,8 @@ class BaseJob:
         chains = datasets.chains(rng, datasets.pictures(rng, n, kinds=self.config.kinds))
         images = [image for chain in chains for image in (*chain.wrong, chain.right)]
         all_codes = iter(self.janus.to_codes(images).tolist())  # of each chain: wrong ones, right
-        rows, right_codes = [], []
+        rows: list[tuple[Segment, ...]] = []
+        right_codes: list[TokenIds | ImageCodes] = []
         for chain in chains:
             wrong_codes = [tuple(next(all_codes)) for _ in chain.wrong]
             segments = self.template.redraw(chain.prompt, wrong_codes, list(chain.reasons))

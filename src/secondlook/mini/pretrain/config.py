@@ -64,7 +64,9 @@ class BaseConfig:
     chain_every: int = Field(default=4, ge=1)
     kinds: dict[str, float] = field(default_factory=lambda: dict(datasets.KINDS))
     """Shares of the kinds of prompts that are drawn and asked about."""
-    question_weights: dict[str, float] = field(default_factory=lambda: dict(datasets.ASKED))
+    question_weights: dict[str, float] = field(
+        default_factory=lambda: dict(datasets.QUESTION_WEIGHTS)
+    )
     """Shares of the kinds of questions (there, parts, describe, verdict); comparing stays at chance
     as one task of many (docs/LOG.md), so that one stage asks nothing but "is there …?"."""
     alone: float = Field(default=0.0, ge=0, le=1)
@@ -92,5 +94,5 @@ class BaseConfig:
     runtime: BasicRuntimeConfig = field(default_factory=BasicRuntimeConfig)
 
     def __post_init__(self) -> None:
-        datasets.check_shares("question_weights", self.question_weights, datasets.ASKED)
+        datasets.check_shares("question_weights", self.question_weights, datasets.QUESTION_WEIGHTS)
         datasets.check_shares("kinds", self.kinds, datasets.KINDS)

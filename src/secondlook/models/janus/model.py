@@ -174,7 +174,7 @@ class Janus(nn.Module):
         )
         return out.last_hidden_state
 
-    def packed(self, embeds: Tensor, positions: Tensor, runs: packing.Runs) -> Tensor:
+    def packed(self, embeds: Tensor, positions: Tensor, groups: packing.SequenceGroups) -> Tensor:
         """The language model on whole sequences one behind another: (N, D), with their positions
         (N,), to final hidden states (N, D)."""
         out = self.net.model.language_model(
@@ -184,7 +184,7 @@ class Janus(nn.Module):
             ),  # else transformers makes one
             position_ids=positions[None],
             use_cache=False,
-            runs=runs,
+            groups=groups,
         )
         return out.last_hidden_state[0]
 

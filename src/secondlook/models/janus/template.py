@@ -116,8 +116,8 @@ class ChatTemplate:
         return tuple(ids)
 
     def _prompt(self, text: str) -> list[Segment]:
-        """BOS, the filled template, <begin_of_image>. The twin keeps the first and the last of
-        these tokens."""
+        """BOS, the filled template, <begin_of_image>. The unconditional branch keeps
+        the first and the last of these tokens."""
         if not text.strip():
             raise InputError("prompt: it is empty; say what to draw")
         return [TokenIds((self.bos,)), self._asked(USER, text, ASSISTANT), TokenIds(self._ids(BOI))]
@@ -129,8 +129,8 @@ class ChatTemplate:
         return TokenIds(ids, droppable=True)
 
     def _instruction(self, source: ImageInput | ImageCodes, text: str) -> list[Segment]:
-        """BOS, the source, the instruction, <begin_of_image>. The twin keeps all but the
-        instruction."""
+        """BOS, the source, the instruction, <begin_of_image>. The unconditional branch
+        keeps all but the instruction."""
         if not text.strip():
             raise InputError("instruction: it is empty; say what to change")
         opened = [
@@ -211,8 +211,8 @@ class ChatTemplate:
         return self.tokenizer.decode(list(tokens), skip_special_tokens=True).strip()
 
     def unconditional(self, segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
-        """The guidance twin: only the prompt's own tokens become pads; images, verdicts and fixed
-        strings stay."""
+        """The unconditional branch of guidance: only the prompt's own tokens become pads; images,
+        verdicts and fixed strings stay."""
         return tuple(
             TokenIds((self.pad,) * len(s.ids)) if isinstance(s, TokenIds) and s.droppable else s
             for s in segments

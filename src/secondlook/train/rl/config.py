@@ -199,10 +199,10 @@ class RLConfig:
     (``data.prompts``), or a registered name (``mini``)."""
     prompt_options: dict[str, Any] = field(default_factory=dict)
     """Settings of a registered prompt source; of ``mini``: ``kinds``."""
-    sanity_pairs: str = ""
+    sanity_pairs: str | None = None
     """A JSONL file of known-good and known-bad pictures (``data.sanity_pairs``), or a registered
-    name, on which the reward is checked before the run; empty: those registered under the name of
-    ``prompts``, and for a file of prompts none."""
+    name (``mini``), on which the reward is checked before the run; "": none. Default: those
+    registered under the name of ``prompts``, and for a file of prompts none."""
     rewards: list[RewardConfig] = field(default_factory=list)
     """Who scores the images, a weighted mean when several; default: the reward registered under the
     name of ``prompts``."""

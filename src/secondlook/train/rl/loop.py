@@ -134,7 +134,7 @@ class RLLoop:
         )
         if pairs is None:
             warnings.warn(
-                "config: sanity_pairs is empty: the reward is not checked before the run",
+                "config: there are no sanity_pairs: the reward is not checked before the run",
                 stacklevel=3,
             )
             return

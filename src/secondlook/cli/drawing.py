@@ -1,0 +1,169 @@
+"""Drawing and editing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from secondlook.arguments import at_least, check_sampling, check_text
+from secondlook.cli.common import (
+    Attention,
+    Device,
+    Dtype,
+    Model,
+    Out,
+    Seed,
+    console,
+    load_model,
+    say,
+)
+from secondlook.errors import InputError
+from secondlook.models.shipped import locate
+from secondlook.types import Episode
+
+Guidance = Annotated[
+    float | None, typer.Option(help="Classifier-free guidance; default: the checkpoint's own.")
+]
+Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
+
+
+def draw(
+    prompt: Annotated[str, typer.Argument(help="What to draw; or --prompts.")] = "",
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="A file with one prompt a line, or a .jsonl of prompt and, for edits, source."
+        ),
+    ] = None,
+    model: Model = "mini",
+    rounds: Annotated[int, typer.Option(help="At most this many images an episode.")] = 3,
+    n: Annotated[
+        int | None,
+        typer.Option("--n", help="Episodes of a prompt; default: 4, of a file's prompts 1."),
+    ] = None,
+    seed: Seed = 0,
+    guidance: Guidance = None,
+    temperature: Temperature = 1.0,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the results; default: out/draw, of a file out/ITS-NAME."),
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Episodes drawn together.")] = 64,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    attention: Attention = "sdpa",
+) -> None:
+    """Draw a prompt, look at the image, judge it, and redraw while the verdict is No.
+
+    With --prompts all prompts of a file are drawn; the same command goes on where it was
+    interrupted.
+    """
+    at_least("rounds", rounds)
+    at_least("n", 1 if n is None else n)
+    at_least("batch", batch)
+    check_sampling(guidance, temperature)
+    how = {"device": device, "batch": batch, "dtype": dtype, "attention": attention}
+    if prompts is not None:
+        if prompt:
+            raise InputError("prompt: it is given and --prompts too; give one of them")
+        from secondlook.cli.draw_list import ListSettings, draw_list
+
+        settings = ListSettings(model, n or 1, rounds, seed, guidance, temperature)
+        draw_list(prompts, settings, out or Path("out") / prompts.stem, how)
+        return
+    check_text("prompt", prompt, "say what to draw")
+    options = {"rounds": rounds, "seed": seed, "guidance": guidance, "temperature": temperature}
+    _draw_one(prompt, model, n or 4, options, out or Path("out/draw"), how)
+
+
+def _draw_one(
+    prompt: str, model: str, n: int, options: dict[str, Any], out: Path, how: dict[str, Any]
+) -> None:
+    """``options`` are those of ``Model.draw``, ``how`` those of ``load_model``."""
+    from dataclasses import asdict
+
+    from secondlook.cli.draw_list import refuse_list_folder
+    from secondlook.io import writable_folder
+    from secondlook.report import forget_episodes, write_episode
+
+    locate(model)
+    writable_folder(out)
+    refuse_list_folder(out)
+    loaded = load_model(model, **how)
+    with console.status("drawing, looking, redrawing …"):
+        episodes = loaded.draw([prompt], n, **options)
+    sampling = loaded.sampling(options["guidance"], options["temperature"])
+    settings = {"model": model, "max_rounds": options["rounds"]} | asdict(sampling)
+    forget_episodes(out)
+    for i, episode in enumerate(episodes, 1):
+        write_episode(out if n == 1 else out / str(i), episode, settings)
+    for i, episode in enumerate(episodes, 1):
+        _print_episode(episode, f"{i}/{n}" if n > 1 else "")
+    folders = " (one folder each)" if n > 1 else ""
+    say(f"written to {out}: round-1.png …, final.png, episode.json, episode.html{folders}")
+
+
+def edit(
+    image: Annotated[Path, typer.Argument(help="The picture to edit.")],
+    instructions: Annotated[
+        list[str], typer.Argument(help="What to change; several are carried out one after another.")
+    ],
+    model: Model = "mini-edit",
+    rounds: Annotated[int, typer.Option(help="At most this many images an instruction.")] = 3,
+    seed: Seed = 0,
+    guidance: Guidance = None,
+    temperature: Temperature = 1.0,
+    out: Out = Path("out/edit"),
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    attention: Attention = "sdpa",
+) -> None:
+    """Edit a picture, look at the edit, judge it, and edit again while the verdict is No."""
+    from dataclasses import asdict
+
+    from secondlook.cli.draw_list import refuse_list_folder
+    from secondlook.io import read_image, writable_folder, write_image
+    from secondlook.report import forget_episodes, write_episode
+
+    at_least("rounds", rounds)
+    check_sampling(guidance, temperature)
+    for instruction in instructions:
+        check_text("instruction", instruction, "say what to change")
+    source = read_image(image)
+    locate(model)
+    writable_folder(out)
+    refuse_list_folder(out)
+    loaded = load_model(model, device, dtype=dtype, attention=attention)
+    with console.status("editing, looking, editing again …"):
+        episodes = loaded.edit(
+            source,
+            instructions,
+            rounds=rounds,
+            seed=seed,
+            guidance=guidance,
+            temperature=temperature,
+        )
+    sampling = asdict(loaded.sampling(guidance, temperature))
+    settings = {"model": model, "image": str(image), "max_rounds": rounds} | sampling
+    forget_episodes(out)
+    several = len(episodes) > 1
+    for i, episode in enumerate(episodes, 1):
+        write_episode(out / str(i) if several else out, episode, settings)
+        _print_episode(episode, f"{i}/{len(episodes)}" if several else "")
+    if several:
+        write_image(out / "final.png", episodes[-1].image)
+    folders = " (one folder an instruction, final.png of the last beside them)" if several else ""
+    say(
+        f"written to {out}: source.png, round-1.png …, final.png, episode.json, "
+        f"episode.html{folders}"
+    )
+
+
+def _print_episode(episode: Episode, which: str) -> None:
+    say((episode.prompt.text, "bold"), (f"  seed {episode.seed} {which}", "dim"))
+    for i, r in enumerate(episode.rounds, 1):
+        verdict = ("Yes", "green") if r.yes else ("No ", "red")
+        final = ("  <- final", "blue") if i - 1 == episode.final else ""
+        say(f"  round {i}: ", verdict, f" p(yes) {r.p_yes:.2f}  {r.reason}", final)

@@ -1,0 +1,222 @@
+"""Which tasks begin, which sequences enter the batch, and who gets what has come out of it.
+
+Tasks under way go first; new ones begin as places fall free, so that judging and redrawing run
+beside drawing in one batch. Decisions depend on what was submitted and on the number of steps,
+never on the time, so that the same submissions give the same batches.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from secondlook.engine.capacity import REFILL
+from secondlook.engine.handle import Handle
+from secondlook.engine.image_codec import ImageCodec
+from secondlook.engine.requests import DecodeImage, EncodeImage, GenerateRequest, Task
+from secondlook.engine.running_batch import StepOutput
+from secondlook.engine.sequence import CachedPrefix, Sequence
+from secondlook.types import ImageInput, Request
+
+T = TypeVar("T")
+OnTokens = Callable[[Request, tuple[int, ...]], None]
+"""Called with a request and the tokens that were sampled for it so far."""
+TEXT_INTERVAL = 1
+"""Tokens between two reports of a text."""
+
+
+@dataclass(eq=False)
+class ScheduledTask:
+    """A task that is not done."""
+
+    coroutine: Task
+    handle: Handle
+    on_tokens: OnTokens | None
+    prefixes: dict[str, list[CachedPrefix]] = field(default_factory=dict)
+    """What was kept of its latest sequence of each head ("code", "text")."""
+
+
+class Scheduler:
+    """Queues of tasks and of their requests.
+
+    A task is first ``waiting``; once begun it is at any time in one of three places: its sequence
+    is ``ready`` to enter, it is in the batch, or a picture of its is with the image codec.
+    """
+
+    def __init__(self, codec: ImageCodec[ScheduledTask], image_row: int):
+        """``image_row`` is the number of codes between two reports of a drawing."""
+        self.codec, self.image_row = codec, image_row
+        self.max_tasks = 1
+        """Tasks that are under way together, and sequences in the batch."""
+        self.tasks: dict[Handle, ScheduledTask] = {}
+        """All that are not done, in the order of their submission."""
+        self._waiting: deque[ScheduledTask] = deque()
+        self._ready: deque[tuple[ScheduledTask, Sequence]] = deque()
+        self._decoding: dict[Sequence, ScheduledTask] = {}
+        self._done: list[Handle] = []
+        self._abandoned: list[Sequence] = []
+        self._step = 0
+
+    def submit(self, coroutine: Task[T], on_tokens: OnTokens | None) -> Handle[T]:
+        handle: Handle[T] = Handle()
+        task = ScheduledTask(coroutine, handle, on_tokens)
+        self.tasks[handle] = task
+        self._waiting.append(task)
+        return handle
+
+    # schedule
+
+    def schedule(self) -> list[Sequence]:
+        """Hand out pictures and codes that are due, begin tasks where places are free, and choose
+        the sequences that enter the batch."""
+        self._hand_out_images()
+        free = self.max_tasks - len(self._decoding)
+        if self._decoding and free < max(1, REFILL * self.max_tasks):
+            return []
+        while self._may_begin:
+            self._resume(self._waiting.popleft(), None)
+        self._hand_out_images()
+        entering: list[Sequence] = []
+        while self._ready and len(entering) < free:
+            task, sequence = self._ready.popleft()
+            sequence.prefixes = task.prefixes.pop(sequence.spec.sampling_params.head, [])
+            self._decoding[sequence] = task
+            entering.append(sequence)
+        return entering
+
+    @property
+    def _may_begin(self) -> bool:
+        under_way = len(self.tasks) - len(self._waiting)
+        return bool(self._waiting) and under_way < self.max_tasks
+
+    def _hand_out_images(self) -> None:
+        while True:
+            idle = not (self._decoding or self._ready or self._may_begin)
+            answers = self.codec.collect(self._step, idle)
+            if not answers:
+                return
+            for task, image_or_codes in answers:
+                if not task.handle.done:
+                    self._resume(task, image_or_codes)
+
+    # postprocess
+
+    def postprocess(self, output: StepOutput) -> None:
+        """Report tokens to those who listen, and resume the tasks whose sequences have ended."""
+        for sequence, tokens in output.partial:
+            self._report(sequence, tokens)
+        for sequence, turn in output.finished:
+            if not isinstance(turn, Exception):
+                self._report(sequence, turn.tokens)
+            task = self._decoding.pop(sequence, None)
+            if task is None:
+                continue  # cancelled meanwhile
+            if sequence.spec.keep_prefix:
+                task.prefixes[sequence.spec.sampling_params.head] = sequence.prefixes
+                sequence.prefixes = []
+            self._resume(task, turn)
+        self._step += 1
+
+    def _report(self, sequence: Sequence, tokens: tuple[int, ...]) -> None:
+        task = self._decoding.get(sequence)
+        if task is None or task.on_tokens is None:
+            return
+        try:
+            task.on_tokens(sequence.spec.request, tokens)
+        except Exception as error:
+            self._end_early(task, error)
+
+    def take_done(self) -> list[Handle]:
+        """The handles of tasks that have ended since the last call."""
+        done, self._done = self._done, []
+        return done
+
+    def take_abandoned(self) -> list[Sequence]:
+        """Sequences in the batch that nobody wants any more."""
+        abandoned, self._abandoned = self._abandoned, []
+        return abandoned
+
+    # tasks
+
+    def _resume(self, task: ScheduledTask, answer: Any) -> None:
+        """Give a task its answer, or raise the answer in it where that is an exception, and note
+        what it asks for next."""
+        while True:
+            try:
+                if isinstance(answer, Exception):
+                    asked = task.coroutine.throw(answer)
+                else:
+                    asked = task.coroutine.send(answer)
+            except StopIteration as stop:
+                self._forget(task)
+                task.handle.set_result(stop.value)
+                return
+            except Exception as error:
+                self._forget(task)
+                task.handle.set_error(error)
+                return
+            try:
+                self._accept(task, asked)
+                return
+            except Exception as error:
+                answer = error
+
+    def _accept(self, task: ScheduledTask, asked: Any) -> None:
+        """Raises what is wrong with a request."""
+        if isinstance(asked, DecodeImage | EncodeImage):
+            self.codec.submit(task, asked)
+            return
+        if not isinstance(asked, GenerateRequest):
+            raise TypeError(f"task: it awaits {asked!r}, which is no request of the engine's")
+        for segment in asked.request.segments:
+            if isinstance(segment, ImageInput):
+                segment.image.load()  # a file that cannot be read ends its own task only
+        sequence = Sequence(asked)
+        if task.on_tokens is not None:
+            is_image = asked.sampling_params.head == "code"
+            sequence.report_every = self.image_row if is_image else TEXT_INTERVAL
+        self._ready.append((task, sequence))
+
+    def cancel(self, handle: Handle) -> None:
+        """End a task; nothing where it is done already. Raises RuntimeError where the task cancels
+        itself."""
+        task = self.tasks.get(handle)
+        if task is None:
+            return
+        if inspect.getcoroutinestate(task.coroutine) == inspect.CORO_RUNNING:  # type: ignore[arg-type]
+            raise RuntimeError("task: it cannot cancel itself; let it return or raise")
+        self._end_early(task, None)
+
+    def cancel_all(self, error: Exception | None) -> None:
+        """End every task, with this error where there is one."""
+        for task in list(self.tasks.values()):
+            self._end_early(task, error)
+
+    def _end_early(self, task: ScheduledTask, error: Exception | None) -> None:
+        """Take a task out of whatever queue it is in. Its handle is cancelled, or has the error, or
+        what the coroutine raised when it was closed."""
+        if task in self._waiting:
+            self._waiting.remove(task)
+        self._ready = deque(entry for entry in self._ready if entry[0] is not task)
+        self.codec.cancel(task)
+        for sequence, owner in list(self._decoding.items()):
+            if owner is task:
+                del self._decoding[sequence]
+                self._abandoned.append(sequence)
+        self._forget(task)
+        try:
+            task.coroutine.close()
+        except Exception as raised:
+            error = error or raised
+        if error is None:
+            task.handle.set_cancelled()
+        else:
+            task.handle.set_error(error)
+
+    def _forget(self, task: ScheduledTask) -> None:
+        del self.tasks[task.handle]
+        task.prefixes.clear()
+        self._done.append(task.handle)

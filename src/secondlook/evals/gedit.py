@@ -1,0 +1,152 @@
+"""GEdit-Bench: edits scored by a vision-language model.
+
+Source: arXiv 2504.17761, in VIEScore's form: semantic consistency SC and quality PQ are the lesser
+of two scores each, and the whole is sqrt(SC PQ). The questions' words are our own: scores compare
+among themselves only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import Image
+from pydantic import Field
+
+from secondlook.errors import InputError
+from secondlook.evals import fetch
+from secondlook.evals.benchmark import (
+    AnsweredBenchmark,
+    Metrics,
+    Row,
+    ScoreOrReason,
+    Scorer,
+    ValueRange,
+)
+from secondlook.evals.scorers import BLIP
+from secondlook.io import read_image, read_json
+from secondlook.llm.client import Answers, Asker, Endpoint, Question, Unanswered
+from secondlook.llm.missing import Missing, missing_of, why_missing
+from secondlook.llm.parsing import json_in, text_of
+from secondlook.registry import register_benchmark
+from secondlook.rewards.vlm import in_words
+
+EDIT_QUESTION = (
+    'Two pictures: the first is the source, the second an edit of it by the instruction "{}". '
+    "Give two scores from 0 to 10: how far the edit succeeds (10: completely as instructed), and "
+    "how little it changes beyond that (10: nothing that it should not). Answer with JSON and "
+    'nothing else: {{"scores": [success, restraint]}}'
+)
+QUALITY_QUESTION = (
+    "Give two scores from 0 to 10 for this picture: how natural it is (10: lighting, perspective "
+    "and proportions are right), and how free of artefacts (10: none). Answer with JSON and "
+    'nothing else: {"scores": [naturalness, cleanness]}'
+)
+
+
+@register_benchmark("gedit")
+class GEdit(AnsweredBenchmark):
+    """GEdit-Bench's 604 English instructions of 11 types."""
+
+    title = "GEdit-Bench, English"
+    files = ("gedit/gedit_edit.json",)
+    edits = True
+    metrics: ClassVar[Metrics] = {
+        "overall": ValueRange(0, 10),
+        "semantic_consistency": ValueRange(0, 10),
+        "quality": ValueRange(0, 10),
+    }
+    note = "VIEScore's form with questions of our own: scores compare among themselves only."
+
+    images: Path | None = Field(
+        None, exclude=True, description="The folder of pictures, which the rows name by their ids."
+    )
+
+    def rows(self) -> list[Row]:
+        path = fetch.file(self.files[0], self.data)
+        rows = []
+        for key, edit in read_json(path, dict).items():
+            if self.images is None:
+                raise InputError("images: GEdit-Bench's pictures are needed; give their folder")
+            source = self.images / edit["id"]
+            if not source.is_file():
+                raise InputError(
+                    f"images: {str(source)!r} is missing; GEdit-Bench's pictures must lie there"
+                )
+            where = f"{key!r} of {path}"
+            rows.append(Row(key, edit["prompt"], edit["edit_type"], source=source, where=where))
+        return rows
+
+    def judge(self) -> str:
+        if not self.url and self.vqa == BLIP:
+            raise InputError(
+                "vqa: BLIP answers yes or no and gives no scores; name a vision-language model"
+            )
+        return super().judge()
+
+    def scorer(self, device: str) -> Scorer:
+        if self.url:
+            return GEditScorer(Asker(Endpoint(self.url, self.vqa), Answers()))
+        from secondlook.llm.local import LocalModel
+
+        return GEditScorer(LocalModel(self.vqa, device))
+
+
+class GEditScorer:
+    """Two questions a picture, of two scores each."""
+
+    def __init__(self, ask: Callable[[Sequence[Question]], list[Any]]):
+        self.ask = ask
+
+    @property
+    def missing(self) -> list[Missing]:
+        """Why answers are missing."""
+        return missing_of(self.ask)
+
+    def __call__(self, items: Sequence[tuple[Row, Image.Image]]) -> list[ScoreOrReason]:
+        questions = []
+        for row, image in items:
+            assert row.source is not None
+            about_edit = in_words(EDIT_QUESTION.format(row.prompt), read_image(row.source), image)
+            about_quality = in_words(QUALITY_QUESTION, image)
+            questions.append(Question(about_edit.body, two_scores))
+            questions.append(Question(about_quality.body, two_scores))
+        answers = self.ask(questions)
+        return [self._score(*pair) for pair in zip(answers[::2], answers[1::2], strict=True)]
+
+    def _score(
+        self, edit: tuple[float, float] | None, quality: tuple[float, float] | None
+    ) -> ScoreOrReason:
+        if edit is None or quality is None:
+            unanswered = "what was edited" if edit is None else "quality"
+            return f"no two scores of {unanswered}{why_missing(self.ask)}"
+        sc, pq = min(edit), min(quality)
+        return {"overall": float(np.sqrt(sc * pq)), "semantic_consistency": sc, "quality": pq}
+
+
+def two_scores(choice: dict[str, Any]) -> tuple[float, float]:
+    """Two numbers from 0 to 10 of an answer: those of its last JSON object with scores. Raises
+    Unanswered."""
+    listed = [
+        found["scores"]
+        for found in json_in(text_of(choice), dict)
+        if isinstance(found.get("scores"), list)
+    ]
+    if not listed or len(listed[-1]) != 2:
+        raise Unanswered("its answer has no two scores")
+    one, other = map(_number, listed[-1])
+    if not (0 <= one <= 10 and 0 <= other <= 10):
+        raise Unanswered("its answer has scores beyond 0 to 10")
+    return one, other
+
+
+def _number(value: Any) -> float:
+    """A number, or a text that is one. Raises Unanswered for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise Unanswered("its answer has a score that is no number")
+    try:
+        return float(value)
+    except (ValueError, OverflowError) as error:
+        raise Unanswered("its answer has a score that is no number") from error

@@ -1,0 +1,236 @@
+"""GenEval: are the objects there that were asked for, in their number, colours and places?
+
+Source: arXiv 2310.11513 and its released evaluation. An instance segmenter finds COCO's objects, a
+CLIP names their colours, and rules give the verdict. Both models are transformers' own here instead
+of mmdetection's and open_clip's; thresholds, order and rules are as published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+from pydantic import Field
+
+from secondlook.evals import fetch
+from secondlook.evals.benchmark import ImageBenchmark, Row, ScoreOrReason, Scorer
+from secondlook.evals.scorers import CLIP, DETECTOR
+from secondlook.io import read_rows
+from secondlook.registry import register_benchmark
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from secondlook.evals.scorers.clip import Clip
+    from secondlook.evals.scorers.detector import DetectedObject, Detector
+
+COLORS = (
+    "red",
+    "orange",
+    "yellow",
+    "green",
+    "blue",
+    "purple",
+    "pink",
+    "brown",
+    "black",
+    "white",
+)
+THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9
+"""Confidence above which an object counts."""
+MAX_OBJECTS = 16
+"""Of one class, the most confident."""
+GREY = np.array((153, 153, 153), np.uint8)
+"""#999999, the background of an object whose colour is asked for."""
+COLOR_SENTENCES = (
+    "a photo of a {color} {name}",
+    "a photo of a {color}-colored {name}",
+    "a photo of a {color} object",
+)
+
+
+@register_benchmark("geneval")
+class GenEval(ImageBenchmark):
+    """GenEval's 553 prompts of six tasks."""
+
+    title = "GenEval"
+    default_samples = 4
+    files = ("geneval/evaluation_metadata.jsonl",)
+
+    detector: str = Field(DETECTOR, description="A Mask2Former of COCO's classes.")
+    clip: str = Field(CLIP, description="A CLIP; default: ViT-L/14.")
+
+    def rows(self) -> list[Row]:
+        path = fetch.file(self.files[0], self.data)
+        rows = []
+        for i, (number, metadata) in enumerate(read_rows(path)):
+            prompt, task, where = metadata["prompt"], metadata["tag"], f"line {number} of {path}"
+            rows.append(Row(f"{i:05d}", prompt, task, metadata, where=where))
+        return rows
+
+    def scorer(self, device: str) -> Scorer:
+        from secondlook.evals.scorers.clip import Clip
+        from secondlook.evals.scorers.detector import Detector
+
+        return GenEvalScorer(Detector(self.detector, device), Clip(self.clip, device))
+
+    def judge(self) -> str:
+        from secondlook.evals.scorers.models import check_model
+
+        return f"{check_model('detector', self.detector)} and {check_model('clip', self.clip)}"
+
+
+@register_benchmark("geneval-long")
+class GenEvalLong(GenEval):
+    """GenEval's specifications with prompts that a language model rewrote at length."""
+
+    title = "GenEval, prompts rewritten"
+    files = ("geneval/evaluation_metadata_long.jsonl",)
+    note = "Not comparable with GenEval's own prompts."
+
+
+class GenEvalScorer:
+    """1 where GenEval's rules hold, else 0, and why."""
+
+    def __init__(self, detector: Detector, clip: Clip):
+        self.detector, self.colors = detector, ObjectColors(clip)
+
+    def __call__(self, items: Sequence[tuple[Row, Image.Image]]) -> list[ScoreOrReason]:
+        from secondlook.evals.scorers.models import NotANumber
+
+        scores: list[ScoreOrReason] = []
+        for row, image in items:
+            try:
+                objects = self.detector(image)
+                right, why = verdict(row.facts, objects, partial(self.colors, image))
+            except NotANumber as error:
+                scores.append(str(error))
+                continue
+            listed = []
+            for found in objects:
+                confidence = round(found.confidence, 4)
+                listed.append({"class": found.name, "box": found.box, "confidence": confidence})
+            scores.append({"value": float(right), "why": why, "objects": listed})
+        return scores
+
+
+class ObjectColors:
+    """Colours of objects by CLIP: the likeliest of ten words, each the mean of three sentences'
+    embeddings."""
+
+    def __init__(self, clip: Clip):
+        self.clip = clip
+        self.word_embeddings = cache(self._word_embeddings)
+
+    def _word_embeddings(self, name: str) -> Tensor:
+        """Of each colour word beside an object's ``name`` (10, D)."""
+        import torch
+
+        sentences = []
+        for color in COLORS:
+            sentences += [form.format(color=color, name=name) for form in COLOR_SENTENCES]
+        embeddings = self.clip.texts(sentences)  # (10 * 3, D)
+        means = embeddings.reshape(len(COLORS), len(COLOR_SENTENCES), -1).mean(1)
+        return torch.nn.functional.normalize(means, dim=-1)
+
+    def __call__(self, image: Image.Image, objects: Sequence[DetectedObject]) -> list[str]:
+        """The colour of each object: of its box, with #999999 outside its mask."""
+        if not objects:
+            return []
+        pixels = np.asarray(image.convert("RGB"))
+        crops = []
+        for found in objects:
+            alone = Image.fromarray(np.where(found.mask[..., None], pixels, GREY))
+            x1, y1, x2, y2 = map(int, found.box)
+            crops.append(alone.crop((x1, y1, x2, y2)))
+        colors = []
+        for embedding, found in zip(self.clip.images(crops), objects, strict=True):
+            cosines = embedding @ self.word_embeddings(found.name).T  # (10,)
+            colors.append(COLORS[int(cosines.argmax())])
+        return colors
+
+
+ColorsOf = Callable[[Sequence["DetectedObject"]], Sequence[str]]
+"""The colours of given objects of one image."""
+
+
+def verdict(
+    metadata: dict[str, Any], objects: Sequence[DetectedObject], colors_of: ColorsOf
+) -> tuple[bool, str]:
+    """Whether an image is right by GenEval's rules, and what fails.
+
+    Of each class the objects above the threshold, the 16 most confident; of each clause of
+    ``include`` the ``count`` most confident. Too few fail; colours and positions must hold for all
+    of them; a clause that failed is no position's target.
+    """
+    threshold = COUNTING_THRESHOLD if metadata["tag"] == "counting" else THRESHOLD
+    by_class: dict[str, list[DetectedObject]] = {}
+    for found in sorted(objects, key=lambda o: -o.confidence):
+        of_class = by_class.setdefault(found.name, [])
+        if found.confidence > threshold and len(of_class) < MAX_OBJECTS:
+            of_class.append(found)
+
+    matched: list[list[DetectedObject] | None] = []  # of each clause, None where it failed
+    failures = []
+    for clause in metadata.get("include", []):
+        of_class = by_class.get(clause["class"], [])
+        chosen = of_class[: clause["count"]]
+        failure = ""
+        if len(chosen) < clause["count"]:
+            failure = f"expected {clause['class']}>={clause['count']}, found {len(of_class)}"
+        elif "color" in clause:
+            failure = _color_failure(clause, colors_of(chosen))
+        if not failure and "position" in clause:
+            failure = _position_failure(clause, chosen, matched)
+        if failure:
+            failures.append(failure)
+        matched.append(None if failure else chosen)
+
+    for clause in metadata.get("exclude", []):
+        there = len(by_class.get(clause["class"], []))
+        if there >= clause["count"]:
+            failures.append(f"expected {clause['class']}<{clause['count']}, found {there}")
+    return not failures, "; ".join(failures)
+
+
+def _color_failure(clause: dict[str, Any], colors: Sequence[str]) -> str:
+    if all(color == clause["color"] for color in colors):
+        return ""
+    return f"expected {clause['color']} {clause['class']}, found {', '.join(colors)}"
+
+
+def _position_failure(
+    clause: dict[str, Any],
+    chosen: Sequence[DetectedObject],
+    matched: Sequence[list[DetectedObject] | None],
+) -> str:
+    relation, target = clause["position"]
+    targets = matched[target]
+    if targets is None:
+        return f"no target for {clause['class']} to be {relation}"
+    for one in chosen:
+        for other in targets:
+            if relation not in relations(one.box, other.box):
+                return f"expected {clause['class']} {relation} target"
+    return ""
+
+
+def relations(a: tuple[float, ...], b: tuple[float, ...]) -> set[str]:
+    """Where box ``a`` (x1, y1, x2, y2) lies relative to box ``b``; several relations may hold, also
+    none.
+
+    The offset of the centres is reduced by a tenth of both sizes; its direction must then exceed
+    half of the unreduced offset's length.
+    """
+    box_a, box_b = np.asarray(a, float), np.asarray(b, float)
+    offset = (box_a[:2] + box_a[2:] - box_b[:2] - box_b[2:]) / 2
+    sizes = (box_a[2:] - box_a[:2]) + (box_b[2:] - box_b[:2])
+    reduced = np.sign(offset) * np.maximum(np.abs(offset) - 0.1 * sizes, 0)
+    if np.all(np.abs(reduced) < 1e-3):
+        return set()
+    dx, dy = reduced / np.linalg.norm(offset)
+    held = {"left of": dx < -0.5, "right of": dx > 0.5, "above": dy < -0.5, "below": dy > 0.5}
+    return {name for name, holds in held.items() if holds}

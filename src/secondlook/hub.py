@@ -1,0 +1,137 @@
+"""Upload a checkpoint to the Hugging Face hub, with a model card."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from secondlook.card import model_card
+from secondlook.errors import InputError
+from secondlook.io import is_file, read_json, read_text, whole_folder, writable_folder, write_text
+from secondlook.models.shipped import locate
+
+WEIGHTS = ("*.safetensors", "*.bin")
+UPLOADED = (*WEIGHTS, "*.json", "*.jinja", "*.model", "*.txt")
+"""Files of a checkpoint; nothing else of its folder is uploaded."""
+CARD = "README.md"
+REPO_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+class Saved(Protocol):
+    """What writes itself as a checkpoint: ``secondlook.Model``."""
+
+    def save(self, folder: str | Path) -> Path: ...
+
+
+def push(
+    model: str | Path | Saved,
+    repo_id: str,
+    results: Sequence[str | Path] = (),
+    license_id: str = "",
+    private: bool = False,
+    dry_run: str | Path | None = None,
+    message: str = "Upload by secondlook",
+) -> str:
+    """Upload a checkpoint with a model card to the hub.
+
+    A checkpoint's own README.md is its card; without one, the card is made of the settings of its
+    run (``config.json`` beside the folder ``final``) and of the results.
+
+    Args:
+        model: A checkpoint's folder, a run's folder (its ``final`` is taken), a shipped model's
+            name, or a ``secondlook.Model``, which is saved for this.
+        repo_id: Where to, as owner/name. It is made if it is not there.
+        results: Files ``result.json`` of ``secondlook eval``, or their folders, for the card.
+        license_id: The weights' licence as the hub writes it (``mit``); "": the base model's,
+            where it is known.
+        private: Whether a repository that is made now is private.
+        dry_run: A new folder: what would be uploaded is written there, and nothing is uploaded.
+        message: Of the commit.
+
+    Returns:
+        The address of the repository, or the folder of a dry run.
+
+    Raises:
+        InputError: There is no checkpoint, a name or a file is wrong, or the hub refused.
+    """
+    if len(repo_id) > 96 or not REPO_ID.fullmatch(repo_id):
+        raise InputError(
+            f"repo: {repo_id!r} is not a name on the hub; write owner/name, as me/my-model"
+        )
+    with _checkpoint_of(model) as folder:
+        files = checkpoint_files(folder)
+        own_card = folder / CARD
+        if is_file(own_card):
+            if results or license_id:
+                raise InputError(
+                    f"results: {str(own_card)!r} is there and is the card; remove it to have one "
+                    "made with results and a licence"
+                )
+            card = read_text(own_card)
+        else:
+            card = model_card(folder, repo_id, [Path(path) for path in results], license_id)
+        if dry_run is not None:
+            return str(_write_locally(files, card, Path(dry_run)))
+        return _upload(files, card, repo_id, private, message)
+
+
+@contextmanager
+def _checkpoint_of(model: str | Path | Saved) -> Iterator[Path]:
+    """The folder of the checkpoint that ``model`` means; a model is saved to a temporary one."""
+    if not isinstance(model, str | Path):
+        with tempfile.TemporaryDirectory() as temporary:
+            yield model.save(Path(temporary) / "model")
+        return
+    folder = Path(locate(str(model)))
+    if is_file(folder / "final" / "config.json"):
+        folder = folder / "final"
+    yield folder
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """The files of a checkpoint, sorted by name. Raises InputError where it is none."""
+    if not folder.is_dir():
+        raise InputError(f"folder: {str(folder)!r} is not a folder; give a checkpoint's folder")
+    config_path = folder / "config.json"
+    if not is_file(config_path) or "model_type" not in read_json(config_path, dict):
+        raise InputError(
+            f"folder: {str(folder)!r} is not a checkpoint: it lacks a config.json with model_type"
+        )
+    if not any(any(folder.glob(pattern)) for pattern in WEIGHTS):
+        raise InputError(f"folder: {str(folder)!r} holds no weights (*.safetensors)")
+    return sorted(path for pattern in UPLOADED for path in folder.glob(pattern))
+
+
+def _write_locally(files: Sequence[Path], card: str, out: Path) -> Path:
+    """What would be uploaded, in a new folder. Raises InputError where it is not empty."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"dry-run: {str(out)!r} is not an empty folder; name a new one")
+    writable_folder(out.parent, claimed=False)
+    with whole_folder(out) as work:
+        for path in files:
+            shutil.copyfile(path, work / path.name)
+        write_text(work / CARD, card)
+    return out
+
+
+def _upload(files: Sequence[Path], card: str, repo_id: str, private: bool, message: str) -> str:
+    """One commit of all files. Raises InputError with the hub's own words where it refuses."""
+    import huggingface_hub
+
+    operations: list[Any] = [
+        huggingface_hub.CommitOperationAdd(path.name, str(path)) for path in files
+    ]
+    operations.append(huggingface_hub.CommitOperationAdd(CARD, card.encode()))
+    api = huggingface_hub.HfApi()
+    try:
+        address = api.create_repo(repo_id, private=private, exist_ok=True)
+        api.create_commit(repo_id, operations, commit_message=message)
+    except Exception as error:  # the hub's, httpx's and the system's
+        reason = " ".join(str(error).split())[:240] or type(error).__name__
+        raise InputError(f"repo: {repo_id!r} could not be written on the hub: {reason}") from error
+    return str(address)

@@ -1,0 +1,121 @@
+"""Introspection over rounds beside best-of-N by the model's own judge, at equal numbers of drawn
+codes, on mini-GenEval's rows (`evals.best_of_n`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from secondlook.engine.engine import Engine
+from secondlook.episode import SamplingConfig, run_episodes
+from secondlook.evals.benchmark import EvalSession
+from secondlook.evals.best_of_n import JudgedImage, Trial, curve, plot_curves
+from secondlook.evals.intervals import interval_text
+from secondlook.io import versions, write_json
+from secondlook.mini.evals.geneval import seeded_rows
+from secondlook.mini.evals.sampled import SampledMiniBenchmark
+from secondlook.mini.world.language import Spec
+from secondlook.mini.world.reader import judge
+from secondlook.registry import register_benchmark
+from secondlook.types import Prompt, Round
+
+
+@register_benchmark("mini-curve")
+class MiniCurve(SampledMiniBenchmark):
+    """Introspection over rounds beside best-of-N by the model's own judge, at equal numbers of
+    drawn codes."""
+
+    title = "Looking again beside best-of-N"
+    files_written = "result.json, curve.png"
+    page = "curve.png"
+
+    max_rounds: int = Field(5, ge=1, description="Most rounds, and largest N.")
+    rows_per_task: int = Field(80, ge=1, description="Prompts a task.")
+
+    def run(self, session: EvalSession) -> dict[str, Any]:
+        engine = session.load_engine(self.model)
+        sampling = self.sampling(engine)
+        trials = run_trials(engine, self, sampling, session.progress)
+        return write(session.out, trials, self.with_guidance(sampling))
+
+    def lines(self, result: dict[str, Any]) -> list[str]:
+        lines = []
+        for point in result["curve"]:
+            over = interval_text(point["over_best_of_n"])
+            lines.append(
+                f"  {point['rounds']} rounds, {point['images']:.2f} images: "
+                f"{interval_text(point['final'])}  over best-of-N {over}"
+            )
+        return lines
+
+    @classmethod
+    def headline(cls, result: dict[str, Any]) -> dict[str, Any]:
+        first, longest = result["curve"][0], result["curve"][-1]
+        numbers = {"first": first["final"], "final": longest["final"]}
+        if longest["rounds"] > 1:
+            numbers["over_best_of_n"] = longest["over_best_of_n"]
+        return numbers
+
+    @classmethod
+    def options_for_all(cls, rounds: int, only: int) -> dict[str, Any]:
+        return {"rows_per_task": only} if only else {}
+
+
+def run_trials(
+    engine: Engine,
+    settings: MiniCurve,
+    sampling: SamplingConfig,
+    progress: Callable[[str, int, int], None] = lambda *_: None,
+) -> list[Trial]:
+    """Sample the episodes and the independent images of every row of mini-GenEval."""
+    jobs = seeded_rows(settings, settings.rows_per_task)
+    n_fresh = settings.max_rounds - 1  # beside the episode's own first image
+    trials: list[Trial] = []
+    for start in range(0, len(jobs), engine.batch):
+        part = jobs[start : start + engine.batch]
+        prompts, seeds = [Prompt(spec.prompt) for spec, _ in part], [seed for _, seed in part]
+        episodes = run_episodes(engine, prompts, seeds, settings.max_rounds, sampling)
+        fresh = []
+        if n_fresh:
+            fresh_prompts: list[Prompt] = []
+            fresh_seeds: list[int] = []
+            for prompt, seed in zip(prompts, seeds, strict=True):
+                fresh_prompts += [prompt] * n_fresh
+                first = 10**9 + seed * settings.max_rounds + 1  # seeds that no episode has
+                fresh_seeds += range(first, first + n_fresh)
+            verdict_only = replace(sampling, reason_tokens=1)
+            fresh = run_episodes(engine, fresh_prompts, fresh_seeds, 1, verdict_only)
+        for i, ((spec, _), episode) in enumerate(zip(part, episodes, strict=True)):
+            beside = [e.rounds[0] for e in fresh[i * n_fresh : (i + 1) * n_fresh]]
+            trials.append(_trial(spec, episode.rounds, beside))
+        progress("drawing", len(trials), len(jobs))
+    return trials
+
+
+def _trial(spec: Spec, rounds: Sequence[Round], beside: Sequence[Round]) -> Trial:
+    def judged(shown: Round) -> JudgedImage:
+        return JudgedImage(shown.yes, shown.p_yes, judge(spec, shown.image).correct)
+
+    of_episode = tuple(judged(shown) for shown in rounds)
+    fresh = (of_episode[0], *(judged(shown) for shown in beside))
+    return Trial(spec.tag, spec.prompt, of_episode, fresh)
+
+
+def summarize(trials: Sequence[Trial], settings: MiniCurve) -> dict[str, Any]:
+    """The numbers of result.json."""
+    return curve(trials, settings.max_rounds, settings.max_rounds) | {
+        "settings": settings.settings(),
+        "versions": versions(),
+    }
+
+
+def write(out: Path, trials: Sequence[Trial], settings: MiniCurve) -> dict[str, Any]:
+    """curve.png and, last, result.json; returns the result."""
+    result = summarize(trials, settings)
+    plot_curves({Path(settings.model).name: result}, out / "curve.png")
+    write_json(out / "result.json", result)
+    return result

@@ -1,0 +1,46 @@
+"""What the miniature's benchmarks that draw have in common."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field
+
+from secondlook.engine.engine import Engine
+from secondlook.episode import SamplingConfig
+from secondlook.evals.benchmark import MODEL_HELP, SEED_HELP, Benchmark
+
+
+class SampledMiniBenchmark(Benchmark):
+    """Every row of a split is drawn or edited ``samples`` times, each with a seed of its own."""
+
+    suite = "mini"
+    default_batch = 96
+    guidance_scale: ClassVar[Literal["guidance", "edit_guidance"]] = "guidance"
+    """Which of the checkpoint's guidance scales counts."""
+
+    model: str = Field("mini", description=MODEL_HELP)
+    samples: int = Field(4, ge=1, le=1000, description="Images a prompt.")
+    seed: int = Field(0, ge=0, description=SEED_HELP)
+    split: Literal["held-out", "seen"] = Field(
+        "held-out", description="held-out or seen compositions."
+    )
+    guidance: float | None = Field(None, description="Default: the checkpoint's own.")
+
+    def sampling(self, engine: Engine) -> SamplingConfig:
+        """As the checkpoint says, or with the guidance that is asked for."""
+        sampling = SamplingConfig.of(engine.janus.net.generation_config)
+        if self.guidance is None:
+            return sampling
+        if self.guidance_scale == "edit_guidance":
+            return replace(sampling, edit_guidance=self.guidance)
+        return replace(sampling, guidance=self.guidance)
+
+    def with_guidance(self, sampling: SamplingConfig) -> Self:
+        """These settings with the guidance that is used, as a result states them."""
+        return self.model_copy(update={"guidance": getattr(sampling, self.guidance_scale)})
+
+    def seeds_of(self, row: int) -> list[int]:
+        """The seed of each of a row's samples."""
+        return [self.seed * 10**6 + row * 1000 + k for k in range(self.samples)]

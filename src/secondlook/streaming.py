@@ -1,0 +1,60 @@
+"""What happens while an episode is drawn, with partial images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from PIL import Image
+
+from secondlook.engine.engine import Engine
+from secondlook.episode import SamplingConfig, stream_episodes
+from secondlook.types import EpisodeFinished, Prompt, RowDrawn, VerdictGiven
+
+GREY = (127, 127, 127)
+"""Colour of the rows of a partial image that are not drawn yet."""
+
+
+@dataclass(frozen=True)
+class PartialImage:
+    """An image while it is drawn."""
+
+    round_index: int
+    """0 for the first image, 1 for the first redraw."""
+    rows: int
+    """Rows of codes that are drawn, of ``total_rows``."""
+    total_rows: int
+    image: Image.Image
+    """What is drawn so far; the rest is grey."""
+
+
+StreamEvent: TypeAlias = PartialImage | VerdictGiven | EpisodeFinished
+
+
+def stream_events(
+    engine: Engine, prompt: Prompt, seed: int, rounds: int, sampling: SamplingConfig
+) -> Iterator[StreamEvent]:
+    """An episode's events in order: of each round a PartialImage after each row of codes, then the
+    verdict; at the end the episode. Closing the iterator ends the drawing."""
+    for event in stream_episodes(engine, [prompt], [seed], rounds, sampling):
+        if isinstance(event, RowDrawn):
+            yield partial_image(engine, event.round_index, event.codes, event.rows)
+        else:
+            yield event
+
+
+def partial_image(
+    engine: Engine, round_index: int, codes: Sequence[int], rows: int
+) -> PartialImage:
+    """The picture of the first rows of codes. The decoder wants all codes, so the last row that is
+    drawn stands for those below it, which are then painted grey."""
+    total_codes = engine.janus.n_codes
+    side = round(total_codes**0.5)  # codes a row, and rows
+    drawn = list(codes[: rows * side])
+    last_row = drawn[-side:] or [0] * side
+    drawn += last_row * (side - rows)
+    [image] = engine.pictures([tuple(drawn)])
+    edge = rows * image.height // side  # pixels
+    image.paste(GREY, (0, edge, image.width, image.height))
+    return PartialImage(round_index, rows, side, image)

@@ -1,0 +1,99 @@
+"""Training from Python: the jobs of the command line, with their settings as dictionaries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from secondlook import config as configs
+from secondlook.api import Model, load
+from secondlook.io import writable_folder
+
+Settings = Mapping[str, Any] | str | Path
+"""A job's settings: a dictionary, or the path of a TOML file."""
+NOTHING: Settings = {}
+
+
+def train_sft(config: Settings = NOTHING, out: str | Path = "out/sft", **settings: Any) -> Model:
+    """Stage 1: supervised fine-tuning on draw, judge and redraw.
+
+    Args:
+        config: The settings of ``secondlook train sft``: a dictionary or a TOML file's path.
+        out: The folder of the run; one that was interrupted is resumed.
+        settings: Single settings, which override those of ``config``; those of a section are a
+            dictionary: ``optim={"lr": 1e-5}``.
+
+    Returns:
+        The trained model, which is also in ``out``/final.
+
+    Raises:
+        InputError: A setting is unknown or wrong; the message names it.
+        Stopped: The run ended itself because going on would do harm.
+    """
+    from secondlook.train import sft
+
+    loaded = configs.parse(sft.SFTConfig, _values(config, settings), _where(config))
+    sft.train_sft(loaded, writable_folder(Path(out)))
+    return load(Path(out) / "final", _device_of(loaded))
+
+
+def train_rl(
+    config: Settings = NOTHING,
+    out: str | Path = "out/rl",
+    reward: Callable[..., Any] | str | None = None,
+    **settings: Any,
+) -> Model:
+    """Stage 2: reinforcement learning (GRPO, PPO, or a registered algorithm) on whole episodes.
+
+    Args:
+        config: The settings of ``secondlook train rl``: a dictionary or a TOML file's path.
+        out: The folder of the run; one that was interrupted is resumed.
+        reward: Who scores the images; default: the ``[[rewards]]`` of the settings. Either a
+            registered name, or a function ``reward(prompt: str, image) -> float | None``: a number
+            in [0, 1], None where none could be had, which is masked and never counts as 0. A
+            function ``reward(prompt, image, source=None)`` scores edits too: then ``source`` is
+            the image that was edited, and ``prompt`` the instruction. A callable of one parameter
+            gets a list of (prompt, image) and returns a list
+            (``secondlook.rewards.reward.Reward``). A callable may want anything, so it need not
+            tell the prompts' sanity pairs apart, unless ``sanity_pairs`` names some.
+        settings: Single settings, which override those of ``config``; those of a section are a
+            dictionary: ``rollout={"group_size": 8}``.
+
+    Returns:
+        The trained model, which is also in ``out``/final.
+
+    Raises:
+        InputError: A setting is unknown or wrong; the message names it.
+        Stopped: The run ended itself because going on would do harm.
+    """
+    from secondlook.rewards.config import as_reward
+    from secondlook.train.rl import loop
+    from secondlook.train.rl.config import RLConfig
+
+    values = _values(config, settings)
+    if callable(reward) and not values.get("sanity_pairs"):
+        values["reward_checks"] = {"min_separation": 0.0, **values.get("reward_checks", {})}
+    loaded = configs.parse(RLConfig, values, _where(config))
+    scored = None if reward is None else as_reward(reward)
+    loop.train_rl(loaded, writable_folder(Path(out)), scored)
+    return load(Path(out) / "final", _device_of(loaded))
+
+
+def _values(config: Settings, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A job's settings as nested dictionaries: ``config``'s, with ``settings`` over them."""
+    values = dict(config) if isinstance(config, Mapping) else configs.read(Path(config))
+    for name, value in settings.items():
+        section = values.get(name)
+        both_sections = isinstance(section, Mapping) and isinstance(value, Mapping)
+        values[name] = {**section, **value} if both_sections else value  # type: ignore[dict-item]
+    return values
+
+
+def _where(config: Settings) -> str:
+    return "the settings" if isinstance(config, Mapping) else repr(str(config))
+
+
+def _device_of(config: Any) -> str:
+    """The device that a job ran on."""
+    return config.runtime.device

@@ -1,0 +1,183 @@
+"""Every code block of the README, the documentation, the examples and the notebook runs, on the
+miniature.
+
+A page's blocks run in order, in one process and an empty folder: ``python`` blocks, and of ``bash``
+blocks the lines that begin with ``secondlook`` or ``printf``. A block whose first line is a comment
+with a file's name alone (``# my_reward.py``) is written to that file instead. ``sh`` marks what is
+only shown: set-up, scripts, servers. A block whose first line is ``# not run in the tests: REASON``
+needs a GPU, a hub or a server.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import traceback
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+NOT_RUN = "# not run in the tests:"
+FILE = re.compile(r"# ([\w-]+\.(?:py|toml|txt|jsonl))\n")
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+CODE_SPAN = re.compile(r"`([^`]+)`")
+NOT_PAGES = ("LOG.md", "reference/", "results/")  # what was measured, and what docstrings say
+PRELOADED = ["torch", "transformers", "secondlook.api", "secondlook.cli"]
+"""Imported once, by the process from which each page's own is forked."""
+
+
+def pages() -> list[Path]:
+    docs = ROOT / "docs"
+    written = [p for p in sorted(docs.rglob("*.md")) if not p.name.startswith("_")]
+    shown = [p for p in written if not str(p.relative_to(docs)).startswith(NOT_PAGES)]
+    examples = sorted((ROOT / "examples").glob("*.py")) + sorted(
+        (ROOT / "examples").glob("*.ipynb")
+    )
+    return [ROOT / "README.md", *shown, *examples]
+
+
+def blocks_of(page: Path) -> list[tuple[str, str]]:
+    """(language, text) of what runs: a page's blocks, a whole script, a notebook's cells."""
+    if page.suffix == ".py":
+        return [("python", page.read_text())]
+    if page.suffix == ".ipynb":
+        cells = json.loads(page.read_text())["cells"]
+        return [("python", "".join(c["source"])) for c in cells if c["cell_type"] == "code"]
+    blocks = []
+    for kind, text in BLOCK.findall(page.read_text()):
+        if FILE.match(text):
+            blocks.append(("file", text))
+        elif kind in ("python", "bash") and not text.startswith(NOT_RUN):
+            blocks.append((kind, text))
+    return blocks
+
+
+PAGES = [page for page in pages() if blocks_of(page)]
+
+
+def run_command(line: str) -> None:
+    """A line of a ``bash`` block: ``secondlook …`` in this process, ``printf`` by the shell."""
+    import shlex
+
+    from secondlook.cli import main
+
+    if not line.startswith("secondlook "):
+        subprocess.run(line, shell=True, check=True)
+        return
+    sys.argv = shlex.split(line, comments=True)
+    try:
+        main()
+    except SystemExit as ended:
+        if ended.code:
+            raise RuntimeError(f"exit code {ended.code}: {line}") from ended
+
+
+def run_page(page: Path, folder: Path) -> None:
+    """All blocks of a page, in this process and ``folder``. What is printed goes to a file beside
+    it."""
+    output = os.open(folder.parent / "output.txt", os.O_CREAT | os.O_WRONLY)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.chdir(folder)
+    names = {"__name__": "__main__", "__file__": str(page)}
+    sys.argv = [str(page)]
+    try:
+        for kind, text in blocks_of(page):
+            if kind == "file":
+                Path(FILE.match(text)[1]).write_text(text)
+            elif kind == "python":
+                exec(compile(text, f"{page.name}: {text.splitlines()[0]}", "exec"), names)
+            else:
+                joined = text.replace("\\\n", " ")
+                for line in joined.splitlines():
+                    if line.startswith(("secondlook ", "printf ")):
+                        run_command(line)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_blocks_run(page, tmp_path):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    process = context.Process(target=run_page, args=(page, folder))
+    process.start()
+    process.join(timeout=300)
+    if process.is_alive():
+        process.kill()
+    output = (tmp_path / "output.txt").read_text(errors="replace")
+    assert process.exitcode == 0, output[-4000:]
+
+
+def test_what_is_not_run_says_why():
+    for page in pages():
+        blocks = BLOCK.findall(page.read_text()) if page.suffix == ".md" else []
+        for kind, text in blocks:
+            where = f"{page.relative_to(ROOT)}: {text.splitlines()[0] if text else ''}"
+            assert kind in ("python", "bash", "sh", "toml", "json", "text"), f"{kind!r} in {where}"
+            if text.startswith(NOT_RUN):
+                assert re.search("GPU|hub|server", text.splitlines()[0]), where
+            if kind == "bash":
+                assert re.search("^secondlook ", text, re.MULTILINE), f"nothing of it runs: {where}"
+
+
+def named_rows(page: Path) -> list[tuple[str, list[str]]]:
+    """(file, names) of table rows with a file below src/secondlook and, beside it, names in it."""
+    rows = []
+    for line in page.read_text().splitlines():
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        for where, names in pairwise(cells):
+            if re.fullmatch(r"`[\w/]+\.(py|toml)`", where):
+                rows.append((where.strip("`"), CODE_SPAN.findall(names)))
+    return rows
+
+
+@pytest.mark.parametrize("page", ["architecture.md", "paper.md"])
+def test_files_and_names_are_where_the_page_says(page):
+    rows = [(file, names) for file, names in named_rows(ROOT / "docs" / page) if names]
+    assert len(rows) >= 12
+    for file, names in rows:
+        text = (ROOT / "src" / "secondlook" / file).read_text()
+        for name in names:
+            if file.endswith(".toml"):
+                assert re.search(rf"^{name}\b", text, re.MULTILINE), f"{name} is not set in {file}"
+            else:
+                assert name in defined(text), f"{name} is not defined in {file}"
+
+
+def defined(text: str) -> set[str]:
+    """Names that a module gives to something: classes, functions, variables."""
+    names = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+    return names
+
+
+def test_every_file_that_the_pages_link_to_is_there():
+    for page in [p for p in pages() if p.suffix == ".md"]:
+        for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{target} in {page.relative_to(ROOT)}"
+
+
+def test_the_readme_stays_a_page():
+    assert (ROOT / "README.md").stat().st_size <= 10_000
+
+
+def test_examples_are_short():
+    for example in (ROOT / "examples").glob("*.py"):
+        assert len(example.read_text().splitlines()) < 60, example.name

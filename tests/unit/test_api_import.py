@@ -1,0 +1,58 @@
+"""The front door: what ``import secondlook`` costs and offers."""
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+import secondlook
+
+
+def in_fresh_process(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def test_import_takes_no_time_and_no_torch():
+    """The fastest of three processes: others may be busy on this machine."""
+    code = (
+        "import sys, time; began = time.perf_counter(); import secondlook; "
+        "heavy = {'torch', 'transformers', 'numpy', 'PIL'} & set(sys.modules); "
+        "print(time.perf_counter() - began, sorted(heavy))"
+    )
+    times = []
+    for _ in range(3):
+        seconds, heavy = in_fresh_process(code).split(" ", 1)
+        assert heavy.strip() == "[]"
+        times.append(float(seconds))
+    assert min(times) < 0.2
+
+
+def test_small_names_come_without_torch():
+    code = (
+        "import sys, secondlook; secondlook.InputError, secondlook.Prompt, secondlook.Episode; "
+        "secondlook.register_reward, secondlook.__version__; print('torch' in sys.modules)"
+    )
+    assert in_fresh_process(code).strip() == "False"
+
+
+@pytest.mark.parametrize("name", secondlook.__all__)
+def test_every_name_is_where_the_door_says(name):
+    value = getattr(secondlook, name)
+    assert value is getattr(secondlook, name)
+    if name != "__version__":
+        module = importlib.import_module(f"secondlook.{secondlook._MODULES[name]}")
+        assert value is getattr(module, name) and value.__doc__
+    assert name in dir(secondlook)
+
+
+def test_other_names_are_refused():
+    with pytest.raises(AttributeError, match="no attribute 'laod'"):
+        secondlook.laod  # noqa: B018
+
+
+def test_types_are_marked():
+    from importlib.resources import files
+
+    assert files("secondlook").joinpath("py.typed").is_file()
