@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from secondlook.train.rl.minibatch import pack, rows_of
 
 from secondlook.engine.engine import Engine
 from secondlook.episode import SamplingConfig, run_episodes
