@@ -51,7 +51,7 @@ break."""
 MOST_HOPS = 5
 LONGEST_PATIENCE = 90
 """Minutes. Ranks wait for one whose judge is away for longer than that
-(``train.ranks.PATIENCE``)."""
+(``train.distributed.TIMEOUT``)."""
 
 
 @dataclass(frozen=True)
