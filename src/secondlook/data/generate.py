@@ -38,7 +38,7 @@ from secondlook.data.sft_dataset import Pool
 from secondlook.errors import InputError
 from secondlook.io import same_config, writable_folder, write_json, write_text
 from secondlook.llm.missing import tell_missing, why_missing
-from secondlook.rewards.reward import Reward, score
+from secondlook.rewards.reward import Reward, score, try_out
 from secondlook.types import Prompt, WorkerShard
 
 
@@ -63,6 +63,8 @@ def build(
     write_prompts(out / "prompts.jsonl", shards)
     own_shards = [s for s in shards if s.number % share.size == share.rank]
     to_score = [s for s in own_shards if not _scored(out, s).exists()]
+    if to_score:
+        try_out(reward)
     _draw(config, to_score, out, load)
     _score(config, to_score, out, reward)
     if share.rank:

@@ -308,6 +308,11 @@ class AnsweredBenchmark(ImageBenchmark):
     )
     url: str = Field("", description="An OpenAI-compatible endpoint that serves it.")
 
+    def try_out_judge(self) -> None:
+        from secondlook.evals.scorers.vqa import try_answerer
+
+        try_answerer(self.vqa, self.url)
+
     def judge(self) -> str:
         from secondlook.evals.scorers.vqa import check_answerer
 
