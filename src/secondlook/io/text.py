@@ -240,6 +240,18 @@ def check_unicode(text: str, name: str, where: str = "") -> str:
     return text.strip("\ufeff")
 
 
+def odd_character(text: str) -> str:
+    """The first character that a reader takes for a space or does not see, in words: "a no-break
+    space (U+00A0)"; "" where there is none."""
+    for character in text:
+        if character == "\t":
+            return "a tab (U+0009)"
+        if character != " " and unicodedata.category(character) in ("Zs", "Zl", "Zp", "Cf", "Cc"):
+            name = unicodedata.name(character, "control character").lower()
+            return f"{'an' if name[0] in 'aeiou' else 'a'} {name} (U+{ord(character):04X})"
+    return ""
+
+
 def finite(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
     """Whether a value is a number, and one within these bounds: no truth value, no text, not
     NaN."""

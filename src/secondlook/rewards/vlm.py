@@ -86,10 +86,11 @@ def in_words(text: str, *images: Image, tokens: int = REASON_TOKENS) -> Question
     )
 
 
-def trial_question() -> Question:
-    """A question about a small grey picture, in the form of all questions for yes or no."""
-    grey = PILImage.new("RGB", (224, 224), (128, 128, 128))
-    return yes_or_no(ATOMIC.format("Is this image plain grey?"), grey)
+def trial_question(words: bool = False) -> Question:
+    """A question about a small grey picture in the form of the real ones: for P(yes), or for an
+    answer in ``words``."""
+    grey, text = PILImage.new("RGB", (224, 224), (128, 128, 128)), "Is this image plain grey?"
+    return in_words(text, grey) if words else yes_or_no(ATOMIC.format(text), grey)
 
 
 @dataclass

@@ -59,8 +59,8 @@ def noted(out: Path) -> Iterator[None]:
             yield
     except (Saved, EndRequested) as ending:
         if first:
-            words = f"{ending}; the same command begins anew"  # nothing was learnt yet
-            print(f"secondlook: {ending if isinstance(ending, Saved) else words}", file=sys.stderr)
+            goes_on = "" if isinstance(ending, Saved) else "; the same command goes on"
+            print(f"secondlook: {ending}{goes_on}", file=sys.stderr)
         tell(SAVED)
         sys.exit(SAVED if run is None else 0)
     except (Stopped, InputError) as error:

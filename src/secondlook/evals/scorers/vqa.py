@@ -162,7 +162,8 @@ def check_answerer(model: str, url: str = "") -> str:
     return f"{model} at {url}"
 
 
-def try_answerer(model: str, url: str = "") -> None:
-    """Ask a served model a trial question. Raises InputError where it can answer none."""
+def try_answerer(model: str, url: str = "", in_words: bool = False) -> None:
+    """Ask a served model a trial question, to be answered by log-probabilities or ``in_words``.
+    Raises InputError where it can answer none."""
     if url:
-        Asker(Endpoint(url, model)).try_out(trial_question())
+        Asker(Endpoint(url, model)).try_out(trial_question(in_words))
