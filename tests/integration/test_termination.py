@@ -99,10 +99,10 @@ def test_a_wait_that_is_ended_gives_its_step_up(tmp_path):
     with pytest.raises(Saved, match="amid step 1, which is given up; no step is done"):
         run(0)
     assert not saved_steps(tmp_path)
-    with pytest.raises(Saved, match="amid step 4.*has the state of step 3"):
+    with pytest.raises(Saved, match=r"amid step 4.*has the state of step 3"):
         run(3)
     assert saved_steps(tmp_path) == [3]
-    with pytest.raises(Saved, match="amid step 4.*has the state of step 3"):
+    with pytest.raises(Saved, match=r"amid step 4.*has the state of step 3"):
         run(3)  # nothing has been done since
     assert run(None) == pytest.approx(1.5)
 

@@ -25,6 +25,9 @@ from secondlook.data.generators import GeneratorConfig, Picture, Shard
 from secondlook.end_request import EndRequest, EndRequested
 from secondlook.errors import InputError, Stopped
 from secondlook.evals import records, runner
+from secondlook.evals.benchmark import EvalSession, Row
+from secondlook.evals.dsg import DSG
+from secondlook.evals.gedit import GEdit
 from secondlook.evals.scorers.vqa import Questions
 from secondlook.llm import replies
 from secondlook.llm.client import Answers, Asker, Endpoint, Question, question_key
@@ -33,6 +36,7 @@ from secondlook.llm.parsing import p_yes, texts_of
 from secondlook.rewards.config import RewardConfig
 from secondlook.rewards.reward import Weighted, try_out
 from secondlook.rewards.vlm import ServedConfig, VLMReward, in_words, yes_or_no
+from secondlook.train.rl.config import RewardChecksConfig
 from secondlook.train.rl.reward_checks import RewardChecks, check_reward
 from secondlook.types import Prompt
 
@@ -126,7 +130,9 @@ def test_missing_with_the_reason(url, model, words):
     with pytest.raises(Stopped, match=f"2 of 2 sanity pictures.*{words}"):
         check_reward(asked, [(Prompt("a"), ITEMS[0][1])], [(Prompt("a"), ITEMS[1][1])])
     with pytest.raises(Stopped, match=f"100% of the scores are missing.*{words}"):
-        RewardChecks(0.2, 1.0, 5, 5).check({"missing": 1.0}, [], why_missing(asked))
+        RewardChecks(RewardChecksConfig(max_missing=0.2)).check(
+            {"missing": 1.0}, [], why_missing(asked)
+        )
 
 
 def test_edits_need_two_pictures(url):
@@ -501,6 +507,24 @@ def test_an_endpoint_that_can_answer_nothing_is_found_by_a_trial(url, model, wor
     assert fine.asker.counts["attempts"] == 1
 
 
+def test_benchmarks_try_who_answers_before_they_draw(url, tmp_path):
+    for benchmark in (
+        DSG(model="mini", url=url, vqa="no-logprobs"),
+        GEdit(model="mini", url=url, vqa="thinks-too-long"),
+    ):
+        with pytest.raises(InputError, match="gave a trial question no answer"):
+            benchmark.try_out_judge()
+    GEdit(model="mini", url=url, vqa="no-logprobs").try_out_judge()  # asks in words
+
+    class OneRow(DSG):
+        def rows(self):
+            return [Row("1", "a photo of a star", "single")]
+
+    session = EvalSession("dsg", tmp_path, lambda _: pytest.fail("a model is loaded"))
+    with pytest.raises(InputError, match="gave a trial question no answer"):
+        runner.run_image_benchmark(OneRow(model="mini", url=url, vqa="no-logprobs"), session)
+
+
 def test_a_trial_that_fails_for_now_says_nothing(url, serve):
     serve("ill", lambda _: unfriendly.refusal(500, "out of memory"))
     try_out(judge(url, "ill"))
@@ -510,7 +534,7 @@ def test_a_trial_that_fails_for_now_says_nothing(url, serve):
 def test_hopeless_judges_are_found_before_anything_is_drawn(url, tmp_path):
     (tmp_path / "prompts.txt").write_text("a photo of a star\n")
     config = BuildConfig([GeneratorConfig("model", "mini-base")], str(tmp_path / "prompts.txt"))
-    with pytest.raises(InputError, match="gave a trial question no answer .* status 413"):
+    with pytest.raises(InputError, match=r"gave a trial question no answer .* status 413"):
         build(config, judge(url, "too-large"), tmp_path / "out", lambda _: pytest.fail("loaded"))
 
 

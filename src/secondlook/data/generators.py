@@ -38,9 +38,9 @@ class GeneratorConfig:
     miniature's world, for its own prompts), or a plugin's."""
     model: str = ""
     """Model: a shipped model, a folder or a hub id. Diffusers: a folder or a hub id. Folder: the
-    path of a folder with metadata.jsonl, whose lines are {"file_name": …, "prompt": …} and for an
-    edit {"file_name": …, "prompt": the instruction, "source": …}; files lie beside it. Render: the model whose image tokenizer the pictures pass through.
-    """
+    path of a folder with metadata.jsonl, whose lines are {"file_name": …, "prompt": …}, and for an
+    edit {"file_name": …, "prompt": the instruction, "source": …}; files lie beside it. Render: the
+    model whose image tokenizer the pictures pass through."""
     images: int = 4
     """Pictures a prompt; render: one of them is right."""
     batch: int = 96

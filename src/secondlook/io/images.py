@@ -31,9 +31,7 @@ def read_image(path: Path) -> Image.Image:
 def decode_image(data: bytes, name: str) -> Image.Image:
     """``read_image`` of bytes that are there already; ``name`` is what errors call it."""
     if data[4:8] == b"ftyp" and data[8:12] in HEIC_BRANDS:
-        raise InputError(
-            f"image: {name!r} is HEIC, which is not read; convert it to PNG or JPEG"
-        )
+        raise InputError(f"image: {name!r} is HEIC, which is not read; convert it to PNG or JPEG")
     data_file = io.BytesIO(data)
     try:
         with warnings.catch_warnings():

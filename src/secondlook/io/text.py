@@ -102,8 +102,8 @@ def decode_text(data: bytes, name: str) -> str:
     if "\0" in text:
         line = text[: text.index("\0")].count("\n") + 1
         raise InputError(
-            f"file: line {line} of {name!r} holds a NUL (the character U+0000), as binary files and "
-            "UTF-16 without its mark do; remove it, or save the file as UTF-8"
+            f"file: line {line} of {name!r} holds a NUL (U+0000), as binary files do, and UTF-16 "
+            "without its mark; remove it, or save the file as UTF-8"
         )
     return text
 
