@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[2] / "src" / "secondlook"
-EVERYONE = {"types", "errors", "io"}
+EVERYONE = {"types", "errors", "io", "end_request"}
 PLUGINS = {"registry", "plugin_settings"}
 """What can be added from outside: known to the rooms that ask for it."""
 
@@ -24,6 +24,7 @@ DOOR = {"api", "arguments", "streaming", "training", "hub", "card"}
 MAY_IMPORT: dict[str, set[str]] = {
     "types": {"report"},  # inside a function: how an episode shows itself
     "errors": set(),
+    "end_request": set(),
     "io": set(),
     "registry": set(),
     "plugin_settings": set(),

@@ -33,12 +33,12 @@ from secondlook.data.build_pictures import (
 from secondlook.data.build_prompts import check_prompts_of_models, shards_of, write_prompts
 from secondlook.data.build_report import manifest_of, samples_page
 from secondlook.data.export import write_examples
-from secondlook.data.generators import Load, Shard, left_out, make_generator
+from secondlook.data.generators import Load, Shard, check_folders, left_out, make_generator
 from secondlook.data.sft_dataset import Pool
 from secondlook.errors import InputError
 from secondlook.io import same_config, writable_folder, write_json, write_text
 from secondlook.llm.missing import tell_missing, why_missing
-from secondlook.rewards.reward import Reward, score
+from secondlook.rewards.reward import Reward, score, try_out
 from secondlook.types import Prompt, WorkerShard
 
 
@@ -63,6 +63,9 @@ def build(
     write_prompts(out / "prompts.jsonl", shards)
     own_shards = [s for s in shards if s.number % share.size == share.rank]
     to_score = [s for s in own_shards if not _scored(out, s).exists()]
+    check_folders(config.generators, to_score)
+    if to_score:
+        try_out(reward)
     _draw(config, to_score, out, load)
     _score(config, to_score, out, reward)
     if share.rank:

@@ -4,6 +4,7 @@ or what else is registered by ``@register_generator``."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from os.path import relpath
 from pathlib import Path
@@ -20,6 +21,9 @@ from secondlook.io import EXTENSIONS, beside, read_image, read_rows, text_field
 from secondlook.registry import register_generator
 from secondlook.types import Prompt, Request
 
+OWN_KEYS = ("kind", "model", "images", "batch", "licence")
+"""Of a ``[[generators]]`` table; all others are settings of the kind."""
+
 
 @dataclass(frozen=True)
 class GeneratorConfig:
@@ -33,9 +37,10 @@ class GeneratorConfig:
     ``folder`` (pictures that are there), ``render`` (right pictures and near misses of the
     miniature's world, for its own prompts), or a plugin's."""
     model: str = ""
-    """Model: a shipped model, a folder or a hub id. Diffusers: a folder or a hub id. Folder: a
-    folder with metadata.jsonl. Render: the model whose image tokenizer the pictures pass through.
-    """
+    """Model: a shipped model, a folder or a hub id. Diffusers: a folder or a hub id. Folder: the
+    path of a folder with metadata.jsonl, whose lines are {"file_name": …, "prompt": …}, and for an
+    edit {"file_name": …, "prompt": the instruction, "source": …}; files lie beside it. Render: the
+    model whose image tokenizer the pictures pass through."""
     images: int = 4
     """Pictures a prompt; render: one of them is right."""
     batch: int = 96
@@ -51,8 +56,7 @@ class GeneratorConfig:
         """A TOML table has the settings beside the fields."""
         if not isinstance(values, dict):
             return values
-        names = ("kind", "model", "images", "batch", "licence")
-        own = {name: values[name] for name in names if name in values}
+        own = {name: values[name] for name in OWN_KEYS if name in values}
         return own | {"settings": {k: v for k, v in values.items() if k not in own}}
 
     def __post_init__(self) -> None:
@@ -65,13 +69,15 @@ class GeneratorConfig:
             thing = registry.generators.get(self.kind)
         except InputError as error:
             raise InputError(f"config: {error}") from error
-        if not self.model and plugin_settings.takes(thing, "model"):
-            raise InputError(
-                f"config: generators: model is empty; a generator of kind {self.kind!r} needs one"
-            )
         checked = plugin_settings.check_settings(
-            "generators", self.kind, thing, self.settings, _provided(thing)
+            "generators", self.kind, thing, self.settings, _provided(thing), OWN_KEYS
         )
+        if not self.model and plugin_settings.takes(thing, "model"):
+            what = "the folder's path there" if self.kind == "folder" else "one"
+            raise InputError(
+                f"config: generators: model is empty; a generator of kind {self.kind!r} needs "
+                f"{what}"
+            )
         object.__setattr__(self, "settings", checked)
 
 
@@ -122,6 +128,8 @@ class Generator(Protocol):
 
 
 Load = Callable[[str], Engine]
+FAULTS_TOLD = 3
+"""Pictures of a folder that cannot be used and are named; further ones are counted."""
 
 
 def seeds_of(seed: int, shard: Shard, images: int) -> list[int]:
@@ -255,7 +263,8 @@ class Diffusers:
 @register_generator("folder")
 class Folder:
     """Pictures that are there: a folder's metadata.jsonl has a line {"file_name": …, "prompt": …}
-    for each, and for an edit its "source". Raises InputError for a folder without that list."""
+    for each, and for an edit its "source". Raises InputError for a folder without that list, and
+    one for all that it names and that are not there."""
 
     def __init__(self, model: str, images: int):
         self.folder, self.images = model, images
@@ -263,6 +272,7 @@ class Folder:
         self.files: dict[str, list[tuple[Path, str]]] = {}
         self.named: set[Path] = set()
         """Pictures and sources that the list names."""
+        faults: list[str] = []
         for number, row in read_rows(path):
             where = f"line {number} of {path}"
             text, file = (
@@ -270,16 +280,20 @@ class Folder:
                 beside(path, text_field(row, "file_name", where)),
             )
             if not file.is_file():
-                raise InputError(
-                    f"generators: {where}: {str(file)!r} is not a file; give a path beside the list"
-                )
+                faults.append(f"{where}: {str(file)!r} is not a file; give a path beside the list")
+                continue
             source = None
             if row.get("source") is not None:
                 source_file = beside(path, text_field(row, "source", where))
-                source = read_image(source_file)
+                try:
+                    source = read_image(source_file)
+                except InputError as error:
+                    faults.append(f"{where}: {error}")
+                    continue
                 self.named.add(source_file)
             self.named.add(file)
             self.files.setdefault(Prompt(text, source).key, []).append((file, where))
+        _refuse(faults)
 
     def __call__(self, shard: Shard) -> list[Picture]:
         return list(self._found(shard.prompts))
@@ -316,6 +330,22 @@ class Folder:
             "prompts without a picture": [text for key, text in asked.items() if key not in names],
         }
 
+    def check_pictures(self, prompts: Iterable[Prompt]) -> None:
+        """Read every picture that a build of ``prompts`` uses. Raises one InputError for all that
+        cannot be read."""
+        files = [each for p in prompts for each in self.files.get(p.key, [])[: self.images]]
+
+        def fault(file_and_line: tuple[Path, str]) -> str:
+            file, where = file_and_line
+            try:
+                read_image(file)
+            except InputError as error:
+                return f"{where}: {error}"
+            return ""
+
+        with ThreadPoolExecutor() as pool:  # decoding is done without Python's lock
+            _refuse([words for words in pool.map(fault, files) if words])
+
     def _found(self, prompts: tuple[Prompt, ...]) -> Iterator[Picture]:
         for prompt in prompts:
             for file, where in self.files.get(prompt.key, [])[: self.images]:
@@ -323,6 +353,15 @@ class Folder:
                     yield Picture(prompt, read_image(file), self.folder)
                 except InputError as error:
                     raise InputError(f"generators: {where}: {error}") from error
+
+
+def _refuse(faults: Sequence[str]) -> None:
+    """Raises one InputError for the ``faults`` of a folder's pictures, the first few in words."""
+    if faults:
+        n_others = len(faults) - FAULTS_TOLD
+        others = f"; and {n_others} more" if n_others > 0 else ""
+        count = f"{len(faults)} pictures cannot be used: " if len(faults) > 1 else ""
+        raise InputError(f"generators: {count}{'; '.join(faults[:FAULTS_TOLD])}{others}")
 
 
 class FunctionGenerator:
@@ -381,6 +420,15 @@ def make_generator(
         device=device,
         prompt_options=dict(prompt_options or {}),
     )
+
+
+def check_folders(configs: Sequence[GeneratorConfig], shards: Sequence[Shard]) -> None:
+    """Read all pictures of folders that ``shards`` use, before anything is drawn. Raises
+    InputError."""
+    prompts = [p for shard in shards for p in shard.prompts]
+    for config in configs:
+        if config.kind == "folder":
+            Folder(config.model, config.images).check_pictures(prompts)
 
 
 def left_out(

@@ -144,7 +144,8 @@ def _as_prompt(listed: str | Prompt) -> Prompt:
 
 
 def read_prompts(path: Path) -> list[Line]:
-    """Prompts of a text file with one a line, or of a JSONL file whose lines are {"prompt": …} or,
+    """Prompts of a text file with one a line (also one that begins with "#": there are no
+    comments), or of a JSONL file whose lines are {"prompt": …} or,
     for edits, {"prompt": the instruction, "source": a picture's path beside the file}.
 
     Sources are only looked for. Raises InputError that names the line.

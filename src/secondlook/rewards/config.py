@@ -14,6 +14,8 @@ from secondlook.errors import InputError
 from secondlook.rewards.function import of_function
 from secondlook.rewards.reward import Reward, Weighted
 
+OWN_KEYS = ("kind", "weight")
+"""Of a ``[[rewards]]`` table; all others are settings of the kind."""
 FROM_THE_JOB = frozenset({"device", "reasons"})
 """What a reward's class is given by the job, where its constructor names it: the job's device, and
 whether reasons are needed (a model is taught to say them)."""
@@ -43,7 +45,7 @@ class RewardConfig:
         """A TOML table has the settings beside ``kind`` and ``weight``."""
         if not isinstance(values, dict):
             return values
-        own = {name: values[name] for name in ("kind", "weight") if name in values}
+        own = {name: values[name] for name in OWN_KEYS if name in values}
         return own | {"settings": {k: v for k, v in values.items() if k not in own}}
 
     def __post_init__(self) -> None:
@@ -52,7 +54,7 @@ class RewardConfig:
         except InputError as error:
             raise InputError(f"config: {error}") from error
         checked = plugin_settings.check_settings(
-            "rewards", self.kind, thing, self.settings, _provided(thing)
+            "rewards", self.kind, thing, self.settings, _provided(thing), OWN_KEYS
         )
         object.__setattr__(self, "settings", checked)
 

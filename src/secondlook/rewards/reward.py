@@ -71,6 +71,16 @@ def score(reward: Reward, items: Sequence[tuple[Prompt, Image]]) -> list[Score |
     return [next(judged if p.source is None else judged_edits) for p, _ in items]
 
 
+def try_out(reward: Reward) -> None:
+    """Ask a judge behind an endpoint one trial question, before pictures are drawn for it; other
+    judges are not asked.
+
+    Raises InputError where it can answer none, Stopped as its calls do.
+    """
+    if hasattr(reward, "try_out"):
+        reward.try_out()
+
+
 class Weighted:
     """A weighted mean of several judges. What one of them misses is missing; the reason is the
     heaviest judge's."""
@@ -91,6 +101,11 @@ class Weighted:
             self._mean(scores)
             for scores in zip(*(judge(items) for _, judge in self.parts), strict=True)
         ]
+
+    def try_out(self) -> None:
+        """``try_out`` of each judge."""
+        for _, judge in self.parts:
+            try_out(judge)
 
     def edits(self, items: Sequence[Edited]) -> list[Score | None]:
         """One score for each (instruction, source, edit)."""

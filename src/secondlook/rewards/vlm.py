@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from PIL import Image as PILImage
 from PIL.Image import Image
 
 from secondlook.errors import InputError
@@ -85,6 +86,13 @@ def in_words(text: str, *images: Image, tokens: int = REASON_TOKENS) -> Question
     )
 
 
+def trial_question(words: bool = False) -> Question:
+    """A question about a small grey picture in the form of the real ones: for P(yes), or for an
+    answer in ``words``."""
+    grey, text = PILImage.new("RGB", (224, 224), (128, 128, 128)), "Is this image plain grey?"
+    return in_words(text, grey) if words else yes_or_no(ATOMIC.format(text), grey)
+
+
 @dataclass
 class VLMReward:
     """S of pictures by a served model. ``decomposer`` splits prompts of more than ``long`` words;
@@ -128,6 +136,11 @@ class VLMReward:
         ]
         said = list(answers) if words else [""] * len(items)
         return [self._score(v, reason) for v, reason in zip(values, said, strict=True)]
+
+    def try_out(self) -> None:
+        """Ask an endpoint a trial question. Raises InputError where it can answer none."""
+        if isinstance(self.asker, Asker):
+            self.asker.try_out(trial_question())
 
     def _parts(self, prompts: list[str]) -> list[list[str] | None]:
         """A long prompt's atomic questions, none for a short one, None where they are missing."""

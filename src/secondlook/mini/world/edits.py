@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from secondlook.errors import InputError
+from secondlook.io import odd_character
 from secondlook.mini.world.language import SEED, check_split, phrase, scene_held_out
 from secondlook.mini.world.reader import (
     LEFTOVER,
@@ -122,6 +123,11 @@ def parse(instruction: str, source: Scene) -> Edit:
     object that is not there or there twice, for a place that is taken, and where nothing would
     change."""
     words = instruction.strip().removesuffix(".")
+    odd = odd_character(words)
+    if odd:
+        raise InputError(
+            f"instruction: {instruction!r} holds {odd}; write a plain space or nothing there"
+        )
     there = _all_named(source)
 
     def object_of(name: str) -> Thing:

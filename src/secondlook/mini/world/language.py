@@ -26,6 +26,7 @@ from itertools import combinations
 import numpy as np
 
 from secondlook.errors import InputError
+from secondlook.io import odd_character
 from secondlook.mini.world.scene import (
     COLORS,
     OBJECTS,
@@ -152,6 +153,9 @@ def _parse_clause(prompt: str, words: str) -> Clause:
 
 
 def _unreadable(prompt: str, words: str) -> InputError:
+    odd = odd_character(prompt.strip())
+    if odd:
+        return InputError(f"prompt: {prompt!r} holds {odd}; write a plain space or nothing there")
     return InputError(
         f"prompt: {prompt!r} cannot be checked because of {words!r}; "
         "write for example 'a photo of a red star and a blue cat' with the world's objects and "

@@ -27,6 +27,7 @@ import numpy as np
 
 from secondlook.data.prompts import open_prompts
 from secondlook.data.sanity_pairs import open_sanity_pairs
+from secondlook.end_request import EndRequested
 from secondlook.engine.engine import Engine
 from secondlook.episode import SamplingConfig
 from secondlook.errors import InputError, Stopped
@@ -38,7 +39,7 @@ from secondlook.models.janus.model import Janus
 from secondlook.models.janus.template import ChatTemplate
 from secondlook.models.shipped import locate
 from secondlook.rewards.config import make_reward
-from secondlook.rewards.reward import Reward
+from secondlook.rewards.reward import Reward, try_out
 from secondlook.train.activation_checkpointing import activation_checkpointing
 from secondlook.train.distributed import ProcessGroup
 from secondlook.train.optim import freeze, trainable
@@ -133,6 +134,8 @@ class RLLoop:
             config.sanity_pairs, config.prompts, config.seed, config.prompt_options
         )
         if pairs is None:
+            with self.ranks.all_raise():
+                try_out(self.reward)
             warnings.warn(
                 "config: there are no sanity_pairs: the reward is not checked before the run",
                 stacklevel=3,
@@ -312,7 +315,10 @@ def train_rl(config: RLConfig, out: str | Path, reward: Reward | None = None) ->
         keep_steps=loop.steps_to_keep,
     )
     for step in trainer.steps(config.steps):
-        metrics = loop.step(step)
+        try:
+            metrics = loop.step(step)
+        except EndRequested:  # while its judge was waited for: nothing of the step is learnt yet
+            trainer.leave_step()
         trainer.finish_step(metrics)
         trainer.log_images("episodes", [episode_strip(e) for e in loop.shown_episodes])
         loop.recover(trainer, metrics)
