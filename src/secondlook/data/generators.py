@@ -48,31 +48,37 @@ class GeneratorConfig:
     @model_validator(mode="before")
     @classmethod
     def _gather_settings(cls, values: Any) -> Any:
-        """A TOML table has the settings beside the fields."""
+        """Move the keys of a TOML table that are no fields into ``settings``."""
         if not isinstance(values, dict):
             return values
-        names = ("kind", "model", "images", "batch", "licence")
-        own = {name: values[name] for name in names if name in values}
-        return own | {"settings": {k: v for k, v in values.items() if k not in own}}
+        field_values: dict[str, Any] = {}
+        settings: dict[str, Any] = {}
+        for name, value in values.items():
+            if name in ("kind", "model", "images", "batch", "licence"):
+                field_values[name] = value
+            else:
+                settings[name] = value
+        return field_values | {"settings": settings}
 
     def __post_init__(self) -> None:
-        for name in ("images", "batch"):
-            if getattr(self, name) < 1:
+        for field_name in ("images", "batch"):
+            if getattr(self, field_name) < 1:
                 raise InputError(
-                    f"config: generators: {name} is {getattr(self, name)}; it must be at least 1"
+                    f"config: generators: {field_name} is {getattr(self, field_name)}; it must be "
+                    "at least 1"
                 )
         try:
-            thing = registry.generators.get(self.kind)
+            registered = registry.generators.get(self.kind)
         except InputError as error:
             raise InputError(f"config: {error}") from error
-        if not self.model and plugin_settings.takes(thing, "model"):
+        if not self.model and plugin_settings.takes(registered, "model"):
             raise InputError(
                 f"config: generators: model is empty; a generator of kind {self.kind!r} needs one"
             )
-        checked = plugin_settings.check_settings(
-            "generators", self.kind, thing, self.settings, _provided(thing)
+        checked_settings = plugin_settings.check_settings(
+            "generators", self.kind, registered, self.settings, _provided(registered)
         )
-        object.__setattr__(self, "settings", checked)
+        object.__setattr__(self, "settings", checked_settings)  # the dataclass is frozen
 
 
 FROM_THE_JOB = frozenset({"model", "images", "batch", "load", "seed", "device", "prompt_options"})
@@ -82,8 +88,9 @@ FROM_THE_PROMPT = frozenset({"prompt", "seed", "source"})
 """Parameters of a generator that is a function; all others are its settings."""
 
 
-def _provided(thing: Callable[..., Any]) -> frozenset[str]:
-    return FROM_THE_JOB if isinstance(thing, type) else FROM_THE_PROMPT
+def _provided(registered: Callable[..., Any]) -> frozenset[str]:
+    """Parameters of a generator that are not its settings."""
+    return FROM_THE_JOB if isinstance(registered, type) else FROM_THE_PROMPT
 
 
 @dataclass(frozen=True)
@@ -125,9 +132,11 @@ Load = Callable[[str], Engine]
 
 
 def seeds_of(seed: int, shard: Shard, images: int) -> list[int]:
-    """Of ``images`` pictures of each of a shard's prompts, in this order."""
-    first = seed * 10**9 + shard.start * images
-    return [turn_seed(first + k, 0) for k in range(len(shard.prompts) * images)]
+    """One seed for each of ``images`` pictures of each of a shard's prompts: all of the first
+    prompt, then all of the second, and so on."""
+    first_number = seed * 10**9 + shard.start * images  # pictures are numbered across shards
+    num_pictures = len(shard.prompts) * images
+    return [turn_seed(first_number + k, 0) for k in range(num_pictures)]
 
 
 @register_generator("model")
@@ -147,33 +156,50 @@ class Model:
         self.engine = load(model)
 
     def __call__(self, shard: Shard) -> list[Picture]:
-        rule = SamplingConfig.of(self.engine.janus.net.generation_config)
+        sampling_config = SamplingConfig.of(self.engine.janus.net.generation_config)
         if self.guidance is not None:
-            rule = SamplingConfig(guidance=self.guidance, edit_guidance=self.guidance)
-        asked = [prompt for prompt in shard.prompts for _ in range(self.images)]
+            sampling_config = SamplingConfig(guidance=self.guidance, edit_guidance=self.guidance)
+        prompt_of_picture = _repeated(shard.prompts, self.images)
         seeds = seeds_of(self.seed, shard, self.images)
-        sources = {p.key: p.source for p in shard.prompts if p.source}
-        codes = (
-            dict(zip(sources, self.engine.codes(list(sources.values())), strict=True))
-            if sources
-            else {}
-        )
-        tokens: dict[int, tuple[int, ...]] = {}
-        for editing in (False, True):  # two rules
-            those = [i for i, p in enumerate(asked) if (p.source is not None) == editing]
-            requests = [self._request(asked[i], codes, seeds[i]) for i in those]
-            drawn = self.engine.draw(requests, rule.draw_params(editing)) if those else []
-            tokens |= {i: turn.tokens for i, turn in zip(those, drawn, strict=True)}
-        images = self.engine.pictures([tokens[i] for i in range(len(asked))])
-        return [Picture(p, i, self.model, s) for p, i, s in zip(asked, images, seeds, strict=True)]
+        source_codes = self._source_codes(shard.prompts)
+        drawn_codes: list[tuple[int, ...]] = [()] * len(seeds)  # 576 codes a picture at full size
+        # Prompts and edits have guidance of their own, so they are drawn one after the other.
+        for editing in (False, True):
+            places, requests = [], []
+            for place, prompt in enumerate(prompt_of_picture):
+                if (prompt.source is not None) == editing:
+                    places.append(place)
+                    requests.append(self._request(prompt, source_codes, seeds[place]))
+            if not requests:
+                continue
+            turns = self.engine.draw(requests, sampling_config.draw_params(editing))
+            for place, turn in zip(places, turns, strict=True):
+                drawn_codes[place] = turn.tokens
+        pictures = []
+        for place, image in enumerate(self.engine.pictures(drawn_codes)):
+            pictures.append(Picture(prompt_of_picture[place], image, self.model, seeds[place]))
+        return pictures
 
-    def _request(self, p: Prompt, codes: dict[str, tuple[int, ...]], seed: int) -> Request:
+    def _source_codes(self, prompts: Sequence[Prompt]) -> dict[str, tuple[int, ...]]:
+        """The codes of every prompt's source by the prompt's key, each source encoded once."""
+        source_images = {prompt.key: prompt.source for prompt in prompts if prompt.source}
+        if not source_images:
+            return {}
+        codes = self.engine.codes(list(source_images.values()))
+        return dict(zip(source_images, codes, strict=True))
+
+    def _request(
+        self, prompt: Prompt, source_codes: dict[str, tuple[int, ...]], seed: int
+    ) -> Request:
         template = self.engine.template
-        return (
-            Request("edit", template.edit(codes[p.key], p.text), seed)
-            if p.source
-            else Request("draw", template.draw(p.text), seed)
-        )
+        if prompt.source:
+            return Request("edit", template.edit(source_codes[prompt.key], prompt.text), seed)
+        return Request("draw", template.draw(prompt.text), seed)
+
+
+def _repeated(prompts: Sequence[Prompt], times: int) -> list[Prompt]:
+    """Each prompt ``times`` times in a row, in the order of ``seeds_of``."""
+    return [prompt for prompt in prompts for _ in range(times)]
 
 
 @register_generator("diffusers")
@@ -211,45 +237,52 @@ class Diffusers:
                 model, torch_dtype=dtype
             ).to(device)
         except (OSError, ValueError) as error:
-            why = str(error).splitlines()[0]
+            first_line = str(error).splitlines()[0]
             raise InputError(
-                f"generators: {model!r} is no pipeline that diffusers loads ({why})"
+                f"generators: {model!r} is no pipeline that diffusers loads ({first_line})"
             ) from error
         self.pipeline.set_progress_bar_config(disable=True)
 
     def __call__(self, shard: Shard) -> list[Picture]:
         import torch
 
-        asked = [prompt for prompt in shard.prompts for _ in range(self.images)]
+        prompt_of_picture = _repeated(shard.prompts, self.images)
+        # torch.Generator takes signed 64-bit seeds
         seeds = [seed % 2**63 for seed in seeds_of(self.seed, shard, self.images)]
-        found: list[Picture] = []
-        while len(found) < len(asked):
-            here = slice(len(found), len(found) + self.batch)
-            part, own = asked[here], seeds[here]
-            chances = [torch.Generator("cpu").manual_seed(s) for s in own]
-            sources = [p.source for p in part if p.source]
-            if sources and len(sources) < len(part):
-                raise InputError(
-                    "generators: diffusers is asked for pictures and for edits; give each a "
-                    "build of its own"
-                )
-            given = {"image": sources} if sources else {}
+        pictures: list[Picture] = []
+        while len(pictures) < len(prompt_of_picture):
+            in_batch = slice(len(pictures), len(pictures) + self.batch)
+            batch_prompts, batch_seeds = prompt_of_picture[in_batch], seeds[in_batch]
             try:
-                images = self.pipeline(
-                    prompt=[p.text for p in part], generator=chances, **given, **self.settings
-                ).images
+                batch_images = self._run_pipeline(batch_prompts, batch_seeds)
             except torch.OutOfMemoryError:
                 if self.batch == 1:
                     raise
-                # what a pipeline needs is not known before it runs
-                self.batch = -(-min(self.batch, len(part)) // 2)
+                # What a pipeline needs is not known before it runs: halve the batch, rounded up.
+                self.batch = -(-min(self.batch, len(batch_prompts)) // 2)
                 torch.cuda.empty_cache()
                 continue
-            found += [
-                Picture(p, image, self.model, s)
-                for p, image, s in zip(part, images, own, strict=True)
-            ]
-        return found
+            for prompt, image, seed in zip(batch_prompts, batch_images, batch_seeds, strict=True):
+                pictures.append(Picture(prompt, image, self.model, seed))
+        return pictures
+
+    def _run_pipeline(self, prompts: list[Prompt], seeds: list[int]) -> list[Image.Image]:
+        """One picture of each prompt. Raises InputError where only some of them are edits."""
+        import torch
+
+        # One generator a picture: it depends on its own seed, not on the batch.
+        torch_generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        source_images = [prompt.source for prompt in prompts if prompt.source]
+        if source_images and len(source_images) < len(prompts):
+            raise InputError(
+                "generators: diffusers is asked for pictures and for edits; give each a "
+                "build of its own"
+            )
+        image_argument = {"image": source_images} if source_images else {}
+        texts = [prompt.text for prompt in prompts]
+        return self.pipeline(
+            prompt=texts, generator=torch_generators, **image_argument, **self.settings
+        ).images
 
 
 @register_generator("folder")
@@ -259,68 +292,76 @@ class Folder:
 
     def __init__(self, model: str, images: int):
         self.folder, self.images = model, images
-        self.list = path = Path(model) / "metadata.jsonl"
-        self.files: dict[str, list[tuple[Path, str]]] = {}
-        self.named: set[Path] = set()
+        self.list_path = Path(model) / "metadata.jsonl"
+        self.files_by_prompt: dict[str, list[tuple[Path, str]]] = {}
+        """By ``Prompt.key``: the pictures' files, with the lines that name them."""
+        self.named_files: set[Path] = set()
         """Pictures and sources that the list names."""
-        for number, row in read_rows(path):
-            where = f"line {number} of {path}"
-            text, file = (
-                text_field(row, "prompt", where),
-                beside(path, text_field(row, "file_name", where)),
-            )
-            if not file.is_file():
+        for number, row in read_rows(self.list_path):
+            where = f"line {number} of {self.list_path}"
+            text = text_field(row, "prompt", where)
+            image_path = beside(self.list_path, text_field(row, "file_name", where))
+            if not image_path.is_file():
                 raise InputError(
-                    f"generators: {where}: {str(file)!r} is not a file; give a path beside the list"
+                    f"generators: {where}: {str(image_path)!r} is not a file; give a path beside "
+                    "the list"
                 )
-            source = None
+            source_image = None
             if row.get("source") is not None:
-                source_file = beside(path, text_field(row, "source", where))
-                source = read_image(source_file)
-                self.named.add(source_file)
-            self.named.add(file)
-            self.files.setdefault(Prompt(text, source).key, []).append((file, where))
+                source_path = beside(self.list_path, text_field(row, "source", where))
+                source_image = read_image(source_path)
+                self.named_files.add(source_path)
+            self.named_files.add(image_path)
+            prompt_key = Prompt(text, source_image).key
+            self.files_by_prompt.setdefault(prompt_key, []).append((image_path, where))
 
     def __call__(self, shard: Shard) -> list[Picture]:
-        return list(self._found(shard.prompts))
+        return list(self._pictures_of(shard.prompts))
 
     def left_out(self, prompts: Iterable[Prompt]) -> dict[str, list[str]]:
         """Pictures that a build of ``prompts`` does not use, and prompts without a picture, by the
         reason. Raises InputError where no prompt has one."""
-        asked = {p.key: p.text for p in prompts}
-        if not self.files.keys() & asked.keys():
-            first = next(iter(asked.values()))
+        text_by_key = {prompt.key: prompt.text for prompt in prompts}
+        if not self.files_by_prompt.keys() & text_by_key.keys():
+            first_text = next(iter(text_by_key.values()))
             raise InputError(
-                f"generators: {str(self.list)!r} has no picture of any of the {len(asked)} "
-                f"prompts (the first: {first!r}); "
+                f"generators: {str(self.list_path)!r} has no picture of any of the "
+                f"{len(text_by_key)} prompts (the first: {first_text!r}); "
                 "its prompts must be written as they are asked"
             )
-        names = {
-            key: [relpath(file, self.list.parent) for file, _ in files]
-            for key, files in self.files.items()
-        }
-        here = sorted(self.list.parent.iterdir())
-        unlisted = [
-            f
-            for f in here
-            if f.suffix.lower() in EXTENSIONS and f not in self.named and not f.name.startswith(".")
-        ]
+        other_prompts: list[str] = []  # pictures of prompts that are not asked
+        beyond_images: list[str] = []  # pictures of a prompt that has more than are wanted
+        for prompt_key, files in self.files_by_prompt.items():
+            file_names = [relpath(image_path, self.list_path.parent) for image_path, _ in files]
+            if prompt_key in text_by_key:
+                beyond_images += file_names[self.images :]
+            else:
+                other_prompts += file_names
+        without_picture = []
+        for prompt_key, text in text_by_key.items():
+            if prompt_key not in self.files_by_prompt:
+                without_picture.append(text)
         return {
-            "pictures of prompts that are not asked": [
-                n for key in names if key not in asked for n in names[key]
-            ],
-            f"pictures beyond images = {self.images}": [
-                n for key in names if key in asked for n in names[key][self.images :]
-            ],
-            f"pictures that {self.list.name} does not name": [f.name for f in unlisted],
-            "prompts without a picture": [text for key, text in asked.items() if key not in names],
+            "pictures of prompts that are not asked": other_prompts,
+            f"pictures beyond images = {self.images}": beyond_images,
+            f"pictures that {self.list_path.name} does not name": self._unlisted_names(),
+            "prompts without a picture": without_picture,
         }
 
-    def _found(self, prompts: tuple[Prompt, ...]) -> Iterator[Picture]:
+    def _unlisted_names(self) -> list[str]:
+        """Pictures in the folder that the list does not name, hidden files left out."""
+        unlisted_names = []
+        for path in sorted(self.list_path.parent.iterdir()):
+            is_picture = path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
+            if is_picture and path not in self.named_files:
+                unlisted_names.append(path.name)
+        return unlisted_names
+
+    def _pictures_of(self, prompts: tuple[Prompt, ...]) -> Iterator[Picture]:
         for prompt in prompts:
-            for file, where in self.files.get(prompt.key, [])[: self.images]:
+            for image_path, where in self.files_by_prompt.get(prompt.key, [])[: self.images]:
                 try:
-                    yield Picture(prompt, read_image(file), self.folder)
+                    yield Picture(prompt, read_image(image_path), self.folder)
                 except InputError as error:
                     raise InputError(f"generators: {where}: {error}") from error
 
@@ -339,24 +380,24 @@ class FunctionGenerator:
         """Raises InputError where it gives no picture, or is asked for edits without a parameter
         ``source``."""
         seeds = iter(seeds_of(self.seed, shard, self.images))
-        made = []
+        pictures = []
         for prompt in shard.prompts:
-            source = {} if prompt.source is None else {"source": prompt.source}
-            if source and not self.can_edit:
+            source_argument = {} if prompt.source is None else {"source": prompt.source}
+            if source_argument and not self.can_edit:
                 raise InputError(
                     f"generators: {self.name!r} cannot edit; give its function a parameter "
                     "'source', or leave out prompts with a source"
                 )
             for _ in range(self.images):
                 seed = next(seeds)
-                image = self.function(prompt.text, seed, **source, **self.settings)
+                image = self.function(prompt.text, seed, **source_argument, **self.settings)
                 if not isinstance(image, Image.Image):
                     raise InputError(
                         f"generators: {self.name!r} returned {type(image).__name__}; it must "
                         "return an image of PIL"
                     )
-                made.append(Picture(prompt, image.convert("RGB"), self.name, seed))
-        return made
+                pictures.append(Picture(prompt, image.convert("RGB"), self.name, seed))
+        return pictures
 
 
 def make_generator(
@@ -367,11 +408,12 @@ def make_generator(
     prompt_options: Mapping[str, Any] | None = None,
 ) -> Generator:
     """The generator that a config asks for, loaded."""
-    thing = registry.generators.get(config.kind)
-    if not isinstance(thing, type):
-        return FunctionGenerator(thing, config.kind, seed, config.images, config.settings)
+    registered = registry.generators.get(config.kind)
+    if not isinstance(registered, type):
+        return FunctionGenerator(registered, config.kind, seed, config.images, config.settings)
+    # ``build`` passes on only what the constructor has a parameter for
     return plugin_settings.build(
-        thing,
+        registered,
         config.settings,
         model=config.model,
         images=config.images,
@@ -388,6 +430,12 @@ def left_out(
 ) -> dict[str, dict[str, list[str]]]:
     """Of each folder: what a build does not use of it, and what it lacks, by the reason. Raises
     InputError."""
-    prompts = [p for shard in shards for p in shard.prompts]
-    folders = [c for c in configs if c.kind == "folder"]
-    return {c.model: Folder(c.model, c.images).left_out(prompts) for c in folders}
+    all_prompts: list[Prompt] = []
+    for shard in shards:
+        all_prompts += shard.prompts
+    left_out_by_folder = {}
+    for config in configs:
+        if config.kind == "folder":
+            folder = Folder(config.model, config.images)
+            left_out_by_folder[config.model] = folder.left_out(all_prompts)
+    return left_out_by_folder
