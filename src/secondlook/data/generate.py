@@ -147,6 +147,7 @@ def _judged(
         if (prompt_key, pixel_digest) in seen:
             continue
         seen.add((prompt_key, pixel_digest))
+        row["id"] = f"{shard.number:05d}-{len(distinct_rows):05d}"
         distinct_rows.append(row)
         to_judge.append((Prompt(row["prompt"], sources.get(prompt_key)), image))
     scores = score(reward, to_judge)
@@ -156,9 +157,7 @@ def _judged(
             f"prompts{why_missing(reward)}"
         )
     tell_missing(reward)
-    for number, row in enumerate(distinct_rows):
-        row["id"] = f"{shard.number:05d}-{number:05d}"
-        row_score = scores[number]
+    for row, row_score in zip(distinct_rows, scores, strict=True):
         if row_score is None:  # the judge did not answer: the picture stays, without a score
             continue
         row["score"] = row_score.value

@@ -247,8 +247,7 @@ class Diffusers:
         import torch
 
         prompt_of_picture = _repeated(shard.prompts, self.images)
-        # torch.Generator takes signed 64-bit seeds
-        seeds = [seed % 2**63 for seed in seeds_of(self.seed, shard, self.images)]
+        seeds = seeds_of(self.seed, shard, self.images)
         pictures: list[Picture] = []
         while len(pictures) < len(prompt_of_picture):
             in_batch = slice(len(pictures), len(pictures) + self.batch)
