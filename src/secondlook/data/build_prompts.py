@@ -126,7 +126,7 @@ def _given_prompts(config: BuildConfig, left_out: dict[str, list[str]], out: Pat
         left_out["beyond n_prompts"] = [line.text for line in stated_lines[config.n_prompts :]]
         return [line.prompt() for line in stated_lines[: config.n_prompts]]
     texts = [line.text for line in stated_lines]
-    if config.templates:
+    if config.templates:  # then no lines are stated
         texts = _texts_of_templates(config)
     left_out["beyond n_prompts"] = texts[config.n_prompts :]
     texts = texts[: config.n_prompts]
@@ -147,7 +147,7 @@ def _texts_of_templates(config: BuildConfig) -> list[str]:
     texts: list[str] = []
     for template in config.templates:
         texts += _filled(template, config.words)
-    texts = list(dict.fromkeys(texts))
+    texts = list(dict.fromkeys(texts))  # not a set, whose order differs from run to run
     order = np.random.default_rng(config.seed).permutation(len(texts))
     return [texts[i] for i in order]
 

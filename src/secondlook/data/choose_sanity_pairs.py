@@ -57,6 +57,7 @@ def choose(data: Path, out: Path, n: int = 16, sure: float = 0.95, seed: int = 0
             source_name = f"{i:03d}-source.png"
             write_bytes(out / source_name, read_source[picture.source_id]())
             good_line["source"] = source_name
+            # the source as it was: the instruction was not followed
             bad_line = good_line | {"image": source_name, "good": False}
         else:
             bad_line = good_line | {"prompt": _other_prompt(picture, prompts, data), "good": False}

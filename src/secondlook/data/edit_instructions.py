@@ -62,7 +62,7 @@ def write_instructions(
             continue
         image_name = f"{i:06d}.png"
         write_bytes(out / image_name, picture_of[prompt].file())
-        for text in instructions[:each]:
+        for text in instructions[:each]:  # models may give more than they are asked for
             if text.strip():
                 lines.append({"prompt": text.strip(), "source": image_name})
     if not lines:

@@ -75,7 +75,7 @@ def _ask_captions(expand: ExpandConfig, seeds: list[str], path: Path) -> None:
         text = EXPAND.format(short=expand.short, long=expand.long, total=total, seed=seed_text)
         questions.append(Question(in_words(text, tokens=1024).body, texts_of))
     answers = asker(questions)
-    if not any(answers):
+    if not any(answers):  # nothing is written, so that the next call asks again
         raise InputError(
             f"config: expand: not one of {len(seeds)} prompts was expanded{why_missing(asker)}"
         )

@@ -100,7 +100,9 @@ class Picture:
     prompt: Prompt
     image: Image.Image
     source: str
+    """The model, folder or generator that it is from (not the picture that is edited)."""
     seed: int | None = None
+    """None: it was not drawn with one."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,7 @@ class Model:
         return pictures
 
     def _source_codes(self, prompts: Sequence[Prompt]) -> dict[str, tuple[int, ...]]:
-        """The codes of every prompt's source by the prompt's key, each source encoded once."""
+        """The codes of every edit's source, by the edit's ``Prompt.key``."""
         source_images = {prompt.key: prompt.source for prompt in prompts if prompt.source}
         if not source_images:
             return {}
@@ -237,7 +239,7 @@ class Diffusers:
                 model, torch_dtype=dtype
             ).to(device)
         except (OSError, ValueError) as error:
-            first_line = str(error).splitlines()[0]
+            first_line = str(error).splitlines()[0]  # advice about the hub follows
             raise InputError(
                 f"generators: {model!r} is no pipeline that diffusers loads ({first_line})"
             ) from error
@@ -252,6 +254,7 @@ class Diffusers:
         while len(pictures) < len(prompt_of_picture):
             in_batch = slice(len(pictures), len(pictures) + self.batch)
             batch_prompts, batch_seeds = prompt_of_picture[in_batch], seeds[in_batch]
+            # self.batch may have become smaller: what is drawn does not depend on it
             try:
                 batch_images = self._run_pipeline(batch_prompts, batch_seeds)
             except torch.OutOfMemoryError:
@@ -311,6 +314,7 @@ class Folder:
                 source_image = read_image(source_path)
                 self.named_files.add(source_path)
             self.named_files.add(image_path)
+            # sources are read here: an edit is known by its source's pixels, not by a file's name
             prompt_key = Prompt(text, source_image).key
             self.files_by_prompt.setdefault(prompt_key, []).append((image_path, where))
 
@@ -387,7 +391,7 @@ class FunctionGenerator:
                     f"generators: {self.name!r} cannot edit; give its function a parameter "
                     "'source', or leave out prompts with a source"
                 )
-            for _ in range(self.images):
+            for _ in range(self.images):  # the order of ``seeds_of``
                 seed = next(seeds)
                 image = self.function(prompt.text, seed, **source_argument, **self.settings)
                 if not isinstance(image, Image.Image):

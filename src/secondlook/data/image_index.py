@@ -48,6 +48,7 @@ def taught(reason: str, right: bool) -> str | None:
     if stated_verdict and stated_verdict[1].capitalize() != verdict:
         return None
     explanation = reason[stated_verdict.end() :] if stated_verdict else f", {reason}"
+    # "Yes" and "Yes, ." alike become "Yes."
     if not explanation.strip(" ,.:"):
         return f"{verdict}."
     return verdict + explanation
@@ -170,6 +171,7 @@ class Index:
             raise InputError(
                 f"config: data = {str(place)!r} holds no images-*.parquet; run data build first"
             )
+        # sources first: while a shard is scanned its edits are looked up among them
         for path in sorted(place.glob("sources-*.parquet")):
             source_shard = Shard(path, self._parquet_cache, ("id", "image"))
             for row_number, source_id in enumerate(source_shard.ids()):
@@ -187,6 +189,7 @@ class Index:
     ) -> Use:
         """Whether a picture may be used, as far as its words tell; nothing is opened."""
         use, detail = Use.YES, ""
+        # the first reason of this order is the one that is counted
         quality = words.quality
         if quality is None:
             use = Use.NO_SCORE

@@ -110,7 +110,7 @@ def _pairs_of_described_folder(
     """The pairs of a folder's metadata.jsonl; pictures that it does not name are left out."""
     list_path = folder / "metadata.jsonl"
     pairs = _pairs_of_lines(list_path, "file_name", prompt)
-    named_files = {pair.name for pair in pairs}
+    named_files = {pair.name for pair in pairs}  # as the list writes them
     for path in sorted(folder.iterdir()):
         is_picture = path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
         if is_picture and path.name not in named_files:
@@ -232,6 +232,7 @@ def _pairs_of_parquet(path: Path, prompt: str) -> list[Pair]:
             )
         # people label "good", data build writes "correct"
         label = _label(row.get("good", row.get("correct")), where)
+        # without an id the row's place from 0 on, as in datasets
         name = str(number - 1 if row.get("id") is None else row["id"])
         pairs.append(
             Pair(

@@ -21,6 +21,7 @@ from secondlook.data.stored_images import Words
 from secondlook.errors import InputError
 
 GOOD_TO_DRAW, GOOD_TO_JUDGE, GOOD_EDIT = 0.8, 0.7, 0.7
+"""S from which on a picture is drawn, judged right, and an edit is both."""
 TASKS = ("draw", "judge", "redraw")
 
 
@@ -121,6 +122,7 @@ class Rows:
         return {name: self._table[name][i].as_py() for name in self._table.column_names}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        # in parts: as Python's objects the words take several times the table's memory
         for batch in self._table.to_batches(4096):
             yield from batch.to_pylist()
 
@@ -207,7 +209,7 @@ class Pool:
         judge_threshold = np.where(index.edit, self._good_edit, self._good_to_judge)
         can_draw = usable & (index.quality >= draw_threshold)
         can_judge = usable & (index.quality >= judge_threshold)
-        order = np.argsort(index.key, kind="stable")
+        order = np.argsort(index.key, kind="stable")  # stable: a prompt's rows keep their order
         self.bad = Grouped.of(index.key, order, is_bad, index.n_keys)
         self.draw = Grouped.of(index.key, order, can_draw, index.n_keys)
         self.judge = Grouped.of(index.key, order, can_judge, index.n_keys)
@@ -259,7 +261,7 @@ class Pool:
             source_picture = None
             if not known(source_name):
                 source_picture = index.source_image(choice.target, target_words)
-            source = Scored(source_name, 1.0, "", source_picture)
+            source = Scored(source_name, 1.0, "", source_picture)  # it has no score of its own
         earlier = tuple(scored(row, index.words(row)) for row in choice.earlier)
         target = scored(choice.target, target_words)
         return Example(target_words.prompt, earlier, target, source)

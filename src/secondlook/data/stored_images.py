@@ -32,7 +32,9 @@ from secondlook.io.text import MARKS
 
 T = TypeVar("T")
 WORDS = ("id", "prompt", "score", "reason", "source_id", "following", "preserving")
+"""Columns of a shard that say something of its pictures."""
 NEEDED = ("prompt", "score", "reason", "image")
+"""Columns that it must have."""
 OPEN_FILES = 16
 """Parquet files that a process holds open: each keeps its footer, some megabytes."""
 CACHED = 48 * 2**20
@@ -101,6 +103,7 @@ class LRUCache:
             return self._values[key]
         value = self._values[key] = make()
         self._total_size += self.size_of(value)
+        # the value just made is last, so it stays
         while self._total_size > self.max_size and len(self._values) > 1:
             _, oldest_value = self._values.popitem(last=False)
             self._total_size -= self.size_of(oldest_value)
@@ -247,6 +250,7 @@ class Shard:
                 )
                 return {name: table[name][row_in_group].as_py() for name in table.column_names}
             piece_rows = max(1, PIECE * group_metadata.num_rows // num_bytes)
+            # A page cannot be entered in its middle: the rows before are decoded and dropped.
             pieces = parquet_file.iter_batches(
                 piece_rows, row_groups=[group], columns=columns, use_threads=False
             )
@@ -340,6 +344,7 @@ class Listed:
         if self._utf8_text is not None:
             yield from io.BytesIO(self._utf8_text)
             return
+        # as bytes: their lengths are the places that ``read`` seeks
         with open(self.path, "rb") as file:
             yield from file
 
@@ -357,13 +362,13 @@ class Listed:
                     may_be_null and row.get(name) is None
                 ):
                     raise ValueError(f"{name} is {row.get(name)!r}")
-            row["promptid"]  # a KeyError where it is missing
+            row["promptid"]  # a KeyError where it is missing; any value will do
             if not check_unicode(row["prompt"], "prompt").strip():
                 raise ValueError("the prompt is empty")
             return row
         except (ValueError, KeyError, TypeError) as error:
             if isinstance(error, UnicodeDecodeError):
-                read_text(self.path)  # says what it should be
+                read_text(self.path)  # raises an InputError that says what it should be
             reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else error
             raise InputError(
                 f"config: data, line {line_number + 1} of {self.path} is not promptid, prompt, "
