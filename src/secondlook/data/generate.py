@@ -33,7 +33,8 @@ from secondlook.data.build_pictures import (
 from secondlook.data.build_prompts import check_prompts_of_models, shards_of, write_prompts
 from secondlook.data.build_report import manifest_of, samples_page
 from secondlook.data.export import write_examples
-from secondlook.data.generators import Load, Shard, left_out, make_generator
+from secondlook.data.folder_generator import left_out
+from secondlook.data.generators import Load, Shard, make_generator
 from secondlook.data.sft_dataset import Pool
 from secondlook.errors import InputError
 from secondlook.io import same_config, writable_folder, write_json, write_text

@@ -2,7 +2,8 @@
 why it is not used.
 
 An index is a few numbers a picture, in arrays: 30 bytes, so that the paper's 3.6 million are 0.1 GB
-a process. Words and pictures stay in the files (``data.stored_images``).
+a process. Words and pictures stay in the files (``data.stored_images``,
+``data.listed_images``).
 """
 
 from __future__ import annotations
@@ -18,15 +19,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from secondlook.data.stored_images import (
-    WORDS,
-    Folders,
-    Listed,
-    ParquetCache,
-    Place,
-    Shard,
-    Words,
-)
+from secondlook.data.listed_images import Folders, Listed
+from secondlook.data.stored_images import WORDS, ParquetCache, Place, Shard, Words
 from secondlook.errors import InputError
 
 BAD = 0.5

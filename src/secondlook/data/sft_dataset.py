@@ -130,7 +130,7 @@ class Rows:
 class Pool:
     """Scored pictures by prompt (for edits: by instruction and source), of one place or several:
     the Parquet shards of `data build`, or a JSONL file in the layout of the paper's published data
-    (``data.stored_images.Listed``). Pictures and words are read when they are needed.
+    (``data.listed_images.Listed``). Pictures and words are read when they are needed.
 
     ``tasks`` are those that the pictures are for: each must have prompts. ``problem`` says what
     keeps the model from reading a prompt (of an edit: True), "" if nothing does; ``reason_problem``
@@ -201,7 +201,7 @@ class Pool:
     def _group(self) -> None:
         """Rows and prompts by what they are used for; rows that are used for nothing are marked."""
         index = self.index
-        # What an earlier call marked may be of use now. All masks below are (pictures,).
+        # What an earlier call marked is grouped again. All masks below are (pictures,).
         usable = np.isin(index.use, (Use.YES, Use.BETWEEN, Use.ALONE))
         # comparisons with NaN, the quality of a picture without a score, are False
         is_bad = usable & (index.quality < BAD)
