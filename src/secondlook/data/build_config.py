@@ -53,9 +53,10 @@ class BuildConfig:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("n_prompts", "shard", "examples_per_prompt"):
-            if getattr(self, name) < 1:
-                raise InputError(f"config: {name} is {getattr(self, name)}; it must be at least 1")
+        for field_name in ("n_prompts", "shard", "examples_per_prompt"):
+            value = getattr(self, field_name)
+            if value < 1:
+                raise InputError(f"config: {field_name} is {value}; it must be at least 1")
         if not self.generators:
             raise InputError("config: generators is empty; give at least one [[generators]]")
         if self.prompts and self.templates:
@@ -67,9 +68,10 @@ class BuildConfig:
             )
         check_prompt_options(self.prompts, self.prompt_options)
         for generator in self.generators:
-            only = getattr(registry.generators.get(generator.kind), "only_prompts", self.prompts)
-            if only != self.prompts:
+            registered = registry.generators.get(generator.kind)
+            only_prompts = getattr(registered, "only_prompts", self.prompts)
+            if only_prompts != self.prompts:
                 raise InputError(
                     f"config: generators: {generator.kind} draws its own world's prompts; set "
-                    f"prompts = {only!r}"
+                    f"prompts = {only_prompts!r}"
                 )

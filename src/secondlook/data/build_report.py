@@ -17,31 +17,35 @@ from secondlook.report import embed, page
 
 
 def samples_page(config: BuildConfig, out: Path, n: int = 24) -> str:
-    """Some prompts with their pictures, scores and reasons, to look at."""
+    """A page of ``n`` prompts with their pictures, scores and reasons, of a shard chosen at random:
+    to read one is enough."""
     rng = np.random.default_rng(config.seed)
-    shards = sorted(out.glob("images-*.parquet"))
-    shards = [shards[rng.integers(len(shards))]]
-    rows = read_pictures(shards[0])
-    prompts = list(dict.fromkeys(Pool.key(r) for r in rows))
-    stored = out / shards[0].name.replace("images", "sources")
-    sources = (
-        {r["id"]: embed(picture_of(r)) for r in read_pictures(stored)} if stored.exists() else {}
-    )
-    chosen = [
-        prompts[i] for i in sorted(rng.choice(len(prompts), min(n, len(prompts)), replace=False))
-    ]
+    all_shards = sorted(out.glob("images-*.parquet"))
+    shard_path = all_shards[rng.integers(len(all_shards))]
+    rows_by_prompt: dict[str, list[dict[str, Any]]] = {}
+    for row in read_pictures(shard_path):
+        rows_by_prompt.setdefault(Pool.key(row), []).append(row)
+    prompt_keys = list(rows_by_prompt)
+    num_prompts = min(n, len(prompt_keys))
+    chosen_places = sorted(rng.choice(len(prompt_keys), num_prompts, replace=False))
+    source_urls: dict[str, str] = {}  # the pictures themselves, as data: addresses
+    sources_path = out / shard_path.name.replace("images", "sources")
+    if sources_path.exists():
+        for row in read_pictures(sources_path):
+            source_urls[row["id"]] = embed(picture_of(row))
     strips = []
-    for prompt in chosen:
-        own = [r for r in rows if Pool.key(r) == prompt][:10]
-        pictures = [
-            r | {"src": embed(picture_of(r)), "quality": None if r["score"] is None else quality(r)}
-            for r in own
-        ]
+    for place in chosen_places:
+        prompt_rows = rows_by_prompt[prompt_keys[place]][:10]  # one line of pictures
+        first_row = prompt_rows[0]
+        strip_pictures = []
+        for row in prompt_rows:
+            shown_quality = None if row["score"] is None else quality(row)
+            strip_pictures.append(row | {"src": embed(picture_of(row)), "quality": shown_quality})
         strips.append(
             {
-                "prompt": own[0]["prompt"],
-                "source": sources.get(own[0]["source_id"]),
-                "pictures": pictures,
+                "prompt": first_row["prompt"],
+                "source": source_urls.get(first_row["source_id"]),
+                "pictures": strip_pictures,
             }
         )
     return page(
@@ -57,59 +61,70 @@ def _sha256(path: Path) -> str:
 def manifest_of(
     config: BuildConfig,
     out: Path,
-    unused: dict[str, list[str]],
-    folders: dict[str, dict[str, list[str]]],
+    unused_prompts: dict[str, list[str]],
+    unused_files: dict[str, dict[str, list[str]]],
     examples: dict[str, Any],
-) -> dict:
-    shards = sorted(out.glob("images-*.parquet"))
-    counts: dict[str, dict[str, Any]] = {}
-    prompts = set()
-    for path in shards:
-        columns = [
-            "prompt",
-            "source",
-            "correct",
-            "licence",
-            "score",
-            "source_id",
-            "following",
-            "preserving",
-        ]
-        for row in read_parquet(path, columns).to_pylist():
-            start = {
-                "pictures": 0,
-                "right": 0,
-                "missing": 0,
-                "positives": 0,
-                "negatives": 0,
-                "licence": row["licence"],
-            }
-            of = counts.setdefault(row["source"], start)
-            of["pictures"] += 1
-            of["right"] += row["correct"] is True
-            of["missing"] += row["correct"] is None
-            known = row["score"] is not None
-            of["positives"] += known and quality(row) >= (
-                config.good_edit if row["source_id"] else config.good_to_draw
-            )
-            of["negatives"] += known and quality(row) < BAD
-            prompts.add(Pool.key(row))
-    files = [
-        *shards,
-        *sorted(out.glob("sources-*.parquet")),
-        *(out / name for name in examples.get("files", [])),
-    ]
+) -> dict[str, Any]:
+    """What manifest.json says: counts by the pictures' source, what was left out and why, checksums
+    of all files, the settings and the versions."""
+    shard_paths = sorted(out.glob("images-*.parquet"))
+    source_counts, prompt_keys = _counts(config, shard_paths)
+    source_paths = sorted(out.glob("sources-*.parquet"))
+    example_paths = [out / name for name in examples.get("files", [])]
+    checksums = {}
+    for path in (*shard_paths, *source_paths, *example_paths):
+        checksums[path.name] = _sha256(path)
     return {
-        "prompts": len(prompts),
-        "left_out": {reason: len(prompts) for reason, prompts in unused.items()},
-        "left_out_prompts": unused,
-        "folders": folders,
-        "sources": counts,
+        "prompts": len(prompt_keys),
+        "left_out": {reason: len(prompts) for reason, prompts in unused_prompts.items()},
+        "left_out_prompts": unused_prompts,
+        "folders": unused_files,
+        "sources": source_counts,
         "examples": examples,
-        "sha256": {p.name: _sha256(p) for p in files},
-        "shards": [p.name for p in shards],
+        "sha256": checksums,
+        "shards": [path.name for path in shard_paths],
         "rewards": [asdict(reward) for reward in config.rewards] or [config.prompts],
         "seed": config.seed,
         "config": asdict(config),
         "versions": versions(),
     }
+
+
+def _counts(
+    config: BuildConfig, shard_paths: list[Path]
+) -> tuple[dict[str, dict[str, Any]], set[str]]:
+    """How many pictures of each source there are and of what use they are, and the prompts."""
+    # all but the pictures themselves
+    columns = [
+        "prompt",
+        "source",
+        "correct",
+        "licence",
+        "score",
+        "source_id",
+        "following",
+        "preserving",
+    ]
+    source_counts: dict[str, dict[str, Any]] = {}
+    prompt_keys: set[str] = set()
+    for path in shard_paths:
+        for row in read_parquet(path, columns).to_pylist():
+            prompt_keys.add(Pool.key(row))
+            if row["source"] not in source_counts:
+                source_counts[row["source"]] = {
+                    "pictures": 0,
+                    "right": 0,
+                    "missing": 0,
+                    "positives": 0,
+                    "negatives": 0,
+                    "licence": row["licence"],
+                }
+            counts = source_counts[row["source"]]
+            counts["pictures"] += 1
+            counts["right"] += row["correct"] is True
+            counts["missing"] += row["correct"] is None
+            if row["score"] is not None:
+                threshold = config.good_edit if row["source_id"] else config.good_to_draw
+                counts["positives"] += quality(row) >= threshold
+                counts["negatives"] += quality(row) < BAD
+    return source_counts, prompt_keys

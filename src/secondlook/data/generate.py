@@ -33,7 +33,8 @@ from secondlook.data.build_pictures import (
 from secondlook.data.build_prompts import check_prompts_of_models, shards_of, write_prompts
 from secondlook.data.build_report import manifest_of, samples_page
 from secondlook.data.export import write_examples
-from secondlook.data.generators import Load, Shard, check_folders, left_out, make_generator
+from secondlook.data.folder_generator import check_folders, left_out
+from secondlook.data.generators import Load, Shard, make_generator
 from secondlook.data.sft_dataset import Pool
 from secondlook.errors import InputError
 from secondlook.io import same_config, writable_folder, write_json, write_text
@@ -43,34 +44,40 @@ from secondlook.types import Prompt, WorkerShard
 
 
 def build(
-    config: BuildConfig, reward: Reward, out: Path, load: Load, share: WorkerShard = WorkerShard()
+    config: BuildConfig,
+    reward: Reward,
+    out: Path,
+    load: Load,
+    worker: WorkerShard = WorkerShard(),
 ) -> Path:
-    """``out`` gets prompts.jsonl, images-*.parquet, examples, samples.html and, last,
-    manifest.json; ``load`` makes a model's engine. Raises InputError."""
-    if config.expand and share.size > 1:
+    """Write prompts.jsonl, images-*.parquet, examples, samples.html and, last, manifest.json to the
+    folder ``out``, which is returned; ``load`` makes a model's engine. Raises InputError."""
+    if config.expand and worker.size > 1:
         raise InputError(
-            f"config: expand is set, but each of {share.size} processes would get other "
+            f"config: expand is set, but each of {worker.size} processes would get other "
             "captions; use one process"
         )
     writable_folder(out)
     settings = json.loads(json.dumps(asdict(config)))
     # shards of different settings are not mixed
     same_config(out, settings, ("examples", "examples_per_prompt", "device"))
-    shards, unused = shards_of(config, out)
+    shards, unused_prompts = shards_of(config, out)
     check_prompts_of_models(config, shards)
-    folders = left_out(config.generators, shards)
+    unused_files = left_out(config.generators, shards)
+    # All that can be refused is refused before these: a mended config may use the same folder.
     write_json(out / "config.json", settings)
     write_prompts(out / "prompts.jsonl", shards)
-    own_shards = [s for s in shards if s.number % share.size == share.rank]
-    to_score = [s for s in own_shards if not _scored(out, s).exists()]
-    check_folders(config.generators, to_score)
-    if to_score:
+    own_shards = [shard for shard in shards if shard.number % worker.size == worker.rank]
+    unscored_shards = [shard for shard in own_shards if not _scored_path(out, shard).exists()]
+    check_folders(config.generators, unscored_shards)
+    if unscored_shards:
         try_out(reward)
-    _draw(config, to_score, out, load)
-    _score(config, to_score, out, reward)
-    if share.rank:
-        return out
-    while not all(_scored(out, s).exists() for s in shards):
+    # All is drawn before anything is judged: generators and the judge share a GPU's memory.
+    _draw(config, unscored_shards, out, load)
+    _score(config, unscored_shards, out, reward)
+    if worker.rank:
+        return out  # the first process ends the build
+    while not all(_scored_path(out, shard).exists() for shard in shards):
         time.sleep(0.5)  # other processes are still at it
     shutil.rmtree(out / "parts", ignore_errors=True)
     examples: dict[str, Any] = {}
@@ -82,31 +89,35 @@ def build(
             pool, out, config.examples, config.examples_per_prompt, config.seed
         )
     write_text(out / "samples.html", samples_page(config, out))
-    write_json(out / "manifest.json", manifest_of(config, out, unused, folders, examples))
+    manifest = manifest_of(config, out, unused_prompts, unused_files, examples)
+    write_json(out / "manifest.json", manifest)
     return out
 
 
-def _scored(out: Path, shard: Shard) -> Path:
+def _scored_path(out: Path, shard: Shard) -> Path:
     """Where a shard's pictures lie once they have scores."""
     return out / f"images-{shard.number:05d}.parquet"
 
 
-def _drawn(out: Path, generator: int, shard: Shard) -> Path:
+def _drawn_path(out: Path, generator_place: int, shard: Shard) -> Path:
     """Where the pictures of a generator, by its place in the config, wait for their scores."""
-    return out / "parts" / f"{generator:02d}-{shard.number:05d}.parquet"
+    return out / "parts" / f"{generator_place:02d}-{shard.number:05d}.parquet"
 
 
 def _draw(config: BuildConfig, shards: list[Shard], out: Path, load: Load) -> None:
     """Pictures of ``shards`` by every generator; one generator is loaded at a time."""
-    for place, generator in enumerate(config.generators):
-        missing = [shard for shard in shards if not _drawn(out, place, shard).exists()]
-        if not missing:
+    for place, generator_config in enumerate(config.generators):
+        undrawn_shards = [shard for shard in shards if not _drawn_path(out, place, shard).exists()]
+        if not undrawn_shards:
             continue
-        draw = make_generator(generator, load, config.seed, config.device, config.prompt_options)
-        for shard in track(missing, escape(f"drawing: {generator.kind} {generator.model}")):
-            rows = [row_of(picture, generator) for picture in draw(shard)]
-            write_pictures(_drawn(out, place, shard), rows)
-        del draw
+        generator = make_generator(
+            generator_config, load, config.seed, config.device, config.prompt_options
+        )
+        progress_label = escape(f"drawing: {generator_config.kind} {generator_config.model}")
+        for shard in track(undrawn_shards, progress_label):
+            rows = [row_of(picture, generator_config) for picture in generator(shard)]
+            write_pictures(_drawn_path(out, place, shard), rows)
+        del generator  # its memory is needed for the next one
 
 
 def _score(config: BuildConfig, shards: list[Shard], out: Path, reward: Reward) -> None:
@@ -114,32 +125,35 @@ def _score(config: BuildConfig, shards: list[Shard], out: Path, reward: Reward) 
     for shard in track(shards, "judging"):
         rows: list[dict[str, Any]] = []
         for place in range(len(config.generators)):
-            rows += read_pictures(_drawn(out, place, shard))
+            rows += read_pictures(_drawn_path(out, place, shard))
         sources = {prompt.key: prompt.source for prompt in shard.prompts if prompt.source}
         if sources:
+            # before the scored shard: where that one exists, the shard is whole
             write_sources(out / f"sources-{shard.number:05d}.parquet", sources)
-        write_pictures(_scored(out, shard), _judged(shard, rows, reward, sources))
+        write_pictures(_scored_path(out, shard), _judged(shard, rows, reward, sources))
 
 
 def _judged(
     shard: Shard, rows: list[dict[str, Any]], reward: Reward, sources: dict[str, Image.Image]
 ) -> list[dict[str, Any]]:
-    """The rows with scores and names, without pictures that a prompt has twice.
+    """The rows with scores and names, without pictures that a prompt has twice. ``sources`` are the
+    edited pictures by ``Prompt.key``.
 
     Raises InputError where not one of them got a score.
     """
     seen: set[tuple[str, bytes]] = set()
-    distinct: list[dict[str, Any]] = []
+    distinct_rows: list[dict[str, Any]] = []
     to_judge: list[tuple[Prompt, Image.Image]] = []
     for row in rows:
         image = picture_of(row)
-        key = Pool.key(row)
-        pixels = sha256(image.tobytes()).digest()
-        if (key, pixels) in seen:
+        prompt_key = Pool.key(row)
+        pixel_digest = sha256(image.tobytes()).digest()  # of pixels: files of one image differ
+        if (prompt_key, pixel_digest) in seen:
             continue
-        seen.add((key, pixels))
-        distinct.append(row)
-        to_judge.append((Prompt(row["prompt"], sources.get(key)), image))
+        seen.add((prompt_key, pixel_digest))
+        row["id"] = f"{shard.number:05d}-{len(distinct_rows):05d}"
+        distinct_rows.append(row)
+        to_judge.append((Prompt(row["prompt"], sources.get(prompt_key)), image))
     scores = score(reward, to_judge)
     if scores and not any(scores):
         raise InputError(
@@ -147,11 +161,12 @@ def _judged(
             f"prompts{why_missing(reward)}"
         )
     tell_missing(reward)
-    for number, (row, of_row) in enumerate(zip(distinct, scores, strict=True)):
-        row["id"] = f"{shard.number:05d}-{number:05d}"
-        if of_row is None:
+    for row, row_score in zip(distinct_rows, scores, strict=True):
+        if row_score is None:  # the judge did not answer: the picture stays, without a score
             continue
-        row |= {"score": of_row.value, "correct": of_row.correct, "reason": of_row.answer}
-        if of_row.edit is not None:
-            row["following"], row["preserving"] = of_row.edit
-    return distinct
+        row["score"] = row_score.value
+        row["correct"] = row_score.correct
+        row["reason"] = row_score.answer
+        if row_score.edit is not None:
+            row["following"], row["preserving"] = row_score.edit
+    return distinct_rows
