@@ -195,7 +195,7 @@ def _means(
     for name in MEASURES:
         samples = []
         for edit, values in zip(measured_edits, measures, strict=True):
-            if np.isfinite(values[name]):  # an exact copy has no PSNR
+            if np.isfinite(values[name]):  # an exact copy's PSNR is infinite
                 samples.append(Sample(edit.kind, prompt_of(edit), values[name]))
         mean_of_measure[name] = mean_of_tasks(samples)
     return mean_of_measure
