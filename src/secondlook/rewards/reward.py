@@ -73,6 +73,7 @@ def score(reward: Reward, items: Sequence[tuple[Prompt, Image]]) -> list[Score |
             f"judge: {type(reward).__name__} cannot judge edits; use another for prompts with a "
             "source"
         )
+    # the scores of both sorts, back in the order of the items
     edit_scores = iter(reward.edits(edits))
     scores = []
     for prompt, _ in items:
@@ -100,6 +101,7 @@ class Weighted:
         return missing_answers
 
     def __call__(self, items: Sequence[tuple[str, Image]]) -> list[Score | None]:
+        """One score for each (prompt, picture)."""
         return self._mean_scores([judge(items) for _, judge in self.parts])
 
     def edits(self, items: Sequence[Edited]) -> list[Score | None]:
@@ -113,16 +115,24 @@ class Weighted:
 
     def _mean_score(self, scores: Sequence[Score | None]) -> Score | None:
         """The mean of one picture's scores, one for each judge; None where one is missing."""
-        known_scores = [score for score in scores if score is not None]
-        if len(known_scores) < len(scores):
-            return None
-        reason = known_scores[0].reason
-        edit_scores = [score.edit for score in known_scores if score.edit is not None]
-        if len(edit_scores) < len(known_scores):  # a drawing, or a judge that tells S alone
-            mean_value = self._weighted_mean([score.value for score in known_scores])
+        reasons: list[str] = []
+        values: list[float] = []
+        following_values: list[float] = []
+        preserving_values: list[float] = []
+        for one_score in scores:
+            if one_score is None:
+                return None
+            reasons.append(one_score.reason)
+            values.append(one_score.value)
+            if one_score.edit is not None:
+                following_values.append(one_score.edit[0])
+                preserving_values.append(one_score.edit[1])
+        reason = reasons[0]  # the heaviest judge's
+        if len(following_values) < len(values):  # a drawing, or a judge that tells S alone
+            mean_value = self._weighted_mean(values)
             return Score(mean_value, mean_value >= 0.5, reason)
-        following = self._weighted_mean([following for following, _ in edit_scores])
-        preserving = self._weighted_mean([preserving for _, preserving in edit_scores])
+        following = self._weighted_mean(following_values)
+        preserving = self._weighted_mean(preserving_values)
         return Score.of_edit(following, preserving, min(following, preserving) >= 0.5, reason)
 
     def _weighted_mean(self, values: Sequence[float]) -> float:

@@ -74,7 +74,7 @@ def yes_or_no(text: str, *images: Image) -> Question:
         "max_tokens": 1,  # the verdict alone
         "temperature": 0,
         "logprobs": True,
-        "top_logprobs": TOP,
+        "top_logprobs": TOP,  # among them are the ways to write yes and no
     }
     return Question(request_body, p_yes)
 
@@ -108,9 +108,11 @@ class VLMReward:
         texts_of_items = self._question_texts([prompt for prompt, _ in items])
         questions: list[Question] = []
         for (_, image), texts in zip(items, texts_of_items, strict=True):
-            questions += [yes_or_no(text, image) for text in texts or []]
+            for text in texts or ():  # None: nothing to ask, the score is missing
+                questions.append(yes_or_no(text, image))
         if self.reasons:
-            questions += [in_words(REASON.format(prompt), image) for prompt, image in items]
+            for prompt, image in items:
+                questions.append(in_words(REASON.format(prompt), image))
 
         # answers come in the order of the questions: every item's P(yes), then every item's reason
         answers = iter(self.asker(questions))
@@ -148,6 +150,7 @@ class VLMReward:
             return {}
         split_requests = []
         for prompt in long_prompts:
+            # as long as a list of all parts of a long prompt may become
             request_body = in_words(SPLIT.format(prompt), tokens=1024).body
             split_requests.append(Question(request_body, questions_of))
         return dict(zip(long_prompts, self.decomposer(split_requests), strict=True))
@@ -285,6 +288,7 @@ class ServedVLMReward(VLMReward):
     Config = ServedConfig
 
     def __init__(self, config: ServedConfig, reasons: bool = False):
+        # one file for both: answers are kept by the question and the model
         stored_answers = Answers(file_of_this_rank(config.answers))
         split_endpoint = config.decomposer()
         super().__init__(

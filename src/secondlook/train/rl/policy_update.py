@@ -80,6 +80,7 @@ class PolicyUpdate:
         critic_epochs = algorithm.critic_epochs(rng, n_turns)
         epochs = [minibatches(rng, n_turns, optim.minibatches) for _ in range(optim.epochs)]
         metrics: dict[str, float] = {}
+        # old log-probabilities are scored before any update changes the policy
         if algorithm.has_critic:
             states = self.score_before(own, epochs[0])  # of every turn: an epoch has them all
             if not algorithm.updates_policy(step):  # then no update compares sampler and scorer

@@ -1,4 +1,4 @@
-"""One noun from rollout to loss: a trajectory, whose turns get named fields as a step goes on.
+"""A trajectory: an episode from rollout to loss, whose turns get their fields as a step goes on.
 
 ============================  =======================================================
 fields of a turn              are set by
@@ -150,7 +150,8 @@ def _value_of(score: Score | None) -> float:
 
 def groups_of(trajectories: Iterable[Trajectory]) -> list[list[Trajectory]]:
     """The trajectories of each prompt, which stand side by side."""
-    return [list(group) for _, group in groupby(trajectories, key=lambda t: t.group)]
+    by_prompt = groupby(trajectories, key=lambda trajectory: trajectory.group)
+    return [list(group) for _, group in by_prompt]
 
 
 def varies(group: Sequence[Trajectory]) -> bool:
