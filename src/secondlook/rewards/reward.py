@@ -1,5 +1,5 @@
-"""What a reward is: a score in [0, 1] for a picture of a prompt, or nothing when it could not be
-had."""
+"""What a reward is: a callable that gives each picture of a prompt a score in [0, 1], or None where
+the score could not be had."""
 
 from __future__ import annotations
 

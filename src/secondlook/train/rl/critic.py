@@ -1,10 +1,13 @@
-"""PPO's value head: what a turn will earn, told from the states before its tokens.
+"""PPO's critic: a value head that predicts, from the hidden state before each token, what its turn
+will earn.
 
 Source: arXiv 2506.01480 names PPO without details; the formulas are those of arXiv 1707.06347 and
-1506.02438. Ours: the head stands on the policy's own final hidden states, which its loss does not
-move (the policy is taught by its own loss alone), so there is no second model, and the head is
-taught in passes of its own over states that are computed once a step. Each turn is a segment of its
-own with the reward at its last token and nothing after it.
+1506.02438. Our own choices:
+
+- The head reads the policy's own final hidden states, detached: there is no second model, and the
+  value loss does not change the policy.
+- It learns in passes of its own, over states that are computed once a step.
+- Each turn ends by itself: its reward is at its last token, and the value after that is 0.
 
 Suffixes: n tokens of a turn, N tokens of many turns, D hidden width.
 """

@@ -51,8 +51,8 @@ def name_of(sampling_params: SamplingParams, first: bool) -> str:
 
 @dataclass
 class Agreement:
-    """Collects the differences of a step's tokens on every rank, and refuses a policy that is not
-    the sampler."""
+    """Collects the differences between scored and recorded log-probabilities of a step's tokens, on
+    every rank, and stops the run where they are larger than rounding."""
 
     max_mean: float
     """Largest mean of |scored - recorded| of tokens without guidance (``amplification`` times as

@@ -71,7 +71,7 @@ def policy_loss(
     if clip_range_high is None:
         clip_range_high = clip_range
     clipped_ratio = ratio.clamp(1 - clip_range, 1 + clip_range_high)
-    # the smaller one: clipping takes away the reason to move on, never the reason to move back
+    # the smaller of both: no gain beyond the clip range, but all of a loss
     surrogate = torch.minimum(ratio * advantage, clipped_ratio * advantage)
     if importance is not None:
         surrogate = importance.detach() * surrogate
@@ -98,7 +98,7 @@ def value_loss(
     squared_error = (value - returns) ** 2
     if clip_range is not None:
         clipped_value = old_value + (value - old_value).clamp(-clip_range, clip_range)
-        # the larger one: as with the policy, clipping only ever takes a gain away
+        # the larger of both: no gain from moving further than the clip range
         squared_error = torch.maximum(squared_error, (clipped_value - returns) ** 2)
     return 0.5 * (weight * squared_error).sum() / denominator
 

@@ -110,7 +110,8 @@ def _side_by_side(turns: list[TrajectoryTurn], device: torch.device | str) -> Mi
 
 
 def idle_turn(turn: Turn) -> TrajectoryTurn:
-    """A turn that counts nothing and moves nothing."""
+    """A turn of weight and advantage 0, for micro-batches in which a rank has nothing to learn: its
+    gradient is 0."""
     return TrajectoryTurn(
         kind=turn.kind,
         image_score=0.0,

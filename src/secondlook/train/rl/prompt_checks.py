@@ -1,5 +1,6 @@
-"""What would end a run at the step that meets it is found before step 0: prompts that the model
-cannot read, sources that cannot be opened, and prompts of which the judge scores no picture."""
+"""Checks of all prompts before step 0, so that no run ends at the step that draws a bad one:
+prompts that the model cannot read, sources that cannot be opened, and prompts of which the judge
+scores no picture."""
 
 from __future__ import annotations
 

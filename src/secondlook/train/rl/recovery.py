@@ -1,4 +1,5 @@
-"""What the authors of arXiv 2506.01480 did by hand to keep RL going, as a stated policy.
+"""Automatic recovery of a run whose reward falls: what the authors of arXiv 2506.01480 did by hand,
+by fixed rules.
 
 On a sharp drop of the reward the rate is cut to 1/2 to 2/3 and the run goes back to its last good
 state; on a slow decline beta is lowered, or the reference becomes the current policy. Each action

@@ -1,5 +1,5 @@
-"""A reward is checked before it rewards anything, and a run that has nothing to learn from is
-stopped."""
+"""Checks of the reward: on known-good and known-bad pictures before the run, and after each rollout
+whether there is something to learn from it."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def check_reward(
 
 
 MIN_WRONG = 0.05
-"""A single verdict that is wrong in a smaller share is not held against a judge: nearly all of its
-pictures are of that kind."""
+"""Smallest share of wrong verdicts at which a single verdict counts as a collapse; below, nearly
+all pictures are of the kind that it names."""
 
 
 @dataclass

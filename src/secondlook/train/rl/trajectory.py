@@ -55,9 +55,9 @@ class TrajectoryTurn:
     old_logprobs: tuple[float, ...] = ()
     """Log-probabilities that the policy scored before the step's first update."""
     values: tuple[float, ...] = ()
-    """What the value head said before it learned in this step (PPO)."""
+    """The value head's, before its passes of this step (PPO)."""
     returns: tuple[float, ...] = ()
-    """What the value head is taught (PPO)."""
+    """The value head's targets: advantages before whitening + values (PPO)."""
 
     @property
     def turn(self) -> Turn:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class NoOptions:
-    """Of an algorithm without settings of its own."""
+    """The settings of an algorithm that has none."""
 
 
 class Algorithm:
