@@ -150,7 +150,7 @@ class VLMReward:
             return {}
         split_requests = []
         for prompt in long_prompts:
-            # as long as a list of all parts of a long prompt may become
+            # room for a JSON list of many questions
             request_body = in_words(SPLIT.format(prompt), tokens=1024).body
             split_requests.append(Question(request_body, questions_of))
         return dict(zip(long_prompts, self.decomposer(split_requests), strict=True))
