@@ -134,6 +134,8 @@ class Generator(Protocol):
 
 
 Load = Callable[[str], Engine]
+
+
 def seeds_of(seed: int, shard: Shard, images: int) -> list[int]:
     """One seed for each of ``images`` pictures of each of a shard's prompts: all of the first
     prompt, then all of the second, and so on."""
