@@ -28,6 +28,7 @@ from secondlook.llm.missing import tell_missing, why_missing
 from secondlook.llm.parsing import p_yes, texts_of
 from secondlook.rewards.config import RewardConfig
 from secondlook.rewards.vlm import ServedConfig, VLMReward, in_words, yes_or_no
+from secondlook.train.rl.config import RewardChecksConfig
 from secondlook.train.rl.reward_checks import RewardChecks, check_reward
 from secondlook.types import Prompt
 
@@ -121,7 +122,7 @@ def test_missing_with_the_reason(url, model, words):
     with pytest.raises(Stopped, match=f"2 of 2 sanity pictures.*{words}"):
         check_reward(asked, [(Prompt("a"), ITEMS[0][1])], [(Prompt("a"), ITEMS[1][1])])
     with pytest.raises(Stopped, match=f"100% of the scores are missing.*{words}"):
-        RewardChecks(0.2, 1.0, 5, 5).check({"missing": 1.0}, [], why_missing(asked))
+        RewardChecks(RewardChecksConfig()).check({"missing": 1.0}, [], why_missing(asked))
 
 
 def test_edits_need_two_pictures(url):

@@ -310,13 +310,11 @@ def test_both_stages_on_edits(data, tmp_path):
     kinds = EDITS | {"colored": 0.3}
     config = RLConfig(
         "mini",
-        prompts_per_step=4,
-        group=2,
-        rounds=2,
-        epochs=1,
         prompt_options={"kinds": kinds},
-        form="expected",
-        picture_every=1,
+        rollout={"prompts_per_step": 4, "group_size": 2, "rounds": 2},
+        advantage={"credit": "expected"},
+        optim={"epochs": 1},
+        runtime={"picture_every": 1},
     )
     job = RLLoop(config, tmp_path)
     metrics = job.step(0)
