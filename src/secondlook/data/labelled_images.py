@@ -93,9 +93,11 @@ def _found(path: Path, prompt: str, left_out: Callable[[str], None]) -> list[Pai
         files = sorted(path.iterdir())
         pictures = [p for p in files if is_file(p) and p.suffix.lower() in EXTENSIONS]
         if not pictures:
+            is_heic = any(p.suffix.lower() in (".heic", ".heif") for p in files)
+            hint = "; HEIC is not read: convert it to PNG or JPEG" if is_heic else ""
             raise InputError(
                 f"images: {str(path)!r} holds no picture ({', '.join(EXTENSIONS)}) and no "
-                "metadata.jsonl"
+                f"metadata.jsonl{hint}"
             )
         for other in files:
             if other not in pictures and not other.name.startswith("."):
