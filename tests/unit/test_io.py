@@ -112,6 +112,8 @@ def test_heic_is_refused_by_name(tmp_path):
     path.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64))
     with pytest.raises(InputError, match="is HEIC, which is not read; convert it to PNG or JPEG"):
         read_image(path)
+    with pytest.raises(InputError, match=r"holds no picture .*HEIC is not read: convert it"):
+        read_pairs(tmp_path, "a cat")
 
 
 @pytest.mark.parametrize(
