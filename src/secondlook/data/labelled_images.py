@@ -82,38 +82,9 @@ def read_pairs(
 def _stored_pairs(path: Path, prompt: str, left_out: Callable[[str], None]) -> list[Pair]:
     """The pairs of a path by what it is, with their own sources only."""
     if path.is_dir():
-<<<<<<< HEAD
         if (path / "metadata.jsonl").is_file():
             return _pairs_of_described_folder(path, prompt, left_out)
         return _pairs_of_plain_folder(path, prompt, left_out)
-=======
-        listed = path / "metadata.jsonl"
-        if listed.is_file():
-            pairs = _lines(listed, "file_name", prompt)
-            named = {p.name for p in pairs} | {listed.name}
-            for other in sorted(path.iterdir()):
-                if (
-                    other.name not in named
-                    and not other.name.startswith(".")
-                    and other.suffix.lower() in EXTENSIONS
-                ):
-                    left_out(other.name)
-            return pairs
-        files = sorted(path.iterdir())
-        pictures = [p for p in files if is_file(p) and p.suffix.lower() in EXTENSIONS]
-        if not pictures:
-            is_heic = any(p.suffix.lower() in (".heic", ".heif") for p in files)
-            hint = "; HEIC is not read: convert it to PNG or JPEG" if is_heic else ""
-            raise InputError(
-                f"images: {str(path)!r} holds no picture ({', '.join(EXTENSIONS)}) and no "
-                f"metadata.jsonl{hint}"
-            )
-        for other in files:
-            if other not in pictures and not other.name.startswith("."):
-                left_out(other.name)
-        _needed(prompt, path.name)
-        return [Pair(p.name, prompt, partial(read_image, p)) for p in pictures]
->>>>>>> mend
     if path.suffix.lower() == ".jsonl":
         return _pairs_of_lines(path, "image", prompt)
     if path.suffix.lower() == ".parquet":
@@ -158,9 +129,11 @@ def _pairs_of_plain_folder(
         elif not path.name.startswith("."):
             other_names.append(path.name)
     if not picture_paths:
+        is_heic = any(name.lower().endswith((".heic", ".heif")) for name in other_names)
+        hint = "; HEIC is not read: convert it to PNG or JPEG" if is_heic else ""
         raise InputError(
             f"images: {str(folder)!r} holds no picture ({', '.join(EXTENSIONS)}) and no "
-            "metadata.jsonl"
+            f"metadata.jsonl{hint}"
         )
     for name in other_names:
         left_out(name)
