@@ -45,7 +45,8 @@ class RewardConfig:
         """A TOML table has the settings beside ``kind`` and ``weight``."""
         if not isinstance(values, dict):
             return values
-        own_fields, kind_settings = {}, {}
+        own_fields: dict[str, Any] = {}
+        kind_settings: dict[str, Any] = {}
         for key, value in values.items():
             if key in OWN_KEYS:
                 own_fields[key] = value

@@ -105,7 +105,7 @@ class Weighted:
     @property
     def missing(self) -> list[Missing]:
         """Why answers are missing, of all judges."""
-        missing_answers = []
+        missing_answers: list[Missing] = []
         for _, judge in self.parts:
             missing_answers += missing_of(judge)
         return missing_answers
