@@ -25,7 +25,7 @@ from secondlook.train.rl.loop import train_rl
 from secondlook.train.sft import train_sft
 from secondlook.train.sft_config import SFTConfig
 
-pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+pytestmark = pytest.mark.distributed
 HERE = Path(__file__).parents[1]
 
 

@@ -72,15 +72,15 @@ class GeneratorConfig:
             registered = registry.generators.get(self.kind)
         except InputError as error:
             raise InputError(f"config: {error}") from error
+        checked_settings = plugin_settings.check_settings(
+            "generators", self.kind, registered, self.settings, _provided(registered), OWN_KEYS
+        )
         if not self.model and plugin_settings.takes(registered, "model"):
             what = "the folder's path there" if self.kind == "folder" else "one"
             raise InputError(
                 f"config: generators: model is empty; a generator of kind {self.kind!r} needs "
                 f"{what}"
             )
-        checked_settings = plugin_settings.check_settings(
-            "generators", self.kind, registered, self.settings, _provided(registered), OWN_KEYS
-        )
         object.__setattr__(self, "settings", checked_settings)  # the dataclass is frozen
 
 
