@@ -37,7 +37,7 @@ from mutate import mutate
 from secondlook import config as configs
 from secondlook.cli.show import show
 from secondlook.data import decontaminate
-from secondlook.data.generate import BuildConfig
+from secondlook.data.build_config import BuildConfig
 from secondlook.data.labelled_images import read_pairs
 from secondlook.data.prompts import read_prompts
 from secondlook.data.sanity_pairs import read_sanity_pairs

@@ -10,8 +10,8 @@ train vision vision vision
 train base base base --set tokenizer="$out/tokenizer/final" --set vision="$out/vision/final"
 # comparing is learned undiluted, on pictures of one object first: "is there …?", then verdicts, then both on all pictures
 train base base_compare base_there --set start="$out/base/final"
-train base base_compare base_verdict --set start="$out/base_there/final" --set 'asked={verdict = 0.8, there = 0.2}'
-train base base_compare base_both --set start="$out/base_verdict/final" --set 'asked={verdict = 0.7, there = 0.3}' \
+train base base_compare base_verdict --set start="$out/base_there/final" --set 'question_weights={verdict = 0.8, there = 0.2}'
+train base base_compare base_both --set start="$out/base_verdict/final" --set 'question_weights={verdict = 0.7, there = 0.3}' \
   --set alone=0.2 --set steps=600
 # and so are relations, on few objects first
 train base base_relations base_few --set start="$out/base_both/final"

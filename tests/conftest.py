@@ -23,6 +23,20 @@ def quick_intervals(monkeypatch, request):
         monkeypatch.setattr("secondlook.evals.intervals.RESAMPLES", 100)
 
 
+@pytest.fixture
+def clean_registries(monkeypatch):
+    """What a test registers from outside the package is forgotten after it."""
+    from secondlook import registry
+
+    monkeypatch.setattr(registry, "_plugins", set())
+    yield
+    for group in registry.BUILT_IN:
+        registered = getattr(registry, group)._registered
+        for name, thing in list(registered.items()):
+            if not registry.origin(thing).startswith("secondlook."):
+                del registered[name]
+
+
 @pytest.fixture(scope="session")
 def benchmarks() -> Path:
     if not BENCHMARKS.is_dir():

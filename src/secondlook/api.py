@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 import torch
-from PIL import Image
 
 from secondlook.arguments import (
     Picture,
@@ -33,9 +32,6 @@ from secondlook.streaming import StreamEvent, stream_events
 from secondlook.types import Episode, Prompt, Request, SamplingParams, Verdict
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
-
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-"""Number types in which a checkpoint is saved."""
 
 
 def load(
@@ -66,7 +62,7 @@ def load(
     janus = Janus.load(model, device, given, attention)
     if dtype == "int8":
         janus.in_8_bits()
-    return Model(Engine(janus, batch_size), str(model))
+    return Model(Engine(janus, batch_size), str(model), in_8_bits=dtype == "int8")
 
 
 class Model:
@@ -76,10 +72,11 @@ class Model:
     running event loop, which waits for it.
     """
 
-    def __init__(self, engine: Engine, name: str = ""):
+    def __init__(self, engine: Engine, name: str = "", in_8_bits: bool = False):
         self.engine = engine
         self.name = name
         """What it was loaded from."""
+        self.in_8_bits = in_8_bits
 
     def __repr__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
@@ -303,34 +300,18 @@ class Model:
         images = as_list(image, Picture)
         prompts = one_each("prompt", prompt, len(images), str)
         sources = one_each("source", source, len(images), Picture | None)
-        verdicts = self._judge(
-            [open_picture(each) for each in images],
-            prompts,
-            [None if each is None else open_picture(each) for each in sources],
-            threshold,
-        )
-        return verdicts[0] if isinstance(image, Picture) else verdicts
-
-    def _judge(
-        self,
-        images: Sequence[Image.Image],
-        prompts: Sequence[str],
-        sources: Sequence[Image.Image | None],
-        threshold: float,
-    ) -> list[Verdict]:
-        template = self.engine.template
-        requests = [
-            Request("judge", template.judge(prompt, [image], [], source), seed=0)
-            for image, prompt, source in zip(images, prompts, sources, strict=True)
-        ]
+        template, requests = self.engine.template, []
+        for each, text, edited in zip(images, prompts, sources, strict=True):
+            before = None if edited is None else open_picture(edited)
+            segments = template.judge(text, [open_picture(each)], [], before)
+            requests.append(Request("judge", segments, seed=0))
         greedy = SamplingParams("text", temperature=0.0, first=(template.yes, template.no))
-        reason_tokens = SamplingConfig().reason_tokens
         verdicts = []
-        for turn in self.engine.write(requests, greedy, reason_tokens):
+        for turn in self.engine.write(requests, greedy, SamplingConfig().reason_tokens):
             assert turn.p_yes is not None
             reason = template.words(turn.tokens[1:]).lstrip(", ")
             verdicts.append(Verdict(turn.p_yes > threshold, turn.p_yes, reason))
-        return verdicts
+        return verdicts[0] if isinstance(image, Picture) else verdicts
 
     @overload
     def ask(self, image: Picture, question: str, max_tokens: int = 64) -> str: ...  # type: ignore[overload-overlap]
@@ -395,11 +376,11 @@ class Model:
         it was loaded in. ``load`` and the command line read it. Raises InputError where the folder
         exists, cannot be written, or the weights are in 8 bits."""
         folder = Path(folder)
-        if any(parameter.dtype not in FLOATS for parameter in self.janus.parameters()):
+        if self.in_8_bits:
             raise InputError(
                 "dtype: weights in 8 bits are for drawing only; load the model in another dtype"
             )
-        if folder.exists() and any(folder.iterdir()):
+        if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
             raise InputError(f"out: {str(folder)!r} is not empty; name a new folder")
         writable_folder(folder.parent, claimed=False)
         with whole_folder(folder) as work:

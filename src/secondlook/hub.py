@@ -25,6 +25,9 @@ REPO_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 class Saved(Protocol):
     """What writes itself as a checkpoint: ``secondlook.Model``."""
 
+    name: str
+    """What it was loaded from."""
+
     def save(self, folder: str | Path) -> Path: ...
 
 
@@ -63,7 +66,7 @@ def push(
         raise InputError(
             f"repo: {repo_id!r} is not a name on the hub; write owner/name, as me/my-model"
         )
-    with _checkpoint_of(model) as folder:
+    with _checkpoint_of(model) as (folder, trained_in):
         files = checkpoint_files(folder)
         own_card = folder / CARD
         if is_file(own_card):
@@ -74,23 +77,24 @@ def push(
                 )
             card = read_text(own_card)
         else:
-            card = model_card(folder, repo_id, [Path(path) for path in results], license_id)
+            card = model_card(trained_in, repo_id, [Path(path) for path in results], license_id)
         if dry_run is not None:
             return str(_write_locally(files, card, Path(dry_run)))
         return _upload(files, card, repo_id, private, message)
 
 
 @contextmanager
-def _checkpoint_of(model: str | Path | Saved) -> Iterator[Path]:
-    """The folder of the checkpoint that ``model`` means; a model is saved to a temporary one."""
+def _checkpoint_of(model: str | Path | Saved) -> Iterator[tuple[Path, Path]]:
+    """The folder of the checkpoint that ``model`` means, and the one beside which its run's
+    settings are. A model is saved to a temporary folder."""
     if not isinstance(model, str | Path):
         with tempfile.TemporaryDirectory() as temporary:
-            yield model.save(Path(temporary) / "model")
+            yield model.save(Path(temporary) / "model"), Path(model.name)
         return
     folder = Path(locate(str(model)))
     if is_file(folder / "final" / "config.json"):
         folder = folder / "final"
-    yield folder
+    yield folder, folder
 
 
 def checkpoint_files(folder: Path) -> list[Path]:

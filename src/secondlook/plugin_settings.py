@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, make_dataclass
+from difflib import get_close_matches
 from functools import cache, partial
 from typing import Any, get_type_hints
 
@@ -45,10 +46,16 @@ def settings_class(thing: Callable[..., Any], provided: frozenset[str]) -> type:
 
 
 def check_settings(
-    where: str, name: str, thing: Callable[..., Any], values: Any, provided: frozenset[str]
+    where: str,
+    name: str,
+    thing: Callable[..., Any],
+    values: Any,
+    provided: frozenset[str],
+    beside: Sequence[str] = (),
 ) -> Any:
     """The settings ``values``, a dictionary or settings already made, as the dataclass of
-    ``thing``, which is registered as ``name``.
+    ``thing``, which is registered as ``name``. ``beside``: keys of the same table that are no
+    settings of it.
 
     Raises InputError that begins with "config: " and ``where`` and names the key.
     """
@@ -70,9 +77,11 @@ def check_settings(
         if first["type"] in ("missing", "missing_keyword_only_argument", "missing_argument"):
             raise InputError(f"config: {where}: {key} is missing; {name!r} needs it") from error
         if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-            known = ", ".join(kind.__dataclass_fields__) or "none"  # type: ignore[attr-defined]
+            known = [*kind.__dataclass_fields__, *beside]  # type: ignore[attr-defined]
+            nearest = get_close_matches(key, known, n=1, cutoff=0.75)
             raise InputError(
-                f"config: {where}: {key} is not a setting of {name!r}; known are {known}"
+                f"config: {where}: {key} is not a setting of {name!r}; known are "
+                f"{', '.join(known) or 'none'}{f'; did you mean {nearest[0]}?' if nearest else ''}"
             ) from error
         message = first["msg"].removeprefix("Value error, ")
         if message.startswith("config: "):  # the settings' own check has said it

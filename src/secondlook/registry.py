@@ -58,7 +58,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "generators": {
         "model": "secondlook.data.generators",
         "diffusers": "secondlook.data.generators",
-        "folder": "secondlook.data.generators",
+        "folder": "secondlook.data.folder_generator",
         "render": "secondlook.mini.plugin",
     },
 }

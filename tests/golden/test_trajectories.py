@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from secondlook.config import parse
 from secondlook.data.sanity_pairs import read_sanity_pairs
-from secondlook.data.generate import BuildConfig, build
+from secondlook.data.build_config import BuildConfig
+from secondlook.data.generate import build
 from secondlook.data.generators import GeneratorConfig
 from secondlook.data.sft_dataset import Pool
 from secondlook.engine.engine import Engine
@@ -133,7 +134,6 @@ def test_verifier_has_no_score_for_words_it_does_not_know():
     assert known is not None and not known.correct and unknown is None
 
 
-@pytest.mark.slow
 def test_sft_resumes_exactly_and_learns(data, start, tmp_path, monkeypatch):
     config = SFTConfig(
         model=start,
@@ -373,7 +373,6 @@ def check_trajectory(name: str, out: Path, keys: tuple[str, ...]) -> None:
             assert same, f"{key} at step {step + 1}: {a} instead of {b}"
 
 
-@pytest.mark.slow
 def test_sft_follows_its_golden_trajectory(tmp_path, exact):
     # the shipped base, in float64: an untrained image tokenizer or a float32 decoder may give another code on another machine
     exact_mini = Engine(Janus.load(locate("mini-base")))
@@ -391,7 +390,6 @@ def test_sft_follows_its_golden_trajectory(tmp_path, exact):
     check_trajectory("sft", tmp_path / "run", ("draw_loss", "redraw_loss", "verdict_loss", "reason_loss", "grad_norm", "lr"))
 
 
-@pytest.mark.slow
 def test_grpo_follows_its_golden_trajectory(tmp_path, exact):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a photo of a star\na photo of two cats\n")

@@ -165,6 +165,7 @@ BAD = {
     "question": (lambda m, i: m.ask(i, ""), "question: it is empty"),
     "dtype": (lambda m, i: secondlook.load("mini", dtype="half"), "dtype: 'half' is unknown"),
     "device": (lambda m, i: secondlook.load("mini", device="cuda:99"), "device: 'cuda:99' is not"),
+    "saved in 8 bits": (lambda m, i: Model(m.engine, "", True).save("x"), "dtype: weights in 8"),
     "model": (lambda m, i: secondlook.load("nonesuch"), "model: 'nonesuch' is neither"),
 }
 

@@ -7,8 +7,6 @@ import pytest
 import secondlook
 from secondlook.api import Model
 
-pytestmark = pytest.mark.slow
-
 RL = {
     "model": "mini-base",
     "prompts": "mini",

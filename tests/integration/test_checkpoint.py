@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import JanusForConditionalGeneration, JanusProcessor
 
 import secondlook
-from secondlook.cli import load_engine
+from secondlook.cli.common import load_engine
 from secondlook.mini.world.render import render
 from secondlook.mini.world.samples import sample_scene
 from secondlook.models.shipped import SHIPPED, locate

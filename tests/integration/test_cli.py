@@ -15,8 +15,6 @@ from rich.table import Table
 
 from secondlook.cli import common, main
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def model(janus, tmp_path_factory) -> Path:

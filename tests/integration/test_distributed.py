@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from jobs import RL, SFT
-from secondlook.data.generate import BuildConfig, build
+from secondlook.data.build_config import BuildConfig
+from secondlook.data.generate import build
 from secondlook.data.generators import GeneratorConfig
 from secondlook.engine.engine import Engine
 from secondlook.errors import InputError
@@ -24,7 +25,7 @@ from secondlook.train.rl.loop import train_rl
 from secondlook.train.sft import train_sft
 from secondlook.train.sft_config import SFTConfig
 
-pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+pytestmark = pytest.mark.distributed
 HERE = Path(__file__).parents[1]
 
 

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from cases.unfriendly_judge import Handler
 from secondlook.cli import app
+from secondlook.cli.common import console
 from secondlook.errors import InputError
 from secondlook.evals import records, report, runner
 from secondlook.evals.benchmark import VALUE_IN_UNIT, Row, ValueRange
@@ -275,7 +276,7 @@ def test_no_score_is_outside_its_range():
     )
 
 
-def test_what_has_no_number_is_missing_and_named(tmp_path):
+def test_what_has_no_number_is_missing_and_named(tmp_path, monkeypatch):
     """Scores that are no numbers of their range are missing, each with its reason; a few of many do
     not stop a resumed run."""
     every = [Row(f"{i:05d}", f"a photo of a cup {i}", "all") for i in range(20)]
@@ -307,7 +308,8 @@ def test_what_has_no_number_is_missing_and_named(tmp_path):
     report.write(tmp_path, benchmark, settings, episodes)
     page = (tmp_path / "benchmark.html").read_text()
     assert "1 of 20 samples are left out" in page and "00003-0-1.png" in page
-    shown = CliRunner().invoke(app, ["show", str(tmp_path)], env={"COLUMNS": "120"})
+    monkeypatch.setattr(console, "_width", 120)  # whichever test made the console first
+    shown = CliRunner().invoke(app, ["show", str(tmp_path)])
     assert shown.exit_code == 0 and "GenEval: mini, 20 rows, 1 samples each" in shown.output
     assert "1.000 [1.000, 1.000]" in shown.output and "1 of 20 samples left out" in shown.output
 

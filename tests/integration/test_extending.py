@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from secondlook import registry
 from secondlook.cli import app
 from secondlook.errors import InputError
 
@@ -63,12 +62,8 @@ floor = 0.125
 
 
 @pytest.fixture
-def outside(tmp_path, monkeypatch) -> Path:
-    """A folder with a reward and a config; what it registers is forgotten after the test."""
-    for name in ("rewards", "sanity_pairs"):
-        table = getattr(registry, name)
-        monkeypatch.setattr(table, "_registered", dict(table._registered))
-    monkeypatch.setattr(registry, "_plugins", set())
+def outside(tmp_path, clean_registries) -> Path:
+    """A folder with a reward and a config."""
     (tmp_path / "brightness.py").write_text(REWARD)
     (tmp_path / "rl.toml").write_text(CONFIG)
     return tmp_path

@@ -1,4 +1,4 @@
-"""An algorithm from a file outside the package, as docs/_algorithm.md has it, through the command
+"""An algorithm from a file outside the package, as docs/extending.md has it, through the command
 line."""
 
 import json
@@ -16,7 +16,7 @@ from secondlook.train.rl.algorithms.base import Algorithm
 from secondlook.train.rl.config import RLConfig
 from secondlook.train.rl.loop import RLLoop
 
-PAGE = Path(__file__).parents[2] / "docs" / "_algorithm.md"
+PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 SMALL = """
 [rollout]
 prompts_per_step = 2
@@ -38,7 +38,8 @@ max_flat_steps = 9
 def page(tmp_path_factory) -> Path:
     """A folder with the page's two files; the TOML is made small."""
     folder = tmp_path_factory.mktemp("outside")
-    python, toml = re.findall(r"```(?:python|toml)\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    section = PAGE.read_text().partition("## An algorithm\n")[2]
+    python, toml = re.findall(r"```(?:python|toml)\n(.*?)```", section, re.DOTALL)
     (folder / "rloo.py").write_text(python)
     (folder / "my_rl.toml").write_text(toml.replace('"mini"', '"mini-base"') + SMALL)
     return folder

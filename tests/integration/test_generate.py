@@ -18,7 +18,9 @@ from typer.testing import CliRunner
 from misbehaving import Judge
 from secondlook.cli import app
 from secondlook.data import decontaminate
-from secondlook.data.generate import BuildConfig, ExpandConfig, build
+from secondlook.data.build_config import BuildConfig
+from secondlook.data.expand import ExpandConfig
+from secondlook.data.generate import build
 from secondlook.data.generators import Diffusers, GeneratorConfig, Shard, make_generator
 from secondlook.data.sft_dataset import Pool
 from secondlook.data.stored_images import check_built
@@ -311,6 +313,30 @@ def test_what_a_folder_has_beyond_and_lacks_is_named(tmp_path):
         match=r"metadata\.jsonl' has no picture of any of the 9 prompts \(the first: 'a ",
     ):
         build(config(pictures), Named(), tmp_path / "none", nothing)
+
+
+def test_all_pictures_of_a_folder_that_cannot_be_used_are_named_at_once(tmp_path):
+    (tmp_path / "torn.png").write_bytes(b"no picture")
+    Image.new("RGB", (48, 48)).save(tmp_path / "fine.png")
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a photo of a star\n")
+
+    def attempt(*names: str) -> str:
+        row = '{{"file_name": "{}", "prompt": "a photo of a star"}}\n'
+        (tmp_path / "metadata.jsonl").write_text("".join(row.format(name) for name in names))
+        own = BuildConfig(
+            [GeneratorConfig("folder", str(tmp_path), images=9)], str(prompts), examples="none"
+        )
+        with pytest.raises(InputError) as error:
+            build(own, Named(), tmp_path / "out", nothing)
+        assert not (tmp_path / "out" / "parts").exists()
+        return str(error.value)
+
+    said = attempt("fine.png", *(f"{i}.png" for i in range(5)))
+    assert said.startswith("generators: 5 pictures cannot be used: line 2 of ")
+    assert said.count("is not a file") == 3 and said.endswith("; and 2 more")
+    said = attempt("torn.png", "fine.png", "torn.png")
+    assert said.startswith("generators: 2 pictures cannot be used: line 1 of ") and "line 3" in said
 
 
 def test_a_pipeline_draws_fewer_where_memory_is_short():

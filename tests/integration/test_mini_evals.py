@@ -50,7 +50,6 @@ def test_chance_of_a_relation():
     assert 0.2 < geneval.chance_of_relation() < 0.5
 
 
-@pytest.mark.slow
 def test_a_run_equals_its_recomputation(engine, tmp_path):
     settings = geneval.MiniGenEval(model="tiny", samples=2, rounds=2, rows_per_task=3)
     scored = geneval.draw_and_read(engine, settings, SamplingConfig(guidance=1.0))
@@ -106,7 +105,6 @@ def test_curve_compares_at_equal_cost():
     assert three["until_yes"]["mean"] == 0.5 and three["until_yes"]["images"] == 2.0
 
 
-@pytest.mark.slow
 def test_results_of_two_models_are_compared_pairwise(engine, tmp_path):
     import ablations
     import compare

@@ -1,6 +1,7 @@
 """What is pushed to the hub: files, the model card, and what is refused."""
 
 import json
+import shutil
 from pathlib import Path
 
 import huggingface_hub
@@ -159,6 +160,19 @@ def test_a_model_in_memory_is_saved_for_it(tmp_path, api):
 
     load("mini-base", device="cpu").push_to_hub("me/model", license_id="apache-2.0")
     assert api.told[1].keys() == CHECKPOINT_FILES | {"README.md"}
+
+
+def test_a_trained_models_card_is_of_its_run(run, tmp_path, api):
+    class Trained:
+        name = str(run / "final")
+
+        def save(self, folder):
+            return shutil.copytree(run / "final", folder)
+
+    hub.push(Trained(), "me/model")
+    hub.push(run, "me/model")
+    cards = [commit["README.md"].path_or_fileobj for commit in api.told[1::2]]
+    assert len(cards) == 2 and cards[0] == cards[1] and b"rollout.group_size" in cards[0]
 
 
 def test_what_the_hub_refuses_is_one_sentence(run, api):

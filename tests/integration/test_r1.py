@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from secondlook import config
-from secondlook.data.generate import BuildConfig
+from secondlook.data.build_config import BuildConfig
 from secondlook.evals import fetch
 from secondlook.io import read_text, stored_rows, write_text
 from secondlook.recipes import FOLDER as RECIPES
@@ -173,12 +173,12 @@ def commands_of(tmp_path, **settings: str) -> list[str]:
         )
         program.chmod(0o755)
     script = tmp_path / "repository"
-    shutil.copytree(ROOT / "runs", script / "runs")
-    shutil.copytree(ROOT / "recipes", script / "recipes")
+    shutil.copytree(ROOT / "scripts", script / "scripts")
+    shutil.copytree(RECIPES, script / "src" / "secondlook" / "recipes")
     environment = {k: v for k, v in os.environ.items() if k not in ("PORT", "TINY")} | settings
     environment["PATH"] = f"{programs}:{environment['PATH']}"
     done = subprocess.run(
-        [script / "runs" / "r1.sh"], env=environment, capture_output=True, text=True, timeout=60
+        [script / "scripts" / "r1.sh"], env=environment, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
     return [line.replace("\037", " ") for line in done.stdout.splitlines()]
@@ -189,8 +189,8 @@ def test_every_stage_is_given_its_files_and_servers(tmp_path, settings):
     out = tmp_path / "out"
     addresses = {"JUDGE_URL": "http://judge:1/v1", "WRITER_URL": "http://writer:1/v1"}
     lines = commands_of(tmp_path, OUT=str(out), **addresses, **settings)
-    [drawing] = [line for line in lines if "data build --config recipes/data.toml" in line]
-    [editing] = [line for line in lines if "data build --config recipes/edit_data.toml" in line]
+    [drawing] = [line for line in lines if "data build --config data " in line]
+    [editing] = [line for line in lines if "data build --config edit_data " in line]
     assert f"prompts={out}/edits/edits.jsonl" in editing and "seeds.txt" not in editing
     assert "seeds.txt" in drawing and "expand=" in drawing and "edits.jsonl" not in drawing
     trained = [line for line in lines if " train rl " in line]

@@ -9,7 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from jobs import RL
+from secondlook.config import changed, parse
 from secondlook.data.prompts import read_prompts
+from secondlook.end_request import EndRequested
 from secondlook.errors import InputError, Stopped
 from secondlook.mini.verifier import Verifier
 from secondlook.models import sampling
@@ -19,12 +22,13 @@ from secondlook.rewards.reward import Score, Weighted
 from secondlook.train.distributed import ProcessGroup
 from secondlook.train.rl.config import RewardChecksConfig, RLConfig
 from secondlook.train.rl.episode_pages import write_page
-from secondlook.train.rl.loop import RLLoop
+from secondlook.train.rl.loop import RLLoop, train_rl
 from secondlook.train.rl.micro_batches import minibatches
 from secondlook.train.rl.prompt_checks import check_lines
 from secondlook.train.rl.reward_checks import RewardChecks
 from secondlook.train.rl.rollout import gather_trajectories
 from secondlook.train.rl.trajectory import Trajectory, TrajectoryTurn
+from secondlook.train.termination import Saved
 from secondlook.types import Episode, Prompt, Round, SamplingParams
 
 
@@ -246,3 +250,26 @@ def test_the_last_layers_gradient_is_summed_in_float32(monkeypatch):
         assert (
             p.grad.double() - exact.grad
         ).norm() < 0.005 * exact.grad.norm() and p.grad.dtype == torch.bfloat16
+
+
+def test_a_step_that_was_given_up_while_its_judge_was_waited_for_is_done_again(tmp_path):
+    """To the same bits: its questions are not taken for missing."""
+
+    class AskedToEnd(Verifier):
+        calls = 0
+
+        def __call__(self, items):
+            self.calls += 1
+            if self.calls == 3:  # after the sanity pairs and one step
+                raise EndRequested("asked to end while it waited")
+            return super().__call__(items)
+
+    small = {"prompts_per_step": 1, "group_size": 2, "rounds": 1}
+    config = parse(RLConfig, RL | {"steps": 2, "rollout": small})
+    config = changed(config, {"runtime.save_every": 100})
+    train_rl(config, tmp_path / "whole", Verifier())
+    with pytest.raises(Saved, match=r"amid step 2, which is given up.*the state of step 1"):
+        train_rl(config, tmp_path / "cut", AskedToEnd())
+    train_rl(config, tmp_path / "cut", Verifier())
+    whole, cut = (tmp_path / run / "final" / "model.safetensors" for run in ("whole", "cut"))
+    assert whole.read_bytes() == cut.read_bytes()

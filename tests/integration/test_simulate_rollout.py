@@ -9,6 +9,7 @@ import torch
 
 from secondlook.config import load
 from secondlook.engine.image_codec import ImageCodec
+from secondlook.recipes import find_config
 from secondlook.train import memory_plan
 from secondlook.train.rl.config import RLConfig
 
@@ -33,7 +34,7 @@ def janus(simulated):
 @pytest.mark.parametrize("stem", ["7b/grpo", "7b/edit_grpo"])
 def test_a_recipe_holds_what_the_plan_says(stem, simulated):
     """An eighth of its step; what is under way at once is its own."""
-    recipe = ROOT / "recipes" / f"{stem}.toml"
+    recipe = find_config(stem)
     config = load(RLConfig, recipe, ["rollout.prompts_per_step=16"])
     result = simulated.run(recipe, config, 8, 80.0, yes=())
     most = max(result["peaks"].values())

@@ -14,11 +14,12 @@ import pytest
 import torch
 
 from secondlook.cli import main
+from secondlook.end_request import EndRequest, EndRequested, end_requested
 from secondlook.errors import InputError, Stopped
 from secondlook.train.distributed import ProcessGroup
 from secondlook.train.job_config import BasicRuntimeConfig
 from secondlook.train.state_files import saved_steps
-from secondlook.train.termination import NOTE, SAVED, EndRequest, Saved, noted
+from secondlook.train.termination import NOTE, SAVED, Saved, noted
 from secondlook.train.trainer import Trainer
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -66,6 +67,50 @@ def test_asked_to_end_it_saves_after_the_step_under_way(tmp_path, number):
         json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
     ]
     assert rows == list(range(1, 13))
+
+
+def test_who_is_asked_to_end_says_so_once(tmp_path, capfd):
+    with EndRequest():
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert end_requested()
+    assert not end_requested()
+    line = "secondlook: asked to end; saves after this step, a second TERM ends at once\n"
+    assert capfd.readouterr().err == line
+    with EndRequest(loading=True):
+        os.kill(os.getpid(), signal.SIGUSR1)
+    assert capfd.readouterr().err == "secondlook: asked to end; saves after the first step\n"
+
+
+def test_a_wait_that_is_ended_gives_its_step_up(tmp_path):
+    """The state is that of the finished steps: the resumed run does the step again."""
+
+    def run(ended_at: int | None) -> float:
+        weight = Weight()
+        config = Toy(BasicRuntimeConfig(log_every=1, save_every=100))
+        trainer = Trainer(tmp_path, config, {"weight": weight})
+        for step in trainer.steps(5):
+            if step == ended_at:
+                trainer.leave_step()
+            weight.value = weight.value + 0.1 * (step + 1)
+            trainer.finish_step({"weight": float(weight.value)})
+        return float(weight.value)
+
+    with pytest.raises(Saved, match="amid step 1, which is given up; no step is done"):
+        run(0)
+    assert not saved_steps(tmp_path)
+    with pytest.raises(Saved, match=r"amid step 4.*has the state of step 3"):
+        run(3)
+    assert saved_steps(tmp_path) == [3]
+    with pytest.raises(Saved, match=r"amid step 4.*has the state of step 3"):
+        run(3)  # nothing has been done since
+    assert run(None) == pytest.approx(1.5)
+
+
+def test_a_job_that_is_asked_to_end_before_its_first_step_ends_as_one_that_is_saved(tmp_path):
+    with pytest.raises(SystemExit) as ended, noted(tmp_path):
+        raise EndRequested("asked to end while it waited")
+    assert ended.value.code == SAVED and not list(tmp_path.iterdir())
 
 
 def test_ranks_of_which_another_one_was_asked_leave_together(tmp_path):

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from secondlook.config import load, parse
-from secondlook.data.generate import BuildConfig
+from secondlook.data.build_config import BuildConfig
 from secondlook.errors import InputError
 from secondlook.mini.pretrain.config import BaseConfig
 from secondlook.mini.pretrain.image_tokenizer import TokenizerConfig, cluster, describe

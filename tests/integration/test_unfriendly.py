@@ -5,6 +5,8 @@ import asyncio
 import gzip
 import importlib.util
 import json
+import os
+import signal
 import sqlite3
 import threading
 import time
@@ -16,16 +18,25 @@ import httpx
 import pytest
 from PIL import Image
 
-from secondlook.data import generate
+from secondlook.data.build_config import BuildConfig
+from secondlook.data.build_pictures import row_of
+from secondlook.data.generate import _judged, build
+from secondlook.data.generators import GeneratorConfig, Picture, Shard
+from secondlook.end_request import EndRequest, EndRequested
 from secondlook.errors import InputError, Stopped
 from secondlook.evals import records, runner
+from secondlook.evals.benchmark import EvalSession, Row
+from secondlook.evals.dsg import DSG
+from secondlook.evals.gedit import GEdit
 from secondlook.evals.scorers.vqa import Questions
 from secondlook.llm import replies
 from secondlook.llm.client import Answers, Asker, Endpoint, Question, question_key
 from secondlook.llm.missing import tell_missing, why_missing
 from secondlook.llm.parsing import p_yes, texts_of
 from secondlook.rewards.config import RewardConfig
+from secondlook.rewards.reward import Weighted, try_out
 from secondlook.rewards.vlm import ServedConfig, VLMReward, in_words, yes_or_no
+from secondlook.train.rl.config import RewardChecksConfig
 from secondlook.train.rl.reward_checks import RewardChecks, check_reward
 from secondlook.types import Prompt
 
@@ -109,19 +120,17 @@ def test_scored(url, model):
 def test_missing_with_the_reason(url, model, words):
     asked = judge(url, model)
     rows = [
-        generate._row(
-            generate.Picture(Prompt(p), image, "", 0), generate.GeneratorConfig("render", "m")
-        )
+        row_of(Picture(Prompt(p), image, "", 0), GeneratorConfig("render", "m"))
         for p, image in ITEMS
     ]
     with pytest.raises(
         InputError, match=f"not one of 2 pictures got a score.*{url} for model '{model}': {words}"
     ):
-        generate._judged(generate.Shard(0, 0, (), 2), rows, asked, {})
+        _judged(Shard(0, 0, (), 2), rows, asked, {})
     with pytest.raises(Stopped, match=f"2 of 2 sanity pictures.*{words}"):
         check_reward(asked, [(Prompt("a"), ITEMS[0][1])], [(Prompt("a"), ITEMS[1][1])])
     with pytest.raises(Stopped, match=f"100% of the scores are missing.*{words}"):
-        RewardChecks(0.2, 1.0, 5, 5).check({"missing": 1.0}, [], why_missing(asked))
+        RewardChecks(RewardChecksConfig()).check({"missing": 1.0}, [], why_missing(asked))
 
 
 def test_edits_need_two_pictures(url):
@@ -462,6 +471,83 @@ def test_one_question_that_a_server_cannot_take_does_not_stop_the_others(url, se
     asked = judge(url, "broken", reasons=False)
     assert [s is None for s in asked([*ITEMS, ("poison", ITEMS[0][1])])] == [False, False, True]
     assert "status 502: it broke" in why_missing(asked)
+
+
+@pytest.mark.parametrize("why", ["429", "429 with a time", "away"])
+def test_a_wait_ends_when_the_job_is_asked_to(url, serve, why):
+    """Its question is not missing: a resumed run would learn from other scores."""
+    after = {"Retry-After": "600"} if why == "429 with a time" else {}
+    status = 503 if why == "away" else 429
+    serve("waits", lambda _: unfriendly.refusal(status, "later", **after))
+    asked = judge(url, "waits", reasons=False, start_patience=10.0)
+    began = time.monotonic()
+    with EndRequest(), pytest.raises(EndRequested, match="asked to end"):
+        threading.Timer(0.4, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        asked(ITEMS)
+    assert time.monotonic() - began < 10 and asked.asker.counts["missing"] == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("no-logprobs", "status 400: logprobs: this model gives none"),
+        ("words-only", "it gives no log-probabilities"),
+        ("article-first", "yes and no hold 0.05"),
+        ("too-large", "status 413"),
+        ("no-quota", "the quota of this key is used up"),
+        ("nobody", "there is no model 'nobody' here"),
+    ],
+)
+def test_an_endpoint_that_can_answer_nothing_is_found_by_a_trial(url, model, words):
+    fine, asked = judge(url, "fine"), judge(url, model)
+    with pytest.raises(InputError, match=f"judge: {url}.*{model}.*{words}"):
+        try_out(Weighted([(2.0, fine), (1.0, asked)]))
+    assert fine.asker.counts["attempts"] == 1
+
+
+def test_benchmarks_try_who_answers_before_they_draw(url, tmp_path):
+    for benchmark in (
+        DSG(model="mini", url=url, vqa="no-logprobs"),
+        GEdit(model="mini", url=url, vqa="thinks-too-long"),
+    ):
+        with pytest.raises(InputError, match="gave a trial question no answer"):
+            benchmark.try_out_judge()
+    GEdit(model="mini", url=url, vqa="no-logprobs").try_out_judge()  # asks in words
+
+    class OneRow(DSG):
+        def rows(self):
+            return [Row("1", "a photo of a star", "single")]
+
+    session = EvalSession("dsg", tmp_path, lambda _: pytest.fail("a model is loaded"))
+    with pytest.raises(InputError, match="gave a trial question no answer"):
+        runner.run_image_benchmark(OneRow(model="mini", url=url, vqa="no-logprobs"), session)
+
+
+def test_a_trial_that_fails_for_now_says_nothing(url, serve):
+    serve("ill", lambda _: unfriendly.refusal(500, "out of memory"))
+    try_out(judge(url, "ill"))
+    try_out(lambda items: [None for _ in items])  # no endpoint, so it is not asked
+
+
+def test_hopeless_judges_are_found_before_anything_is_drawn(url, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a photo of a star\n")
+    config = BuildConfig([GeneratorConfig("model", "mini-base")], str(tmp_path / "prompts.txt"))
+    with pytest.raises(InputError, match=r"gave a trial question no answer .* status 413"):
+        build(config, judge(url, "too-large"), tmp_path / "out", lambda _: pytest.fail("loaded"))
+
+
+def test_refused_keys_are_told_in_plain_words(url, serve, monkeypatch):
+    serve("closed", lambda _: unfriendly.refusal(401, "no entry"))
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(
+        InputError, match=r"no entry \(it wants a key, and OPENAI_API_KEY is not set"
+    ):
+        judge(url, "closed")(ITEMS)
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    with pytest.raises(
+        InputError, match=r"no entry \(it does not accept the key in OPENAI_API_KEY\)"
+    ):
+        judge(url, "closed")(ITEMS)
 
 
 def test_in_a_running_loop(url, tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from secondlook.config import changed, known_settings, load, parse
+from secondlook.data.build_config import BuildConfig
 from secondlook.errors import InputError
 from secondlook.train.rl.config import RLConfig
 
@@ -59,6 +60,27 @@ def test_a_file_and_set_and_a_dictionary_say_the_same(tmp_path):
 def test_what_cannot_be_used_is_one_sentence(values, sentence):
     with pytest.raises(InputError, match=sentence):
         parse(RLConfig, {"model": "m"} | values)
+
+
+@pytest.mark.parametrize(
+    ("tables", "sentence"),
+    [
+        (
+            {"generators": [{"kind": "folder", "path": "x"}]},
+            "path is not a setting of 'folder'; known are kind, model, images, batch, licence$",
+        ),
+        ({"generators": [{"kind": "folder", "modl": "x"}]}, "licence; did you mean model?"),
+        ({"generators": [{"kind": "folder"}]}, "'folder' needs the folder's path there"),
+        (
+            {"rewards": [{"kind": "mini", "wieght": 2}]},
+            "known are kind, weight; did you mean weight",
+        ),
+    ],
+)
+def test_keys_of_tables_in_a_list_are_named_with_the_known_ones(tables, sentence):
+    fine = {"prompts": "mini", "generators": [{"kind": "folder", "model": "x"}]}
+    with pytest.raises(InputError, match=sentence):
+        parse(BuildConfig, fine | tables)
 
 
 @pytest.mark.parametrize("setting", ["rollout.group_size", "=3", "rollout.=3", "model.name=x"])

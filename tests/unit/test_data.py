@@ -129,7 +129,8 @@ def test_what_cannot_be_read_is_named_before_training(name, said, tmp_path, capf
         )
     config = tmp_path / "c.toml"
     config.write_text(
-        f"model = 'mini'\ndata = '{data}'\nsteps = 1\nbatch = 4\nmicro = 4\nthreads = 1\n"
+        f"model = 'mini'\ndata = '{data}'\nsteps = 1\nbatch_size = 4\n"
+        "[runtime]\nmicro_batch_size = 4\n"
     )
     run = CliRunner().invoke(
         app, ["train", "sft", "--config", str(config), "--out", str(tmp_path / "out")]
@@ -159,7 +160,8 @@ def test_reasons_that_are_too_long_are_named_before_training(tmp_path, capfd):
     data.write_text("\n".join(lines))
     config = tmp_path / "c.toml"
     config.write_text(
-        f"model = 'mini'\ndata = '{data}'\nsteps = 1\nbatch = 4\nmicro = 4\nthreads = 1\n"
+        f"model = 'mini'\ndata = '{data}'\nsteps = 1\nbatch_size = 4\n"
+        "[runtime]\nmicro_batch_size = 4\n"
     )
     run = CliRunner().invoke(
         app, ["train", "sft", "--config", str(config), "--out", str(tmp_path / "out")]

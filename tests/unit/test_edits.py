@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 
 from secondlook.cli import app
 from secondlook.cli.common import load_engine
-from secondlook.config import changed
-from secondlook.data.generate import BuildConfig, build
+from secondlook.config import changed, parse
+from secondlook.data.build_config import BuildConfig
+from secondlook.data.generate import build
 from secondlook.data.generators import GeneratorConfig
 from secondlook.data.prompts import open_prompts
 from secondlook.data.sft_dataset import Pool
@@ -307,16 +308,15 @@ def test_both_stages_on_edits(data, tmp_path):
         "verdict_loss",
     } <= set(metrics[0])
     kinds = EDITS | {"colored": 0.3}
-    config = RLConfig(
-        "mini",
-        prompts_per_step=4,
-        group=2,
-        rounds=2,
-        epochs=1,
-        prompt_options={"kinds": kinds},
-        form="expected",
-        picture_every=1,
-    )
+    settings = {
+        "model": "mini",
+        "prompt_options": {"kinds": kinds},
+        "rollout": {"prompts_per_step": 4, "group_size": 2, "rounds": 2},
+        "advantage": {"credit": "expected"},
+        "optim": {"epochs": 1},
+        "runtime": {"picture_every": 1},
+    }
+    config = parse(RLConfig, settings)
     job = RLLoop(config, tmp_path)
     metrics = job.step(0)
     assert metrics["sampler_gap"] < 1e-3 and metrics["missing"] == 0 and 0 <= metrics["score"] <= 1

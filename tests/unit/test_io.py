@@ -40,6 +40,9 @@ from secondlook.io import (
     writable_folder,
     write_json,
 )
+from secondlook.mini.world import edits
+from secondlook.mini.world.language import parse
+from secondlook.mini.world.scene import Scene
 
 CASES = Path(__file__).parents[1] / "cases"
 
@@ -71,7 +74,8 @@ def test_text_of_another_system_is_read_as_it_was_meant(tmp_path, encoding, endi
     ("data", "words"),
     [
         (b"a cat\na caf\xe9\n", "line 2 .*UTF-8"),
-        ("a cat\n".encode("utf-16-le"), "line 1 .*NUL"),
+        ("a cat\n".encode("utf-16-le"), "line 1 .*holds a NUL .*UTF-16 without its mark"),
+        (b"a cat\na \0 dog\n", "line 2 .*holds a NUL"),
         (b"\xff\xfea\x00b", "UTF-16"),
         (b"a cat\ra dog\r", "carriage return"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git-lfs pointer"),
@@ -83,6 +87,33 @@ def test_text_that_cannot_be_read_is_refused_with_its_line(tmp_path, data, words
     with pytest.raises(InputError, match=words) as error:
         read_lines(path)
     assert "prompts.txt" in sentence(error)
+
+
+@pytest.mark.parametrize(
+    ("character", "words"),
+    [
+        ("\u00a0", "holds a no-break space (U+00A0)"),
+        ("\u200b", "holds a zero width space (U+200B)"),
+        ("\u2003", "holds an em space (U+2003)"),
+        ("\t", "holds a tab (U+0009)"),
+    ],
+)
+def test_characters_that_look_like_a_space_or_nothing_are_named(character, words):
+    with pytest.raises(InputError) as error:
+        parse(f"a photo of a red{character}star")
+    assert words in str(error.value)
+    with pytest.raises(InputError) as error:
+        edits.parse(f"make the star{character}blue", Scene.of([]))
+    assert words in str(error.value)
+
+
+def test_heic_is_refused_by_name(tmp_path):
+    path = tmp_path / "IMG_0001.HEIC"
+    path.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64))
+    with pytest.raises(InputError, match="is HEIC, which is not read; convert it to PNG or JPEG"):
+        read_image(path)
+    with pytest.raises(InputError, match=r"holds no picture .*HEIC is not read: convert it"):
+        read_pairs(tmp_path, "a cat")
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,7 @@ def test_all_ranks_decide_alike_also_one_that_had_nothing():
     """What one rank has seen stops all of them."""
     bad = agreement()
     bad.add(*batch_of(np.full((1, 100), 0.1)))
-    theirs = {key: np.concatenate(values) for key, values in bad.gaps.items()}
+    theirs = {key: np.concatenate(values) for key, values in bad.differences.items()}
 
     class Second(ProcessGroup):
         def all_gather(self, value):

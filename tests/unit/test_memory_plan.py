@@ -16,7 +16,7 @@ from secondlook.episode import SamplingConfig
 from secondlook.models import sampling
 from secondlook.models.janus.model import Janus
 from secondlook.models.shipped import locate
-from secondlook.recipes import FOLDER, name_of
+from secondlook.recipes import FOLDER, find_config, name_of
 from secondlook.train.memory_plan import (
     DEFAULT,
     GIB,
@@ -82,13 +82,13 @@ def test_recipes_say_what_table_5_says(path):
     if stage == "rl":
         assert job.algorithm == name.split("_")[0]
         assert all(job.rollout.prompts_per_step % ranks == 0 for ranks in (8, 16, 32, 64))
-    size = name.split("_")[1]
+    size = path.parent.name
     changes, enough = advice(sizes(size), job, 8, 80 * GIB)
     assert enough and not changes, "recipes fit on eight GPUs of 80 GB"
 
 
 def test_the_planner_speaks_of_the_7b_recipe():
-    recipe = tomllib.loads((RECIPES[0].parent / "grpo_7b.toml").read_text())
+    recipe = tomllib.loads(find_config("7b/grpo").read_text())
     for section, settings in DEFAULT.items():
         assert recipe[section].items() >= settings.items()
 

@@ -13,8 +13,8 @@ from PIL import Image
 from pydantic import Field
 
 from secondlook import registry
-from secondlook.config import load
-from secondlook.data.generate import BuildConfig
+from secondlook.config import load, parse
+from secondlook.data.build_config import BuildConfig
 from secondlook.data.generators import GeneratorConfig, Shard, make_generator
 from secondlook.data.prompts import open_prompts
 from secondlook.data.sanity_pairs import open_sanity_pairs
@@ -29,15 +29,6 @@ from secondlook.types import Prompt
 
 IMAGE = Image.new("RGB", (4, 4), (255, 0, 0))
 TWO = [("a", IMAGE), ("b", IMAGE)]
-
-
-@pytest.fixture
-def clean(monkeypatch):
-    """What a test registers is forgotten after it."""
-    for name in ("rewards", "benchmarks", "prompts", "sanity_pairs", "generators"):
-        table = getattr(registry, name)
-        monkeypatch.setattr(table, "_registered", dict(table._registered))
-    monkeypatch.setattr(registry, "_plugins", set())
 
 
 def installed(folder: Path, group: str, entries: str) -> None:
@@ -81,7 +72,9 @@ def test_a_name_is_registered_once():
         table.register("")
 
 
-def test_entry_points_are_loaded_when_their_name_is_asked_for(clean, tmp_path, monkeypatch):
+def test_entry_points_are_loaded_when_their_name_is_asked_for(
+    clean_registries, tmp_path, monkeypatch
+):
     entries = "loaded = outside_rewards:third\nsaid = outside_rewards\nbroken = outside_broken"
     installed(tmp_path, "rewards", entries + "\nsilent = outside_silent")
     (tmp_path / "outside_rewards.py").write_text(
@@ -108,8 +101,6 @@ def test_the_miniature_is_declared_as_a_plugin_is():
     text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     declared = tomllib.loads(text)["project"]["entry-points"]
     for group, names in registry.BUILT_IN.items():
-        if group == "benchmarks":
-            continue
         of_mini = {name: where for name, where in names.items() if ".mini." in where}
         assert declared[f"secondlook.{group}"] == of_mini
         table = getattr(registry, group)
@@ -126,7 +117,9 @@ def bright(prompt, image, floor: float = 0.0):
 """
 
 
-def test_plugins_are_files_modules_or_named_by_the_environment(clean, tmp_path, monkeypatch):
+def test_plugins_are_files_modules_or_named_by_the_environment(
+    clean_registries, tmp_path, monkeypatch
+):
     (tmp_path / "mine.py").write_text(PLUGIN)
     registry.load_plugin(str(tmp_path / "mine.py"))
     registry.load_plugin(str(tmp_path / ".." / tmp_path.name / "mine.py"))  # once is enough
@@ -146,7 +139,7 @@ def test_plugins_are_files_modules_or_named_by_the_environment(clean, tmp_path, 
         registry.rewards.get("fifth")
 
 
-def test_a_plugin_that_fails_is_one_sentence(clean, tmp_path):
+def test_a_plugin_that_fails_is_one_sentence(clean_registries, tmp_path):
     broken = tmp_path / "broken.py"
     broken.write_text("def f(:\n")
     with pytest.raises(InputError, match=r"plugin: .*broken\.py' cannot be loaded: SyntaxError"):
@@ -156,7 +149,7 @@ def test_a_plugin_that_fails_is_one_sentence(clean, tmp_path):
     assert "bright" in registry.rewards.names()
 
 
-def test_a_config_names_its_plugins(clean, tmp_path):
+def test_a_config_names_its_plugins(clean_registries, tmp_path):
     plugin, toml = tmp_path / "mine.py", tmp_path / "rl.toml"
     plugin.write_text(PLUGIN)
     rewards = '[[rewards]]\nkind = "bright"\nfloor = 0.25\n'
@@ -244,7 +237,7 @@ def test_a_function_with_a_source_scores_edits():
         score(as_reward(lambda prompt, image: 1.0), items)
 
 
-def test_a_class_of_whole_batches_is_used_as_it_is(clean):
+def test_a_class_of_whole_batches_is_used_as_it_is(clean_registries):
     @registry.register_reward("batches")
     class Batches:
         def __init__(self, device: str, value: float = 0.25):
@@ -259,7 +252,7 @@ def test_a_class_of_whole_batches_is_used_as_it_is(clean):
     assert as_reward(ready) is ready
 
 
-def test_prompts_are_a_list_or_made_up(clean):
+def test_prompts_are_a_list_or_made_up(clean_registries):
     @registry.register_prompts("listed")
     def listed(color: str = "red"):
         return [f"a {color} star", Prompt("make it blue", IMAGE)]
@@ -279,7 +272,7 @@ def test_prompts_are_a_list_or_made_up(clean):
     drawn = source.draw(np.random.default_rng(0), 5)
     assert drawn == source.draw(np.random.default_rng(0), 5) and drawn[0].text.endswith(" cats")
     assert source.draw(np.random.default_rng(0), 5, [3, 1]) == [drawn[3], drawn[1]]
-    assert RLConfig("mini", prompts="counted", prompt_options={"noun": "cats"})
+    assert RLConfig(model="mini", prompts="counted", prompt_options={"noun": "cats"})
     for name, options, words in (
         ("counted", {}, "prompt_options: noun is missing; 'counted' needs it"),
         ("listed", {"colour": "red"}, "prompt_options: colour is not a setting of 'listed'"),
@@ -287,14 +280,14 @@ def test_prompts_are_a_list_or_made_up(clean):
         ("mini", {"kinds": {"none": 1.0}}, r"prompt_options\.kinds has 'none'; known are single"),
     ):
         with pytest.raises(InputError, match=words):
-            RLConfig("mini", prompts=name, prompt_options=options)
+            parse(RLConfig, {"model": "mini", "prompts": name, "prompt_options": options})
     with pytest.raises(InputError, match=r"is not a file; give .* a registered name of counted, "):
         open_prompts("nonesuch")
     with pytest.raises(InputError, match="prompts is empty"):
         open_prompts("")
 
 
-def test_sanity_pairs_come_with_the_prompts_name(clean):
+def test_sanity_pairs_come_with_the_prompts_name(clean_registries):
     @registry.register_sanity_pairs("reds")
     def reds(seed, prompt_options):
         prompt = Prompt(f"a {prompt_options.get('color', 'red')} picture {seed}")
@@ -309,7 +302,7 @@ def test_sanity_pairs_come_with_the_prompts_name(clean):
         open_sanity_pairs("none", "reds", 3, {})
 
 
-def test_a_function_is_a_generator(clean):
+def test_a_function_is_a_generator(clean_registries):
     @registry.register_generator("plain")
     def plain(prompt, seed, side: int = 4):
         return Image.new("L", (side, side), seed % 256)

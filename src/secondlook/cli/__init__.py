@@ -14,7 +14,7 @@ from secondlook import registry
 from secondlook.cli.common import say, visible
 from secondlook.cli.data import data_app
 from secondlook.cli.drawing import draw, edit
-from secondlook.cli.evals import eval_app
+from secondlook.cli.evals import eval_app, eval_resumes
 from secondlook.cli.judging import ask, judge
 from secondlook.cli.plan import plan
 from secondlook.cli.push import push
@@ -77,7 +77,7 @@ app.command()(plan)
 app.command()(push)
 
 
-RESUMED = ("train ", "data build ", "judge ", "eval ")
+RESUMED = ("train ", "data build ", "judge ")
 """Commands that go on with what an interrupted call of the same command has written."""
 
 
@@ -119,7 +119,8 @@ def _end_interrupted() -> NoReturn:
     while words[:1] == ["--plugin"]:
         words = words[2:]
     line = " ".join(words)
-    resumed = line.startswith(RESUMED) or (line.startswith("draw ") and " --prompts" in line)
+    draws_file = line.startswith("draw ") and " --prompts" in line
+    resumed = line.startswith(RESUMED) or draws_file or eval_resumes(words)
     _end(130, "interrupted; the same command resumes it" if resumed else "interrupted")
 
 

@@ -52,16 +52,17 @@ def data_build(config: Config, out: Out = Path("out/data"), set_: Set = []) -> N
     from functools import lru_cache
 
     from secondlook import config as configs
-    from secondlook.data import generate
+    from secondlook.data.build_config import BuildConfig
+    from secondlook.data.generate import build
     from secondlook.io import read_json, writable_folder
     from secondlook.rewards.config import make_reward
 
-    loaded = configs.load(generate.BuildConfig, config, set_)
+    loaded = configs.load(BuildConfig, config, set_)
     loaded = replace(loaded, device=own_device(loaded.device))
     batch = max(g.batch for g in loaded.generators)
     load = lru_cache(maxsize=1)(lambda model: load_engine(locate(model), loaded.device, batch))
     writable_folder(out)
-    generate.build(
+    build(
         loaded,
         make_reward(loaded.rewards, loaded.device, reasons=True, prompts=loaded.prompts),
         out,

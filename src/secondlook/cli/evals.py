@@ -235,8 +235,8 @@ def _run_all(
     computing = {"batch": batch, "device": device, "dtype": dtype, "attention": attention}
     failed = {}
     for name, benchmark in chosen.items():
-        if suite == "mini" and (out / name / "result.json").exists():
-            continue  # those do not resume by themselves
+        if not benchmark.resumes and (out / name / "result.json").exists():
+            continue  # it would be computed again
         try:
             run_benchmark(name, benchmark, out / name, computing)
         except (InputError, Stopped) as error:
@@ -288,6 +288,17 @@ def _prepare(
             skipped[name] = str(error)
             say(f"{name}: skipped: {error}")
     return chosen, skipped
+
+
+def eval_resumes(words: list[str]) -> bool:
+    """Whether the command line ``secondlook eval …`` goes on with what an interrupted call of it
+    has written."""
+    from secondlook.evals.benchmark import get_benchmark
+
+    if words[:1] != ["eval"] or len(words) < 2:
+        return False
+    name = words[1]
+    return name == "all" or (name in benchmarks.names() and get_benchmark(name).resumes)
 
 
 # ------------------------------------------------------------------ options of a benchmark's fields

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from secondlook.data.decontaminate import normal
-from secondlook.data.stored_images import Kept, Place, Shard
+from secondlook.data.stored_images import ParquetCache, Place, Shard
 from secondlook.errors import InputError
 from secondlook.io import (
     read_image,
@@ -34,48 +34,54 @@ def choose(data: Path, out: Path, n: int = 16, sure: float = 0.95, seed: int = 0
     The judge chose the good ones, so a person has to look: a judge that is wrong on all of them
     would pass its own check. Raises InputError where the folder has fewer.
     """
-    rows = sure_rows(data, sure)
-    rng = np.random.default_rng(seed)
-    rows = [rows[i] for i in rng.permutation(len(rows))]
-    chosen = list({(row.prompt, row.source_id): row for row in rows}.values())[
-        :n
-    ]  # one picture of each
+    in_order = sure_rows(data, sure)
+    sure_pictures = [in_order[i] for i in np.random.default_rng(seed).permutation(len(in_order))]
+    # One picture of each prompt: the last one met, at the place of the first.
+    one_of_prompt = {(picture.prompt, picture.source_id): picture for picture in sure_pictures}
+    chosen = list(one_of_prompt.values())[:n]
     if len(chosen) < n:
         raise InputError(
             f"sanity pairs: {data} has {len(chosen)} prompts with a picture of score {sure} and "
             f"more; {n} are needed"
         )
-    sources = source_files(data) if any(row.source_id for row in chosen) else {}
-    prompts = list(dict.fromkeys(row.prompt for row in rows))
+    has_edits = any(picture.source_id for picture in chosen)
+    read_source = source_files(data) if has_edits else {}
+    prompts = list(dict.fromkeys(picture.prompt for picture in sure_pictures))
     lines: list[dict[str, Any]] = []
     writable_folder(out)
-    for i, row in enumerate(chosen):
-        image = f"{i:03d}.png"
-        good: dict[str, Any] = {"prompt": row.prompt, "image": image, "good": True}
-        write_bytes(out / image, row.file())
-        if row.source_id:
-            source = f"{i:03d}-source.png"
-            write_bytes(out / source, sources[row.source_id]())
-            good |= {"source": source}
-            lines += [good, good | {"image": source, "good": False}]
+    for i, picture in enumerate(chosen):
+        image_name = f"{i:03d}.png"
+        good_line: dict[str, Any] = {"prompt": picture.prompt, "image": image_name, "good": True}
+        write_bytes(out / image_name, picture.file())
+        if picture.source_id:
+            source_name = f"{i:03d}-source.png"
+            write_bytes(out / source_name, read_source[picture.source_id]())
+            good_line["source"] = source_name
+            # the source as it was: the instruction was not followed
+            bad_line = good_line | {"image": source_name, "good": False}
         else:
-            other = next((p for p in prompts if not _words(p) & _words(row.prompt)), None)
-            if other is None:
-                raise InputError(
-                    f"sanity pairs: every prompt of {data} shares a word with {row.prompt!r}; give "
-                    "more prompts"
-                )
-            lines += [good, good | {"prompt": other, "good": False}]
-    write_text(
-        out / "sanity_pairs.jsonl",
-        "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines),
+            bad_line = good_line | {"prompt": _other_prompt(picture, prompts, data), "good": False}
+        lines += [good_line, bad_line]
+    list_path = out / "sanity_pairs.jsonl"
+    write_text(list_path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    page_rows = [line | {"src": embed(read_image(out / line["image"]))} for line in lines]
+    write_text(out / "sanity_pairs.html", page("sanity_pairs.html", lines=page_rows))
+    return list_path
+
+
+def _other_prompt(picture: SurePicture, prompts: list[str], data: Path) -> str:
+    """The first prompt that shares no word with the picture's own. Raises InputError."""
+    for prompt in prompts:
+        if not _words(prompt) & _words(picture.prompt):
+            return prompt
+    raise InputError(
+        f"sanity pairs: every prompt of {data} shares a word with {picture.prompt!r}; give "
+        "more prompts"
     )
-    shown = [line | {"src": embed(read_image(out / line["image"]))} for line in lines]
-    write_text(out / "sanity_pairs.html", page("sanity_pairs.html", lines=shown))
-    return out / "sanity_pairs.jsonl"
 
 
 def _words(prompt: str) -> set[str]:
+    """A prompt's words that stand for what is seen."""
     return set(normal(prompt).split()) - {"photo", "of", "and", "in", "on", "is", "to", "with"}
 
 
@@ -93,20 +99,23 @@ def sure_rows(data: Path, sure: float) -> list[SurePicture]:
     shards = sorted(data.glob("images-*.parquet"))
     if not shards:
         raise InputError(f"data: {str(data)!r} holds no images-*.parquet; run data build first")
-    kept, found = Kept(), []
+    parquet_cache = ParquetCache()
+    sure_pictures = []
     for path in shards:
-        shard = Shard(path, kept)
+        shard = Shard(path, parquet_cache)
         for place, words in shard.scan():
             if words.score is not None and words.score >= sure:
-                found.append(SurePicture(words.prompt, words.source, partial(shard.file_of, place)))
-    return found
+                read_file = partial(shard.file_of, place)
+                sure_pictures.append(SurePicture(words.prompt, words.source, read_file))
+    return sure_pictures
 
 
 def source_files(data: Path) -> dict[str, Callable[[], bytes]]:
     """Readers of the pictures that a build's edits are edits of, by their names."""
-    kept = Kept()
-    found: dict[str, Callable[[], bytes]] = {}
+    parquet_cache = ParquetCache()
+    read_source: dict[str, Callable[[], bytes]] = {}
     for path in sorted(data.glob("sources-*.parquet")):
-        shard = Shard(path, kept, ("id", "image"))
-        found |= {name: partial(shard.file_of, Place(at)) for at, name in enumerate(shard.ids())}
-    return found
+        shard = Shard(path, parquet_cache, ("id", "image"))
+        for row_number, source_id in enumerate(shard.ids()):
+            read_source[source_id] = partial(shard.file_of, Place(row_number))
+    return read_source

@@ -11,17 +11,20 @@ from secondlook.errors import InputError
 from secondlook.io import read_json, read_lines, read_rows, read_table
 
 FIELDS = ("prompt", "text", "caption", "Prompt")
+"""Names under which benchmarks' files have their prompts."""
 
 
 def normal(prompt: str) -> str:
-    """Without case, punctuation and articles that stand for nothing."""
-    return " ".join(w for w in re.findall(r"\w+", prompt.lower()) if w not in ("a", "an", "the"))
+    """A prompt in lower case, without punctuation and articles."""
+    words = re.findall(r"\w+", prompt.lower())
+    return " ".join(word for word in words if word not in ("a", "an", "the"))
 
 
 def grams(text: str, n: int = 3) -> set[tuple[str, ...]]:
     """Runs of ``n`` words of a normal text; of a shorter one the whole."""
     words = text.split()
-    return {tuple(words[i : i + n]) for i in range(len(words) - n + 1)} or {tuple(words)}
+    runs = {tuple(words[i : i + n]) for i in range(len(words) - n + 1)}
+    return runs or {tuple(words)}
 
 
 class Benchmarks:
@@ -30,17 +33,25 @@ class Benchmarks:
 
     def __init__(self, prompts: Iterable[str], share: float = 0.7):
         self.share = share
-        self.known = list(dict.fromkeys(map(normal, prompts)))
-        self.grams = [grams(k) for k in self.known]
-        self.places: dict[tuple[str, ...], list[int]] = {}
-        for i, found in enumerate(self.grams):
-            for gram in found:
-                self.places.setdefault(gram, []).append(i)
+        normal_prompts = list(dict.fromkeys(map(normal, prompts)))
+        self._grams_of = [grams(prompt) for prompt in normal_prompts]
+        self._places_of: dict[tuple[str, ...], list[int]] = {}
+        """Of every run of words: which prompts have it."""
+        for place, prompt_grams in enumerate(self._grams_of):
+            for gram in prompt_grams:
+                self._places_of.setdefault(gram, []).append(place)
 
     def __contains__(self, prompt: str) -> bool:
-        own = grams(normal(prompt))
-        near = {i for gram in own for i in self.places.get(gram, ())}
-        return any(len(own & self.grams[i]) > self.share * len(own | self.grams[i]) for i in near)
+        own_grams = grams(normal(prompt))
+        # only prompts with a run in common are compared: benchmarks have thousands
+        near_places: set[int] = set()
+        for gram in own_grams:
+            near_places.update(self._places_of.get(gram, ()))
+        for place in near_places:
+            other_grams = self._grams_of[place]
+            if len(own_grams & other_grams) > self.share * len(own_grams | other_grams):
+                return True
+        return False
 
 
 def read(path: Path) -> list[str]:
@@ -49,25 +60,27 @@ def read(path: Path) -> list[str]:
 
     Raises InputError that names the file.
     """
-    kind = path.suffix.lower()
-    if kind == ".jsonl":
+    suffix = path.suffix.lower()
+    if suffix == ".jsonl":
         rows: list[Any] = [row for _, row in read_rows(path)]
-    elif kind == ".json":
-        found = read_json(path)
-        rows = list(found.values()) if isinstance(found, dict) else found
-    elif kind in (".csv", ".tsv"):
+    elif suffix == ".json":
+        content = read_json(path)
+        rows = list(content.values()) if isinstance(content, dict) else content
+    elif suffix in (".csv", ".tsv"):
         rows = read_table(path)
     else:
+        # what follows a tab is a category or a number
         return [line.split("\t")[0].strip() for _, line in read_lines(path)]
     prompts = []
     for number, row in enumerate(rows, 1):
-        found = (
-            [row[f] for f in FIELDS if isinstance(row.get(f), str)] if isinstance(row, dict) else []
-        )
-        if not found:
+        row_texts = []  # several fields may hold a prompt: all are left out
+        for field_name in FIELDS:
+            if isinstance(row, dict) and isinstance(row.get(field_name), str):
+                row_texts.append(row[field_name])
+        if not row_texts:
             raise InputError(
                 f"config: against: row {number} of {str(path)!r} has no text named "
                 f"{', '.join(FIELDS)}"
             )
-        prompts += found
+        prompts += row_texts
     return prompts

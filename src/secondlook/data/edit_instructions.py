@@ -39,32 +39,37 @@ def write_instructions(
     Answers are kept in ``out``, so a stopped call goes on. Raises InputError where there are no
     such pictures or answers.
     """
-    by_prompt = {row.prompt: row for row in sure_rows(data, good) if not row.source_id}
-    prompts = list(by_prompt)
+    # one picture of a prompt, and no edits of edits
+    picture_of = {row.prompt: row for row in sure_rows(data, good) if not row.source_id}
+    prompts = list(picture_of)
     if not prompts:
         raise InputError(f"data: {data} has no picture with a score of {good} and more; build more")
-    chosen = [prompts[i] for i in np.random.default_rng(seed).permutation(len(prompts))[:pictures]]
+    order = np.random.default_rng(seed).permutation(len(prompts))
+    chosen_prompts = [prompts[i] for i in order[:pictures]]
     writable_folder(out)
     asker = Asker(endpoint, Answers(out / "answers.sqlite"))
-    texts = [ASK.format(n=each, prompt=prompt) for prompt in chosen]
-    answers = asker([Question(in_words(text, tokens=512).body, questions_of) for text in texts])
+    questions = []
+    for prompt in chosen_prompts:
+        request = in_words(ASK.format(n=each, prompt=prompt), tokens=512)
+        questions.append(Question(request.body, questions_of))
+    answers = asker(questions)
     lines = []
-    without = []
-    for i, (prompt, instructions) in enumerate(zip(chosen, answers, strict=True)):
+    prompts_without = []
+    for i, instructions in enumerate(answers):
+        prompt = chosen_prompts[i]
         if not instructions:
-            without.append(prompt)
+            prompts_without.append(prompt)
             continue
-        write_bytes(out / f"{i:06d}.png", by_prompt[prompt].file())
-        lines += [
-            {"prompt": text.strip(), "source": f"{i:06d}.png"}
-            for text in instructions[:each]
-            if text.strip()
-        ]
+        image_name = f"{i:06d}.png"
+        write_bytes(out / image_name, picture_of[prompt].file())
+        for text in instructions[:each]:  # models may give more than they are asked for
+            if text.strip():
+                lines.append({"prompt": text.strip(), "source": image_name})
     if not lines:
         raise InputError(
-            f"instructions: {endpoint.model!r} at {endpoint.url} gave none for {len(chosen)} "
-            "pictures"
+            f"instructions: {endpoint.model!r} at {endpoint.url} gave none for "
+            f"{len(chosen_prompts)} pictures"
         )
-    path = out / "edits.jsonl"
-    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    return path, without
+    list_path = out / "edits.jsonl"
+    write_text(list_path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    return list_path, prompts_without

@@ -42,29 +42,11 @@ class ExpandConfig:
 
 def captions_of(expand: ExpandConfig, seeds: list[str], path: Path) -> list[tuple[str, list[str]]]:
     """Each seed with the captions that a language model made of it: asked once, then kept at
-    ``path``, for it would answer otherwise when a stopped build goes on."""
+    ``path``, for it would answer otherwise when a stopped build goes on. Raises InputError where no
+    seed gets a caption, or the captions at ``path`` are of other seeds."""
     if not path.exists():
-        total = expand.short + expand.long
-        asker = Asker(
-            Endpoint(expand.url, expand.model, expand.key_variable, thinking=expand.thinking),
-            Answers(),
-        )
-        texts = [
-            EXPAND.format(short=expand.short, long=expand.long, total=total, seed=seed)
-            for seed in seeds
-        ]
-        answers = asker([Question(in_words(text, tokens=1024).body, texts_of) for text in texts])
-        if not any(answers):
-            raise InputError(
-                f"config: expand: not one of {len(seeds)} prompts was expanded{why_missing(asker)}"
-            )
-        tell_missing(asker)
-        rows = [
-            {"seed": seed, "captions": answer or []}
-            for seed, answer in zip(seeds, answers, strict=True)
-        ]
-        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    kept: list[tuple[str, list[str]]] = []
+        _ask_captions(expand, seeds, path)
+    captions_of_seeds: list[tuple[str, list[str]]] = []
     for number, row in read_rows(path):
         captions = row.get("captions")
         if not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):
@@ -72,14 +54,34 @@ def captions_of(expand: ExpandConfig, seeds: list[str], path: Path) -> list[tupl
                 f"captions: they are {captions!r} in line {number} of {path}; they must be a "
                 "list of texts"
             )
-        kept.append(
-            (
-                text_field(row, "seed", f"line {number} of {path}"),
-                [c.strip() for c in captions if c.strip()],
-            )
-        )
-    if [seed for seed, _ in kept] != seeds:
+        seed_text = text_field(row, "seed", f"line {number} of {path}")
+        stripped_captions = [caption.strip() for caption in captions if caption.strip()]
+        captions_of_seeds.append((seed_text, stripped_captions))
+    if [seed_text for seed_text, _ in captions_of_seeds] != seeds:
         raise InputError(
             f"prompts: they are not those that {str(path)!r} has captions of; use another folder"
         )
-    return kept
+    return captions_of_seeds
+
+
+def _ask_captions(expand: ExpandConfig, seeds: list[str], path: Path) -> None:
+    """Write a line {"seed": …, "captions": […]} for each seed, with none where the model gave
+    none."""
+    endpoint = Endpoint(expand.url, expand.model, expand.key_variable, thinking=expand.thinking)
+    asker = Asker(endpoint, Answers())
+    total = expand.short + expand.long
+    questions = []
+    for seed_text in seeds:
+        text = EXPAND.format(short=expand.short, long=expand.long, total=total, seed=seed_text)
+        questions.append(Question(in_words(text, tokens=1024).body, texts_of))
+    answers = asker(questions)
+    if not any(answers):  # nothing is written, so that the next call asks again
+        raise InputError(
+            f"config: expand: not one of {len(seeds)} prompts was expanded{why_missing(asker)}"
+        )
+    tell_missing(asker)
+    lines = []
+    for seed_text, captions in zip(seeds, answers, strict=True):
+        row = {"seed": seed_text, "captions": captions or []}
+        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    write_text(path, "".join(lines))

@@ -1,12 +1,10 @@
-"""Where pictures of prompts come from: a model of this package, a pipeline of diffusers, a folder,
-or what else is registered by ``@register_generator``."""
+"""Where pictures of prompts come from: a model of this package, a pipeline of diffusers, a folder
+(``data.folder_generator``), or what else is registered by ``@register_generator``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from os.path import relpath
-from pathlib import Path
 from typing import Annotated, Any, Protocol
 
 from PIL import Image
@@ -16,9 +14,11 @@ from secondlook import plugin_settings, registry
 from secondlook.engine.engine import Engine
 from secondlook.episode import SamplingConfig, turn_seed
 from secondlook.errors import InputError
-from secondlook.io import EXTENSIONS, beside, read_image, read_rows, text_field
 from secondlook.registry import register_generator
 from secondlook.types import Prompt, Request
+
+OWN_KEYS = ("kind", "model", "images", "batch", "licence")
+"""Of a ``[[generators]]`` table; all others are settings of the kind."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,10 @@ class GeneratorConfig:
     ``folder`` (pictures that are there), ``render`` (right pictures and near misses of the
     miniature's world, for its own prompts), or a plugin's."""
     model: str = ""
-    """Model: a shipped model, a folder or a hub id. Diffusers: a folder or a hub id. Folder: a
-    folder with metadata.jsonl. Render: the model whose image tokenizer the pictures pass through.
-    """
+    """Model: a shipped model, a folder or a hub id. Diffusers: a folder or a hub id. Folder: the
+    path of a folder with metadata.jsonl, whose lines are {"file_name": …, "prompt": …}, and for an
+    edit {"file_name": …, "prompt": the instruction, "source": …}; files lie beside it. Render: the
+    model whose image tokenizer the pictures pass through."""
     images: int = 4
     """Pictures a prompt; render: one of them is right."""
     batch: int = 96
@@ -48,31 +49,39 @@ class GeneratorConfig:
     @model_validator(mode="before")
     @classmethod
     def _gather_settings(cls, values: Any) -> Any:
-        """A TOML table has the settings beside the fields."""
+        """Move the keys of a TOML table that are no fields into ``settings``."""
         if not isinstance(values, dict):
             return values
-        names = ("kind", "model", "images", "batch", "licence")
-        own = {name: values[name] for name in names if name in values}
-        return own | {"settings": {k: v for k, v in values.items() if k not in own}}
+        field_values: dict[str, Any] = {}
+        settings: dict[str, Any] = {}
+        for name, value in values.items():
+            if name in OWN_KEYS:
+                field_values[name] = value
+            else:
+                settings[name] = value
+        return field_values | {"settings": settings}
 
     def __post_init__(self) -> None:
-        for name in ("images", "batch"):
-            if getattr(self, name) < 1:
+        for field_name in ("images", "batch"):
+            if getattr(self, field_name) < 1:
                 raise InputError(
-                    f"config: generators: {name} is {getattr(self, name)}; it must be at least 1"
+                    f"config: generators: {field_name} is {getattr(self, field_name)}; it must be "
+                    "at least 1"
                 )
         try:
-            thing = registry.generators.get(self.kind)
+            registered = registry.generators.get(self.kind)
         except InputError as error:
             raise InputError(f"config: {error}") from error
-        if not self.model and plugin_settings.takes(thing, "model"):
-            raise InputError(
-                f"config: generators: model is empty; a generator of kind {self.kind!r} needs one"
-            )
-        checked = plugin_settings.check_settings(
-            "generators", self.kind, thing, self.settings, _provided(thing)
+        checked_settings = plugin_settings.check_settings(
+            "generators", self.kind, registered, self.settings, _provided(registered), OWN_KEYS
         )
-        object.__setattr__(self, "settings", checked)
+        if not self.model and plugin_settings.takes(registered, "model"):
+            what = "the folder's path there" if self.kind == "folder" else "one"
+            raise InputError(
+                f"config: generators: model is empty; a generator of kind {self.kind!r} needs "
+                f"{what}"
+            )
+        object.__setattr__(self, "settings", checked_settings)  # the dataclass is frozen
 
 
 FROM_THE_JOB = frozenset({"model", "images", "batch", "load", "seed", "device", "prompt_options"})
@@ -82,8 +91,9 @@ FROM_THE_PROMPT = frozenset({"prompt", "seed", "source"})
 """Parameters of a generator that is a function; all others are its settings."""
 
 
-def _provided(thing: Callable[..., Any]) -> frozenset[str]:
-    return FROM_THE_JOB if isinstance(thing, type) else FROM_THE_PROMPT
+def _provided(registered: Callable[..., Any]) -> frozenset[str]:
+    """Parameters of a generator that are not its settings."""
+    return FROM_THE_JOB if isinstance(registered, type) else FROM_THE_PROMPT
 
 
 @dataclass(frozen=True)
@@ -93,7 +103,9 @@ class Picture:
     prompt: Prompt
     image: Image.Image
     source: str
+    """The model, folder or generator that it is from (not the picture that is edited)."""
     seed: int | None = None
+    """None: it was not drawn with one."""
 
 
 @dataclass(frozen=True)
@@ -125,9 +137,11 @@ Load = Callable[[str], Engine]
 
 
 def seeds_of(seed: int, shard: Shard, images: int) -> list[int]:
-    """Of ``images`` pictures of each of a shard's prompts, in this order."""
-    first = seed * 10**9 + shard.start * images
-    return [turn_seed(first + k, 0) for k in range(len(shard.prompts) * images)]
+    """One seed for each of ``images`` pictures of each of a shard's prompts: all of the first
+    prompt, then all of the second, and so on."""
+    first_number = seed * 10**9 + shard.start * images  # pictures are numbered across shards
+    num_pictures = len(shard.prompts) * images
+    return [turn_seed(first_number + k, 0) for k in range(num_pictures)]
 
 
 @register_generator("model")
@@ -147,33 +161,50 @@ class Model:
         self.engine = load(model)
 
     def __call__(self, shard: Shard) -> list[Picture]:
-        rule = SamplingConfig.of(self.engine.janus.net.generation_config)
+        sampling_config = SamplingConfig.of(self.engine.janus.net.generation_config)
         if self.guidance is not None:
-            rule = SamplingConfig(guidance=self.guidance, edit_guidance=self.guidance)
-        asked = [prompt for prompt in shard.prompts for _ in range(self.images)]
+            sampling_config = SamplingConfig(guidance=self.guidance, edit_guidance=self.guidance)
+        prompt_of_picture = _repeated(shard.prompts, self.images)
         seeds = seeds_of(self.seed, shard, self.images)
-        sources = {p.key: p.source for p in shard.prompts if p.source}
-        codes = (
-            dict(zip(sources, self.engine.codes(list(sources.values())), strict=True))
-            if sources
-            else {}
-        )
-        tokens: dict[int, tuple[int, ...]] = {}
-        for editing in (False, True):  # two rules
-            those = [i for i, p in enumerate(asked) if (p.source is not None) == editing]
-            requests = [self._request(asked[i], codes, seeds[i]) for i in those]
-            drawn = self.engine.draw(requests, rule.draw_params(editing)) if those else []
-            tokens |= {i: turn.tokens for i, turn in zip(those, drawn, strict=True)}
-        images = self.engine.pictures([tokens[i] for i in range(len(asked))])
-        return [Picture(p, i, self.model, s) for p, i, s in zip(asked, images, seeds, strict=True)]
+        source_codes = self._source_codes(shard.prompts)
+        drawn_codes: list[tuple[int, ...]] = [()] * len(seeds)  # 576 codes a picture at full size
+        # Prompts and edits have guidance of their own, so they are drawn one after the other.
+        for editing in (False, True):
+            places, requests = [], []
+            for place, prompt in enumerate(prompt_of_picture):
+                if (prompt.source is not None) == editing:
+                    places.append(place)
+                    requests.append(self._request(prompt, source_codes, seeds[place]))
+            if not requests:
+                continue
+            turns = self.engine.draw(requests, sampling_config.draw_params(editing))
+            for place, turn in zip(places, turns, strict=True):
+                drawn_codes[place] = turn.tokens
+        pictures = []
+        for place, image in enumerate(self.engine.pictures(drawn_codes)):
+            pictures.append(Picture(prompt_of_picture[place], image, self.model, seeds[place]))
+        return pictures
 
-    def _request(self, p: Prompt, codes: dict[str, tuple[int, ...]], seed: int) -> Request:
+    def _source_codes(self, prompts: Sequence[Prompt]) -> dict[str, tuple[int, ...]]:
+        """The codes of every edit's source, by the edit's ``Prompt.key``."""
+        source_images = {prompt.key: prompt.source for prompt in prompts if prompt.source}
+        if not source_images:
+            return {}
+        codes = self.engine.codes(list(source_images.values()))
+        return dict(zip(source_images, codes, strict=True))
+
+    def _request(
+        self, prompt: Prompt, source_codes: dict[str, tuple[int, ...]], seed: int
+    ) -> Request:
         template = self.engine.template
-        return (
-            Request("edit", template.edit(codes[p.key], p.text), seed)
-            if p.source
-            else Request("draw", template.draw(p.text), seed)
-        )
+        if prompt.source:
+            return Request("edit", template.edit(source_codes[prompt.key], prompt.text), seed)
+        return Request("draw", template.draw(prompt.text), seed)
+
+
+def _repeated(prompts: Sequence[Prompt], times: int) -> list[Prompt]:
+    """Each prompt ``times`` times in a row, in the order of ``seeds_of``."""
+    return [prompt for prompt in prompts for _ in range(times)]
 
 
 @register_generator("diffusers")
@@ -211,118 +242,52 @@ class Diffusers:
                 model, torch_dtype=dtype
             ).to(device)
         except (OSError, ValueError) as error:
-            why = str(error).splitlines()[0]
+            first_line = str(error).splitlines()[0]  # advice about the hub follows
             raise InputError(
-                f"generators: {model!r} is no pipeline that diffusers loads ({why})"
+                f"generators: {model!r} is no pipeline that diffusers loads ({first_line})"
             ) from error
         self.pipeline.set_progress_bar_config(disable=True)
 
     def __call__(self, shard: Shard) -> list[Picture]:
         import torch
 
-        asked = [prompt for prompt in shard.prompts for _ in range(self.images)]
-        seeds = [seed % 2**63 for seed in seeds_of(self.seed, shard, self.images)]
-        found: list[Picture] = []
-        while len(found) < len(asked):
-            here = slice(len(found), len(found) + self.batch)
-            part, own = asked[here], seeds[here]
-            chances = [torch.Generator("cpu").manual_seed(s) for s in own]
-            sources = [p.source for p in part if p.source]
-            if sources and len(sources) < len(part):
-                raise InputError(
-                    "generators: diffusers is asked for pictures and for edits; give each a "
-                    "build of its own"
-                )
-            given = {"image": sources} if sources else {}
+        prompt_of_picture = _repeated(shard.prompts, self.images)
+        seeds = seeds_of(self.seed, shard, self.images)
+        pictures: list[Picture] = []
+        while len(pictures) < len(prompt_of_picture):
+            in_batch = slice(len(pictures), len(pictures) + self.batch)
+            batch_prompts, batch_seeds = prompt_of_picture[in_batch], seeds[in_batch]
+            # self.batch may have become smaller: what is drawn does not depend on it
             try:
-                images = self.pipeline(
-                    prompt=[p.text for p in part], generator=chances, **given, **self.settings
-                ).images
+                batch_images = self._run_pipeline(batch_prompts, batch_seeds)
             except torch.OutOfMemoryError:
                 if self.batch == 1:
                     raise
-                # what a pipeline needs is not known before it runs
-                self.batch = -(-min(self.batch, len(part)) // 2)
+                # What a pipeline needs is not known before it runs: halve the batch, rounded up.
+                self.batch = -(-min(self.batch, len(batch_prompts)) // 2)
                 torch.cuda.empty_cache()
                 continue
-            found += [
-                Picture(p, image, self.model, s)
-                for p, image, s in zip(part, images, own, strict=True)
-            ]
-        return found
+            for prompt, image, seed in zip(batch_prompts, batch_images, batch_seeds, strict=True):
+                pictures.append(Picture(prompt, image, self.model, seed))
+        return pictures
 
+    def _run_pipeline(self, prompts: list[Prompt], seeds: list[int]) -> list[Image.Image]:
+        """One picture of each prompt. Raises InputError where only some of them are edits."""
+        import torch
 
-@register_generator("folder")
-class Folder:
-    """Pictures that are there: a folder's metadata.jsonl has a line {"file_name": …, "prompt": …}
-    for each, and for an edit its "source". Raises InputError for a folder without that list."""
-
-    def __init__(self, model: str, images: int):
-        self.folder, self.images = model, images
-        self.list = path = Path(model) / "metadata.jsonl"
-        self.files: dict[str, list[tuple[Path, str]]] = {}
-        self.named: set[Path] = set()
-        """Pictures and sources that the list names."""
-        for number, row in read_rows(path):
-            where = f"line {number} of {path}"
-            text, file = (
-                text_field(row, "prompt", where),
-                beside(path, text_field(row, "file_name", where)),
-            )
-            if not file.is_file():
-                raise InputError(
-                    f"generators: {where}: {str(file)!r} is not a file; give a path beside the list"
-                )
-            source = None
-            if row.get("source") is not None:
-                source_file = beside(path, text_field(row, "source", where))
-                source = read_image(source_file)
-                self.named.add(source_file)
-            self.named.add(file)
-            self.files.setdefault(Prompt(text, source).key, []).append((file, where))
-
-    def __call__(self, shard: Shard) -> list[Picture]:
-        return list(self._found(shard.prompts))
-
-    def left_out(self, prompts: Iterable[Prompt]) -> dict[str, list[str]]:
-        """Pictures that a build of ``prompts`` does not use, and prompts without a picture, by the
-        reason. Raises InputError where no prompt has one."""
-        asked = {p.key: p.text for p in prompts}
-        if not self.files.keys() & asked.keys():
-            first = next(iter(asked.values()))
+        # One generator a picture: it depends on its own seed, not on the batch.
+        torch_generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        source_images = [prompt.source for prompt in prompts if prompt.source]
+        if source_images and len(source_images) < len(prompts):
             raise InputError(
-                f"generators: {str(self.list)!r} has no picture of any of the {len(asked)} "
-                f"prompts (the first: {first!r}); "
-                "its prompts must be written as they are asked"
+                "generators: diffusers is asked for pictures and for edits; give each a "
+                "build of its own"
             )
-        names = {
-            key: [relpath(file, self.list.parent) for file, _ in files]
-            for key, files in self.files.items()
-        }
-        here = sorted(self.list.parent.iterdir())
-        unlisted = [
-            f
-            for f in here
-            if f.suffix.lower() in EXTENSIONS and f not in self.named and not f.name.startswith(".")
-        ]
-        return {
-            "pictures of prompts that are not asked": [
-                n for key in names if key not in asked for n in names[key]
-            ],
-            f"pictures beyond images = {self.images}": [
-                n for key in names if key in asked for n in names[key][self.images :]
-            ],
-            f"pictures that {self.list.name} does not name": [f.name for f in unlisted],
-            "prompts without a picture": [text for key, text in asked.items() if key not in names],
-        }
-
-    def _found(self, prompts: tuple[Prompt, ...]) -> Iterator[Picture]:
-        for prompt in prompts:
-            for file, where in self.files.get(prompt.key, [])[: self.images]:
-                try:
-                    yield Picture(prompt, read_image(file), self.folder)
-                except InputError as error:
-                    raise InputError(f"generators: {where}: {error}") from error
+        image_argument = {"image": source_images} if source_images else {}
+        texts = [prompt.text for prompt in prompts]
+        return self.pipeline(
+            prompt=texts, generator=torch_generators, **image_argument, **self.settings
+        ).images
 
 
 class FunctionGenerator:
@@ -339,24 +304,24 @@ class FunctionGenerator:
         """Raises InputError where it gives no picture, or is asked for edits without a parameter
         ``source``."""
         seeds = iter(seeds_of(self.seed, shard, self.images))
-        made = []
+        pictures = []
         for prompt in shard.prompts:
-            source = {} if prompt.source is None else {"source": prompt.source}
-            if source and not self.can_edit:
+            source_argument = {} if prompt.source is None else {"source": prompt.source}
+            if source_argument and not self.can_edit:
                 raise InputError(
                     f"generators: {self.name!r} cannot edit; give its function a parameter "
                     "'source', or leave out prompts with a source"
                 )
-            for _ in range(self.images):
+            for _ in range(self.images):  # the order of ``seeds_of``
                 seed = next(seeds)
-                image = self.function(prompt.text, seed, **source, **self.settings)
+                image = self.function(prompt.text, seed, **source_argument, **self.settings)
                 if not isinstance(image, Image.Image):
                     raise InputError(
                         f"generators: {self.name!r} returned {type(image).__name__}; it must "
                         "return an image of PIL"
                     )
-                made.append(Picture(prompt, image.convert("RGB"), self.name, seed))
-        return made
+                pictures.append(Picture(prompt, image.convert("RGB"), self.name, seed))
+        return pictures
 
 
 def make_generator(
@@ -367,11 +332,12 @@ def make_generator(
     prompt_options: Mapping[str, Any] | None = None,
 ) -> Generator:
     """The generator that a config asks for, loaded."""
-    thing = registry.generators.get(config.kind)
-    if not isinstance(thing, type):
-        return FunctionGenerator(thing, config.kind, seed, config.images, config.settings)
+    registered = registry.generators.get(config.kind)
+    if not isinstance(registered, type):
+        return FunctionGenerator(registered, config.kind, seed, config.images, config.settings)
+    # ``build`` passes on only what the constructor has a parameter for
     return plugin_settings.build(
-        thing,
+        registered,
         config.settings,
         model=config.model,
         images=config.images,
@@ -381,13 +347,3 @@ def make_generator(
         device=device,
         prompt_options=dict(prompt_options or {}),
     )
-
-
-def left_out(
-    configs: Sequence[GeneratorConfig], shards: Sequence[Shard]
-) -> dict[str, dict[str, list[str]]]:
-    """Of each folder: what a build does not use of it, and what it lacks, by the reason. Raises
-    InputError."""
-    prompts = [p for shard in shards for p in shard.prompts]
-    folders = [c for c in configs if c.kind == "folder"]
-    return {c.model: Folder(c.model, c.images).left_out(prompts) for c in folders}

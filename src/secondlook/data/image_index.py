@@ -2,7 +2,8 @@
 why it is not used.
 
 An index is a few numbers a picture, in arrays: 30 bytes, so that the paper's 3.6 million are 0.1 GB
-a process. Words and pictures stay in the files (``data.stored``).
+a process. Words and pictures stay in the files (``data.stored_images``,
+``data.listed_images``).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import re
 from array import array
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from secondlook.data.stored_images import WORDS, Folders, Kept, Listed, Place, Shard, Words
+from secondlook.data.listed_images import Folders, Listed
+from secondlook.data.stored_images import WORDS, ParquetCache, Place, Shard, Words
 from secondlook.errors import InputError
 
 BAD = 0.5
+"""S below which a picture is wrong: context to draw better than, and judged No."""
 VERDICT = re.compile(r"(yes|no)\s*(?=[,.:]|$)", re.IGNORECASE)
 FAULTY = 0.01
 """Most of the pictures that may be missing or damaged."""
@@ -31,13 +35,17 @@ OPENED = 256
 def taught(reason: str, right: bool) -> str | None:
     """The answer that is taught: the verdict, which the score decides, and the reason. A reason has
     a verdict of its own where it begins with the word "yes" or "no" and a comma, colon or full
-    stop, or says nothing else; None: it is the other one."""
-    reason, verdict = reason.strip(), "Yes" if right else "No"
-    found = VERDICT.match(reason)
-    if found and found[1].capitalize() != verdict:
+    stop, or says nothing else. Returns None where that is the other verdict."""
+    reason = reason.strip()
+    verdict = "Yes" if right else "No"
+    stated_verdict = VERDICT.match(reason)
+    if stated_verdict and stated_verdict[1].capitalize() != verdict:
         return None
-    rest = reason[found.end() :] if found else f", {reason}"
-    return verdict + (rest if rest.strip(" ,.:") else ".")
+    explanation = reason[stated_verdict.end() :] if stated_verdict else f", {reason}"
+    # "Yes" and "Yes, ." alike become "Yes."
+    if not explanation.strip(" ,.:"):
+        return f"{verdict}."
+    return verdict + explanation
 
 
 class Use(IntEnum):
@@ -68,6 +76,19 @@ WHY = {
 }
 
 
+@dataclass
+class _Columns:
+    """What a scan notes of every picture, in arrays: lists take several times the memory."""
+
+    file: array[int] = field(default_factory=lambda: array("i"))
+    at: array[int] = field(default_factory=lambda: array("i"))
+    item: array[int] = field(default_factory=lambda: array("i"))
+    key_number: array[int] = field(default_factory=lambda: array("i"))
+    quality: array[float] = field(default_factory=lambda: array("d"))
+    edit: array[int] = field(default_factory=lambda: array("B"))
+    use: array[int] = field(default_factory=lambda: array("B"))
+
+
 class Index:
     """The pictures of several places, in order. ``problem`` says what keeps the model from reading
     a prompt (of an edit: True), "" if nothing does; ``reason_problem`` says so of a reason as it is
@@ -79,53 +100,61 @@ class Index:
         problem: Callable[[str, bool], str],
         reason_problem: Callable[[str], str],
     ):
-        self._kept, folders = Kept(), Folders()
+        self._parquet_cache = ParquetCache()
         self.stored: list[Shard | Listed] = []
         self.sources: dict[str, tuple[Shard, Place]] = {}
         """Of Parquet: the pictures that are edited, by name."""
-        self._first: dict[Use, str] = {}
+        self._first_unused: dict[Use, str] = {}
+        """For every reason the first picture that is not used: where it is, and why."""
         self.ends: list[int] = []
         """Of every place: how many pictures it and those before it have."""
-        columns = {
-            name: array(kind)
-            for name, kind in (("file", "i"), ("at", "i"), ("item", "i"), ("key", "i"))
-        }
-        qualities, use, edits = array("d"), array("B"), array("B")
-        keys: dict[str, int] = {}
-        for place in places:
-            for stored in self._open(place):
-                self.stored.append(stored)
-                for where, words in stored.scan():
-                    quality = words.quality
-                    key = (
-                        f"{words.prompt}\n{self.source_name(stored, words)}"
-                        if words.source
-                        else words.prompt
-                    )
-                    for column, value in zip(
-                        columns.values(),
-                        (len(self.stored) - 1, *where, keys.setdefault(key, len(keys))),
-                        strict=True,
-                    ):
-                        column.append(value)
-                    qualities.append(np.nan if quality is None else quality)
-                    edits.append(words.source is not None)
-                    use.append(self._use(stored, where, words, quality, folders, reason_problem))
-            self.ends.append(len(use))
-        self.file, self.at, self.item, key_of = (
-            np.array(c, dtype=np.int32) for c in columns.values()
-        )
-        self.quality = np.array(qualities)
+        columns, key_numbers = self._scan(places, reason_problem)
+        # All of the arrays below are (pictures,).
+        self.file = np.array(columns.file, dtype=np.int32)
+        self.at = np.array(columns.at, dtype=np.int32)
+        self.item = np.array(columns.item, dtype=np.int32)
+        self.quality = np.array(columns.quality)
         """S, of an edit the lesser of following and preserving; NaN: nobody has scored it."""
-        self.edit, self.use = np.array(edits, dtype=bool), np.array(use, dtype=np.uint8)
-        names = sorted(keys)
-        order = np.empty(len(names), dtype=np.int32)
-        order[[keys[name] for name in names]] = np.arange(len(names))
-        self.key = order[key_of] if len(key_of) else key_of
+        self.edit = np.array(columns.edit, dtype=bool)
+        self.use = np.array(columns.use, dtype=np.uint8)
+        key_texts = sorted(key_numbers)
+        # Keys are numbered anew in the order of their texts: what a seed draws does not depend on
+        # the order of the files.
+        new_number_of = np.empty(len(key_texts), dtype=np.int32)  # (keys,), by the old number
+        for new_number, key_text in enumerate(key_texts):
+            new_number_of[key_numbers[key_text]] = new_number
+        old_keys = np.array(columns.key_number, dtype=np.int32)
+        self.key = new_number_of[old_keys] if len(old_keys) else old_keys
         """What each is a picture of: a prompt, or an instruction and its source, numbered in the
         order of their texts."""
-        self.n_keys = len(names)
-        self._check_prompts(names, problem)
+        self.n_keys = len(key_texts)
+        self._check_prompts(key_texts, problem)
+
+    def _scan(
+        self, places: Sequence[Path], reason_problem: Callable[[str], str]
+    ) -> tuple[_Columns, dict[str, int]]:
+        """Read the words of all pictures once. Returns what is noted of them, and the keys' numbers
+        in the order in which they are met."""
+        columns = _Columns()
+        key_numbers: dict[str, int] = {}
+        folders = Folders()
+        for place_path in places:
+            for stored in self._open(place_path):
+                self.stored.append(stored)
+                for place, words in stored.scan():
+                    key_text = words.prompt
+                    if words.source:
+                        key_text += f"\n{self.source_name(stored, words)}"
+                    columns.file.append(len(self.stored) - 1)
+                    columns.at.append(place.at)
+                    columns.item.append(place.item)
+                    columns.key_number.append(key_numbers.setdefault(key_text, len(key_numbers)))
+                    quality = words.quality
+                    columns.quality.append(np.nan if quality is None else quality)
+                    columns.edit.append(words.source is not None)
+                    columns.use.append(self._use(stored, place, words, folders, reason_problem))
+            self.ends.append(len(columns.use))
+        return columns, key_numbers
 
     def _open(self, place: Path) -> Iterator[Shard | Listed]:
         if place.suffix.lower() == ".jsonl":
@@ -136,50 +165,56 @@ class Index:
             raise InputError(
                 f"config: data = {str(place)!r} holds no images-*.parquet; run data build first"
             )
+        # sources first: while a shard is scanned its edits are looked up among them
         for path in sorted(place.glob("sources-*.parquet")):
-            source = Shard(path, self._kept, ("id", "image"))
-            self.sources |= {name: (source, Place(at)) for at, name in enumerate(source.ids())}
+            source_shard = Shard(path, self._parquet_cache, ("id", "image"))
+            for row_number, source_id in enumerate(source_shard.ids()):
+                self.sources[source_id] = (source_shard, Place(row_number))
         for path in shards:
-            yield Shard(path, self._kept)
+            yield Shard(path, self._parquet_cache)
 
     def _use(
         self,
         stored: Shard | Listed,
         place: Place,
         words: Words,
-        quality: float | None,
         folders: Folders,
         reason_problem: Callable[[str], str],
     ) -> Use:
-        """Whether a picture may be used, as far as it says itself."""
-        use, why = Use.YES, ""
+        """Whether a picture may be used, as far as its words tell; nothing is opened."""
+        use, detail = Use.YES, ""
+        # the first reason of this order is the one that is counted
+        quality = words.quality
         if quality is None:
             use = Use.NO_SCORE
         elif words.reason is None:
             use = Use.NO_REASON
         elif (answer := taught(words.reason, quality >= BAD)) is None:
-            use, why = Use.CONTRADICTION, f": {words.reason!r} at {quality:.3g}"
-        elif unfit := reason_problem(answer):
-            use, why = Use.REASON, f": {unfit}"
+            use, detail = Use.CONTRADICTION, f": {words.reason!r} at {quality:.3g}"
+        elif answer_problem := reason_problem(answer):
+            use, detail = Use.REASON, f": {answer_problem}"
         elif isinstance(stored, Listed):
-            if lacking := stored.lacking(words, folders):
-                use, why = Use.MISSING, f": {lacking!r}"
+            if missing_file := stored.lacking(words, folders):
+                use, detail = Use.MISSING, f": {missing_file!r}"
         elif words.source is not None and words.source not in self.sources:
-            use, why = Use.MISSING, f": source {words.source!r}"
+            use, detail = Use.MISSING, f": source {words.source!r}"
         if use:
-            self._first.setdefault(use, stored.where(place) + why)
+            self._first_unused.setdefault(use, stored.where(place) + detail)
         return use
 
-    def _check_prompts(self, names: list[str], problem: Callable[[str, bool], str]) -> None:
-        rows = np.unique(self.key, return_index=True)[1]  # the first of each
-        unfit = []
-        for key, (name, row) in enumerate(zip(names, rows.tolist(), strict=True)):
-            if why := problem(
-                name.rpartition("\n")[0] if self.edit[row] else name, bool(self.edit[row])
-            ):
-                unfit.append(key)
-                self._first.setdefault(Use.PROMPT, f"{self.where(row)}: {why}")
-        self.leave(np.flatnonzero(np.isin(self.key, unfit)), Use.PROMPT)
+    def _check_prompts(self, key_texts: list[str], problem: Callable[[str, bool], str]) -> None:
+        """Leave out the pictures of prompts that the model cannot read."""
+        first_rows = np.unique(self.key, return_index=True)[1].tolist()  # (keys,)
+        unreadable_keys = []
+        for key, row in enumerate(first_rows):
+            is_edit = bool(self.edit[row])
+            prompt = key_texts[key]
+            if is_edit:
+                prompt = prompt.rpartition("\n")[0]  # without the source's name
+            if prompt_problem := problem(prompt, is_edit):
+                unreadable_keys.append(key)
+                self._first_unused.setdefault(Use.PROMPT, f"{self.where(row)}: {prompt_problem}")
+        self.leave(np.flatnonzero(np.isin(self.key, unreadable_keys)), Use.PROMPT)
 
     def __len__(self) -> int:
         return len(self.use)
@@ -213,89 +248,80 @@ class Index:
 
     def source_name(self, stored: Shard | Listed, words: Words) -> str:
         """What the source of an edit is known by: a path, or its name in a folder of data build."""
-        return (
-            str(stored.path.parent / str(words.source))
-            if isinstance(stored, Listed)
-            else str(words.source)
-        )
+        if isinstance(stored, Listed):
+            return str(stored.path.parent / str(words.source))
+        return str(words.source)
 
     def source_image(self, row: int, words: Words) -> Image.Image:
         """The picture that one is an edit of."""
         stored = self.stored[self.file[row]]
         if isinstance(stored, Listed):
             return stored.image(self.place(row), str(words.source))
-        source, place = self.sources[str(words.source)]
-        return source.image(place)
+        source_shard, place = self.sources[str(words.source)]
+        return source_shard.image(place)
 
     def leave(self, rows: np.ndarray, why: Use) -> None:
-        """Do not use these, those that already are not excepted."""
-        rows = rows[self.use[rows] == Use.YES]
-        self.use[rows] = why
-        if len(rows):
-            self._first.setdefault(why, self.where(int(rows[0])))
+        """Do not use ``rows``. Those that were left out before keep their reason."""
+        used_rows = rows[self.use[rows] == Use.YES]
+        self.use[used_rows] = why
+        if len(used_rows):
+            self._first_unused.setdefault(why, self.where(int(used_rows[0])))
 
     def open_some(self, rows: np.ndarray) -> None:
         """Open some of ``rows``, evenly spaced, and leave out those that cannot be read. Raises
         InputError where more than ``FAULTY`` of the pictures are missing or damaged."""
-        opened = (
-            rows[np.linspace(0, len(rows) - 1, min(len(rows), OPENED)).astype(int)]
-            if len(rows)
-            else rows
-        )
-        damaged = []
-        for row in opened.tolist():
+        num_opened = min(len(rows), OPENED)
+        opened_rows = rows[:0]
+        if len(rows):
+            opened_rows = rows[np.linspace(0, len(rows) - 1, num_opened).astype(int)]
+        damaged_rows = []
+        for row in opened_rows.tolist():
             try:
                 self.image(row)
             except InputError as error:
-                damaged.append(row)
-                self._first.setdefault(Use.DAMAGED, str(error))
-        missing = int((self.use == Use.MISSING).sum())
-        for use, n, of in (
-            (Use.MISSING, missing, len(self)),
-            (Use.DAMAGED, len(damaged), len(opened)),
-        ):
-            if n > FAULTY * of:
-                what = "not there" if use is Use.MISSING else "damaged"
-                raise InputError(
-                    f"data: {n} of {of} pictures are {what}, at most {FAULTY:.0%} may be; the "
-                    f"first: {self._first[use]}"
-                )
-        self.leave(np.array(damaged, dtype=int), Use.DAMAGED)
+                damaged_rows.append(row)
+                self._first_unused.setdefault(Use.DAMAGED, str(error))
+        # Whether a file is there was asked of all pictures, whether it can be read of some.
+        num_missing = int((self.use == Use.MISSING).sum())
+        self._check_faulty(num_missing, len(self), "not there", Use.MISSING)
+        self._check_faulty(len(damaged_rows), num_opened, "damaged", Use.DAMAGED)
+        self.leave(np.array(damaged_rows, dtype=int), Use.DAMAGED)
+
+    def _check_faulty(self, num_faulty: int, num_checked: int, fault: str, use: Use) -> None:
+        if num_faulty > FAULTY * num_checked:
+            raise InputError(
+                f"data: {num_faulty} of {num_checked} pictures are {fault}, at most {FAULTY:.0%} "
+                f"may be; the first: {self._first_unused[use]}"
+            )
 
     @property
     def unused(self) -> str:
         """One sentence about the pictures that are not used; "" where all are."""
-        counts = np.bincount(self.use, minlength=len(Use))
-        parts = [
-            f"{counts[use]} {why} (the first: {self._first[use]})"
-            for use, why in WHY.items()
-            if counts[use]
-        ]
-        return (
-            f"{sum(counts[1:])} of {len(self)} pictures are not used: {', '.join(parts)}"
-            if parts
-            else ""
-        )
+        counts = np.bincount(self.use, minlength=len(Use))  # (members of Use,)
+        parts = []
+        for use, why in WHY.items():
+            if counts[use]:
+                parts.append(f"{counts[use]} {why} (the first: {self._first_unused[use]})")
+        if not parts:
+            return ""
+        num_unused = sum(counts[1:])  # all but Use.YES
+        return f"{num_unused} of {len(self)} pictures are not used: {', '.join(parts)}"
 
     def table(self) -> Any:
         """The words of all pictures as an Arrow table, reasons as they are taught."""
         import pyarrow as pa
 
-        numbers = ("score", "following", "preserving")
-        schema = pa.schema(
-            [(name, pa.float64() if name in numbers else pa.string()) for name in WORDS]
-        )
+        schema_fields = []
+        for name in WORDS:
+            is_number = name in ("score", "following", "preserving")
+            schema_fields.append((name, pa.float64() if is_number else pa.string()))
+        schema = pa.schema(schema_fields)
         tables = []
         for stored in self.stored:
             rows = []
             for _, words in stored.scan():
-                source = self.source_name(stored, words) if words.source else None
-                rows.append(self.as_taught(words)._replace(source=source)[:-1])
-            columns = list(zip(*rows, strict=True)) or [()] * len(schema)
-            tables.append(
-                pa.table(
-                    [pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)],
-                    schema=schema,
-                )
-            )
+                source_name = self.source_name(stored, words) if words.source else None
+                taught_words = self.as_taught(words)._replace(source=source_name)
+                rows.append(dict(zip(WORDS, taught_words[:-1], strict=True)))  # without the path
+            tables.append(pa.Table.from_pylist(rows, schema=schema))
         return pa.concat_tables(tables)

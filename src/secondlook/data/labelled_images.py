@@ -44,6 +44,7 @@ class Pair:
     """ "line 3 of pairs.jsonl"; empty outside of a list."""
 
     def asked(self) -> Prompt:
+        """The prompt with its source read."""
         return Prompt(self.prompt, self.source() if self.source else None)
 
 
@@ -67,46 +68,29 @@ def read_pairs(
     Files that a list names are looked for, not opened. Raises InputError that names the file, the
     line or row, the field and the value.
     """
-    found = _found(path, prompt, left_out)
-    return [
-        replace(p, source=partial(read_image, source), source_name=str(source))
-        if source and not p.source
-        else p
-        for p in found
-    ]
+    pairs = _stored_pairs(path, prompt, left_out)
+    if source is None:
+        return pairs
+    with_source = []
+    for pair in pairs:
+        if pair.source is None:
+            pair = replace(pair, source=partial(read_image, source), source_name=str(source))
+        with_source.append(pair)
+    return with_source
 
 
-def _found(path: Path, prompt: str, left_out: Callable[[str], None]) -> list[Pair]:
+def _stored_pairs(path: Path, prompt: str, left_out: Callable[[str], None]) -> list[Pair]:
+    """The pairs of a path by what it is, with their own sources only."""
     if path.is_dir():
-        listed = path / "metadata.jsonl"
-        if listed.is_file():
-            pairs = _lines(listed, "file_name", prompt)
-            named = {p.name for p in pairs} | {listed.name}
-            for other in sorted(path.iterdir()):
-                if (
-                    other.name not in named
-                    and not other.name.startswith(".")
-                    and other.suffix.lower() in EXTENSIONS
-                ):
-                    left_out(other.name)
-            return pairs
-        files = sorted(path.iterdir())
-        pictures = [p for p in files if is_file(p) and p.suffix.lower() in EXTENSIONS]
-        if not pictures:
-            raise InputError(
-                f"images: {str(path)!r} holds no picture ({', '.join(EXTENSIONS)}) and no "
-                "metadata.jsonl"
-            )
-        for other in files:
-            if other not in pictures and not other.name.startswith("."):
-                left_out(other.name)
-        _needed(prompt, path.name)
-        return [Pair(p.name, prompt, partial(read_image, p)) for p in pictures]
+        if (path / "metadata.jsonl").is_file():
+            return _pairs_of_described_folder(path, prompt, left_out)
+        return _pairs_of_plain_folder(path, prompt, left_out)
     if path.suffix.lower() == ".jsonl":
-        return _lines(path, "image", prompt)
+        return _pairs_of_lines(path, "image", prompt)
     if path.suffix.lower() == ".parquet":
-        return _parquet(path, prompt)
+        return _pairs_of_parquet(path, prompt)
     if is_file(path) and path.suffix.lower() not in EXTENSIONS:
+        # a picture under a strange name, or a list that this function does not know
         try:
             read_image(path)
         except InputError as error:
@@ -116,13 +100,52 @@ def _found(path: Path, prompt: str, left_out: Callable[[str], None]) -> list[Pai
                 f"images: {str(path)!r} is neither a picture nor a list of pictures; lists end "
                 f"in {' or '.join(LISTS)}"
             ) from error
-    _needed(prompt, path.name)
+    _check_prompt_given(prompt, path.name)
     return [Pair(path.name, prompt, partial(read_image, path))]
 
 
-def _needed(prompt: str, name: str) -> None:
+def _pairs_of_described_folder(
+    folder: Path, prompt: str, left_out: Callable[[str], None]
+) -> list[Pair]:
+    """The pairs of a folder's metadata.jsonl; pictures that it does not name are left out."""
+    list_path = folder / "metadata.jsonl"
+    pairs = _pairs_of_lines(list_path, "file_name", prompt)
+    named_files = {pair.name for pair in pairs}  # as the list writes them
+    for path in sorted(folder.iterdir()):
+        is_picture = path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
+        if is_picture and path.name not in named_files:
+            left_out(path.name)
+    return pairs
+
+
+def _pairs_of_plain_folder(
+    folder: Path, prompt: str, left_out: Callable[[str], None]
+) -> list[Pair]:
+    """A pair of each picture and ``prompt``; other files, but for hidden ones, are left out."""
+    picture_paths, other_names = [], []
+    for path in sorted(folder.iterdir()):
+        if is_file(path) and path.suffix.lower() in EXTENSIONS:
+            picture_paths.append(path)
+        elif not path.name.startswith("."):
+            other_names.append(path.name)
+    if not picture_paths:
+        is_heic = any(name.lower().endswith((".heic", ".heif")) for name in other_names)
+        hint = "; HEIC is not read: convert it to PNG or JPEG" if is_heic else ""
+        raise InputError(
+            f"images: {str(folder)!r} holds no picture ({', '.join(EXTENSIONS)}) and no "
+            f"metadata.jsonl{hint}"
+        )
+    for name in other_names:
+        left_out(name)
+    _check_prompt_given(prompt, folder.name)
+    return [Pair(path.name, prompt, partial(read_image, path)) for path in picture_paths]
+
+
+def _check_prompt_given(prompt: str, picture_name: str) -> None:
     if not prompt.strip():
-        raise InputError(f"prompt: it is missing for {name!r}; say what the picture should show")
+        raise InputError(
+            f"prompt: it is missing for {picture_name!r}; say what the picture should show"
+        )
 
 
 def _label(value: Any, where: str) -> bool | None:
@@ -131,7 +154,9 @@ def _label(value: Any, where: str) -> bool | None:
     raise InputError(f"images: {where}: good is {value!r}; it must be true or false")
 
 
-def _lines(path: Path, field: str, prompt: str) -> list[Pair]:
+def _pairs_of_lines(path: Path, image_field: str, prompt: str) -> list[Pair]:
+    """Pairs of a JSONL file; ``image_field`` names a picture's path beside the file, and ``prompt``
+    is that of lines without one. Raises InputError that names the line."""
     if not is_file(path):
         raise InputError(
             f"images: {str(path)!r} is not a file; give a picture, a folder, a .jsonl or a .parquet"
@@ -139,21 +164,27 @@ def _lines(path: Path, field: str, prompt: str) -> list[Pair]:
     pairs = []
     for number, row in read_rows(path):
         where = f"line {number} of {path}"
-        name = row[field] if _is_path(row.get(field)) else text_field(row, field, where)
-        asked = text_field(row, "prompt", where, prompt)
-        image = _there(beside(path, name), where)
-        source = _there(beside(path, row["source"]), where) if _is_path(row.get("source")) else None
-        if source is None and row.get("source") is not None:
+        # ``text_field`` wants Unicode, or says what is wrong with a value that is no path
+        if _is_path(row.get(image_field)):
+            image_name = row[image_field]
+        else:
+            image_name = text_field(row, image_field, where)
+        line_prompt = text_field(row, "prompt", where, prompt)
+        image_path = _existing(beside(path, image_name), where)
+        source_path = None
+        if _is_path(row.get("source")):
+            source_path = _existing(beside(path, row["source"]), where)
+        elif row.get("source") is not None:
             text_field(row, "source", where)
         pairs.append(
             Pair(
-                name,
-                asked,
-                partial(read_image, image),
-                _label(row.get("good"), where),
-                partial(read_image, source) if source else None,
-                str(source or ""),
-                where,
+                name=image_name,
+                prompt=line_prompt,
+                open=partial(read_image, image_path),
+                good=_label(row.get("good"), where),
+                source=partial(read_image, source_path) if source_path else None,
+                source_name=str(source_path or ""),
+                where=where,
             )
         )
     if not pairs:
@@ -166,7 +197,7 @@ def _is_path(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
-def _there(path: Path, where: str) -> Path:
+def _existing(path: Path, where: str) -> Path:
     if not is_file(path):
         raise InputError(
             f"image: {where}: {str(path)!r} is not a file; give a path beside the list"
@@ -174,45 +205,46 @@ def _there(path: Path, where: str) -> Path:
     return path
 
 
-def _parquet(path: Path, prompt: str) -> list[Pair]:
+def _pairs_of_parquet(path: Path, prompt: str) -> list[Pair]:
+    """Pairs of a Parquet file; ``prompt`` is that of rows without one. Raises InputError that names
+    the row."""
     pairs = []
     rows = parquet_rows(path, ["image"], ["prompt", "good", "correct", "source_image", "id"])
     for number, row in enumerate(rows, 1):
         where = f"row {number} of {path}"
-        data, source = (
-            value.get("bytes") if isinstance(value, dict) else value
-            for value in (row["image"], row.get("source_image"))
-        )
-        asked = row.get("prompt")
-        if asked is None:
-            asked = prompt
-        if not isinstance(asked, str) or not asked.strip():
+        image_bytes = _stored_bytes(row["image"])
+        source_bytes = _stored_bytes(row.get("source_image"))
+        row_prompt = row.get("prompt")
+        if row_prompt is None:
+            row_prompt = prompt
+        if not isinstance(row_prompt, str) or not row_prompt.strip():
             raise InputError(
-                f"prompt: it is {asked!r} in {where}; column prompt must hold texts that are not "
-                "empty"
+                f"prompt: it is {row_prompt!r} in {where}; column prompt must hold texts that are "
+                "not empty"
             )
-        if not isinstance(data, bytes):
+        if not isinstance(image_bytes, bytes):
             raise InputError(
-                f"image: it is {type(data).__name__} in {where}; column image must hold a "
+                f"image: it is {type(image_bytes).__name__} in {where}; column image must hold a "
                 "picture's bytes"
             )
-        if source is not None and not isinstance(source, bytes):
+        if source_bytes is not None and not isinstance(source_bytes, bytes):
             raise InputError(
-                f"source_image: it is {type(source).__name__} in {where}; it must hold a "
+                f"source_image: it is {type(source_bytes).__name__} in {where}; it must hold a "
                 "picture's bytes"
             )
+        # people label "good", data build writes "correct"
         label = _label(row.get("good", row.get("correct")), where)
+        # without an id the row's place from 0 on, as in datasets
         name = str(number - 1 if row.get("id") is None else row["id"])
-        edited = partial(decode_image, source, where) if source else None
         pairs.append(
             Pair(
-                name,
-                check_unicode(asked.strip(), "prompt", where),
-                partial(decode_image, data, where),
-                label,
-                edited,
-                name if source else "",
-                where,
+                name=name,
+                prompt=check_unicode(row_prompt.strip(), "prompt", where),
+                open=partial(decode_image, image_bytes, where),
+                good=label,
+                source=partial(decode_image, source_bytes, where) if source_bytes else None,
+                source_name=name if source_bytes else "",
+                where=where,
             )
         )
     if not pairs:
@@ -220,9 +252,15 @@ def _parquet(path: Path, prompt: str) -> list[Pair]:
     return pairs
 
 
+def _stored_bytes(value: Any) -> Any:
+    """A cell's picture: of datasets' layout {"bytes": …, "path": …}, or the bytes themselves."""
+    return value.get("bytes") if isinstance(value, dict) else value
+
+
 def lines_of(pairs: Iterable[Pair]) -> list[Line]:
     """Prompts with where they stand, as ``prompts.check_prompts`` wants them."""
-    return [
-        Line(p.prompt, Path() if p.source else None, p.where or f"the prompt of {p.name!r}")
-        for p in pairs
-    ]
+    lines = []
+    for pair in pairs:
+        source = Path() if pair.source else None  # whether there is one is all that is asked
+        lines.append(Line(pair.prompt, source, pair.where or f"the prompt of {pair.name!r}"))
+    return lines

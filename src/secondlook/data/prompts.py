@@ -68,9 +68,10 @@ class ListedPrompts:
     ) -> list[Prompt]:
         """``n`` prompts, or those of them at the places ``only``: the others' sources are not
         opened. Raises InputError that names the line whose source cannot be read."""
-        drawn = rng.integers(len(self.lines), size=n).tolist()
-        places = range(n) if only is None else only
-        return [self.lines[drawn[i]].prompt() for i in places]
+        # all n are drawn whatever ``only`` is: several processes draw the same, each reads its own
+        line_numbers = rng.integers(len(self.lines), size=n).tolist()
+        wanted_places = range(n) if only is None else only
+        return [self.lines[line_numbers[place]].prompt() for place in wanted_places]
 
 
 class DrawnPrompts:
@@ -87,13 +88,13 @@ class DrawnPrompts:
     ) -> list[Prompt]:
         """``n`` prompts, or those of them at the places ``only``. Raises InputError where the
         source gives another number."""
-        drawn = self.source.draw(rng, n)
-        if len(drawn) != n:
+        drawn_prompts = self.source.draw(rng, n)
+        if len(drawn_prompts) != n:
             raise InputError(
-                f"prompts: {self.name!r} was asked for {n} prompts and gave {len(drawn)}"
+                f"prompts: {self.name!r} was asked for {n} prompts and gave {len(drawn_prompts)}"
             )
-        places = range(n) if only is None else only
-        return [_as_prompt(drawn[i]) for i in places]
+        wanted_places = range(n) if only is None else only
+        return [_as_prompt(drawn_prompts[place]) for place in wanted_places]
 
 
 def check_prompt_options(prompts: str, options: Any) -> Any:
@@ -106,8 +107,10 @@ def check_prompt_options(prompts: str, options: Any) -> Any:
                 "which has none; leave them out"
             )
         return options
-    thing = registry.prompts.get(prompts)
-    return plugin_settings.check_settings("prompt_options", prompts, thing, options, frozenset())
+    registered = registry.prompts.get(prompts)
+    return plugin_settings.check_settings(
+        "prompt_options", prompts, registered, options, frozenset()
+    )
 
 
 def open_prompts(
@@ -125,12 +128,13 @@ def open_prompts(
         )
     if prompts not in registry.prompts.names():
         return ListedPrompts(read_prompts(Path(prompts)))
-    made = plugin_settings.build(registry.prompts.get(prompts), settings)
-    if hasattr(made, "draw"):
-        return DrawnPrompts(made, prompts)
+    # a class gives a source that makes prompts up, a function gives a list of them
+    source_or_list = plugin_settings.build(registry.prompts.get(prompts), settings)
+    if hasattr(source_or_list, "draw"):
+        return DrawnPrompts(source_or_list, prompts)
     lines = []
-    for number, listed in enumerate(made, 1):
-        prompt = _as_prompt(listed)
+    for number, listed_prompt in enumerate(source_or_list, 1):
+        prompt = _as_prompt(listed_prompt)
         where = f"prompt {number} of {prompts!r}"
         check_unicode(prompt.text, "prompt", where)
         lines.append(Line(prompt.text, prompt.source, where))
@@ -139,12 +143,13 @@ def open_prompts(
     return ListedPrompts(lines)
 
 
-def _as_prompt(listed: str | Prompt) -> Prompt:
-    return listed if isinstance(listed, Prompt) else Prompt(listed)
+def _as_prompt(text_or_prompt: str | Prompt) -> Prompt:
+    return text_or_prompt if isinstance(text_or_prompt, Prompt) else Prompt(text_or_prompt)
 
 
 def read_prompts(path: Path) -> list[Line]:
-    """Prompts of a text file with one a line, or of a JSONL file whose lines are {"prompt": …} or,
+    """Prompts of a text file with one a line (also one that begins with "#": there are no
+    comments), or of a JSONL file whose lines are {"prompt": …} or,
     for edits, {"prompt": the instruction, "source": a picture's path beside the file}.
 
     Sources are only looked for. Raises InputError that names the line.
@@ -161,19 +166,7 @@ def read_prompts(path: Path) -> list[Line]:
         )
     lines: list[Line] = []
     if path.suffix.lower() == ".jsonl":
-        for number, row in read_rows(path):
-            where = f"line {number} of {path}"
-            text = text_field(row, "prompt", where)
-            source = (
-                beside(path, text_field(row, "source", where))
-                if row.get("source") is not None
-                else None
-            )
-            if source and not is_file(source):
-                raise InputError(
-                    f"source: {where}: {str(source)!r} is not a file; give a path beside the list"
-                )
-            lines.append(Line(text, source, where))
+        lines = _prompts_of_jsonl(path)
     else:
         for number, text in read_lines(path):
             where = f"line {number} of {path}"
@@ -185,25 +178,44 @@ def read_prompts(path: Path) -> list[Line]:
     return lines
 
 
+def _prompts_of_jsonl(path: Path) -> list[Line]:
+    lines = []
+    for number, row in read_rows(path):
+        where = f"line {number} of {path}"
+        text = text_field(row, "prompt", where)
+        source_path = None
+        if row.get("source") is not None:
+            source_path = beside(path, text_field(row, "source", where))
+            if not is_file(source_path):
+                raise InputError(
+                    f"source: {where}: {str(source_path)!r} is not a file; give a path beside the "
+                    "list"
+                )
+        lines.append(Line(text, source_path, where))
+    return lines
+
+
 def check_prompts(template: ChatTemplate, lines: Iterable[Line]) -> None:
     """Refuse prompts that the model cannot read, before a job begins.
 
     Raises InputError that names the first such line, and how many others there are.
     """
-    faults: list[str] = []
-    known: set[tuple[str, bool]] = set()
+    fault_texts: list[str] = []
+    checked: set[tuple[str, bool]] = set()  # lists repeat prompts, and each is tokenized
     for line in lines:
-        kind = line.text, line.source is not None
-        if kind in known:
+        is_edit = line.source is not None
+        if (line.text, is_edit) in checked:
             continue
-        known.add(kind)
+        checked.add((line.text, is_edit))
         try:
-            if line.source is None:
-                template.draw(line.text)
+            if is_edit:
+                template.edit((), line.text)  # the source's codes do not matter here
             else:
-                template.edit((), line.text)
+                template.draw(line.text)
         except InputError as error:
-            faults.append(f"{error}, in {line.where}")
-    if faults:
-        others = f" (and {len(faults) - 1} more such prompts)" if len(faults) > 1 else ""
-        raise InputError(f"{faults[0]}{others}")
+            fault_texts.append(f"{error}, in {line.where}")
+    if not fault_texts:
+        return
+    num_others = len(fault_texts) - 1
+    others = f" (and {num_others} more such prompts)" if num_others else ""
+    raise InputError(f"{fault_texts[0]}{others}")

@@ -56,23 +56,33 @@ def read_sanity_pairs(path: str | Path) -> SanityPairs:
             "image and good, or a registered name of "
             f"{', '.join(registry.sanity_pairs.names())}"
         )
-    found: dict[bool, list[Pair]] = {True: [], False: []}
+    good_pairs: list[Pair] = []
+    bad_pairs: list[Pair] = []
     for number, row in read_rows(path):
         where = f"line {number} of {path}"
-        prompt, image = text_field(row, "prompt", where), text_field(row, "image", where)
-        source = text_field(row, "source", where) if row.get("source") is not None else None
-        good = row.get("good")
-        if not isinstance(good, bool):
-            raise InputError(f"sanity_pairs: good is {good!r} in {where}; it must be true or false")
+        prompt_text = text_field(row, "prompt", where)
+        image_name = text_field(row, "image", where)
+        has_source = row.get("source") is not None
+        source_name = text_field(row, "source", where) if has_source else None
+        is_good = row.get("good")
+        if not isinstance(is_good, bool):
+            raise InputError(
+                f"sanity_pairs: good is {is_good!r} in {where}; it must be true or false"
+            )
         try:
-            of = read_image(beside(path, source)) if source else None
-            found[good].append((Prompt(prompt, of), read_image(beside(path, image))))
+            source_image = read_image(beside(path, source_name)) if source_name else None
+            image = read_image(beside(path, image_name))
         except InputError as error:
             raise InputError(f"sanity_pairs: {where}: {error}") from error
-    for good, pairs in found.items():
-        if not pairs:
-            raise InputError(
-                f"config: sanity_pairs: {path} has no line with good = {str(good).lower()}; give "
-                "some of both"
-            )
-    return found[True], found[False]
+        pair = (Prompt(prompt_text, source_image), image)
+        if is_good:
+            good_pairs.append(pair)
+        else:
+            bad_pairs.append(pair)
+    if not good_pairs or not bad_pairs:
+        missing_label = "false" if good_pairs else "true"
+        raise InputError(
+            f"config: sanity_pairs: {path} has no line with good = {missing_label}; give some of "
+            "both"
+        )
+    return good_pairs, bad_pairs

@@ -21,6 +21,7 @@ from secondlook.data.stored_images import Words
 from secondlook.errors import InputError
 
 GOOD_TO_DRAW, GOOD_TO_JUDGE, GOOD_EDIT = 0.8, 0.7, 0.7
+"""S from which on a picture is drawn, judged right, and an edit is both."""
 TASKS = ("draw", "judge", "redraw")
 
 
@@ -60,8 +61,10 @@ class Example:
 
     @property
     def pictures(self) -> tuple[Scored, ...]:
-        """All of them."""
-        return (*self.earlier, self.target, *([self.source] if self.source else []))
+        """All of them: the earlier ones, the target, and the source if there is one."""
+        if self.source is None:
+            return (*self.earlier, self.target)
+        return (*self.earlier, self.target, self.source)
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,11 @@ class Choice:
 
 
 def quality(row: dict) -> float:
-    """What a row is kept or left for: S, of an edit the lesser of following and preserving."""
-    return min(row["following"], row["preserving"]) if row["source_id"] else row["score"]
+    """The number that decides what a row is used for: S, of an edit the lesser of following and
+    preserving."""
+    if row["source_id"]:
+        return min(row["following"], row["preserving"])
+    return row["score"]
 
 
 @dataclass(frozen=True)
@@ -82,13 +88,16 @@ class Grouped:
     """Rows by prompt: those of prompt k are ``rows[starts[k] : starts[k + 1]]``."""
 
     rows: np.ndarray
+    """(kept pictures,), int32."""
     starts: np.ndarray
+    """(prompts + 1,), int32."""
 
     @staticmethod
     def of(keys: np.ndarray, order: np.ndarray, keep: np.ndarray, n_keys: int) -> Grouped:
-        """The rows to ``keep``; ``order`` sorts all rows by their ``keys``."""
-        rows = order[keep[order]].astype(np.int32)
-        return Grouped(rows, np.searchsorted(keys[rows], np.arange(n_keys + 1)).astype(np.int32))
+        """The rows to ``keep`` (a mask); ``order`` sorts all rows by their ``keys``."""
+        kept_rows = order[keep[order]].astype(np.int32)
+        starts = np.searchsorted(keys[kept_rows], np.arange(n_keys + 1))
+        return Grouped(kept_rows, starts.astype(np.int32))
 
     def __getitem__(self, key: int) -> np.ndarray:
         return self.rows[self.starts[key] : self.starts[key + 1]]
@@ -100,7 +109,8 @@ class Grouped:
 
 
 class Rows:
-    """The words of all pictures: id, prompt, score, reason, source_id, following, preserving."""
+    """The words of all pictures, from an Arrow table: id, prompt, score, reason, source_id,
+    following, preserving."""
 
     def __init__(self, table: Any):
         self._table = table.combine_chunks()
@@ -112,6 +122,7 @@ class Rows:
         return {name: self._table[name][i].as_py() for name in self._table.column_names}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        # in parts: as Python's objects the words take several times the table's memory
         for batch in self._table.to_batches(4096):
             yield from batch.to_pylist()
 
@@ -119,7 +130,7 @@ class Rows:
 class Pool:
     """Scored pictures by prompt (for edits: by instruction and source), of one place or several:
     the Parquet shards of `data build`, or a JSONL file in the layout of the paper's published data
-    (``data.stored.Listed``). Pictures and words are read when they are needed.
+    (``data.listed_images.Listed``). Pictures and words are read when they are needed.
 
     ``tasks`` are those that the pictures are for: each must have prompts. ``problem`` says what
     keeps the model from reading a prompt (of an edit: True), "" if nothing does; ``reason_problem``
@@ -139,64 +150,85 @@ class Pool:
         problem: Callable[[str, bool], str] = lambda prompt, edit: "",
         reason_problem: Callable[[str], str] = lambda reason: "",
     ):
-        places = [places] if isinstance(places, str | Path) else places
+        if isinstance(places, str | Path):
+            places = [places]
         if shares and (len(shares) != len(places) or min(shares) < 0 or not sum(shares)):
             raise InputError(
                 f"config: data_weights is {list(shares)}; give one for each of the {len(places)} "
                 "places of data, not all 0"
             )
-        self.index = index = Index([Path(p) for p in places], problem, reason_problem)
-        self._tasks, self._least = tasks, (good_to_draw, good_to_judge, good_edit)
+        self.index = index = Index([Path(place) for place in places], problem, reason_problem)
+        self._tasks = tasks
+        self._good_to_draw, self._good_to_judge = good_to_draw, good_to_judge
+        self._good_edit = good_edit
+        # Grouped twice: only pictures with a use are opened, and without the damaged ones among
+        # them some prompts may have none left.
         self._group()
         index.open_some(np.flatnonzero(index.use == Use.YES))
         self._group()
         self.unused = index.unused
         """One sentence about the pictures that are not used, "" where all are."""
-        for name in tasks:
-            if not len(self.prompts[name]):
+        for task in tasks:
+            if not len(self.prompts[task]):
+                reasons = f" ({self.unused})" if self.unused else ""
                 raise InputError(
-                    (
-                        f"config: data = {str(places[0])!r} has no prompt with pictures for "
-                        f"{name!r}; build more"
-                    )
-                    + (f" ({self.unused})" if self.unused else "")
+                    f"config: data = {str(places[0])!r} has no prompt with pictures for "
+                    f"{task!r}; build more{reasons}"
                 )
-        self._places: dict[str, list[np.ndarray]] = {}
-        self._shares = np.array(shares, dtype=float) / (sum(shares) or 1)
+        self._probabilities = np.array(shares, dtype=float) / (sum(shares) or 1)
+        """(places,): how often each is drawn from; empty where all prompts are drawn alike."""
+        self._prompts_of_places: dict[str, list[np.ndarray]] = {}
+        """Of every task each place's prompts."""
         if shares:
-            of_place = np.split(index.key, index.ends[:-1])  # a prompt may be in several
-            for name in tasks:
-                self._places[name] = [np.intersect1d(self.prompts[name], keys) for keys in of_place]
-                for where, share, own in zip(places, shares, self._places[name], strict=True):
-                    if share and not len(own):
-                        raise InputError(
-                            f"config: data = {str(where)!r} has no prompt with pictures for "
-                            f"{name!r}; build more"
-                        )
+            self._split_by_place(places, shares)
+
+    def _split_by_place(self, places: Sequence[str | Path], shares: Sequence[float]) -> None:
+        """Raises InputError where a place with a share has no prompt for a task."""
+        keys_of_places = np.split(self.index.key, self.index.ends[:-1])
+        for task in self._tasks:
+            prompts_of_places = []
+            for i, place in enumerate(places):
+                # a prompt may be in several places
+                place_prompts = np.intersect1d(self.prompts[task], keys_of_places[i])
+                if shares[i] and not len(place_prompts):
+                    raise InputError(
+                        f"config: data = {str(place)!r} has no prompt with pictures for "
+                        f"{task!r}; build more"
+                    )
+                prompts_of_places.append(place_prompts)
+            self._prompts_of_places[task] = prompts_of_places
 
     def _group(self) -> None:
         """Rows and prompts by what they are used for; rows that are used for nothing are marked."""
-        index, (*least, good_edit) = self.index, self._least
+        index = self.index
+        # What an earlier call marked is grouped again. All masks below are (pictures,).
         usable = np.isin(index.use, (Use.YES, Use.BETWEEN, Use.ALONE))
-        bad = usable & (index.quality < BAD)
-        draw, judge = (
-            usable & (index.quality >= np.where(index.edit, good_edit, good)) for good in least
-        )
-        order = np.argsort(index.key, kind="stable")
-        self.bad, self.draw, self.judge = (
-            Grouped.of(index.key, order, keep, index.n_keys) for keep in (bad, draw, judge)
-        )
+        # comparisons with NaN, the quality of a picture without a score, are False
+        is_bad = usable & (index.quality < BAD)
+        draw_threshold = np.where(index.edit, self._good_edit, self._good_to_draw)
+        judge_threshold = np.where(index.edit, self._good_edit, self._good_to_judge)
+        can_draw = usable & (index.quality >= draw_threshold)
+        can_judge = usable & (index.quality >= judge_threshold)
+        order = np.argsort(index.key, kind="stable")  # stable: a prompt's rows keep their order
+        self.bad = Grouped.of(index.key, order, is_bad, index.n_keys)
+        self.draw = Grouped.of(index.key, order, can_draw, index.n_keys)
+        self.judge = Grouped.of(index.key, order, can_judge, index.n_keys)
         self.prompts = {
             "draw": self.draw.prompts,
             "judge": np.intersect1d(self.judge.prompts, self.bad.prompts),
             "redraw": np.intersect1d(self.draw.prompts, self.bad.prompts),
         }
-        rows_of = {"draw": draw, "judge": judge | bad, "redraw": draw | bad}
-        used = np.zeros(len(index), dtype=bool)
+        fits_task = {
+            "draw": can_draw,
+            "judge": can_judge | is_bad,
+            "redraw": can_draw | is_bad,
+        }
+        is_used = np.zeros(len(index), dtype=bool)
         for task in self._tasks:
-            used |= rows_of[task] & np.isin(index.key, self.prompts[task])
-        index.leave(np.flatnonzero(usable & ~used & ~(bad | draw | judge)), Use.BETWEEN)
-        index.leave(np.flatnonzero(usable & ~used), Use.ALONE)
+            is_used |= fits_task[task] & np.isin(index.key, self.prompts[task])
+        fits_none = ~(is_bad | can_draw | can_judge)
+        index.leave(np.flatnonzero(usable & ~is_used & fits_none), Use.BETWEEN)
+        index.leave(np.flatnonzero(usable & ~is_used), Use.ALONE)
 
     @cached_property
     def rows(self) -> Rows:
@@ -206,7 +238,9 @@ class Pool:
     @staticmethod
     def key(row: dict) -> str:
         """What a row is a picture of, as ``Prompt.key`` has it."""
-        return f"{row['prompt']}\n{row['source_id']}" if row["source_id"] else row["prompt"]
+        if row["source_id"]:
+            return f"{row['prompt']}\n{row['source_id']}"
+        return row["prompt"]
 
     def read(
         self, choice: Choice, known: Callable[[int | str], bool] = lambda index: False
@@ -218,43 +252,58 @@ class Pool:
             picture = None if known(row) else self.index.image(row)
             return Scored(row, words.score or 0.0, words.reason or "", picture)
 
-        words = self.index.words(choice.target)
+        index = self.index
+        target_words = index.words(choice.target)
         source = None
-        if words.source is not None:
-            name = self.index.source_name(self.index.stored[self.index.file[choice.target]], words)
-            picture = None if known(name) else self.index.source_image(choice.target, words)
-            source = Scored(name, 1.0, "", picture)
-        earlier = tuple(scored(row, self.index.words(row)) for row in choice.earlier)
-        return Example(words.prompt, earlier, scored(choice.target, words), source)
+        if target_words.source is not None:
+            stored = index.stored[index.file[choice.target]]
+            source_name = index.source_name(stored, target_words)
+            source_picture = None
+            if not known(source_name):
+                source_picture = index.source_image(choice.target, target_words)
+            source = Scored(source_name, 1.0, "", source_picture)  # it has no score of its own
+        earlier = tuple(scored(row, index.words(row)) for row in choice.earlier)
+        target = scored(choice.target, target_words)
+        return Example(target_words.prompt, earlier, target, source)
 
     def _prompt(self, rng: np.random.Generator, task: str) -> int:
+        """A prompt of a task: of all of them, or of a place that is drawn first."""
         prompts = self.prompts[task]
-        if len(self._shares):
-            prompts = self._places[task][rng.choice(len(self._shares), p=self._shares)]
+        if len(self._probabilities):
+            place = rng.choice(len(self._probabilities), p=self._probabilities)
+            prompts = self._prompts_of_places[task][place]
         return int(prompts[rng.integers(len(prompts))])
 
     @staticmethod
     def _pick(rng: np.random.Generator, rows: np.ndarray, n: int) -> tuple[int, ...]:
-        return tuple(rows[rng.choice(len(rows), size=min(n, len(rows)), replace=False)].tolist())
+        """``n`` of the rows, or all where they are fewer, in a random order."""
+        places = rng.choice(len(rows), size=min(n, len(rows)), replace=False)
+        return tuple(rows[places].tolist())
+
+    # The order of the random draws below is part of what a seed means: keep it.
 
     def drawing(self, rng: np.random.Generator) -> Choice:
         """Task I: a picture with S >= 0.8."""
         prompt = self._prompt(rng, "draw")
-        return Choice((), *self._pick(rng, self.draw[prompt], 1))
+        (target,) = self._pick(rng, self.draw[prompt], 1)
+        return Choice((), target)
 
     def judging(self, rng: np.random.Generator, longest: int = 3) -> tuple[Choice, Choice]:
-        """Task II: up to ``longest`` - 1 wrong pictures (``short``), then one to judge: S >= 0.7,
-        and for the same prompt S < 0.5. Side by side in a batch the two teach what tells them
-        apart."""
+        """Task II: two examples of one prompt, each with up to ``longest`` - 1 wrong pictures
+        (``short``) before the one to judge: in the first it has S >= 0.7, in the second S < 0.5.
+        Side by side in a batch the two teach what tells them apart."""
         prompt = self._prompt(rng, "judge")
-        earlier = self._pick(rng, self.bad[prompt], short(rng, longest))
-        right = Choice(earlier, *self._pick(rng, self.judge[prompt], 1))
-        *earlier_wrong, target = self._pick(rng, self.bad[prompt], short(rng, longest) + 1)
-        return right, Choice(tuple(earlier_wrong), target)
+        earlier_of_right = self._pick(rng, self.bad[prompt], short(rng, longest))
+        (right_target,) = self._pick(rng, self.judge[prompt], 1)
+        # together, so that the target is not among those before it
+        *earlier_of_wrong, wrong_target = self._pick(rng, self.bad[prompt], short(rng, longest) + 1)
+        right_choice = Choice(earlier_of_right, right_target)
+        return right_choice, Choice(tuple(earlier_of_wrong), wrong_target)
 
     def redrawing(self, rng: np.random.Generator, longest: int = 2) -> Choice:
         """Task III: one to ``longest`` wrong pictures (S < 0.5; ``short``), then one with S >=
         0.8."""
         prompt = self._prompt(rng, "redraw")
         earlier = self._pick(rng, self.bad[prompt], 1 + short(rng, longest))
-        return Choice(earlier, *self._pick(rng, self.draw[prompt], 1))
+        (target,) = self._pick(rng, self.draw[prompt], 1)
+        return Choice(earlier, target)

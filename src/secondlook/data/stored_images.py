@@ -1,11 +1,9 @@
-"""Scored pictures where they are stored: Parquet shards of ``data build``, or JSON lines in the
-layout of the paper's published data. A scan reads the words of all of them once; a picture is read
-alone, when it is needed, and nothing is stored twice."""
+"""Scored pictures where they are stored: Parquet shards of ``data build``; ``data.listed_images``
+has those of JSON lines. A scan reads the words of all of them once; a picture is read alone, when
+it is needed, and nothing is stored twice."""
 
 from __future__ import annotations
 
-import io
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,21 +16,17 @@ from PIL import Image
 
 from secondlook.errors import InputError
 from secondlook.io import (
-    beside,
-    check_unicode,
     decode_image,
     finite,
-    parse_json,
     read_bytes,
-    read_image,
     read_json,
-    read_text,
 )
-from secondlook.io.text import MARKS
 
 T = TypeVar("T")
 WORDS = ("id", "prompt", "score", "reason", "source_id", "following", "preserving")
+"""Columns of a shard that say something of its pictures."""
 NEEDED = ("prompt", "score", "reason", "image")
+"""Columns that it must have."""
 OPEN_FILES = 16
 """Parquet files that a process holds open: each keeps its footer, some megabytes."""
 CACHED = 48 * 2**20
@@ -69,11 +63,9 @@ class Words(NamedTuple):
         None: nobody has scored it."""
         if self.source is None or self.score is None:
             return self.score
-        return (
-            None
-            if self.following is None or self.preserving is None
-            else min(self.following, self.preserving)
-        )
+        if self.following is None or self.preserving is None:
+            return None
+        return min(self.following, self.preserving)
 
 
 def _one(value: Any) -> int:
@@ -85,41 +77,44 @@ def _bytes_of(table: Any) -> int:
 
 
 @dataclass
-class Lately:
-    """What was made last of a kind, up to ``most`` in ``size``."""
+class LRUCache:
+    """The values that were used last: the sum of their ``size_of`` is at most ``max_size``, but one
+    value is kept however large."""
 
-    most: int
-    size: Callable[[Any], int] = _one
+    max_size: int
+    size_of: Callable[[Any], int] = _one
 
     def __post_init__(self) -> None:
-        self._kept: OrderedDict[Any, Any] = OrderedDict()
-        self._sum = 0
+        self._values: OrderedDict[Any, Any] = OrderedDict()  # the least recently used one is first
+        self._total_size = 0
 
     def get(self, key: Any, make: Callable[[], T]) -> T:
         """The value of ``key``; made where it is not kept."""
-        if key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key]
-        value = self._kept[key] = make()
-        self._sum += self.size(value)
-        while self._sum > self.most and len(self._kept) > 1:
-            self._sum -= self.size(self._kept.popitem(last=False)[1])
+        if key in self._values:
+            self._values.move_to_end(key)
+            return self._values[key]
+        value = self._values[key] = make()
+        self._total_size += self.size_of(value)
+        # the value just made is last, so it stays
+        while self._total_size > self.max_size and len(self._values) > 1:
+            _, oldest_value = self._values.popitem(last=False)
+            self._total_size -= self.size_of(oldest_value)
         return value
 
     def __getstate__(self) -> dict[str, Any]:
-        """Another process opens files itself."""
-        return {"most": self.most, "size": self.size}
+        """Without the values: another process opens files itself."""
+        return {"max_size": self.max_size, "size_of": self.size_of}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
 
 
-class Kept:
+class ParquetCache:
     """A process's open Parquet files and their row groups that were read last."""
 
     def __init__(self) -> None:
-        self.files = Lately(OPEN_FILES)
-        self.groups = Lately(CACHED, _bytes_of)
+        self.open_files = LRUCache(OPEN_FILES)
+        self.row_groups = LRUCache(CACHED, _bytes_of)
 
 
 def check_built(folder: Path) -> None:
@@ -132,12 +127,12 @@ def check_built(folder: Path) -> None:
                 f"data: the build of {str(folder)!r} has not ended (no manifest.json); run data "
                 "build to its end"
             )
-        return  # made by others
-    for name in read_json(manifest, dict).get("shards", []):
-        if not (folder / name).is_file():
+        return  # neither file: the folder was not made by data build, and may be whole
+    for shard_name in read_json(manifest, dict).get("shards", []):
+        if not (folder / shard_name).is_file():
             raise InputError(
-                f"data: {str(folder / name)!r} is missing, which manifest.json names; run data "
-                "build again"
+                f"data: {str(folder / shard_name)!r} is missing, which manifest.json names; run "
+                "data build again"
             )
 
 
@@ -146,22 +141,21 @@ class Shard:
     or one of ``sources``, with id and image. Raises InputError that names the file and, where a row
     is wrong, the row (from 1 on)."""
 
-    def __init__(self, path: Path, kept: Kept, needed: tuple[str, ...] = NEEDED):
-        self.path, self._kept = path, kept
+    def __init__(self, path: Path, parquet_cache: ParquetCache, needed: tuple[str, ...] = NEEDED):
+        self.path, self._parquet_cache = path, parquet_cache
         with self._reading():
-            file = self._file()
-            names = file.schema_arrow.names
-            groups = [
-                file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)
-            ]
-        lacking = [name for name in needed if name not in names]
-        if lacking:
-            raise InputError(
-                f"data: {str(path)!r} has no column {lacking[0]}; it has {', '.join(names)}"
-            )
-        self.words = [name for name in WORDS if name in names]
-        self.starts = np.cumsum([0, *groups])
-        """The first row of every row group, and the end."""
+            parquet_file = self._open_file()
+            column_names = parquet_file.schema_arrow.names
+            metadata = parquet_file.metadata
+            group_sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        for name in needed:
+            if name not in column_names:
+                raise InputError(
+                    f"data: {str(path)!r} has no column {name}; it has {', '.join(column_names)}"
+                )
+        self.word_columns = [name for name in WORDS if name in column_names]
+        self.group_starts = np.cumsum([0, *group_sizes])
+        """(row groups + 1): the first row of every row group, and the end."""
 
     def where(self, place: Place) -> str:
         return f"row {place.at + 1} of {self.path}"
@@ -174,31 +168,37 @@ class Shard:
             if isinstance(error, InputError):
                 raise
             if not self.path.is_file() or self.path.stat().st_size < 2**20:
-                read_bytes(
-                    self.path
-                )  # has better words for a git-lfs pointer, and for a file that may not be opened
-            reason = str(error).split("\n")[0]
+                # raises better words for a git-lfs pointer, and for a file that may not be opened
+                read_bytes(self.path)
+            first_line = str(error).split("\n")[0]
             raise InputError(
-                f"data: {str(self.path)!r} cannot be read as Parquet ({reason}); give a whole file"
+                f"data: {str(self.path)!r} cannot be read as Parquet ({first_line}); give a whole "
+                "file"
             ) from error
 
-    def _file(self) -> Any:
+    def _open_file(self) -> Any:
         import pyarrow.parquet as pq
 
-        return self._kept.files.get(
+        # A picture is read alone: nothing is read ahead, and pages come from the system's cache.
+        return self._parquet_cache.open_files.get(
             self.path, lambda: pq.ParquetFile(self.path, pre_buffer=False, memory_map=True)
         )
 
     def scan(self) -> Iterator[tuple[Place, Words]]:
         """The words of every row, checked."""
-        at = 0
+        row_number = 0
         with self._reading():
-            for piece in self._file().iter_batches(8192, columns=self.words, use_threads=False):
-                columns = {name: piece[name].to_pylist() for name in self.words}
-                for row in zip(*columns.values(), strict=True):
-                    place = Place(at)
-                    yield place, self._checked(dict(zip(columns, row, strict=True)), place)
-                    at += 1
+            # The column "image" is not among them, so no picture is read.
+            batches = self._open_file().iter_batches(
+                8192, columns=self.word_columns, use_threads=False
+            )
+            for batch in batches:
+                columns = [batch[name].to_pylist() for name in self.word_columns]
+                for values in zip(*columns, strict=True):
+                    place = Place(row_number)
+                    row = dict(zip(self.word_columns, values, strict=True))
+                    yield place, self._checked(row, place)
+                    row_number += 1
 
     def _checked(self, row: dict[str, Any], place: Place) -> Words:
         for name in ("prompt", "reason", "source_id"):
@@ -211,54 +211,61 @@ class Shard:
             raise InputError(
                 f"prompt: it is empty in {self.where(place)}; say what the picture should show"
             )
-        score, following, preserving = (
-            _checked_score(row.get(name), name, self, place)
-            for name in ("score", "following", "preserving")
-        )
-        name = str(row.get("id") or place.at)
         return Words(
-            name, row["prompt"], score, row["reason"], row.get("source_id"), following, preserving
+            id=str(row.get("id") or place.at),
+            prompt=row["prompt"],
+            score=checked_score(row, "score", self.where, place),
+            reason=row["reason"],
+            source=row.get("source_id"),
+            following=checked_score(row, "following", self.where, place),
+            preserving=checked_score(row, "preserving", self.where, place),
         )
 
     def _row(self, place: Place, columns: list[str]) -> dict[str, Any]:
         """Columns of one row. Its row group is read and kept, or where that is large read in pieces
         up to the row."""
-        group = int(np.searchsorted(self.starts, place.at, side="right")) - 1
-        skipped = place.at - int(self.starts[group])
+        group = int(np.searchsorted(self.group_starts, place.at, side="right")) - 1
+        row_in_group = place.at - int(self.group_starts[group])
         with self._reading():
-            file = self._file()
-            about = file.metadata.row_group(group)
-            chunks = [about.column(i) for i in range(about.num_columns)]
-            size = sum(
-                c.total_uncompressed_size
-                for c in chunks
-                if c.path_in_schema.partition(".")[0] in columns
+            parquet_file = self._open_file()
+            group_metadata = parquet_file.metadata.row_group(group)
+            num_bytes = 0  # of the wanted columns, uncompressed
+            for i in range(group_metadata.num_columns):
+                column_chunk = group_metadata.column(i)
+                # a nested column is stored by its leaves: "image.bytes" belongs to "image"
+                if column_chunk.path_in_schema.partition(".")[0] in columns:
+                    num_bytes += column_chunk.total_uncompressed_size
+            if num_bytes <= CACHED // 2:
+                table = self._parquet_cache.row_groups.get(
+                    (self.path, group, *columns),
+                    lambda: parquet_file.read_row_group(group, columns=columns, use_threads=False),
+                )
+                return {name: table[name][row_in_group].as_py() for name in table.column_names}
+            piece_rows = max(1, PIECE * group_metadata.num_rows // num_bytes)
+            # A page cannot be entered in its middle: the rows before are decoded and dropped.
+            pieces = parquet_file.iter_batches(
+                piece_rows, row_groups=[group], columns=columns, use_threads=False
             )
-            if size <= CACHED // 2:
-                read = lambda: file.read_row_group(group, columns=columns, use_threads=False)  # noqa: E731
-                table = self._kept.groups.get((self.path, group, *columns), read)
-                return {name: table[name][skipped].as_py() for name in table.column_names}
-            rows = max(1, PIECE * about.num_rows // size)
-            for piece in file.iter_batches(
-                rows, row_groups=[group], columns=columns, use_threads=False
-            ):
-                if skipped < len(piece):
-                    return {name: piece[name][skipped].as_py() for name in piece.schema.names}
-                skipped -= len(piece)
+            rows_to_skip = row_in_group
+            for piece in pieces:
+                if rows_to_skip < len(piece):
+                    return {name: piece[name][rows_to_skip].as_py() for name in piece.schema.names}
+                rows_to_skip -= len(piece)
         raise InputError(
             f"data: {str(self.path)!r} has fewer rows than its footer says; give a whole file"
         )
 
     def read(self, place: Place) -> Words:
-        return self._checked(self._row(place, self.words), place)
+        return self._checked(self._row(place, self.word_columns), place)
 
     def file_of(self, place: Place) -> bytes:
-        """The picture's file."""
-        image = self._row(place, ["image"])["image"]
-        data = image.get("bytes") if isinstance(image, dict) else image
-        if not isinstance(data, bytes) or not data:
+        """The picture's file. Raises InputError where the row has none."""
+        stored_image = self._row(place, ["image"])["image"]
+        # datasets' layout is {"bytes": …, "path": …}; others store the bytes themselves
+        image_bytes = stored_image.get("bytes") if isinstance(stored_image, dict) else stored_image
+        if not isinstance(image_bytes, bytes) or not image_bytes:
             raise InputError(f"image: {self.where(place)} holds no picture; store its file's bytes")
-        return data
+        return image_bytes
 
     def image(self, place: Place) -> Image.Image:
         return decode_image(self.file_of(place), self.where(place))
@@ -266,183 +273,20 @@ class Shard:
     def ids(self) -> list[str]:
         """Of sources: their names, in order."""
         with self._reading():
-            return self._file().read(columns=["id"], use_threads=False)["id"].to_pylist()
+            table = self._open_file().read(columns=["id"], use_threads=False)
+            return table["id"].to_pylist()
 
 
-class Folders:
-    """Which files there are, by listing their folders: asking for millions one by one takes hours
-    on a network's disk."""
-
-    def __init__(self) -> None:
-        self._names = Lately(64)
-
-    def __contains__(self, path: str) -> bool:
-        folder, name = os.path.split(path)
-        return name in self._names.get(folder, lambda: self._listed(folder))
-
-    @staticmethod
-    def _listed(folder: str) -> set[str]:
-        try:
-            with os.scandir(folder or ".") as entries:
-                return {entry.name for entry in entries}
-        except (OSError, ValueError):
-            return set()
-
-
-class Listed:
-    """A JSONL file in the published layout: lines {"promptid", "prompt", "data": [{"img_path",
-    "reason", "prob", "state"}]}, of edits with "source" too, and "following" and "preserving" of
-    each picture. Paths are beside the file; absolute ones and those that lead out of the folder are
-    followed, for what they name is only ever read as a picture. Raises InputError that names the
-    line.
-
-    Only the lines' places are kept; a line is read again when a picture of it is needed."""
-
-    def __init__(self, path: Path):
-        self.path, self._folder = path, str(path.parent)
-        if not path.is_file():
-            raise InputError(
-                f"config: data = {str(path)!r} is not a file; give a JSONL of scored pictures or "
-                "a folder of data build"
-            )
-        with open(path, "rb") as file:
-            start = file.read(4)
-        mark = next((mark for mark in MARKS if start.startswith(mark)), b"")
-        self._text = (
-            None if MARKS.get(mark, "utf-8-sig") == "utf-8-sig" else read_text(path).encode()
-        )
-        """The whole file, where it is not UTF-8."""
-        self._mark = len(mark) if self._text is None else 0
-        self.starts = np.zeros(1, dtype=np.int64)
-        """Where each line begins, and the end; known after a scan."""
-
-    def where(self, place: Place) -> str:
-        return f"line {place.at + 1} of {self.path}"
-
-    def _lines(self) -> Iterator[bytes]:
-        if self._text is not None:
-            yield from io.BytesIO(self._text)
-            return
-        with open(self.path, "rb") as file:
-            yield from file
-
-    def _parsed(self, at: int, line: bytes) -> dict[str, Any]:
-        if at == 0:
-            line = line[self._mark :]
-        try:
-            row = parse_json(line.decode())
-            if not isinstance(row, dict) or not isinstance(row["data"], list):
-                raise ValueError("data is no list")
-            for name in ("prompt", "source"):
-                if not isinstance(row.get(name), str) and (
-                    name == "prompt" or row.get(name) is not None
-                ):
-                    raise ValueError(f"{name} is {row.get(name)!r}")
-            row["promptid"]
-            if not check_unicode(row["prompt"], "prompt").strip():
-                raise ValueError("the prompt is empty")
-            return row
-        except (ValueError, KeyError, TypeError) as error:
-            if isinstance(error, UnicodeDecodeError):
-                read_text(self.path)  # says what it should be
-            reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else error
-            raise InputError(
-                f"config: data, line {at + 1} of {self.path} is not promptid, prompt, data with "
-                "img_path, reason, prob "
-                f"({reason})"
-            ) from error
-
-    def _words(self, row: dict[str, Any], place: Place) -> Words:
-        picture = row["data"][place.item]
-        lacking = (
-            [n for n in ("img_path", "reason", "prob") if n not in picture]
-            if isinstance(picture, dict)
-            else ["img_path"]
-        )
-        if lacking:
-            raise InputError(
-                f"data: {self.where(place)}: picture {place.item + 1} of data has no {lacking[0]}"
-            )
-        for name in ("img_path", "reason"):
-            if not isinstance(picture[name], str) and (
-                name == "img_path" or picture[name] is not None
-            ):
-                raise InputError(
-                    f"{name}: it is {picture[name]!r} in {self.where(place)}; it must be a text"
-                )
-        if picture["reason"]:
-            check_unicode(picture["reason"], "reason", self.where(place))
-        score, following, preserving = (
-            _checked_score(picture.get(name), name, self, place)
-            for name in ("prob", "following", "preserving")
-        )
-        source = row.get("source") or None
-        name = f"{row['promptid']}-{place.item}"
-        return Words(
-            name,
-            row["prompt"],
-            score,
-            picture["reason"],
-            source,
-            following,
-            preserving,
-            picture["img_path"],
-        )
-
-    def scan(self) -> Iterator[tuple[Place, Words]]:
-        """The words of every picture, checked."""
-        starts = [0]
-        for at, line in enumerate(self._lines()):
-            starts.append(starts[-1] + len(line))
-            if line.strip() and line[self._mark if at == 0 else 0 :].strip():
-                row = self._parsed(at, line)
-                for item in range(len(row["data"])):
-                    place = Place(at, item)
-                    yield place, self._words(row, place)
-        self.starts = np.array(starts, dtype=np.int64)
-
-    def read(self, place: Place) -> Words:
-        begin, end = self.starts[place.at : place.at + 2].tolist()
-        if self._text is not None:
-            line = self._text[begin:end]
-        else:
-            with open(self.path, "rb") as file:
-                file.seek(begin)
-                line = file.read(end - begin)
-        return self._words(self._parsed(place.at, line), place)
-
-    def lacking(self, words: Words, folders: Folders) -> str:
-        """The file of a picture or its source that is not there; "" where they are."""
-        for name in (words.path, words.source):
-            if not name or os.path.join(self._folder, name) in folders:
-                continue
-            try:
-                if beside(self.path, name).is_file():
-                    continue
-            except (OSError, ValueError):  # a NUL, or a name that is too long
-                pass
-            return name
-        return ""
-
-    def file_of(self, place: Place) -> bytes:
-        """The picture's file."""
-        return read_bytes(beside(self.path, self.read(place).path))
-
-    def image(self, place: Place, name: str = "") -> Image.Image:
-        """The picture, or the one that the line calls ``name``."""
-        try:
-            name = name or self.read(place).path
-            return read_image(beside(self.path, name))
-        except InputError as error:
-            raise InputError(f"data: {self.where(place)}: {error}") from error
-
-
-def _checked_score(value: Any, name: str, stored: Shard | Listed, place: Place) -> float | None:
-    if value is None or (type(value) is float and 0 <= value <= 1):
+def checked_score(
+    row: dict[str, Any], name: str, where: Callable[[Place], str], place: Place
+) -> float | None:
+    """The number called ``name``, None where nobody has given one. Raises InputError that says
+    ``where(place)`` is."""
+    value = row.get(name)
+    if value is None or (type(value) is float and 0 <= value <= 1):  # the usual case, quickly
         return value
     if not finite(value, 0, 1):
         raise InputError(
-            f"{name}: it is {value!r} in {stored.where(place)}; it must be a number from 0 to 1, "
-            "or null"
+            f"{name}: it is {value!r} in {where(place)}; it must be a number from 0 to 1, or null"
         )
     return float(value)

@@ -127,6 +127,8 @@ class Benchmark(BaseModel, ABC):
     argument: ClassVar[str] = ""
     """The field that the command line takes without an option's name. A benchmark that has one is
     about another one's result and is not run by ``eval all``."""
+    resumes: ClassVar[bool] = False
+    """Whether the same call goes on with what an interrupted one has written."""
     default_batch: ClassVar[int] = 32
     """Sequences decoded together. No number depends on it."""
     files_written: ClassVar[str] = "result.json"
@@ -198,8 +200,11 @@ class ImageBenchmark(Benchmark):
     """Whether the overall number is the unweighted mean of the tasks' or the mean over images."""
     edits: ClassVar[bool] = False
     """Whether the rows are edits."""
+    number: ClassVar[str] = ""
+    """What the printed table's number is and which way is better, where it is no share."""
     note: ClassVar[str] = ""
     """What differs from the published protocol, or must be known to compare."""
+    resumes: ClassVar[bool] = True
     files_written: ClassVar[str] = "result.json, benchmark.html, pictures"
     page: ClassVar[str] = "benchmark.html"
 
@@ -276,6 +281,10 @@ class ImageBenchmark(Benchmark):
             raise InputError(f"data: {self.title} has no row; give files that have some")
         self.judge()
 
+    def try_out_judge(self) -> None:
+        """Ask an endpoint that will answer questions about the pictures a trial question, before
+        any is drawn. Raises InputError where it can answer none."""
+
     def run(self, session: EvalSession) -> dict[str, Any] | None:
         from secondlook.evals.runner import run_image_benchmark
 
@@ -284,7 +293,7 @@ class ImageBenchmark(Benchmark):
     def lines(self, result: dict[str, Any]) -> list[str]:
         from secondlook.evals.intervals import interval_text
 
-        lines = []
+        lines = [f"  {self.number}"] if self.number else []
         for task, row in {"overall": result["overall"], **result["tasks"]}.items():
             first, final = interval_text(row["first"]), interval_text(row["final"])
             lines.append(f"  {task:16} first {first}  final {final}  of {row['images']} samples")
@@ -304,6 +313,11 @@ class AnsweredBenchmark(ImageBenchmark):
         BLIP, description="A BLIP or a vision-language model; with --url its name there."
     )
     url: str = Field("", description="An OpenAI-compatible endpoint that serves it.")
+
+    def try_out_judge(self) -> None:
+        from secondlook.evals.scorers.vqa import try_answerer
+
+        try_answerer(self.vqa, self.url)
 
     def judge(self) -> str:
         from secondlook.evals.scorers.vqa import check_answerer

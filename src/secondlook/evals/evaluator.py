@@ -43,31 +43,34 @@ def evaluate(engine: Engine, pairs: list[Pair], threshold: float = 0.5) -> list[
     """One row a pair: name, prompt, p_yes, yes, and the reason that the model writes after its own
     (greedy) verdict; where a picture cannot be read, ``p_yes``, ``yes`` and ``reason`` are None and
     ``error`` says why."""
-    opened: list[tuple[Prompt, Image]] = []
+    readable: list[tuple[Prompt, Image]] = []
     errors: dict[int, str] = {}
     for i, pair in enumerate(pairs):
         try:
-            opened.append((pair.asked(), pair.open()))
+            readable.append((pair.asked(), pair.open()))
         except InputError as error:
             errors[i] = f"{pair.where}: {error}" if pair.where else str(error)
-    scores = iter(score(SelfJudge(engine), opened))
+    scores = iter(score(SelfJudge(engine), readable))
     rows = []
     for i, pair in enumerate(pairs):
         row: dict[str, Any] = {"image": pair.name, "prompt": pair.prompt}
         if i in errors:
             row |= {"p_yes": None, "yes": None, "reason": None, "error": errors[i]}
         else:
-            said = next(scores)
-            assert said is not None
-            row |= {"p_yes": said.value, "yes": said.value > threshold, "reason": f"{said.reason}."}
-        rows.append(row if pair.good is None else row | {"good": pair.good})
+            verdict = next(scores)
+            assert verdict is not None  # the model itself always answers
+            p_yes = verdict.value
+            row |= {"p_yes": p_yes, "yes": p_yes > threshold, "reason": f"{verdict.reason}."}
+        if pair.good is not None:
+            row["good"] = pair.good
+        rows.append(row)
     return rows
 
 
-def _kept(rows: list[dict[str, Any]], pairs: list[Pair]) -> list[dict[str, Any]]:
+def _finished_rows(rows: list[dict[str, Any]], pairs: list[Pair]) -> list[dict[str, Any]]:
     """The first rows of an interrupted call that are whole and of the first pairs; from one that is
     not on all is judged anew, and so are pictures that could not be read."""
-    kept = []
+    finished = []
     for row, pair in zip(rows, pairs, strict=False):
         whole = (
             finite(row.get("p_yes"), 0, 1)
@@ -76,52 +79,54 @@ def _kept(rows: list[dict[str, Any]], pairs: list[Pair]) -> list[dict[str, Any]]
         )
         if not whole or (row.get("image"), row.get("prompt")) != (pair.name, pair.prompt):
             break
-        kept.append(row)
-    return kept
+        finished.append(row)
+    return finished
+
+
+def _list_digest(pairs: list[Pair]) -> str:
+    """By which another list of pairs is known."""
+    listed = [(pair.name, pair.prompt, pair.good, pair.source_name) for pair in pairs]
+    return sha256(repr(listed).encode("utf-8", "backslashreplace")).hexdigest()
 
 
 def write(engine: Engine, pairs: list[Pair], settings: Settings, out: Path) -> Iterator[int]:
     """verdicts.jsonl and, last, result.json in ``out``; yields how many pairs are done. What an
     interrupted call has judged with the same settings is not judged again. Raises InputError where
     ``out`` holds verdicts of other settings."""
-    path, part = out / "verdicts.jsonl", out / "verdicts.jsonl.part"
-    listed = sha256(
-        repr([(p.name, p.prompt, p.good, p.source_name) for p in pairs]).encode(
-            "utf-8", "backslashreplace"
-        )
-    ).hexdigest()
-    head = vars(settings) | {"pairs": len(pairs), "list": listed}
-    before, *rows = stored_rows(part) or [head]
-    if before != head:
+    part_file = out / "verdicts.jsonl.part"
+    head = vars(settings) | {"pairs": len(pairs), "list": _list_digest(pairs)}
+    earlier_head, *earlier_rows = stored_rows(part_file) or [head]
+    if earlier_head != head:
         raise InputError(
             f"out: {str(out)!r} holds verdicts of other settings that were interrupted; use "
             "another folder"
         )
-    rows = _kept(rows, pairs)
+    rows = _finished_rows(earlier_rows, pairs)
     yield len(rows)
-    seconds, known = 0.0, len(rows)
-    write_text(part, "")
-    append_rows(part, [head, *rows])
+    seconds, n_earlier = 0.0, len(rows)
+    write_text(part_file, "")
+    append_rows(part_file, [head, *rows])
     while len(rows) < len(pairs):
         began = time.perf_counter()
-        new = evaluate(engine, pairs[len(rows) : len(rows) + PART], settings.threshold)
+        new_rows = evaluate(engine, pairs[len(rows) : len(rows) + PART], settings.threshold)
         seconds += time.perf_counter() - began
-        append_rows(part, new)
-        rows += new
+        append_rows(part_file, new_rows)
+        rows += new_rows
         yield len(rows)
-    judged = [r for r in rows if r["p_yes"] is not None]
+    judged = [row for row in rows if row["p_yes"] is not None]
     if not judged:
-        part.unlink()  # they may be mended
+        part_file.unlink()  # the pictures may be mended
         raise InputError(f"images: none of {len(rows)} pictures can be read ({rows[0]['error']})")
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    write_text(out / "verdicts.jsonl", "".join(lines))
     result = {
         "pairs": len(judged),
-        "unreadable": [r["error"] for r in rows if r["p_yes"] is None],
-        "yes": sum(r["yes"] for r in judged),
-        "mean_p_yes": sum(r["p_yes"] for r in judged) / len(judged),
-        "images_per_second": (len(rows) - known) / seconds if seconds else None,
+        "unreadable": [row["error"] for row in rows if row["p_yes"] is None],
+        "yes": sum(row["yes"] for row in judged),
+        "mean_p_yes": sum(row["p_yes"] for row in judged) / len(judged),
+        "images_per_second": (len(rows) - n_earlier) / seconds if seconds else None,
         "settings": vars(settings),
         "versions": versions(),
     }
     write_json(out / "result.json", result)
-    part.unlink()
+    part_file.unlink()

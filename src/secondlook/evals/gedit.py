@@ -86,6 +86,11 @@ class GEdit(AnsweredBenchmark):
             )
         return super().judge()
 
+    def try_out_judge(self) -> None:
+        from secondlook.evals.scorers.vqa import try_answerer
+
+        try_answerer(self.vqa, self.url, in_words=True)
+
     def scorer(self, device: str) -> Scorer:
         if self.url:
             return GEditScorer(Asker(Endpoint(self.url, self.vqa), Answers()))

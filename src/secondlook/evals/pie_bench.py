@@ -64,6 +64,7 @@ class PIEBench(ImageBenchmark):
         "clip_whole": ValueRange(0, 100),
         "clip_edited": ValueRange(0, 100),
     }
+    number = "PSNR in dB of what the mask says must stay as it was; higher is better"
     note = (
         "Tables print structure x 1000, MSE x 10000, SSIM x 100. LPIPS is left out: its network "
         "comes with torchvision."

@@ -49,6 +49,7 @@ class POPE(Benchmark):
     """POPE's 9,000 questions about objects in pictures of COCO (--images)."""
 
     title = "POPE"
+    resumes = True
     files_written = "result.json, answers.json, pope.html"
     page = "pope.html"
 

@@ -57,6 +57,7 @@ def run_image_benchmark(benchmark: ImageBenchmark, session: EvalSession) -> dict
             session.say(f"scored again: {score.get('picture')}: {fault}")
 
     if damaged or not records.all_drawn(out, rows, settings):
+        benchmark.try_out_judge()
         engine = session.load_engine(benchmark.model)
 
         def drawn(done: int, total: int) -> None:

@@ -15,6 +15,8 @@ from secondlook.io.text import read_bytes
 
 MAX_PIXELS = 178_956_970
 """More are refused (Pillow's own limit against decompression bombs)."""
+HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+"""How files of phones that hold HEVC pictures name themselves, after "ftyp"; AVIF has others."""
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 
 
@@ -28,6 +30,8 @@ def read_image(path: Path) -> Image.Image:
 
 def decode_image(data: bytes, name: str) -> Image.Image:
     """``read_image`` of bytes that are there already; ``name`` is what errors call it."""
+    if data[4:8] == b"ftyp" and data[8:12] in HEIC_BRANDS:
+        raise InputError(f"image: {name!r} is HEIC, which is not read; convert it to PNG or JPEG")
     data_file = io.BytesIO(data)
     try:
         with warnings.catch_warnings():

@@ -102,7 +102,8 @@ def decode_text(data: bytes, name: str) -> str:
     if "\0" in text:
         line = text[: text.index("\0")].count("\n") + 1
         raise InputError(
-            f"file: line {line} of {name!r} holds a NUL, so it is no UTF-8 text; save it as UTF-8"
+            f"file: line {line} of {name!r} holds a NUL (U+0000), as binary files do, and UTF-16 "
+            "without its mark; remove it, or save the file as UTF-8"
         )
     return text
 
@@ -237,6 +238,18 @@ def check_unicode(text: str, name: str, where: str = "") -> str:
             f"{name}: {text!r}{place} has no visible character, or one that is none; write words"
         )
     return text.strip("\ufeff")
+
+
+def odd_character(text: str) -> str:
+    """The first character that a reader takes for a space or does not see, in words: "a no-break
+    space (U+00A0)"; "" where there is none."""
+    for character in text:
+        if character == "\t":
+            return "a tab (U+0009)"
+        if character != " " and unicodedata.category(character) in ("Zs", "Zl", "Zp", "Cf", "Cc"):
+            name = unicodedata.name(character, "control character").lower()
+            return f"{'an' if name[0] in 'aeiou' else 'a'} {name} (U+{ord(character):04X})"
+    return ""
 
 
 def finite(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:

@@ -24,22 +24,24 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
+from secondlook.end_request import sleep_unless_asked_to_end
 from secondlook.errors import InputError, Stopped
 from secondlook.llm import connection, replies
 from secondlook.llm.answer_store import Answers
 from secondlook.llm.missing import Missing
-from secondlook.llm.replies import Away, Closed, Later, Refused, Unanswered
+from secondlook.llm.replies import Away, Closed, GivenUp, Later, Refused, Unanswered
 
 __all__ = ["Answers", "Asker", "Endpoint", "Question", "Refused", "Unanswered"]
 
+T = TypeVar("T")
 READING = 2
 """Version of how answers are read: stored ones of another version are not used. 2: yes and no must
 hold half of the first token, and thoughts are no part of an answer in words."""
@@ -51,7 +53,7 @@ break."""
 MOST_HOPS = 5
 LONGEST_PATIENCE = 90
 """Minutes. Ranks wait for one whose judge is away for longer than that
-(``train.ranks.PATIENCE``)."""
+(``train.distributed.TIMEOUT``)."""
 
 
 @dataclass(frozen=True)
@@ -157,20 +159,39 @@ class Asker:
         once.
 
         Raises InputError where no question to this endpoint can be answered, Stopped where it was
-        away for too long.
+        away for too long, EndRequested where the job was asked to end while this one waited.
         """
+        return _run(self._all(questions))
+
+    def try_out(self, question: Question) -> None:
+        """Ask one question before a job does work whose results others like it are about.
+
+        Raises InputError where it will never be answered, and what a call raises; failures that
+        may pass (server errors, no answer in time) say nothing.
+        """
+        _run(self._try_out(question))
+
+    async def _try_out(self, question: Question) -> None:
+        key = self._key(question)
+        if self.answers.get(key) is not None:
+            return
         try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            return asyncio.run(self._all(questions))
-        with ThreadPoolExecutor(
-            1
-        ) as alone:  # a notebook's or a server's loop is running in this thread
-            return alone.submit(asyncio.run, self._all(questions)).result()
+            async with self._client() as http:
+                self.answers.put(key, await self._answer(http, question))
+        except GivenUp:
+            return
+        except Refused as reason:
+            raise InputError(
+                f"judge: {self._shown} for model {self.endpoint.model!r} gave a trial question no "
+                f"answer that can be used: {reason}"
+            ) from reason
+
+    def _key(self, question: Question) -> str:
+        e = self.endpoint
+        return question_key([e.url, e.model, e.thinking], question)
 
     async def _all(self, questions: Sequence[Question]) -> list[Any]:
-        e = self.endpoint
-        keys = [question_key([e.url, e.model, e.thinking], q) for q in questions]
+        keys = [self._key(q) for q in questions]
         distinct = dict(zip(keys, questions, strict=True))
         found = {key: self.answers.get(key) for key in distinct}
         left = {key: q for key, q in distinct.items() if found[key] is None}
@@ -255,7 +276,7 @@ class Asker:
                 last, pause = failure, self._pause(tried)
             tried += 1
             if tried >= e.attempts:
-                raise Refused(str(last)) from last
+                raise GivenUp(str(last)) from last
             await asyncio.sleep(pause)
 
     async def _wait_as_told(self, asked: Later, began: float, waited: int) -> None:
@@ -267,12 +288,13 @@ class Asker:
         left = self._put_off + 60 * e.patience - time.monotonic()
         if left <= (asked.seconds or 0):
             told = f"wait {asked.seconds:.0f} s; " if asked.seconds else ""
-            raise Refused(f"{asked} ({told}patience is {e.patience:g} minutes)") from asked
+            raise GivenUp(f"{asked} ({told}patience is {e.patience:g} minutes)") from asked
         self._say("later", f"asks to wait ({asked}); it is waited for up to {e.patience:g} minutes")
         if asked.seconds is None:
-            await asyncio.sleep(min(left, self._pause(waited)))
+            await sleep_unless_asked_to_end(min(left, self._pause(waited)))
         else:
-            await asyncio.sleep(asked.seconds + random.uniform(0, min(e.backoff, asked.seconds)))
+            pause = asked.seconds + random.uniform(0, min(e.backoff, asked.seconds))
+            await sleep_unless_asked_to_end(pause)
 
     def _pause(self, tried: int) -> float:
         """Seconds until the next attempt, drawn at random below a bound that doubles up to a
@@ -381,13 +403,13 @@ class Asker:
     def _hint(self, status: int) -> str:
         variable = self.endpoint.key_variable
         key = (
-            ""
+            f" (it does not accept the key in {variable})"
             if connection.key_in(variable)
-            else f", which is not set; the key is read from {variable}"
+            else f" (it wants a key, and {variable} is not set)"
         )
         return {
-            401: f" (the key in {variable} is not accepted{key})",
-            403: f" (the key in {variable} is not accepted{key})",
+            401: key,
+            403: key,
             404: " (there is no such address or model; url must be a base address, as http://localhost:8000/v1)",
         }.get(status, "")
 
@@ -420,7 +442,7 @@ class Asker:
                 "same command goes on"
             )
         self._say("away", f"does not answer ({why}); waiting up to {how_long}")
-        await asyncio.sleep(
+        await sleep_unless_asked_to_end(
             min(left, 10.0, random.uniform(0.5, 1) * (e.backoff + 0.2 * (now - self._away)))
         )
 
@@ -442,3 +464,13 @@ class Asker:
         if what not in self._said:
             self._said.add(what)
             print(f"secondlook: judge: {self._shown} {text}", file=sys.stderr, flush=True)
+
+
+def _run(asking: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine, also where a loop (a notebook's, a server's) runs already."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(asking)
+    with ThreadPoolExecutor(1) as alone:
+        return alone.submit(asyncio.run, asking).result()

@@ -72,6 +72,10 @@ class Refused(Exception):
     """This question will not be answered, however often it is asked."""
 
 
+class GivenUp(Refused):
+    """This question has failed in ways that pass, and is not asked again."""
+
+
 class Closed(Exception):
     """No question to this endpoint will be answered until somebody changes something."""
 

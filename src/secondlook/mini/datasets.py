@@ -17,11 +17,11 @@ from secondlook.mini.world.edits import Edit
 from secondlook.mini.world.language import NUMBERS, Spec, phrase, plurals
 from secondlook.mini.world.reader import judge
 from secondlook.mini.world.render import render
-from secondlook.mini.world.scene import CELL, COLORS, OBJECTS, RELATIONS, SIZE, STEP, Scene
+from secondlook.mini.world.scene import COLORS, OBJECTS, RELATIONS, SIZE, STEP, Scene
 from secondlook.models.janus.model import to_unit
 from secondlook.types import Prompt
 
-SIDE = SIZE // STEP
+SIDE = SIZE // STEP  # 8-px cells along one side of the canvas
 KINDS, EDITS = samples.KINDS, edits.KINDS
 ALL_KINDS = KINDS | EDITS
 """Kinds of prompts for pictures and of instructions for edits."""
@@ -60,60 +60,59 @@ def pictures(
 ) -> list[Picture]:
     """``n`` samples with their pictures, of ``kinds`` in their shares but a share ``alone`` of them
     with one object; of the first ``objects`` classes."""
-    drawn = (
-        samples.sample_scene(
-            rng, samples.ALONE if alone and rng.random() < alone else kinds, objects
-        )
-        for _ in range(n)
-    )
-    return [Picture(spec, scene, Image.fromarray(render(scene))) for spec, scene in drawn]
+    items = []
+    for _ in range(n):
+        # without ``alone`` no number is drawn for it
+        one_object = alone and rng.random() < alone
+        shares = samples.ALONE if one_object else kinds
+        spec, scene = samples.sample_scene(rng, shares, objects)
+        items.append(Picture(spec, scene, Image.fromarray(render(scene))))
+    return items
 
 
 def pixels(items: list[Picture]) -> Tensor:
     """(n, 3, S, S) in [-1, 1]."""
-    return to_unit(torch.from_numpy(np.stack([np.asarray(p.image) for p in items])))
+    image_arrays = [np.asarray(item.image) for item in items]  # (S, S, 3) uint8 each
+    return to_unit(torch.from_numpy(np.stack(image_arrays)))
 
 
 def readable(items: list[Picture], images) -> float:
     """Share of ``images`` that still satisfy their prompts."""
-    return float(
-        np.mean([judge(p.spec, image).correct for p, image in zip(items, images, strict=True)])
-    )
+    num_correct = 0
+    for item, image in zip(items, images, strict=True):
+        num_correct += judge(item.spec, image).correct
+    return num_correct / len(items)
 
 
 def cells(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     """What each 8-px cell shows: (36,) part (0 nothing, else 1 + 4 * object + quadrant) and (36,)
     colour (0 nothing)."""
-    part, color = np.zeros((SIDE, SIDE), np.int64), np.zeros((SIDE, SIDE), np.int64)
-    half = CELL // STEP
-    for t in scene.things:
-        y, x = t.y // STEP, t.x // STEP
-        part[y : y + half, x : x + half] = (
-            1 + 4 * OBJECTS.index(t.name) + np.arange(4).reshape(2, 2)
-        )
-        color[y : y + half, x : x + half] = 1 + list(COLORS).index(t.color)
-    return part.reshape(-1), color.reshape(-1)
+    parts, colors = np.zeros((SIDE, SIDE), np.int64), np.zeros((SIDE, SIDE), np.int64)
+    quadrants = np.arange(4).reshape(2, 2)  # an object covers 2x2 of these cells
+    for thing in scene.things:
+        y, x = thing.y // STEP, thing.x // STEP
+        parts[y : y + 2, x : x + 2] = 1 + 4 * OBJECTS.index(thing.name) + quadrants
+        colors[y : y + 2, x : x + 2] = 1 + list(COLORS).index(thing.color)
+    return parts.reshape(-1), colors.reshape(-1)
 
 
 N_OBJECTS = len(OBJECTS)
-N_PARTS, N_COLORS = 1 + 4 * len(OBJECTS), 1 + len(COLORS)
+N_PARTS, N_COLORS = 1 + 4 * len(OBJECTS), 1 + len(COLORS)  # labels of `cells`
 
 
 def corpus(seed: int, n: int) -> list[str]:
     """Sentences for the text tokenizer: prompts, captions, questions, answers and reasons."""
     rng = np.random.default_rng([seed, 7])
-    out = [samples.DESCRIBE]
+    sentences = [samples.DESCRIBE]
     for _ in range(n):
         spec, scene = samples.sample_scene(rng)
         question, answer = samples.question(rng, scene)
-        out += [spec.prompt, samples.caption(scene), question, answer, reason(spec, scene)]
-        out.append(reason(spec, samples.near_miss(rng, spec, scene)))
-    out += (
-        [f" {phrase(o)} {plurals()[o]}" for o in OBJECTS]
-        + [f" {c}" for c in COLORS]
-        + [f" {r}" for r in RELATIONS]
-    )
-    return out + list(NUMBERS.values())
+        sentences += [spec.prompt, samples.caption(scene), question, answer, reason(spec, scene)]
+        sentences.append(reason(spec, samples.near_miss(rng, spec, scene)))
+    # every word of the world once, also those that a small corpus does not hold
+    sentences += [f" {phrase(name)} {plurals()[name]}" for name in OBJECTS]
+    sentences += [f" {word}" for word in (*COLORS, *RELATIONS)]
+    return sentences + list(NUMBERS.values())
 
 
 def reason(spec: Spec, scene: Scene) -> str:
@@ -154,23 +153,26 @@ def questions(
     """
     weights = list(question_weights.values())
     shares = np.array(weights) / sum(weights)
-    kinds = rng.choice(list(question_weights), size=len(items), p=shares)
-    out = []
-    right: Picture | None = None
-    for p, kind in zip(items, kinds, strict=True):
-        if kind in ("there", "parts"):
-            question, answer = samples.question(rng, p.scene, there=float(kind == "there"))
-            out.append(Question(p.image, question, answer))
-        elif kind == "describe":
-            out.append(Question(p.image, samples.DESCRIBE, samples.caption(p.scene)))
+    question_kinds = rng.choice(list(question_weights), size=len(items), p=shares)
+    asked_questions = []
+    judged_right: Picture | None = None  # the last verdict's item, if its near miss comes next
+    for item, question_kind in zip(items, question_kinds, strict=True):
+        if question_kind in ("there", "parts"):
+            there = float(question_kind == "there")
+            question, answer = samples.question(rng, item.scene, there=there)
+            asked_questions.append(Question(item.image, question, answer))
+        elif question_kind == "describe":
+            caption = samples.caption(item.scene)
+            asked_questions.append(Question(item.image, samples.DESCRIBE, caption))
         else:
-            judged = right or p
+            judged = judged_right or item
+            # the last wrong picture is the one asked about; before a right one it is not shown
             *earlier, (image, answer) = wrong(rng, judged, 1 + short(rng, context), aimed)
-            if not right:
-                image, answer = p.image, reason(p.spec, p.scene)
-            out.append(Question(image, "", answer, judged.spec.prompt, tuple(earlier)))
-            right = None if right else p
-    return out
+            if judged_right is None:
+                image, answer = item.image, reason(item.spec, item.scene)
+            asked_questions.append(Question(image, "", answer, judged.spec.prompt, tuple(earlier)))
+            judged_right = item if judged_right is None else None
+    return asked_questions
 
 
 def wrong(
@@ -178,8 +180,11 @@ def wrong(
 ) -> list[tuple[Image.Image, str]]:
     """``n`` pictures that fail ``p``'s prompt by one change of its scene (``samples.near_miss``),
     and why they do."""
-    scenes = [samples.near_miss(rng, p.spec, p.scene, aimed) for _ in range(n)]
-    return [(Image.fromarray(render(s)), reason(p.spec, s)) for s in scenes]
+    wrong_pictures = []
+    for _ in range(n):
+        scene = samples.near_miss(rng, p.spec, p.scene, aimed)
+        wrong_pictures.append((Image.fromarray(render(scene)), reason(p.spec, scene)))
+    return wrong_pictures
 
 
 @dataclass(frozen=True)
@@ -199,10 +204,13 @@ def edit_pictures(
     rng: np.random.Generator, n: int, kinds: dict[str, float] = EDITS
 ) -> list[EditPicture]:
     """``n`` edits of ``kinds`` in their shares."""
-    found = (edits.edit_lesson(rng, kinds) for _ in range(n))
-    return [
-        EditPicture(e, *(Image.fromarray(render(s)) for s in (e.source, e.target))) for e in found
-    ]
+    items = []
+    for _ in range(n):
+        edit = edits.edit_lesson(rng, kinds)
+        source_image = Image.fromarray(render(edit.source))
+        target_image = Image.fromarray(render(edit.target))
+        items.append(EditPicture(edit, source_image, target_image))
+    return items
 
 
 def wrong_edits(rng: np.random.Generator, p: EditPicture, n: int) -> list[Image.Image]:
@@ -215,18 +223,23 @@ def prompts(
 ) -> list[Picture | EditPicture]:
     """``n`` prompts of the world with pictures that satisfy them, of ``kinds`` in their shares:
     pictures and edits."""
-    drawn = {kind: share for kind, share in kinds.items() if kind in KINDS and share}
-    edited = {kind: share for kind, share in kinds.items() if kind in EDITS and share}
-    if not edited:
-        return [*pictures(rng, n, kinds=drawn)]
+    picture_shares: dict[str, float] = {}
+    edit_shares: dict[str, float] = {}
+    for kind, share in kinds.items():
+        if share and kind in KINDS:
+            picture_shares[kind] = share
+        elif share and kind in EDITS:
+            edit_shares[kind] = share
+    if not edit_shares:
+        return [*pictures(rng, n, kinds=picture_shares)]
     n_edits = n
-    if drawn:
-        n_edits = int(rng.binomial(n, sum(edited.values()) / sum(kinds.values())))
+    if picture_shares:
+        n_edits = int(rng.binomial(n, sum(edit_shares.values()) / sum(kinds.values())))
     items: list[Picture | EditPicture] = []
     if n > n_edits:
-        items += pictures(rng, n - n_edits, kinds=drawn)
+        items += pictures(rng, n - n_edits, kinds=picture_shares)
     if n_edits:
-        items += edit_pictures(rng, n_edits, edited)
+        items += edit_pictures(rng, n_edits, edit_shares)
     return [items[i] for i in rng.permutation(n)]
 
 
@@ -241,9 +254,12 @@ class Chain:
 
 
 def chains(rng: np.random.Generator, items: list[Picture]) -> list[Chain]:
-    """One or two near misses before each picture."""
-    out = []
-    for p in items:
-        images, reasons = zip(*wrong(rng, p, 1 if rng.random() < 0.8 else 2), strict=True)
-        out.append(Chain(p.spec.prompt, images, reasons, p.image))
-    return out
+    """One near miss (of a fifth: two) before each picture."""
+    redraw_chains = []
+    for item in items:
+        num_wrong = 1 if rng.random() < 0.8 else 2
+        wrong_pictures = wrong(rng, item, num_wrong)
+        wrong_images = tuple(image for image, _ in wrong_pictures)
+        reasons = tuple(reason for _, reason in wrong_pictures)
+        redraw_chains.append(Chain(item.spec.prompt, wrong_images, reasons, item.image))
+    return redraw_chains

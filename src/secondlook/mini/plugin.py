@@ -107,8 +107,10 @@ class Rendered:
             rendered += [(prompt, image, "near miss") for image in near_misses]
         codes = self.engine.codes([image for _, image, _ in rendered])
         decoded = self.engine.pictures(codes)
-        pairs = zip(rendered, decoded, strict=True)
-        return [Picture(prompt, image, origin) for (prompt, _, origin), image in pairs]
+        pictures = []
+        for (prompt, _, origin), decoded_image in zip(rendered, decoded, strict=True):
+            pictures.append(Picture(prompt, decoded_image, origin))
+        return pictures
 
     def _near_misses(
         self, rng: np.random.Generator, sample: datasets.Picture | datasets.EditPicture

@@ -24,14 +24,14 @@ class Verifier:
     def edits(self, items: Sequence[Edited]) -> list[Score | None]:
         """One score for each (instruction, source, edit); none for an instruction or a source of
         another world."""
-        asked = {
-            (instruction, id(source)): (instruction, source) for instruction, source, _ in items
-        }
-        known = {key: self._asked(*what) for key, what in asked.items()}  # a source is read once
-        return [
-            self._edit(known[instruction, id(source)], image)
-            for instruction, source, image in items
-        ]
+        edit_of_request: dict[tuple[str, int], Edit | None] = {}
+        scores = []
+        for instruction, source, image in items:
+            request_key = (instruction, id(source))
+            if request_key not in edit_of_request:  # a source is read once, it has many edits
+                edit_of_request[request_key] = self._edit_of(instruction, source)
+            scores.append(self._score_edit(edit_of_request[request_key], image))
+        return scores
 
     def why_not(self, prompt: Prompt) -> str:
         """Why no picture of a prompt gets a score: words, or a source, of another world."""
@@ -44,17 +44,17 @@ class Verifier:
             return str(error)
         return ""
 
-    def _asked(self, instruction: str, source: Image) -> Edit | None:
+    def _edit_of(self, instruction: str, source: Image) -> Edit | None:
         try:
             return edits.edit_of(instruction, source)
         except InputError:
             return None
 
-    def _edit(self, edit: Edit | None, image: Image) -> Score | None:
+    def _score_edit(self, edit: Edit | None, image: Image) -> Score | None:
         if edit is None:
             return None
-        v = edits.judge(edit, image)
-        return Score.of_edit(v.following, v.preserving, v.correct, v.reason)
+        verdict = edits.judge(edit, image)
+        return Score.of_edit(verdict.following, verdict.preserving, verdict.correct, verdict.reason)
 
     def _score(self, prompt: str, image: Image) -> Score | None:
         try:

@@ -1,1 +1,1 @@
-"""Who says how good an image is. Never sees the policy that is trained."""
+"""Rewards: scores of pictures, by judges that know nothing of the policy that is trained."""

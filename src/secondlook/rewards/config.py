@@ -14,6 +14,8 @@ from secondlook.errors import InputError
 from secondlook.rewards.function import of_function
 from secondlook.rewards.reward import Reward, Weighted
 
+OWN_KEYS = ("kind", "weight")
+"""Of a ``[[rewards]]`` table; all others are settings of the kind."""
 FROM_THE_JOB = frozenset({"device", "reasons"})
 """What a reward's class is given by the job, where its constructor names it: the job's device, and
 whether reasons are needed (a model is taught to say them)."""
@@ -43,18 +45,24 @@ class RewardConfig:
         """A TOML table has the settings beside ``kind`` and ``weight``."""
         if not isinstance(values, dict):
             return values
-        own = {name: values[name] for name in ("kind", "weight") if name in values}
-        return own | {"settings": {k: v for k, v in values.items() if k not in own}}
+        own_fields: dict[str, Any] = {}
+        kind_settings: dict[str, Any] = {}
+        for key, value in values.items():
+            if key in OWN_KEYS:
+                own_fields[key] = value
+            else:
+                kind_settings[key] = value
+        return own_fields | {"settings": kind_settings}
 
     def __post_init__(self) -> None:
         try:
-            thing = registry.rewards.get(self.kind)
+            registered = registry.rewards.get(self.kind)
         except InputError as error:
             raise InputError(f"config: {error}") from error
-        checked = plugin_settings.check_settings(
-            "rewards", self.kind, thing, self.settings, _provided(thing)
+        checked_settings = plugin_settings.check_settings(
+            "rewards", self.kind, registered, self.settings, _provided(registered), OWN_KEYS
         )
-        object.__setattr__(self, "settings", checked)
+        object.__setattr__(self, "settings", checked_settings)  # the dataclass is frozen
 
 
 def make_reward(
@@ -76,8 +84,12 @@ def make_reward(
                 f"{', '.join(registry.rewards.names())}"
             )
         configs = [RewardConfig(prompts)]
-    parts = [(config.weight, _make_one(config, device, reasons)) for config in configs]
-    return parts[0][1] if len(parts) == 1 else Weighted(parts)
+    weighted_rewards = []
+    for config in configs:
+        weighted_rewards.append((config.weight, _make_one(config, device, reasons)))
+    if len(weighted_rewards) == 1:
+        return weighted_rewards[0][1]
+    return Weighted(weighted_rewards)
 
 
 def as_reward(reward: str | Callable[..., Any]) -> Reward:
@@ -89,22 +101,32 @@ def as_reward(reward: str | Callable[..., Any]) -> Reward:
 
 
 def _make_one(config: RewardConfig, device: str, reasons: bool) -> Reward:
-    thing = registry.rewards.get(config.kind)
-    if isinstance(thing, type):
-        made = plugin_settings.build(thing, config.settings, device=device, reasons=reasons)
-        return _of_instance(made, config.kind)
-    given = {f.name: getattr(config.settings, f.name) for f in fields(config.settings)}
-    return of_function(thing, config.kind, given)
+    registered = registry.rewards.get(config.kind)
+    if isinstance(registered, type):
+        instance = plugin_settings.build(
+            registered, config.settings, device=device, reasons=reasons
+        )
+        return _of_instance(instance, config.kind)
+    # a function of one picture: its checked settings become keyword arguments
+    keyword_arguments = {}
+    for setting in fields(config.settings):
+        keyword_arguments[setting.name] = getattr(config.settings, setting.name)
+    return of_function(registered, config.kind, keyword_arguments)
 
 
 def _of_instance(reward: Callable[..., Any], name: str = "") -> Reward:
     """A reward takes one list; what needs a prompt and an image is a function of one picture."""
     parameters = inspect.signature(reward).parameters.values()
-    needed = [p for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
-    if len(needed) == 1:
+    n_required = 0
+    for parameter in parameters:
+        is_optional = parameter.default is not parameter.empty
+        if not is_optional and parameter.kind is not parameter.VAR_KEYWORD:
+            n_required += 1
+    if n_required == 1:
         return reward
     return of_function(reward, name or registry.origin(reward))
 
 
-def _provided(thing: Callable[..., Any]) -> frozenset[str]:
-    return FROM_THE_JOB if isinstance(thing, type) else FROM_THE_PICTURE
+def _provided(registered: Callable[..., Any]) -> frozenset[str]:
+    """Names of the parameters that are no settings."""
+    return FROM_THE_JOB if isinstance(registered, type) else FROM_THE_PICTURE

@@ -27,6 +27,7 @@ class FunctionReward:
         self.missing = Missing(f"the reward {name!r}")
 
     def __call__(self, items: Sequence[tuple[str, Image]]) -> list[Score | None]:
+        """One score for each (prompt, picture); None where it is missing."""
         self.missing.begin()
         return [self._score(prompt, image) for prompt, image in items]
 
@@ -37,7 +38,8 @@ class FunctionReward:
             result = self.function(prompt, image, **source, **self.settings)
         except (InputError, Stopped):
             raise
-        except Exception as error:
+        except Exception as error:  # a function of the user's may raise anything
+            # on one line, for it is told in one sentence
             self.missing.add(f"{type(error).__name__}: {' '.join(str(error).split())}")
             return None
         if isinstance(result, Score):
@@ -46,21 +48,22 @@ class FunctionReward:
             self.missing.add("it returned None")
             return None
         try:
-            value = float(result)
+            score_value = float(result)
         except (TypeError, ValueError) as error:
             raise InputError(
                 f"reward: {self.name!r} returned {result!r}; it must return a number in [0, 1], a "
                 "Score or None"
             ) from error
-        if not math.isfinite(value):
-            self.missing.add(f"it returned {value}")
+        if not math.isfinite(score_value):
+            self.missing.add(f"it returned {score_value}")
             return None
-        if not 0 <= value <= 1:
-            raise InputError(f"reward: {self.name!r} returned {value}; it must be in [0, 1]")
-        reason = f"the score is {value:.2f}"
+        if not 0 <= score_value <= 1:
+            raise InputError(f"reward: {self.name!r} returned {score_value}; it must be in [0, 1]")
+        is_correct = score_value >= 0.5
+        score_reason = f"the score is {score_value:.2f}"
         if source:  # one number stands for following and for preserving
-            return Score.of_edit(value, value, value >= 0.5, reason)
-        return Score(value, value >= 0.5, reason)
+            return Score.of_edit(score_value, score_value, is_correct, score_reason)
+        return Score(score_value, is_correct, score_reason)
 
 
 class EditFunctionReward(FunctionReward):
@@ -69,7 +72,10 @@ class EditFunctionReward(FunctionReward):
     def edits(self, items: Sequence[Edited]) -> list[Score | None]:
         """One score for each (instruction, source, edit)."""
         self.missing.begin()
-        return [self._score(text, image, source=source) for text, source, image in items]
+        scores = []
+        for instruction, source, image in items:
+            scores.append(self._score(instruction, image, source=source))
+        return scores
 
 
 def of_function(
@@ -77,5 +83,5 @@ def of_function(
 ) -> FunctionReward:
     """The reward of a function ``(prompt, image)``, or ``(prompt, image, source=None)`` where it
     can score edits."""
-    kind = EditFunctionReward if takes(function, "source") else FunctionReward
-    return kind(function, name, settings or {})
+    reward_class = EditFunctionReward if takes(function, "source") else FunctionReward
+    return reward_class(function, name, settings or {})

@@ -1,5 +1,5 @@
-"""What a reward is: a score in [0, 1] for a picture of a prompt, or nothing when it could not be
-had."""
+"""What a reward is: a callable that gives each picture of a prompt a score in [0, 1], or None where
+the score could not be had."""
 
 from __future__ import annotations
 
@@ -55,20 +55,40 @@ Edited = tuple[str, Image, Image]
 
 
 def score(reward: Reward, items: Sequence[tuple[Prompt, Image]]) -> list[Score | None]:
-    """Scores of pictures of prompts and of edits of sources. Raises InputError for edits where the
-    judge knows none."""
-    drawn = [(p.text, image) for p, image in items if p.source is None]
-    edited = [(p.text, p.source, image) for p, image in items if p.source is not None]
-    judged = iter(reward(drawn) if drawn else [])
-    if not edited:
-        return list(judged)
+    """One score for each picture, in the order of ``items``, of pictures of prompts and of edits of
+    sources. Raises InputError for edits where the judge knows none."""
+    drawings: list[tuple[str, Image]] = []
+    edits: list[Edited] = []
+    for prompt, image in items:
+        if prompt.source is None:
+            drawings.append((prompt.text, image))
+        else:
+            edits.append((prompt.text, prompt.source, image))
+    # one call for each of the two sorts, so that a served judge is asked about all at once
+    drawing_scores = iter(reward(drawings) if drawings else [])
+    if not edits:
+        return list(drawing_scores)
     if not hasattr(reward, "edits"):
         raise InputError(
             f"judge: {type(reward).__name__} cannot judge edits; use another for prompts with a "
             "source"
         )
-    judged_edits = iter(reward.edits(edited))
-    return [next(judged if p.source is None else judged_edits) for p, _ in items]
+    # the scores of both sorts, back in the order of the items
+    edit_scores = iter(reward.edits(edits))
+    scores = []
+    for prompt, _ in items:
+        scores.append(next(drawing_scores if prompt.source is None else edit_scores))
+    return scores
+
+
+def try_out(reward: Reward) -> None:
+    """Ask a judge behind an endpoint one trial question, before pictures are drawn for it; other
+    judges are not asked.
+
+    Raises InputError where it can answer none, Stopped as its calls do.
+    """
+    if hasattr(reward, "try_out"):
+        reward.try_out()
 
 
 class Weighted:
@@ -76,39 +96,62 @@ class Weighted:
     heaviest judge's."""
 
     def __init__(self, parts: Sequence[tuple[float, Reward]]):
-        if not parts or any(not finite(weight) or weight <= 0 for weight, _ in parts):
-            raise InputError(
-                f"judge: a weight is {min((w for w, _ in parts), default=0)}; each must be above 0"
-            )
+        weights = [weight for weight, _ in parts]
+        if not parts or not all(finite(weight) and weight > 0 for weight in weights):
+            raise InputError(f"judge: a weight is {min(weights, default=0)}; each must be above 0")
+        # the heaviest judge first: its reason is told
         self.parts = sorted(parts, key=lambda part: -part[0])
 
     @property
     def missing(self) -> list[Missing]:
-        return [m for _, judge in self.parts for m in missing_of(judge)]
+        """Why answers are missing, of all judges."""
+        missing_answers: list[Missing] = []
+        for _, judge in self.parts:
+            missing_answers += missing_of(judge)
+        return missing_answers
 
     def __call__(self, items: Sequence[tuple[str, Image]]) -> list[Score | None]:
-        return [
-            self._mean(scores)
-            for scores in zip(*(judge(items) for _, judge in self.parts), strict=True)
-        ]
+        """One score for each (prompt, picture)."""
+        return self._mean_scores([judge(items) for _, judge in self.parts])
+
+    def try_out(self) -> None:
+        """``try_out`` of each judge."""
+        for _, judge in self.parts:
+            try_out(judge)
 
     def edits(self, items: Sequence[Edited]) -> list[Score | None]:
         """One score for each (instruction, source, edit)."""
-        of_each = [
-            score(judge, [(Prompt(text, source), image) for text, source, image in items])
-            for _, judge in self.parts
-        ]
-        return [self._mean(scores) for scores in zip(*of_each, strict=True)]
+        edit_items = [(Prompt(text, source), image) for text, source, image in items]
+        return self._mean_scores([score(judge, edit_items) for _, judge in self.parts])
 
-    def _mean(self, scores: Sequence[Score | None]) -> Score | None:
-        known = [(w, s) for (w, _), s in zip(self.parts, scores, strict=True) if s is not None]
-        if len(known) < len(scores):
-            return None
-        total, reason = sum(w for w, _ in known), known[0][1].reason
-        value = sum(w * s.value for w, s in known) / total
-        if any(s.edit is None for _, s in known):
-            return Score(value, value >= 0.5, reason)
-        following, preserving = (
-            sum(w * s.edit[i] for w, s in known if s.edit) / total for i in (0, 1)
-        )
+    def _mean_scores(self, scores_of_judges: list[list[Score | None]]) -> list[Score | None]:
+        """One score for each picture, from one list of all pictures' scores for each judge."""
+        return [self._mean_score(scores) for scores in zip(*scores_of_judges, strict=True)]
+
+    def _mean_score(self, scores: Sequence[Score | None]) -> Score | None:
+        """The mean of one picture's scores, one for each judge; None where one is missing."""
+        reasons: list[str] = []
+        values: list[float] = []
+        following_values: list[float] = []
+        preserving_values: list[float] = []
+        for one_score in scores:
+            if one_score is None:
+                return None
+            reasons.append(one_score.reason)
+            values.append(one_score.value)
+            if one_score.edit is not None:
+                following_values.append(one_score.edit[0])
+                preserving_values.append(one_score.edit[1])
+        reason = reasons[0]  # the heaviest judge's
+        if len(following_values) < len(values):  # a drawing, or a judge that tells S alone
+            mean_value = self._weighted_mean(values)
+            return Score(mean_value, mean_value >= 0.5, reason)
+        following = self._weighted_mean(following_values)
+        preserving = self._weighted_mean(preserving_values)
         return Score.of_edit(following, preserving, min(following, preserving) >= 0.5, reason)
+
+    def _weighted_mean(self, values: Sequence[float]) -> float:
+        """``values`` are one for each judge."""
+        weights = [weight for weight, _ in self.parts]
+        weighted = [weight * value for weight, value in zip(weights, values, strict=True)]
+        return sum(weighted) / sum(weights)

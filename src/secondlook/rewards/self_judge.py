@@ -17,24 +17,33 @@ from secondlook.types import Prompt, Request, SamplingParams, Segment
 
 
 class SelfJudge:
-    """S is the model's P(Yes); the reason is what it writes after the verdict (greedy)."""
+    """S is the model's P(Yes); the reason is what it writes after the verdict (greedy), of at most
+    ``max_tokens`` tokens together."""
 
-    def __init__(self, engine: Engine, tokens: int = 48):
-        self.engine, self.tokens = engine, tokens
+    def __init__(self, engine: Engine, max_tokens: int = 48):
+        self.engine, self.max_tokens = engine, max_tokens
         self.missing = Missing("the checkpoint as judge")
 
     def __call__(self, items: Sequence[tuple[str, Image]]) -> list[Score | None]:
         template = self.engine.template
-        return self._asked([template.judge(prompt, [image], []) for prompt, image in items])
+        # []: no reasons of earlier rounds, for each picture is judged by itself
+        return self._judge([template.judge(prompt, [image], []) for prompt, image in items])
 
     def edits(self, items: Sequence[Edited]) -> list[Score | None]:
         """One score for each (instruction, source, edit). The model's one P(Yes) stands for
         following and for preserving."""
         template = self.engine.template
-        scores = self._asked(
-            [template.judge(text, [image], [], source) for text, source, image in items]
-        )
-        return [s and Score.of_edit(s.value, s.value, s.correct, s.reason) for s in scores]
+        question_segments = []
+        for instruction, source, image in items:
+            question_segments.append(template.judge(instruction, [image], [], source))
+        edit_scores: list[Score | None] = []
+        for score in self._judge(question_segments):
+            if score is None:
+                edit_scores.append(None)
+                continue
+            p_yes = score.value
+            edit_scores.append(Score.of_edit(p_yes, p_yes, score.correct, score.reason))
+        return edit_scores
 
     def why_not(self, prompt: Prompt) -> str:
         """Why no picture of a prompt gets a score: words that this checkpoint's tokenizer cannot
@@ -45,22 +54,24 @@ class SelfJudge:
             return str(error)
         return ""
 
-    def _asked(self, sequences: Sequence[tuple[Segment, ...]]) -> list[Score | None]:
+    def _judge(self, question_segments: Sequence[tuple[Segment, ...]]) -> list[Score | None]:
+        """One score for each question about a picture; None where P(Yes) is not finite."""
         template = self.engine.template
+        # the first token is Yes or No and nothing else, so that P(Yes) + P(No) = 1
         sampling_params = SamplingParams("text", temperature=0.0, first=(template.yes, template.no))
+        requests = [Request("judge", segments, 0) for segments in question_segments]
         self.missing.begin()
-        found: list[Score | None] = []
-        for turn in self.engine.write(
-            [Request("judge", s, 0) for s in sequences], sampling_params, self.tokens
-        ):
+        scores: list[Score | None] = []
+        for turn in self.engine.write(requests, sampling_params, self.max_tokens):
             assert turn.p_yes is not None
             if not math.isfinite(turn.p_yes):
                 self.missing.add(f"P(yes) is {turn.p_yes}")
-                found.append(None)
+                scores.append(None)
                 continue
+            # "Yes, there is a red star." without its first token and its stop
             reason = template.words(turn.tokens[1:]).lstrip(", ").removesuffix(".")
-            found.append(Score(turn.p_yes, turn.p_yes >= 0.5, reason))
-        return found
+            scores.append(Score(turn.p_yes, turn.p_yes >= 0.5, reason))
+        return scores
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from PIL import Image as PILImage
 from PIL.Image import Image
 
 from secondlook.errors import InputError
@@ -56,33 +57,40 @@ REASON_TOKENS = 256
 
 
 def _message(text: str, images: Sequence[Image]) -> list[dict[str, Any]]:
-    shown = [
-        {
-            "type": "image_url",
-            "image_url": {"url": "data:image/png;base64," + b64encode(png(i)).decode()},
-        }
-        for i in images
-    ]
-    return [
-        {"role": "user", "content": [*shown, {"type": "text", "text": text}] if shown else text}
-    ]
+    """The ``messages`` of a chat completion: the images, then the text."""
+    if not images:
+        return [{"role": "user", "content": text}]
+    content: list[dict[str, Any]] = []
+    for image in images:
+        data_url = "data:image/png;base64," + b64encode(png(image)).decode()
+        content.append({"type": "image_url", "image_url": {"url": data_url}})
+    content.append({"type": "text", "text": text})
+    return [{"role": "user", "content": content}]
 
 
 def yes_or_no(text: str, *images: Image) -> Question:
-    body = {
+    """A question that is answered by P(yes), from the log-probabilities of the first token."""
+    request_body = {
         "messages": _message(text, images),
-        "max_tokens": 1,
+        "max_tokens": 1,  # the verdict alone
         "temperature": 0,
         "logprobs": True,
-        "top_logprobs": TOP,
+        "top_logprobs": TOP,  # among them are the ways to write yes and no
     }
-    return Question(body, p_yes)
+    return Question(request_body, p_yes)
 
 
 def in_words(text: str, *images: Image, tokens: int = REASON_TOKENS) -> Question:
-    return Question(
-        {"messages": _message(text, images), "max_tokens": tokens, "temperature": 0}, text_of
-    )
+    """A question that is answered by a text of at most ``tokens`` tokens (greedy)."""
+    request_body = {"messages": _message(text, images), "max_tokens": tokens, "temperature": 0}
+    return Question(request_body, text_of)
+
+
+def trial_question(words: bool = False) -> Question:
+    """A question about a small grey picture in the form of the real ones: for P(yes), or for an
+    answer in ``words``."""
+    grey, text = PILImage.new("RGB", (224, 224), (128, 128, 128)), "Is this image plain grey?"
+    return in_words(text, grey) if words else yes_or_no(ATOMIC.format(text), grey)
 
 
 @dataclass
@@ -105,76 +113,102 @@ class VLMReward:
         """One score for each (prompt, picture); None where an answer is missing."""
         for missing in self.missing:
             missing.begin()
-        parts = self._parts([prompt for prompt, _ in items])
-        asked = [
-            yes_or_no(q, image)
-            for (prompt, image), atomic in zip(items, parts, strict=True)
-            for q in (
-                map(ATOMIC.format, atomic)
-                if atomic
-                else [MATCHES.format(prompt)]
-                if atomic is not None
-                else []
-            )
-        ]
-        words = (
-            [in_words(REASON.format(prompt), image) for prompt, image in items]
-            if self.reasons
-            else []
-        )
-        answers = iter(self.asker([*asked, *words]))
-        values = [
-            None if atomic is None else [next(answers) for _ in atomic or [""]] for atomic in parts
-        ]
-        said = list(answers) if words else [""] * len(items)
-        return [self._score(v, reason) for v, reason in zip(values, said, strict=True)]
+        texts_of_items = self._question_texts([prompt for prompt, _ in items])
+        questions: list[Question] = []
+        for (_, image), texts in zip(items, texts_of_items, strict=True):
+            for text in texts or ():  # None: nothing to ask, the score is missing
+                questions.append(yes_or_no(text, image))
+        if self.reasons:
+            for prompt, image in items:
+                questions.append(in_words(REASON.format(prompt), image))
 
-    def _parts(self, prompts: list[str]) -> list[list[str] | None]:
-        """A long prompt's atomic questions, none for a short one, None where they are missing."""
-        long = [p for p in prompts if self.decomposer and len(p.split()) > self.long]
-        if not long or self.decomposer is None:
-            return [[] for _ in prompts]
-        body = [Question(in_words(SPLIT.format(p), tokens=1024).body, questions_of) for p in long]
-        split = dict(zip(long, self.decomposer(body), strict=True))
-        return [split.get(p, []) for p in prompts]
+        # answers come in the order of the questions: every item's P(yes), then every item's reason
+        answers = iter(self.asker(questions))
+        values_of_items: list[list[float | None] | None] = []
+        for texts in texts_of_items:
+            values_of_items.append(None if texts is None else [next(answers) for _ in texts])
+        reasons = list(answers) if self.reasons else [""] * len(items)
+        scores = []
+        for values, reason in zip(values_of_items, reasons, strict=True):
+            scores.append(self._mean_score(values, reason))
+        return scores
+
+    def try_out(self) -> None:
+        """Ask an endpoint a trial question. Raises InputError where it can answer none."""
+        if isinstance(self.asker, Asker):
+            self.asker.try_out(trial_question())
+
+    def _question_texts(self, prompts: list[str]) -> list[list[str] | None]:
+        """The questions whose mean P(yes) is a prompt's S: the atomic ones of a long prompt, a
+        single one for a short prompt and for one that the decomposer found no questions in; None
+        where the decomposer gave no answer."""
+        atomic_questions = self._atomic_questions(prompts)
+        texts_of_prompts: list[list[str] | None] = []
+        for prompt in prompts:
+            atomic = atomic_questions.get(prompt, [])
+            if atomic is None:
+                texts_of_prompts.append(None)
+            elif atomic:
+                texts_of_prompts.append([ATOMIC.format(question) for question in atomic])
+            else:
+                texts_of_prompts.append([MATCHES.format(prompt)])
+        return texts_of_prompts
+
+    def _atomic_questions(self, prompts: list[str]) -> dict[str, list[str] | None]:
+        """The decomposer's questions of each long prompt; None where they are missing."""
+        if self.decomposer is None:
+            return {}
+        long_prompts = [prompt for prompt in prompts if len(prompt.split()) > self.long]
+        if not long_prompts:
+            return {}
+        split_requests = []
+        for prompt in long_prompts:
+            # room for a JSON list of many questions
+            request_body = in_words(SPLIT.format(prompt), tokens=1024).body
+            split_requests.append(Question(request_body, questions_of))
+        return dict(zip(long_prompts, self.decomposer(split_requests), strict=True))
 
     @staticmethod
-    def _score(values: list[float | None] | None, reason: str | None) -> Score | None:
-        if values is None or reason is None or any(v is None for v in values):
+    def _mean_score(values: list[float | None] | None, reason: str | None) -> Score | None:
+        """S from the P(yes) of all questions about one picture; None where anything is missing."""
+        if values is None or reason is None:
             return None
-        s = sum(v for v in values if v is not None) / len(values)
-        return Score(s, s >= 0.5, reason.strip().rstrip("."))
+        known_values = [value for value in values if value is not None]
+        if len(known_values) < len(values):
+            return None
+        mean_value = sum(known_values) / len(known_values)
+        return Score(mean_value, mean_value >= 0.5, reason.strip().rstrip("."))
 
     def edits(self, items: Sequence[Edited]) -> list[Score | None]:
         """One score for each (instruction, source, edited picture); None where an answer is
         missing."""
         for missing in self.missing:
             missing.begin()
-        asked = [
-            yes_or_no(q.format(i), source, edited)
-            for i, source, edited in items
-            for q in (FOLLOWED, PRESERVED)
-        ]
-        words = (
-            [in_words(EDIT_REASON.format(i), source, edited) for i, source, edited in items]
-            if self.reasons
-            else []
-        )
-        answers = self.asker([*asked, *words])
-        said = answers[len(asked) :] if words else [""] * len(items)
-        return [
-            self._edit(*each)
-            for each in zip(
-                answers[0 : len(asked) : 2], answers[1 : len(asked) : 2], said, strict=True
-            )
-        ]
+        questions: list[Question] = []
+        for instruction, source, edited in items:
+            questions.append(yes_or_no(FOLLOWED.format(instruction), source, edited))
+            questions.append(yes_or_no(PRESERVED.format(instruction), source, edited))
+        if self.reasons:
+            for instruction, source, edited in items:
+                questions.append(in_words(EDIT_REASON.format(instruction), source, edited))
+
+        # two answers for each item, in the order of the questions, then every item's reason
+        answers = iter(self.asker(questions))
+        ratings = [(next(answers), next(answers)) for _ in items]
+        reasons = list(answers) if self.reasons else [""] * len(items)
+        scores = []
+        for (following, preserving), reason in zip(ratings, reasons, strict=True):
+            scores.append(self._edit_score(following, preserving, reason))
+        return scores
 
     @staticmethod
-    def _edit(
+    def _edit_score(
         following: float | None, preserving: float | None, reason: str | None
     ) -> Score | None:
+        """The score of one edit from both P(yes); None where anything is missing."""
         if following is None or preserving is None or reason is None:
             return None
+        # an edit is right only where both are: the smaller P(yes) decides
         return Score.of_edit(
             following, preserving, min(following, preserving) >= 0.5, reason.strip().rstrip(".")
         )
@@ -185,8 +219,10 @@ def file_of_this_rank(path: str) -> Path | None:
     no path."""
     if not path:
         return None
-    rank = os.environ.get("RANK", "0")
-    return Path(path) if rank == "0" else Path(path).with_stem(f"{Path(path).stem}.rank-{rank}")
+    own_path, rank_number = Path(path), os.environ.get("RANK", "0")
+    if rank_number == "0":
+        return own_path
+    return own_path.with_stem(f"{own_path.stem}.rank-{rank_number}")  # answers.rank-1.jsonl
 
 
 @dataclass(frozen=True)
@@ -224,9 +260,9 @@ class ServedConfig:
     """Whether the model may think before it answers."""
 
     def __post_init__(self) -> None:
-        for name in ("url", "model"):
-            _check_given("vlm", name, getattr(self, name))
-        try:
+        for field_name in ("url", "model"):
+            _check_given("vlm", field_name, getattr(self, field_name))
+        try:  # both check their own settings, but speak of a judge
             self.endpoint()
             self.decomposer()
         except InputError as error:
@@ -265,11 +301,12 @@ class ServedVLMReward(VLMReward):
     Config = ServedConfig
 
     def __init__(self, config: ServedConfig, reasons: bool = False):
-        answers = Answers(file_of_this_rank(config.answers))
-        decomposer = config.decomposer()
+        # one file for both: answers are kept by the question and the model
+        stored_answers = Answers(file_of_this_rank(config.answers))
+        split_endpoint = config.decomposer()
         super().__init__(
-            Asker(config.endpoint(), answers),
-            Asker(decomposer, answers) if decomposer else None,
+            Asker(config.endpoint(), stored_answers),
+            Asker(split_endpoint, stored_answers) if split_endpoint else None,
             config.long,
             reasons,
         )
@@ -301,13 +338,15 @@ class LocalVLMReward(VLMReward):
     def __init__(self, config: LocalConfig, device: str, reasons: bool = False):
         from secondlook.llm.local import LocalModel
 
-        answers = Answers(file_of_this_rank(config.answers))
-        model = LocalModel(
-            config.model, device, config.concurrency, answers, thinking=config.thinking
+        stored_answers = Answers(file_of_this_rank(config.answers))
+        local_model = LocalModel(
+            config.model, device, config.concurrency, stored_answers, thinking=config.thinking
         )
-        super().__init__(model, reasons=reasons)
+        super().__init__(local_model, reasons=reasons)
 
 
-def _check_given(kind: str, name: str, value: str) -> None:
-    if not value:
-        raise InputError(f"config: rewards: {name} is empty; a reward of kind {kind!r} needs it")
+def _check_given(reward_kind: str, field_name: str, field_value: str) -> None:
+    if not field_value:
+        raise InputError(
+            f"config: rewards: {field_name} is empty; a reward of kind {reward_kind!r} needs it"
+        )

@@ -12,15 +12,14 @@ beside a code ends at once.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any, ClassVar
+from typing import Any
 
+from secondlook.end_request import EndRequest, EndRequested
 from secondlook.errors import InputError, Stopped
 from secondlook.io import read_json, write_json
 from secondlook.types import WorkerShard
@@ -33,48 +32,6 @@ command goes on."""
 
 class Saved(Exception):
     """A run was asked to end; its state is saved."""
-
-
-class EndRequest:
-    """Whether this process was asked to save and end, from ``with`` on: by SIGUSR1, or without
-    torchrun by SIGTERM too, whose second one ends it at once. (torchrun sends SIGTERM to the ranks
-    that are left when one has failed: those must not wait for it.) ``loading``: around a job that
-    has nothing to save yet; what comes there is known to the request inside it."""
-
-    around: ClassVar[EndRequest | None] = None
-
-    def __init__(self, loading: bool = False) -> None:
-        self.came = False
-        self.outer: EndRequest | None = None
-        names = (
-            ("SIGUSR1",)
-            if loading or "TORCHELASTIC_RUN_ID" in os.environ
-            else ("SIGUSR1", "SIGTERM")
-        )
-        self.signals: list[signal.Signals] = [
-            getattr(signal, n) for n in names if hasattr(signal, n)
-        ]
-        self.before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> EndRequest:
-        self.outer, EndRequest.around = EndRequest.around, self
-        self.came = self.outer is not None and self.outer.came
-        with suppress(ValueError):  # only a process's main thread is told of signals
-            self.before = {s: signal.signal(s, self._note) for s in self.signals}
-        return self
-
-    def __exit__(
-        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        EndRequest.around = self.outer
-        for which, handler in self.before.items():
-            signal.signal(which, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.came and number == signal.SIGTERM:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        self.came = True
 
 
 @contextmanager
@@ -100,6 +57,12 @@ def noted(out: Path) -> Iterator[None]:
     try:
         with EndRequest(loading=True):
             yield
+    except (Saved, EndRequested) as ending:
+        if first:
+            goes_on = "" if isinstance(ending, Saved) else "; the same command goes on"
+            print(f"secondlook: {ending}{goes_on}", file=sys.stderr)
+        tell(SAVED)
+        sys.exit(SAVED if run is None else 0)
     except (Stopped, InputError) as error:
         code = 2 if isinstance(error, InputError) else 1
         if run is not None:
@@ -108,11 +71,6 @@ def noted(out: Path) -> Iterator[None]:
                     path, {"sentence": str(error), "code": code, "run": run, "time": time.time()}
                 )
         raise
-    except Saved as saved:
-        if first:
-            print(f"secondlook: {saved}", file=sys.stderr)
-        tell(SAVED)
-        sys.exit(SAVED if run is None else 0)
 
 
 def restarts() -> int:

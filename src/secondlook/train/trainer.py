@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from rich.progress import (
@@ -29,6 +29,7 @@ from rich.progress import (
 )
 from torch.distributed.checkpoint.api import CheckpointException
 
+from secondlook.end_request import EndRequest
 from secondlook.errors import InputError
 from secondlook.io import (
     append_rows,
@@ -51,7 +52,7 @@ from secondlook.train.state_files import (
     saved_steps,
     state_folder,
 )
-from secondlook.train.termination import EndRequest, Saved
+from secondlook.train.termination import Saved
 from secondlook.train.trackers import CaptionedImage, Tracker, check_trackers, open_trackers
 
 CONFIG, METRICS, ORIGIN = "config.json", "metrics.jsonl", "origin.json"
@@ -151,6 +152,20 @@ class Trainer:
                         f"asked to end; {self.out} has the state of step {self.step}, and the "
                         "same command goes on"
                     )
+
+    def leave_step(self) -> NoReturn:
+        """Give up the present step, which has changed nothing yet, because the run was asked to
+        end: the same command does it again from its beginning, to the same bits.
+
+        Raises Saved; the state is that of the finished steps.
+        """
+        if self.step and self.step not in saved_steps(self.out):
+            self.save()
+        state = f"{self.out} has the state of step {self.step}" if self.step else "no step is done"
+        raise Saved(
+            f"asked to end amid step {self.step + 1}, which is given up; {state}, and the same "
+            "command goes on"
+        )
 
     def due(self, period: int) -> bool:
         """Whether the present step is one of every ``period``, or the last one."""

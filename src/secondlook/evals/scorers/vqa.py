@@ -18,7 +18,7 @@ from secondlook.evals.scorers.models import check_model, loading
 from secondlook.llm.client import Answers, Asker, Endpoint
 from secondlook.llm.local import LocalModel
 from secondlook.llm.missing import Missing, missing_of
-from secondlook.rewards.vlm import ATOMIC, yes_or_no
+from secondlook.rewards.vlm import ATOMIC, trial_question, yes_or_no
 
 SIDE = 480
 """Side of the pictures that T2I-CompBench's BLIP sees, whatever size its positions were stored
@@ -160,3 +160,10 @@ def check_answerer(model: str, url: str = "") -> str:
         return check_model("vqa", model)
     Asker(Endpoint(url, model))
     return f"{model} at {url}"
+
+
+def try_answerer(model: str, url: str = "", in_words: bool = False) -> None:
+    """Ask a served model a trial question, to be answered by log-probabilities or ``in_words``.
+    Raises InputError where it can answer none."""
+    if url:
+        Asker(Endpoint(url, model)).try_out(trial_question(in_words))

@@ -91,12 +91,13 @@ def read_codes(folder: Path) -> tuple[str, list[CodedImage]]:
 
 def decode(engine: Engine, coded: Sequence[CodedImage]) -> list[Image.Image]:
     """Images of their codes. Raises InputError where those are not the model's."""
-    n, words = engine.janus.n_codes, engine.janus.net.config.vq_config.num_embeddings
+    num_codes = engine.janus.n_codes
+    codebook_size = engine.janus.net.config.vq_config.num_embeddings
     for prompt, codes in coded:
-        if len(codes) != n or max(codes) >= words:
+        if len(codes) != num_codes or max(codes) >= codebook_size:
             raise InputError(
-                f"folder: the codes of {prompt!r} are not {n} numbers below {words}, as this "
-                "model draws"
+                f"folder: the codes of {prompt!r} are not {num_codes} numbers below "
+                f"{codebook_size}, as this model draws"
             )
     return engine.pictures([codes for _, codes in coded])
 
@@ -106,8 +107,8 @@ def decode_and_judge(engine: Engine, coded: Sequence[CodedImage]) -> list[Judged
     judged = []
     for (prompt, _), image in zip(coded, decode(engine, coded), strict=True):
         spec = parse(prompt)
-        second = second_detector.agrees(spec, image)
-        judged.append(JudgedTwice(spec, image, judge(spec, image), second))
+        second_right = second_detector.agrees(spec, image)
+        judged.append(JudgedTwice(spec, image, judge(spec, image), second_right))
     return judged
 
 
@@ -115,20 +116,26 @@ def write(
     out: Path, judged: Sequence[JudgedTwice], n: int = SHEET_IMAGES, seed: int = 0
 ) -> dict[str, Any]:
     """highest.png, random.png, disagreements.png and, last, result.json; returns the result."""
+    agreement_samples: list[Sample] = []
+    differing: list[JudgedTwice] = []
+    reader_alone = second_alone = 0  # images that only one of the two calls right
+    for item in judged:
+        same = item.reader.correct == item.second_right
+        agreement_samples.append(Sample("same", item.spec.prompt, float(same)))
+        if not same:
+            differing.append(item)
+            reader_alone += item.reader.correct
+            second_alone += item.second_right
     mixed = [judged[i] for i in np.random.default_rng(seed).permutation(len(judged))]
     # many have the highest score: the sheet shows a random choice of them
-    highest = sorted(mixed, key=lambda j: -j.reader.score)
-    differing = [j for j in judged if j.reader.correct != j.second_right]
-    for name, items in (("highest", highest), ("random", mixed), ("disagreements", differing)):
-        write_image(out / f"{name}.png", sheet(items[:n]))
-    agreed, reader_alone, second_alone = [], 0, 0
-    for j in judged:
-        agreed.append(Sample("same", j.spec.prompt, float(j.reader.correct == j.second_right)))
-        reader_alone += j.reader.correct and not j.second_right
-        second_alone += j.second_right and not j.reader.correct
+    highest = sorted(mixed, key=lambda item: -item.reader.score)
+    write_image(out / "highest.png", sheet(highest[:n]))
+    write_image(out / "random.png", sheet(mixed[:n]))
+    write_image(out / "disagreements.png", sheet(differing[:n]))
+    agreement = bootstrap(by_prompt(agreement_samples), lambda values: float(values["same"].mean()))
     result = {
         "images": len(judged),
-        "agreement": bootstrap(by_prompt(agreed), lambda v: float(v["same"].mean())),
+        "agreement": agreement,
         "only_the_reader_says_right": reader_alone,
         "only_the_second_says_right": second_alone,
         "seed": seed,
@@ -143,15 +150,16 @@ def sheet(
 ) -> Image.Image:
     """Pictures in a grid with their prompts; the frame is green where the reader says right and red
     where wrong."""
+    # px: a picture's side, and a tile of it with its frame and three lines of text
     side, text_height = 48 * scale, 38
-    width, height = side + 12, side + 12 + text_height
-    rows = max(1, -(-len(items) // columns))
-    canvas = Image.new("RGB", (columns * width, rows * height), "white")
+    tile_width, tile_height = side + 12, side + 12 + text_height
+    num_rows = max(1, -(-len(items) // columns))  # rounded up
+    canvas = Image.new("RGB", (columns * tile_width, num_rows * tile_height), "white")
     pen = ImageDraw.Draw(canvas)
     if not items:
-        pen.text((width, height // 2), "There is none.", fill="black", font_size=16)
+        pen.text((tile_width, tile_height // 2), "There is none.", fill="black", font_size=16)
     for i, item in enumerate(items):
-        x, y = i % columns * width, i // columns * height
+        x, y = i % columns * tile_width, i // columns * tile_height
         pen.rectangle(
             (x + 2, y + 2, x + side + 9, y + side + 9),
             outline="green" if item.reader.correct else "red",
@@ -159,8 +167,8 @@ def sheet(
         )
         picture = item.image.resize((side, side), Image.Resampling.NEAREST)
         canvas.paste(picture, (x + 6, y + 6))
-        words = textwrap.wrap(item.spec.prompt.removeprefix("a photo of "), 18)[:3]
+        prompt_lines = textwrap.wrap(item.spec.prompt.removeprefix("a photo of "), 18)[:3]
         pen.multiline_text(
-            (x + 6, y + side + 12), "\n".join(words), fill="black", font_size=10, spacing=1
+            (x + 6, y + side + 12), "\n".join(prompt_lines), fill="black", font_size=10, spacing=1
         )
     return canvas

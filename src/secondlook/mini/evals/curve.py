@@ -45,10 +45,10 @@ class MiniCurve(SampledMiniBenchmark):
     def lines(self, result: dict[str, Any]) -> list[str]:
         lines = []
         for point in result["curve"]:
-            over = interval_text(point["over_best_of_n"])
+            gain_text = interval_text(point["over_best_of_n"])
             lines.append(
                 f"  {point['rounds']} rounds, {point['images']:.2f} images: "
-                f"{interval_text(point['final'])}  over best-of-N {over}"
+                f"{interval_text(point['final'])}  over best-of-N {gain_text}"
             )
         return lines
 
@@ -72,37 +72,56 @@ def run_trials(
     progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> list[Trial]:
     """Sample the episodes and the independent images of every row of mini-GenEval."""
-    jobs = seeded_rows(settings, settings.rows_per_task)
-    n_fresh = settings.max_rounds - 1  # beside the episode's own first image
+    seeded = seeded_rows(settings, settings.rows_per_task)
     trials: list[Trial] = []
-    for start in range(0, len(jobs), engine.batch):
-        part = jobs[start : start + engine.batch]
-        prompts, seeds = [Prompt(spec.prompt) for spec, _ in part], [seed for _, seed in part]
+    for start in range(0, len(seeded), engine.batch):
+        batch_rows = seeded[start : start + engine.batch]
+        prompts = [Prompt(spec.prompt) for spec, _ in batch_rows]
+        seeds = [seed for _, seed in batch_rows]
         episodes = run_episodes(engine, prompts, seeds, settings.max_rounds, sampling)
-        fresh = []
-        if n_fresh:
-            fresh_prompts: list[Prompt] = []
-            fresh_seeds: list[int] = []
-            for prompt, seed in zip(prompts, seeds, strict=True):
-                fresh_prompts += [prompt] * n_fresh
-                first = 10**9 + seed * settings.max_rounds + 1  # seeds that no episode has
-                fresh_seeds += range(first, first + n_fresh)
-            verdict_only = replace(sampling, reason_tokens=1)
-            fresh = run_episodes(engine, fresh_prompts, fresh_seeds, 1, verdict_only)
-        for i, ((spec, _), episode) in enumerate(zip(part, episodes, strict=True)):
-            beside = [e.rounds[0] for e in fresh[i * n_fresh : (i + 1) * n_fresh]]
-            trials.append(_trial(spec, episode.rounds, beside))
-        progress("drawing", len(trials), len(jobs))
+        fresh_rounds = _draw_fresh(engine, prompts, seeds, settings.max_rounds, sampling)
+        for i, (spec, _) in enumerate(batch_rows):
+            trials.append(_trial(spec, episodes[i].rounds, fresh_rounds[i]))
+        progress("drawing", len(trials), len(seeded))
     return trials
 
 
-def _trial(spec: Spec, rounds: Sequence[Round], beside: Sequence[Round]) -> Trial:
+def _draw_fresh(
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    seeds: Sequence[int],
+    max_rounds: int,
+    sampling: SamplingConfig,
+) -> list[list[Round]]:
+    """``max_rounds`` - 1 independent images of each prompt, with the model's verdicts; best-of-N's
+    first image is the episode's own."""
+    num_fresh = max_rounds - 1
+    if not num_fresh:
+        return [[] for _ in prompts]
+    fresh_prompts: list[Prompt] = []
+    fresh_seeds: list[int] = []
+    for prompt, seed in zip(prompts, seeds, strict=True):
+        fresh_prompts += [prompt] * num_fresh
+        first_seed = 10**9 + seed * max_rounds + 1  # seeds that no episode has
+        fresh_seeds += range(first_seed, first_seed + num_fresh)
+    verdict_only = replace(sampling, reason_tokens=1)
+    fresh_episodes = run_episodes(engine, fresh_prompts, fresh_seeds, 1, verdict_only)
+    rounds_of_prompts: list[list[Round]] = []
+    for start in range(0, len(fresh_episodes), num_fresh):
+        of_prompt = fresh_episodes[start : start + num_fresh]
+        rounds_of_prompts.append([episode.rounds[0] for episode in of_prompt])
+    return rounds_of_prompts
+
+
+def _trial(spec: Spec, rounds: Sequence[Round], fresh_rounds: Sequence[Round]) -> Trial:
+    """An episode's images beside best-of-N's: the episode's first and the fresh ones."""
+
     def judged(shown: Round) -> JudgedImage:
         return JudgedImage(shown.yes, shown.p_yes, judge(spec, shown.image).correct)
 
     of_episode = tuple(judged(shown) for shown in rounds)
-    fresh = (of_episode[0], *(judged(shown) for shown in beside))
-    return Trial(spec.tag, spec.prompt, of_episode, fresh)
+    best_of_n = (of_episode[0], *(judged(shown) for shown in fresh_rounds))
+    return Trial(spec.tag, spec.prompt, of_episode, best_of_n)
 
 
 def summarize(trials: Sequence[Trial], settings: MiniCurve) -> dict[str, Any]:

@@ -80,19 +80,20 @@ class ReadEpisode:
 
 def rows_of(split: str, rows_per_task: int) -> list[Spec]:
     """The benchmark's rows, the first ones of each task."""
-    rows = []
+    first_rows = []
     for task in TASKS:
-        of_task = [spec for spec in benchmark(split) if spec.tag == task]
-        rows += of_task[:rows_per_task]
-    return rows
+        task_rows = [spec for spec in benchmark(split) if spec.tag == task]
+        first_rows += task_rows[:rows_per_task]
+    return first_rows
 
 
 def seeded_rows(settings: SampledMiniBenchmark, rows_per_task: int) -> list[tuple[Spec, int]]:
     """Every episode of the benchmark: its row and its seed."""
-    jobs = []
+    seeded: list[tuple[Spec, int]] = []
     for i, spec in enumerate(rows_of(settings.split, rows_per_task)):
-        jobs += [(spec, seed) for seed in settings.seeds_of(i)]
-    return jobs
+        for seed in settings.seeds_of(i):
+            seeded.append((spec, seed))
+    return seeded
 
 
 def draw_and_read(
@@ -103,31 +104,40 @@ def draw_and_read(
 ) -> list[ReadEpisode]:
     """Draw, judge and redraw every row of the benchmark; the truth is read from the pictures
     afterwards."""
-    jobs = seeded_rows(settings, settings.rows_per_task)
+    seeded = seeded_rows(settings, settings.rows_per_task)
     scored: list[ReadEpisode] = []
-    for start in range(0, len(jobs), engine.batch):
-        part = jobs[start : start + engine.batch]
-        prompts, seeds = [Prompt(spec.prompt) for spec, _ in part], [seed for _, seed in part]
+    for start in range(0, len(seeded), engine.batch):
+        batch_rows = seeded[start : start + engine.batch]
+        prompts = [Prompt(spec.prompt) for spec, _ in batch_rows]
+        seeds = [seed for _, seed in batch_rows]
         episodes = run_episodes(engine, prompts, seeds, settings.rounds, sampling)
-        for (spec, _), episode in zip(part, episodes, strict=True):
-            readings = tuple(read(shown.image) for shown in episode.rounds)
-            right = tuple(judge(spec, reading).correct for reading in readings)
-            scored.append(ReadEpisode(spec, episode, readings, right))
-        progress("drawing", len(scored), len(jobs))
+        for (spec, _), episode in zip(batch_rows, episodes, strict=True):
+            scored.append(read_episode(spec, episode))
+        progress("drawing", len(scored), len(seeded))
     return scored
+
+
+def read_episode(spec: Spec, episode: Episode) -> ReadEpisode:
+    """Read each of an episode's images and judge it by its row."""
+    readings, right = [], []
+    for shown in episode.rounds:
+        reading = read(shown.image)
+        readings.append(reading)
+        right.append(judge(spec, reading).correct)
+    return ReadEpisode(spec, episode, tuple(readings), tuple(right))
 
 
 def summarize(scored: Sequence[ReadEpisode], settings: MiniGenEval) -> dict[str, Any]:
     """The numbers of result.json."""
-    tasks = {}
+    result_of_task = {}
     for task in TASKS:
-        of_task = [s for s in scored if s.spec.tag == task]
+        of_task = [scored_episode for scored_episode in scored if scored_episode.spec.tag == task]
         if of_task:
-            tasks[task] = first_and_final(of_task) | {"images": len(of_task)}
+            result_of_task[task] = first_and_final(of_task) | {"images": len(of_task)}
     sampled, greedy = verdicts_of(scored), verdicts_of(scored, greedy=True)
     return {
         "overall": first_and_final(scored),
-        "tasks": tasks,
+        "tasks": result_of_task,
         "images": len(scored),
         "binding": binding(scored),
         "position": position(scored),
@@ -145,11 +155,13 @@ def summarize(scored: Sequence[ReadEpisode], settings: MiniGenEval) -> dict[str,
 def first_and_final(scored: Sequence[ReadEpisode]) -> dict[str, Any]:
     """The share of right first and final images and of the gain, unweighted means of the tasks."""
     samples: dict[str, list[Sample]] = {"first": [], "final": [], "gain": []}
-    for s in scored:
-        first, final = float(s.first_right), float(s.final_right)
-        for name, value in (("first", first), ("final", final), ("gain", final - first)):
-            samples[name].append(Sample(s.spec.tag, s.spec.prompt, value))
-    return {name: mean_of_tasks(values) for name, values in samples.items()}
+    for scored_episode in scored:
+        spec = scored_episode.spec
+        first, final = float(scored_episode.first_right), float(scored_episode.final_right)
+        samples["first"].append(Sample(spec.tag, spec.prompt, first))
+        samples["final"].append(Sample(spec.tag, spec.prompt, final))
+        samples["gain"].append(Sample(spec.tag, spec.prompt, final - first))
+    return {name: mean_of_tasks(of_measure) for name, of_measure in samples.items()}
 
 
 def verdicts_of(
@@ -157,11 +169,11 @@ def verdicts_of(
 ) -> tuple[list[bool], list[bool], list[str]]:
     """Truth, verdict (as sampled, or P(Yes) above a half) and prompt of every image."""
     truth, verdicts, prompts = [], [], []
-    for s in scored:
-        for shown, right in zip(s.episode.rounds, s.right, strict=True):
+    for scored_episode in scored:
+        for shown, right in zip(scored_episode.episode.rounds, scored_episode.right, strict=True):
             truth.append(right)
             verdicts.append(shown.p_yes > 0.5 if greedy else shown.yes)
-            prompts.append(s.spec.prompt)
+            prompts.append(scored_episode.spec.prompt)
             if first_only:
                 break
     return truth, verdicts, prompts
@@ -170,39 +182,54 @@ def verdicts_of(
 def redraws(scored: Sequence[ReadEpisode]) -> dict[str, Any]:
     """Episodes whose first image was judged No: the share of wrong ones that end right, and of
     right ones that end wrong (this also of all right first images, doubted or not)."""
-    doubted = [s for s in scored if len(s.right) > 1]
-    fixed = [s.final_right for s in doubted if not s.first_right]
-    broken = [not s.final_right for s in doubted if s.first_right]
+    # a second image is drawn only after a No
+    doubted = [scored_episode for scored_episode in scored if len(scored_episode.right) > 1]
+    fixed: list[bool] = []  # of the wrong first images
+    broken: list[bool] = []  # of the right ones
+    for scored_episode in doubted:
+        if scored_episode.first_right:
+            broken.append(not scored_episode.final_right)
+        else:
+            fixed.append(scored_episode.final_right)
+    num_first_right = sum(scored_episode.first_right for scored_episode in scored)
     return {
         "episodes": len(doubted),
         "wrong": len(fixed),
         "fixed": float(np.mean(fixed)) if fixed else 0.0,
         "right": len(broken),
         "broken": float(np.mean(broken)) if broken else 0.0,
-        "broken_of_all": sum(broken) / max(1, sum(s.first_right for s in scored)),
+        "broken_of_all": sum(broken) / max(1, num_first_right),
     }
 
 
 def _surest(reading: Reading, name: str) -> Detection | None:
     """The most confident object of a class."""
-    found = [d for d in reading.objects if d.name == name and d.confidence > THRESHOLD]
-    return max(found, key=lambda d: d.confidence) if found else None
+    surest: Detection | None = None
+    for detection in reading.objects:
+        if detection.name != name or detection.confidence <= THRESHOLD:
+            continue
+        if surest is None or detection.confidence > surest.confidence:
+            surest = detection
+    return surest
 
 
 def binding(scored: Sequence[ReadEpisode]) -> dict[str, Any]:
     """First images of color_attr rows that hold both objects in the two colours asked for: bound to
     the right ones, or swapped. Chance is 0.5."""
     samples = []
-    for s in scored:
-        if s.spec.tag != "color_attr":
+    for scored_episode in scored:
+        if scored_episode.spec.tag != "color_attr":
             continue
-        found = [_surest(s.readings[0], clause.name) for clause in s.spec.include]
-        if None in found:
-            continue
-        colors = [detection.color for detection in found if detection]
-        wanted = [clause.color for clause in s.spec.include]
-        if sorted(colors) == sorted(str(color) for color in wanted):
-            samples.append(Sample("bound", s.spec.prompt, float(colors == wanted)))
+        colors, wanted_colors = [], []  # of each object that is there, in the prompt's order
+        for clause in scored_episode.spec.include:
+            detection = _surest(scored_episode.readings[0], clause.name)
+            if detection:
+                colors.append(detection.color)
+            wanted_colors.append(str(clause.color))
+        # unequal too where an object is missing
+        if sorted(colors) == sorted(wanted_colors):
+            bound_right = float(colors == wanted_colors)
+            samples.append(Sample("bound", scored_episode.spec.prompt, bound_right))
     bound = _mean(samples)
     swapped = {"mean": 1 - bound["mean"], "low": 1 - bound["high"], "high": 1 - bound["low"]}
     return {"bound": bound, "swapped": swapped, "images": len(samples)}
@@ -212,15 +239,15 @@ def position(scored: Sequence[ReadEpisode]) -> dict[str, Any]:
     """First images of position rows that hold both objects: the share whose relation holds, beside
     what random layouts give."""
     samples = []
-    for s in scored:
-        if s.spec.tag != "position":
+    for scored_episode in scored:
+        if scored_episode.spec.tag != "position":
             continue
-        target, placed = s.spec.include
-        found_target = _surest(s.readings[0], target.name)
-        found_placed = _surest(s.readings[0], placed.name)
+        target, placed = scored_episode.spec.include
+        found_target = _surest(scored_episode.readings[0], target.name)
+        found_placed = _surest(scored_episode.readings[0], placed.name)
         if found_placed and found_target and placed.position:
             held = placed.position[0] in relations(found_placed.box, found_target.box)
-            samples.append(Sample("held", s.spec.prompt, float(held)))
+            samples.append(Sample("held", scored_episode.spec.prompt, float(held)))
     return {
         "given_both": _mean(samples),
         "chance": chance_of_relation(),
@@ -236,17 +263,17 @@ def _mean(samples: Sequence[Sample]) -> Interval:
 def chance_of_relation(draws: int = 4000) -> float:
     """How often one given relation holds between two objects placed at random."""
     rng = np.random.default_rng(0)
-    held = 0
+    num_held = 0
     for _ in range(draws):
         corners = place(rng, 2)  # in reading order, so either may be the first object
         if rng.random() >= 0.5:
             corners = corners[::-1]
-        boxes = [(x, y, x + CELL - 2, y + CELL - 2) for y, x in corners]
-        held += "left of" in relations(*boxes)
-    return held / draws
+        boxes = [(x, y, x + CELL - 2, y + CELL - 2) for y, x in corners]  # less the margin
+        num_held += "left of" in relations(*boxes)
+    return num_held / draws
 
 
-def gallery(scored: Sequence[ReadEpisode], n: int = 6) -> dict[str, list[dict[str, Any]]]:
+def gallery(scored: Sequence[ReadEpisode], num_shown: int = 6) -> dict[str, list[dict[str, Any]]]:
     """Episodes to look at: where a redraw fixed the image, where it did not help, where a right
     image was doubted, where a wrong one was not. Groups without an episode are left out."""
     groups: dict[str, list[ReadEpisode]] = {
@@ -256,28 +283,32 @@ def gallery(scored: Sequence[ReadEpisode], n: int = 6) -> dict[str, list[dict[st
         "Wrong, and judged Yes at once": [],
         "Right at once": [],
     }
-    for s in scored:
-        several, doubted = len(s.right) > 1, not s.episode.rounds[0].yes
-        if several and s.first_right != s.final_right:
-            name = "Broken by redrawing" if s.first_right else "Fixed by looking again"
-            groups[name].append(s)
-        if doubted and not s.first_right and not s.final_right:
-            groups["Still wrong"].append(s)
-        if not doubted and not s.first_right:
-            groups["Wrong, and judged Yes at once"].append(s)
-        if not several and s.first_right:
-            groups["Right at once"].append(s)
-    shown = {}
-    for name, episodes in groups.items():
-        if episodes:
-            step = max(1, len(episodes) // n)
-            shown[name] = [_strip(s) for s in episodes[::step][:n]]
-    return shown
+    for scored_episode in scored:
+        several, doubted = len(scored_episode.right) > 1, not scored_episode.episode.rounds[0].yes
+        if several and scored_episode.first_right != scored_episode.final_right:
+            group_name = (
+                "Broken by redrawing" if scored_episode.first_right else "Fixed by looking again"
+            )
+            groups[group_name].append(scored_episode)
+        if doubted and not scored_episode.first_right and not scored_episode.final_right:
+            groups["Still wrong"].append(scored_episode)
+        if not doubted and not scored_episode.first_right:
+            groups["Wrong, and judged Yes at once"].append(scored_episode)
+        if not several and scored_episode.first_right:
+            groups["Right at once"].append(scored_episode)
+    strips_of_group = {}
+    for group_name, of_group in groups.items():
+        if of_group:
+            step = max(1, len(of_group) // num_shown)  # spread over the whole group
+            chosen_episodes = of_group[::step][:num_shown]
+            strips_of_group[group_name] = [_strip(chosen) for chosen in chosen_episodes]
+    return strips_of_group
 
 
-def _strip(s: ReadEpisode) -> dict[str, Any]:
+def _strip(scored_episode: ReadEpisode) -> dict[str, Any]:
+    """An episode as the page's template shows it."""
     rounds = []
-    for shown, right in zip(s.episode.rounds, s.right, strict=True):
+    for shown, right in zip(scored_episode.episode.rounds, scored_episode.right, strict=True):
         rounds.append(
             {
                 "src": embed(shown.image),
@@ -287,13 +318,17 @@ def _strip(s: ReadEpisode) -> dict[str, Any]:
                 "right": right,
             }
         )
-    return {"prompt": s.spec.prompt, "final": s.episode.final, "rounds": rounds}
+    return {
+        "prompt": scored_episode.spec.prompt,
+        "final": scored_episode.episode.final,
+        "rounds": rounds,
+    }
 
 
-def episode_row(s: ReadEpisode) -> dict[str, Any]:
+def episode_row(scored_episode: ReadEpisode) -> dict[str, Any]:
     """An episode as episodes.json has it."""
     rounds = []
-    for shown, right in zip(s.episode.rounds, s.right, strict=True):
+    for shown, right in zip(scored_episode.episode.rounds, scored_episode.right, strict=True):
         rounds.append(
             {
                 "yes": shown.yes,
@@ -304,10 +339,10 @@ def episode_row(s: ReadEpisode) -> dict[str, Any]:
             }
         )
     return {
-        "tag": s.spec.tag,
-        "prompt": s.spec.prompt,
-        "seed": s.episode.seed,
-        "final": s.episode.final,
+        "tag": scored_episode.spec.tag,
+        "prompt": scored_episode.spec.prompt,
+        "seed": scored_episode.episode.seed,
+        "final": scored_episode.episode.final,
         "rounds": rounds,
     }
 
@@ -315,9 +350,10 @@ def episode_row(s: ReadEpisode) -> dict[str, Any]:
 def write(out: Path, scored: Sequence[ReadEpisode], settings: MiniGenEval) -> dict[str, Any]:
     """episodes.json, gallery.json, mini-geneval.html and, last, result.json; returns the result."""
     result = summarize(scored, settings)
-    write_json(out / "episodes.json", [episode_row(s) for s in scored])
-    shown = gallery(scored)
-    write_json(out / "gallery.json", shown)
-    write_text(out / "mini-geneval.html", page("mini-geneval.html", result=result, gallery=shown))
+    write_json(out / "episodes.json", [episode_row(scored_episode) for scored_episode in scored])
+    shown_episodes = gallery(scored)
+    write_json(out / "gallery.json", shown_episodes)
+    html = page("mini-geneval.html", result=result, gallery=shown_episodes)
+    write_text(out / "mini-geneval.html", html)
     write_json(out / "result.json", result)
     return result

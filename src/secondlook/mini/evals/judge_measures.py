@@ -40,11 +40,17 @@ class ImageVerdict:
 
 
 def _right(verdicts: Sequence[ImageVerdict]) -> np.ndarray:
-    return np.array([v.right for v in verdicts])
+    """(images,) bool."""
+    return np.array([verdict.right for verdict in verdicts])
 
 
 def _p_yes(verdicts: Sequence[ImageVerdict]) -> np.ndarray:
-    return np.array([v.p_yes for v in verdicts])
+    """(images,) float in [0, 1]."""
+    return np.array([verdict.p_yes for verdict in verdicts])
+
+
+def _prompts(verdicts: Sequence[ImageVerdict]) -> list[str]:
+    return [verdict.prompt for verdict in verdicts]
 
 
 def _balanced(right: np.ndarray, yes: np.ndarray) -> float:
@@ -62,9 +68,9 @@ def _area(right: np.ndarray, p_yes: np.ndarray) -> float:
 def _by_prompt(
     verdicts: Sequence[ImageVerdict], columns: Sequence[np.ndarray]
 ) -> dict[str, list[np.ndarray]]:
-    """Rows of columns by prompt, the unit of resampling."""
-    rows = np.stack(columns, 1)  # (images, columns)
-    return {"all": [rows[places] for places in group_by_prompt([v.prompt for v in verdicts])]}
+    """Each prompt's rows (its images, columns): a prompt is the unit of resampling."""
+    table = np.stack(columns, 1)  # (images, columns)
+    return {"all": [table[indices] for indices in group_by_prompt(_prompts(verdicts))]}
 
 
 def auroc(verdicts: Sequence[ImageVerdict]) -> Interval:
@@ -77,63 +83,69 @@ def auroc(verdicts: Sequence[ImageVerdict]) -> Interval:
 def reliability(verdicts: Sequence[ImageVerdict]) -> list[dict[str, float]]:
     """Bins of P(Yes) of equal width: mean P(Yes), share that is right, images."""
     p_yes, right = _p_yes(verdicts), _right(verdicts)
-    bin_of = np.minimum((p_yes * BINS).astype(int), BINS - 1)
-    bins = []
-    for b in range(BINS):
-        inside = bin_of == b
-        if inside.any():
-            bins.append(
+    bin_of_image = np.minimum((p_yes * BINS).astype(int), BINS - 1)  # 1.0 is in the last bin
+    filled_bins = []
+    for bin_index in range(BINS):
+        in_bin = bin_of_image == bin_index
+        if in_bin.any():
+            filled_bins.append(
                 {
-                    "p_yes": float(p_yes[inside].mean()),
-                    "right": float(right[inside].mean()),
-                    "images": int(inside.sum()),
+                    "p_yes": float(p_yes[in_bin].mean()),
+                    "right": float(right[in_bin].mean()),
+                    "images": int(in_bin.sum()),
                 }
             )
-    return bins
+    return filled_bins
 
 
 def ece(bins: Sequence[dict[str, float]]) -> float:
     """Expected calibration error: the bins' distance of P(Yes) from the share that is right,
     weighted by their images."""
-    total = sum(b["images"] for b in bins)
-    return float(sum(b["images"] * abs(b["p_yes"] - b["right"]) for b in bins) / total)
+    num_images = sum(row["images"] for row in bins)
+    weighted_error = sum(row["images"] * abs(row["p_yes"] - row["right"]) for row in bins)
+    return float(weighted_error / num_images)
 
 
 def best_threshold(verdicts: Sequence[ImageVerdict]) -> float:
     """The P(Yes) above which saying Yes has the best balanced accuracy: midway between two
     neighbours."""
     right, p_yes = _right(verdicts), _p_yes(verdicts)
-    values = np.unique(p_yes)
-    cuts = np.concatenate([[0.0], (values[1:] + values[:-1]) / 2, [1.0]])
-    spread = np.linspace(0, len(cuts) - 1, min(len(cuts), MAX_CUTS)).astype(int)
-    cuts = cuts[spread]
-    return float(cuts[int(np.nanargmax([_balanced(right, p_yes > cut) for cut in cuts]))])
+    distinct = np.unique(p_yes)
+    thresholds = np.concatenate([[0.0], (distinct[1:] + distinct[:-1]) / 2, [1.0]])
+    num_tried = min(len(thresholds), MAX_CUTS)
+    thresholds = thresholds[np.linspace(0, len(thresholds) - 1, num_tried).astype(int)]
+    accuracies = [_balanced(right, p_yes > threshold) for threshold in thresholds]
+    return float(thresholds[int(np.nanargmax(accuracies))])
 
 
 def calibrated(verdicts: Sequence[ImageVerdict]) -> dict[str, Any]:
     """A threshold found on one half of the prompts, and what it gives on the other; nothing where a
     half has no right or no wrong image."""
     halves: list[list[ImageVerdict]] = [[], []]
-    for v in verdicts:
-        halves[sha256(v.prompt.encode()).digest()[0] % 2].append(v)
-    if any(len({v.right for v in half}) < 2 for half in halves):
-        return {}
-    one, other = halves
-    cut = best_threshold(one)
+    for verdict in verdicts:  # by a hash, so that a prompt is always in the same half
+        halves[sha256(verdict.prompt.encode()).digest()[0] % 2].append(verdict)
+    for half in halves:
+        if _right(half).all() or not _right(half).any():
+            return {}
+    fitted_half, other_half = halves
+    threshold = best_threshold(fitted_half)
+    p_yes = _p_yes(other_half)
+    at_threshold = verdict_agreement(other_half, p_yes > threshold)
+    at_half = verdict_agreement(other_half, p_yes > 0.5)
     return {
-        "threshold": cut,
-        "balanced_accuracy": verdict_agreement(other, _p_yes(other) > cut)["balanced_accuracy"],
-        "at_half": verdict_agreement(other, _p_yes(other) > 0.5)["balanced_accuracy"],
+        "threshold": threshold,
+        "balanced_accuracy": at_threshold["balanced_accuracy"],
+        "at_half": at_half["balanced_accuracy"],
     }
 
 
 def verdict_agreement(verdicts: Sequence[ImageVerdict], yes: np.ndarray) -> dict[str, Any]:
-    prompts = [v.prompt for v in verdicts]
-    return agreement(_right(verdicts).tolist(), yes.tolist(), prompts)
+    """How often ``yes`` (images,) is the truth (`evals.intervals.agreement`)."""
+    return agreement(_right(verdicts).tolist(), yes.tolist(), _prompts(verdicts))
 
 
 def overall(verdicts: Sequence[ImageVerdict]) -> dict[str, Any]:
-    """Of greedy verdicts (P(Yes) above a half)."""
+    """All measures of greedy verdicts (P(Yes) above a half)."""
     right, yes = _right(verdicts), _p_yes(verdicts) > 0.5
     bins = reliability(verdicts)
     measures = verdict_agreement(verdicts, yes) | {
@@ -145,11 +157,12 @@ def overall(verdicts: Sequence[ImageVerdict]) -> dict[str, Any]:
         "calibrated": calibrated(verdicts),
         "reliability": bins,
     }
-    checked = [v for v in verdicts if v.reason_holds is not None]
+    checked = [verdict for verdict in verdicts if verdict.reason_holds is not None]
     if checked:
-        units = _by_prompt(checked, [np.array([float(bool(v.reason_holds)) for v in checked])])
-        held = bootstrap(units, lambda rows: float(rows["all"].mean()))
-        measures["reason_names_a_failure"] = held
+        reason_holds = np.array([bool(verdict.reason_holds) for verdict in checked], float)
+        units = _by_prompt(checked, [reason_holds])
+        share_held = bootstrap(units, lambda rows: float(rows["all"].mean()))
+        measures["reason_names_a_failure"] = share_held
         measures["reasons"] = len(checked)
     return measures
 
@@ -160,29 +173,32 @@ def differences(
     """This judge minus another on the same images: balanced accuracy of greedy and of sampled
     verdicts, AUROC, and the share of true No whose reasons name what failed. Raises InputError for
     other images."""
-    if [(v.prompt, v.right) for v in verdicts] != [(v.prompt, v.right) for v in others]:
+    same_prompts = _prompts(verdicts) == _prompts(others)
+    if not same_prompts or not np.array_equal(_right(verdicts), _right(others)):
         raise InputError(
             f"over: {name!r} judged other images; run eval mini-judging on the same ones"
         )
-    units = {"all": [np.array(places) for places in group_by_prompt([v.prompt for v in verdicts])]}
+    # a prompt's images by their indices, so that a resample takes the same of both judges
+    units = {"all": [np.array(indices) for indices in group_by_prompt(_prompts(verdicts))]}
 
     def difference(statistic: Callable[[Sequence[ImageVerdict]], float]) -> Interval:
         def of_resample(rows: dict[str, np.ndarray]) -> float:
-            places = rows["all"].astype(int)
-            ours, theirs = [verdicts[i] for i in places], [others[i] for i in places]
-            return statistic(ours) - statistic(theirs)
+            indices = rows["all"].astype(int)
+            own = [verdicts[i] for i in indices]
+            compared = [others[i] for i in indices]
+            return statistic(own) - statistic(compared)
 
         return bootstrap(units, of_resample)
 
-    measured: dict[str, Any] = {
+    difference_of: dict[str, Any] = {
         "other": name,
         "balanced_accuracy": difference(_greedy_balanced),
         "sampled_balanced_accuracy": difference(_sampled_balanced),
-        "auroc": difference(lambda those: _area(_right(those), _p_yes(those))),
+        "auroc": difference(lambda resampled: _area(_right(resampled), _p_yes(resampled))),
     }
     if not np.isnan(_reasons_hold(verdicts)):
-        measured["reasons"] = difference(_reasons_hold)
-    return measured
+        difference_of["reasons"] = difference(_reasons_hold)
+    return difference_of
 
 
 def _greedy_balanced(verdicts: Sequence[ImageVerdict]) -> float:
@@ -190,10 +206,13 @@ def _greedy_balanced(verdicts: Sequence[ImageVerdict]) -> float:
 
 
 def _sampled_balanced(verdicts: Sequence[ImageVerdict]) -> float:
-    return _balanced(_right(verdicts), np.array([v.yes for v in verdicts]))
+    return _balanced(_right(verdicts), np.array([verdict.yes for verdict in verdicts]))
 
 
 def _reasons_hold(verdicts: Sequence[ImageVerdict]) -> float:
     """The share of reasons that name what failed, of those that can be checked."""
-    checked = [bool(v.reason_holds) for v in verdicts if v.reason_holds is not None]
-    return float(np.mean(checked)) if checked else NO_DATA
+    holds_of_checked = []
+    for verdict in verdicts:
+        if verdict.reason_holds is not None:
+            holds_of_checked.append(bool(verdict.reason_holds))
+    return float(np.mean(holds_of_checked)) if holds_of_checked else NO_DATA

@@ -109,10 +109,10 @@ class MiniJudging(Benchmark):
                     f"first {unlabelled[0]}"
                 )
         verdicts, seconds = judge_images(session.load_engine(self.model), items, self.seed)
-        over = []
+        over_others = []
         for folder in self.over:
-            over.append(differences(verdicts, read_verdicts(folder), str(folder)))
-        return write(session.out, verdicts, self.settings(), seconds, over)
+            over_others.append(differences(verdicts, read_verdicts(folder), str(folder)))
+        return write(session.out, verdicts, self.settings(), seconds, over_others)
 
     def lines(self, result: dict[str, Any]) -> list[str]:
         overall = result["overall"]
@@ -123,19 +123,21 @@ class MiniJudging(Benchmark):
             f"{overall['kappa']:.3f}",
         ]
         if "reason_names_a_failure" in overall:
-            held = interval_text(overall["reason_names_a_failure"])
-            lines.append(f"reasons name what failed: {held} of {overall['reasons']} true No")
+            share_text = interval_text(overall["reason_names_a_failure"])
+            lines.append(f"reasons name what failed: {share_text} of {overall['reasons']} true No")
         if overall["calibrated"]:
-            cut = overall["calibrated"]["threshold"]
-            balanced = interval_text(overall["calibrated"]["balanced_accuracy"])
-            lines.append(f"threshold {cut:.3f} of one half of the prompts: {balanced} on the other")
+            threshold = overall["calibrated"]["threshold"]
+            accuracy_text = interval_text(overall["calibrated"]["balanced_accuracy"])
+            lines.append(
+                f"threshold {threshold:.3f} of one half of the prompts: {accuracy_text} on the "
+                "other"
+            )
         for row in result["over"]:
-            measured = [
-                f"{name.replace('_', ' ')} {signed_text(value)}"
-                for name, value in row.items()
-                if name != "other"
-            ]
-            lines.append(f"over {row['other']}: {', '.join(measured)}")
+            difference_texts = []
+            for name, value in row.items():
+                if name != "other":
+                    difference_texts.append(f"{name.replace('_', ' ')} {signed_text(value)}")
+            lines.append(f"over {row['other']}: {', '.join(difference_texts)}")
         return [*lines, f"{result['images_per_second']:.1f} images/s"]
 
     @classmethod
@@ -151,10 +153,11 @@ def drawn_images(folder: Path, load_engine: Callable[[str], Engine]) -> list[Lab
     it."""
     model, coded = read_codes(folder)
     images = decode(load_engine(model), coded)
-    items = []
+    labelled_images = []
     for (prompt, _), image in zip(coded, images, strict=True):
-        items.append(LabelledImage(prompt, image, judge(parse(prompt), image).correct, True))
-    return items
+        right = judge(parse(prompt), image).correct
+        labelled_images.append(LabelledImage(prompt, image, right, of_miniature=True))
+    return labelled_images
 
 
 def labelled_pairs(path: Path, template: ChatTemplate) -> tuple[list[LabelledImage], list[str]]:
@@ -168,7 +171,8 @@ def labelled_pairs(path: Path, template: ChatTemplate) -> tuple[list[LabelledIma
             unlabelled.append(pair.name)
         else:
             source = pair.asked().source
-            items.append(LabelledImage(pair.prompt, pair.open(), pair.good, False, source))
+            image = pair.open()
+            items.append(LabelledImage(pair.prompt, image, pair.good, False, source))
     if not items:
         raise InputError(
             f"images: no pair of {str(path)!r} says whether it is good; give each a field good = "
@@ -188,30 +192,30 @@ def judge_images(
     for i, item in enumerate(items):
         segments = template.judge(item.prompt, [item.image], [], item.source)
         requests.append(Request("judge", segments, seed * 10**6 + i))
-    began = time.perf_counter()
-    params = sampling.judge_params(template.yes, template.no)
-    turns = engine.write(requests, params, sampling.reason_tokens)
-    seconds = time.perf_counter() - began
+    start_time = time.perf_counter()
+    judge_params = sampling.judge_params(template.yes, template.no)
+    turns = engine.write(requests, judge_params, sampling.reason_tokens)
+    seconds = time.perf_counter() - start_time
     verdicts = []
     for item, turn in zip(items, turns, strict=True):
-        yes = turn.tokens[0] == template.yes
+        yes = turn.tokens[0] == template.yes  # the verdict is one token, the reason follows
         reason = template.words(turn.tokens[1:]).lstrip(", ")
-        holds = None
+        reason_holds: bool | None = None
         if item.of_miniature and not item.right and not yes:
-            holds = names_a_failure(parse(item.prompt), item.image, reason)
+            reason_holds = names_a_failure(parse(item.prompt), item.image, reason)
         p_yes = float(turn.p_yes or 0)
-        verdicts.append(ImageVerdict(item.prompt, item.right, yes, p_yes, reason, holds))
+        verdicts.append(ImageVerdict(item.prompt, item.right, yes, p_yes, reason, reason_holds))
     return verdicts, seconds
 
 
 def read_verdicts(folder: Path) -> list[ImageVerdict]:
     """The verdicts of a folder of ``eval mini-judging``. Raises InputError."""
-    path = folder / "verdicts.json"
-    with written_by("eval mini-judging", path):
-        verdicts = [ImageVerdict(**row) for row in read_json(path, list)]
+    verdicts_path = folder / "verdicts.json"
+    with written_by("eval mini-judging", verdicts_path):
+        verdicts = [ImageVerdict(**row) for row in read_json(verdicts_path, list)]
         for v in verdicts:
-            known = isinstance(v.prompt, str) and type(v.right) is type(v.yes) is bool
-            if not known or not finite(v.p_yes, 0, 1):
+            right_types = isinstance(v.prompt, str) and type(v.right) is type(v.yes) is bool
+            if not right_types or not finite(v.p_yes, 0, 1):
                 raise ValueError(
                     f"a verdict on {v.prompt!r} has p_yes {v.p_yes!r}, yes {v.yes!r}, right "
                     f"{v.right!r}"
@@ -231,16 +235,18 @@ def write(
 ) -> dict[str, Any]:
     """verdicts.json, reliability.png and, last, result.json (with ``over``, differences to other
     judges); returns the result."""
+    sampled_yes = np.array([verdict.yes for verdict in verdicts])
+    greedy_yes = np.array([verdict.p_yes > 0.5 for verdict in verdicts])
     result: dict[str, Any] = {
         "overall": overall(verdicts),
-        "sampled": verdict_agreement(verdicts, np.array([v.yes for v in verdicts])),
-        "greedy": verdict_agreement(verdicts, np.array([v.p_yes > 0.5 for v in verdicts])),
+        "sampled": verdict_agreement(verdicts, sampled_yes),
+        "greedy": verdict_agreement(verdicts, greedy_yes),
         "images_per_second": len(verdicts) / seconds if seconds else None,
         "over": list(over),
         "settings": settings,
         "versions": versions(),
     }
-    write_json(out / "verdicts.json", [asdict(v) for v in verdicts])
+    write_json(out / "verdicts.json", [asdict(verdict) for verdict in verdicts])
     plot(out / "reliability.png", result["overall"])
     write_json(out / "result.json", result)
     return result
@@ -253,19 +259,26 @@ def plot(path: Path, result: dict[str, Any]) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    bins = result["reliability"]
-    p_yes = [b["p_yes"] for b in bins]
-    figure, (top, low) = plt.subplots(2, 1, figsize=(4.4, 5.2), height_ratios=(3, 1), sharex=True)
-    top.plot([0, 1], [0, 1], color="0.7", lw=1)
-    top.plot(p_yes, [b["right"] for b in bins], marker="o", ms=4)
-    top.set_ylabel("share that is right")
-    top.set_title(f"ECE {result['ece']:.3f}, AUROC {result['auroc']['mean']:.3f}", fontsize=10)
-    low.bar(p_yes, [b["images"] for b in bins], width=0.06)
-    low.set_yscale("log")
-    low.set_ylabel("images")
-    low.set_xlabel("P(Yes)")
-    for axis in (top, low):
-        axis.grid(alpha=0.3)
+    p_yes, right_shares, image_counts = [], [], []
+    for bin_row in result["reliability"]:
+        p_yes.append(bin_row["p_yes"])
+        right_shares.append(bin_row["right"])
+        image_counts.append(bin_row["images"])
+    figure, (share_axes, count_axes) = plt.subplots(
+        2, 1, figsize=(4.4, 5.2), height_ratios=(3, 1), sharex=True
+    )
+    share_axes.plot([0, 1], [0, 1], color="0.7", lw=1)  # a calibrated judge
+    share_axes.plot(p_yes, right_shares, marker="o", ms=4)
+    share_axes.set_ylabel("share that is right")
+    share_axes.set_title(
+        f"ECE {result['ece']:.3f}, AUROC {result['auroc']['mean']:.3f}", fontsize=10
+    )
+    count_axes.bar(p_yes, image_counts, width=0.06)
+    count_axes.set_yscale("log")
+    count_axes.set_ylabel("images")
+    count_axes.set_xlabel("P(Yes)")
+    for axes in (share_axes, count_axes):
+        axes.grid(alpha=0.3)
     figure.tight_layout()
     with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")

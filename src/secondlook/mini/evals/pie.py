@@ -76,8 +76,8 @@ class MiniPIE(SampledMiniBenchmark):
                 f"{name:6} success {interval_text(row['success'])}, exact "
                 f"{interval_text(row['exact'])}, background PSNR {row['psnr']['mean']:.1f} dB"
             )
-        balanced = result["judge"]["every round"]["balanced_accuracy"]
-        return [*lines, f"judge, every round: balanced accuracy {interval_text(balanced)}"]
+        accuracy_text = interval_text(result["judge"]["every round"]["balanced_accuracy"])
+        return [*lines, f"judge, every round: balanced accuracy {accuracy_text}"]
 
     @classmethod
     def headline(cls, result: dict[str, Any]) -> dict[str, Any]:
@@ -106,30 +106,30 @@ class MeasuredEpisode:
 
 
 def prompt_of(edit: Edit) -> str:
-    """By which intervals resample."""
+    """The unit over which intervals resample: an instruction together with its source."""
     return f"{edit.instruction} {edit.source}"
 
 
 def succeeds(edit: Edit, reading: Reading) -> bool:
     """Whether a picture's reading passes the edit's target specification."""
-    verdict = edits.judge(edit, reading)
-    wanted = Counter((thing.name, thing.color) for thing in edit.target.things)
-    there = Counter((detected.name, detected.color) for detected in reading.objects)
-    placed = edit.kind not in ("add", "move") or verdict.followed
-    return placed and wanted == there and reading.leftover <= LEFTOVER
+    wanted_objects = Counter((thing.name, thing.color) for thing in edit.target.things)
+    read_objects = Counter((detection.name, detection.color) for detection in reading.objects)
+    # a place counts only where the instruction names one
+    placed = edit.kind not in ("add", "move") or edits.judge(edit, reading).followed
+    return placed and wanted_objects == read_objects and reading.leftover <= LEFTOVER
 
 
 def measure(edit: Edit, image: Image.Image) -> dict[str, float]:
     """MEASURES of a picture that is to be an edit."""
     reading = read(image)
     verdict = edits.judge(edit, reading)
-    source = Image.fromarray(render(edit.source))
+    source_image = Image.fromarray(render(edit.source))
     return {
         "success": float(succeeds(edit, reading)),
         "exact": float(verdict.correct),
         "followed": float(verdict.followed),
         "preserved": float(verdict.preserved),
-        **background(source, image, edit.mask()),
+        **background(source_image, image, edit.mask()),
     }
 
 
@@ -141,21 +141,22 @@ def edit_and_measure(
 ) -> list[MeasuredEpisode]:
     """Edit, judge and edit again every row of the benchmark; the truth is read from the pictures
     afterwards."""
-    jobs = []
+    seeded: list[tuple[Edit, int]] = []
     for i, edit in enumerate(edits.benchmark(settings.rows_per_kind, settings.split)):
-        jobs += [(edit, seed) for seed in settings.seeds_of(i)]
+        for seed in settings.seeds_of(i):
+            seeded.append((edit, seed))
     measured: list[MeasuredEpisode] = []
-    for start in range(0, len(jobs), engine.batch):
-        part = jobs[start : start + engine.batch]
-        prompts = []
-        for edit, _ in part:
+    for start in range(0, len(seeded), engine.batch):
+        batch_rows = seeded[start : start + engine.batch]
+        prompts, seeds = [], []
+        for edit, seed in batch_rows:
             prompts.append(Prompt(edit.instruction, Image.fromarray(render(edit.source))))
-        seeds = [seed for _, seed in part]
+            seeds.append(seed)
         episodes = run_episodes(engine, prompts, seeds, settings.rounds, sampling)
-        for (edit, _), episode in zip(part, episodes, strict=True):
+        for (edit, _), episode in zip(batch_rows, episodes, strict=True):
             measures = tuple(measure(edit, shown.image) for shown in episode.rounds)
             measured.append(MeasuredEpisode(edit, episode, measures))
-        progress("editing", len(measured), len(jobs))
+        progress("editing", len(measured), len(seeded))
     return measured
 
 
@@ -164,46 +165,56 @@ def baselines(
 ) -> dict[str, dict[str, Interval]]:
     """The identity edit, the source merely encoded and decoded, and a picture drawn from the
     target's caption."""
-    rows = edits.benchmark(settings.rows_per_kind, settings.split)
-    sources = [Image.fromarray(render(edit.source)) for edit in rows]
-    prompts = [Prompt(f"a photo of {caption(edit.target)}") for edit in rows]
-    seeds = [settings.seed * 10**6 + i for i in range(len(rows))]
-    drawn = run_episodes(engine, prompts, seeds, 1, sampling)
-    pictures = {
-        "identity": sources,
-        "the source encoded and decoded": engine.pictures(engine.codes(sources)),
-        "drawn from the target's caption": [episode.rounds[0].image for episode in drawn],
+    benchmark_edits = edits.benchmark(settings.rows_per_kind, settings.split)
+    source_images, prompts, seeds = [], [], []
+    for i, edit in enumerate(benchmark_edits):
+        source_images.append(Image.fromarray(render(edit.source)))
+        prompts.append(Prompt(f"a photo of {caption(edit.target)}"))
+        seeds.append(settings.seed * 10**6 + i)
+    drawn_episodes = run_episodes(engine, prompts, seeds, 1, sampling)
+    images_of_baseline = {
+        "identity": source_images,
+        "the source encoded and decoded": engine.pictures(engine.codes(source_images)),
+        "drawn from the target's caption": [episode.rounds[0].image for episode in drawn_episodes],
     }
-    found = {}
-    for name, images in pictures.items():
-        measures = [measure(edit, image) for edit, image in zip(rows, images, strict=True)]
-        found[name] = _means(rows, measures)
-    return found
+    means_of_baseline = {}
+    for name, images in images_of_baseline.items():
+        measures = []
+        for edit, image in zip(benchmark_edits, images, strict=True):
+            measures.append(measure(edit, image))
+        means_of_baseline[name] = _means(benchmark_edits, measures)
+    return means_of_baseline
 
 
-def _means(rows: Sequence[Edit], measures: Sequence[dict[str, float]]) -> dict[str, Interval]:
+def _means(
+    measured_edits: Sequence[Edit], measures: Sequence[dict[str, float]]
+) -> dict[str, Interval]:
     """Each measure's unweighted mean of the kinds of edits; where it is undefined it does not
     count."""
-    means = {}
+    mean_of_measure = {}
     for name in MEASURES:
         samples = []
-        for edit, values in zip(rows, measures, strict=True):
-            if np.isfinite(values[name]):
+        for edit, values in zip(measured_edits, measures, strict=True):
+            if np.isfinite(values[name]):  # an exact copy's PSNR is infinite
                 samples.append(Sample(edit.kind, prompt_of(edit), values[name]))
-        means[name] = mean_of_tasks(samples)
-    return means
+        mean_of_measure[name] = mean_of_tasks(samples)
+    return mean_of_measure
 
 
 def first_and_final(measured: Sequence[MeasuredEpisode]) -> dict[str, dict[str, Interval]]:
     """All measures of first images, of final ones, and of the gain."""
-    rows = [m.edit for m in measured]
-    gains = []
-    for m in measured:
-        gains.append({name: m.final[name] - m.first[name] for name in MEASURES})
+    measured_edits, firsts, finals, gains = [], [], [], []
+    for measured_episode in measured:
+        measured_edits.append(measured_episode.edit)
+        firsts.append(measured_episode.first)
+        finals.append(measured_episode.final)
+        gains.append(
+            {name: measured_episode.final[name] - measured_episode.first[name] for name in MEASURES}
+        )
     return {
-        "first": _means(rows, [m.first for m in measured]),
-        "final": _means(rows, [m.final for m in measured]),
-        "gain": _means(rows, gains),
+        "first": _means(measured_edits, firsts),
+        "final": _means(measured_edits, finals),
+        "gain": _means(measured_edits, gains),
     }
 
 
@@ -212,11 +223,13 @@ def verdicts_of(
 ) -> tuple[list[bool], list[bool], list[str]]:
     """Whether each image is exact, the model's verdict on it, and what was asked for."""
     truth, verdicts, prompts = [], [], []
-    for m in measured:
-        for shown, measures in zip(m.episode.rounds, m.measures, strict=True):
+    for measured_episode in measured:
+        for shown, measures in zip(
+            measured_episode.episode.rounds, measured_episode.measures, strict=True
+        ):
             truth.append(bool(measures["exact"]))
             verdicts.append(shown.yes)
-            prompts.append(prompt_of(m.edit))
+            prompts.append(prompt_of(measured_episode.edit))
             if first_only:
                 break
     return truth, verdicts, prompts
@@ -225,11 +238,18 @@ def verdicts_of(
 def redraws(measured: Sequence[MeasuredEpisode]) -> dict[str, Any]:
     """Edits that were made again: the share of wrong ones that end right, and of right ones that
     end wrong."""
-    again = [m for m in measured if len(m.measures) > 1]
-    fixed = [m.final["exact"] for m in again if not m.first["exact"]]
-    broken = [1 - m.final["exact"] for m in again if m.first["exact"]]
+    edited_again = [
+        measured_episode for measured_episode in measured if len(measured_episode.measures) > 1
+    ]
+    fixed: list[float] = []  # 1 or 0, of the wrong first edits
+    broken: list[float] = []  # 1 or 0, of the right ones
+    for measured_episode in edited_again:
+        if measured_episode.first["exact"]:
+            broken.append(1 - measured_episode.final["exact"])
+        else:
+            fixed.append(measured_episode.final["exact"])
     return {
-        "episodes": len(again),
+        "episodes": len(edited_again),
         "wrong": len(fixed),
         "fixed": float(np.mean(fixed)) if fixed else 0.0,
         "right": len(broken),
@@ -243,15 +263,23 @@ def summarize(
     """The numbers of result.json. ``overall`` has the final image's success and psnr, and all
     measures of the first image, the final one and their difference."""
     overall = first_and_final(measured)
-    by_kind = {}
+    result_of_kind = {}
     for kind in edits.KINDS:
-        by_kind[kind] = first_and_final([m for m in measured if m.edit.kind == kind])
+        result_of_kind[kind] = first_and_final(
+            [
+                measured_episode
+                for measured_episode in measured
+                if measured_episode.edit.kind == kind
+            ]
+        )
     final = overall["final"]
     return {
         "overall": {"success": final["success"], "psnr": final["psnr"], **overall},
-        "kinds": by_kind,
+        "kinds": result_of_kind,
         "images": len(measured),
-        "mean_rounds": float(np.mean([len(m.measures) for m in measured])),
+        "mean_rounds": float(
+            np.mean([len(measured_episode.measures) for measured_episode in measured])
+        ),
         "baselines": beside,
         "judge": {
             "first": agreement(*verdicts_of(measured, first_only=True)),
@@ -263,7 +291,9 @@ def summarize(
     }
 
 
-def gallery(measured: Sequence[MeasuredEpisode], n: int = 6) -> dict[str, list[dict[str, Any]]]:
+def gallery(
+    measured: Sequence[MeasuredEpisode], num_shown: int = 6
+) -> dict[str, list[dict[str, Any]]]:
     """Episodes to look at. Groups without an episode are left out."""
     groups: dict[str, list[MeasuredEpisode]] = {
         "Right at once": [],
@@ -271,26 +301,30 @@ def gallery(measured: Sequence[MeasuredEpisode], n: int = 6) -> dict[str, list[d
         "Still wrong": [],
         "Spoilt by editing again": [],
     }
-    for m in measured:
-        several = len(m.measures) > 1
-        first, final = bool(m.first["exact"]), bool(m.final["exact"])
+    for measured_episode in measured:
+        several = len(measured_episode.measures) > 1
+        first, final = bool(measured_episode.first["exact"]), bool(measured_episode.final["exact"])
         if first and not several:
-            groups["Right at once"].append(m)
+            groups["Right at once"].append(measured_episode)
         elif final and not first:
-            groups["Made good by looking again"].append(m)
+            groups["Made good by looking again"].append(measured_episode)
         elif not final:
-            groups["Spoilt by editing again" if first else "Still wrong"].append(m)
-    shown = {}
-    for name, episodes in groups.items():
-        if episodes:
-            step = max(1, len(episodes) // n)
-            shown[name] = [_strip(m) for m in episodes[::step][:n]]
-    return shown
+            groups["Spoilt by editing again" if first else "Still wrong"].append(measured_episode)
+    strips_of_group = {}
+    for group_name, of_group in groups.items():
+        if of_group:
+            step = max(1, len(of_group) // num_shown)  # spread over the whole group
+            chosen_episodes = of_group[::step][:num_shown]
+            strips_of_group[group_name] = [_strip(chosen) for chosen in chosen_episodes]
+    return strips_of_group
 
 
-def _strip(m: MeasuredEpisode) -> dict[str, Any]:
+def _strip(measured_episode: MeasuredEpisode) -> dict[str, Any]:
+    """An episode as the page's template shows it."""
     rounds = []
-    for shown, measures in zip(m.episode.rounds, m.measures, strict=True):
+    for shown, measures in zip(
+        measured_episode.episode.rounds, measured_episode.measures, strict=True
+    ):
         rounds.append(
             {
                 "src": embed(shown.image),
@@ -300,32 +334,34 @@ def _strip(m: MeasuredEpisode) -> dict[str, Any]:
                 "right": bool(measures["exact"]),
             }
         )
-    assert m.episode.prompt.source is not None
+    assert measured_episode.episode.prompt.source is not None
     return {
-        "prompt": m.edit.instruction,
-        "source": embed(m.episode.prompt.source),
-        "final": m.episode.final,
+        "prompt": measured_episode.edit.instruction,
+        "source": embed(measured_episode.episode.prompt.source),
+        "final": measured_episode.episode.final,
         "rounds": rounds,
     }
 
 
-def episode_row(m: MeasuredEpisode) -> dict[str, Any]:
+def episode_row(measured_episode: MeasuredEpisode) -> dict[str, Any]:
     """An episode as episodes.json has it."""
     rounds = []
-    for shown, measures in zip(m.episode.rounds, m.measures, strict=True):
-        about = {
+    for shown, measures in zip(
+        measured_episode.episode.rounds, measured_episode.measures, strict=True
+    ):
+        round_row = {
             "yes": shown.yes,
             "p_yes": round(shown.p_yes, 5),
             "reason": shown.reason,
             "codes": list(shown.codes),
         }
-        rounds.append(about | measures)
+        rounds.append(round_row | measures)
     return {
-        "kind": m.edit.kind,
-        "instruction": m.edit.instruction,
-        "source": [asdict(thing) for thing in m.edit.source.things],
-        "seed": m.episode.seed,
-        "final": m.episode.final,
+        "kind": measured_episode.edit.kind,
+        "instruction": measured_episode.edit.instruction,
+        "source": [asdict(thing) for thing in measured_episode.edit.source.things],
+        "seed": measured_episode.episode.seed,
+        "final": measured_episode.episode.final,
         "rounds": rounds,
     }
 
@@ -335,7 +371,9 @@ def write(
 ) -> dict[str, Any]:
     """episodes.json, mini-pie.html and, last, result.json; returns the result."""
     result = summarize(measured, settings, beside)
-    write_json(out / "episodes.json", [episode_row(m) for m in measured])
+    write_json(
+        out / "episodes.json", [episode_row(measured_episode) for measured_episode in measured]
+    )
     html = page("mini-pie.html", result=result, gallery=gallery(measured))
     write_text(out / "mini-pie.html", html)
     write_json(out / "result.json", result)

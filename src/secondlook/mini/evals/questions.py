@@ -44,8 +44,8 @@ class MiniQuestions(Benchmark):
         lines = []
         for opening, row in result["kinds"].items():
             lines.append(f"  {opening:12} {row['accuracy']:.3f}  ({row['questions']})")
-        balanced = interval_text(result["is_there"]["balanced_accuracy"])
-        return [*lines, f"  is there …?  balanced accuracy {balanced}"]
+        accuracy_text = interval_text(result["is_there"]["balanced_accuracy"])
+        return [*lines, f"  is there …?  balanced accuracy {accuracy_text}"]
 
     @classmethod
     def headline(cls, result: dict[str, Any]) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def ask_questions(engine: Engine, settings: MiniQuestions) -> dict[str, Any]:
     rng = np.random.default_rng(SEED)
     texts, truths, requests = [], [], []
     for _ in range(settings.questions):
-        scene = sample_scene(rng)[1]
+        _, scene = sample_scene(rng)
         text, truth = question(rng, scene)
         texts.append(text)
         truths.append(truth)
@@ -71,23 +71,25 @@ def ask_questions(engine: Engine, settings: MiniQuestions) -> dict[str, Any]:
     turns = engine.write(requests, SamplingParams("text", temperature=0.0), max_tokens=4)
     answers = [engine.template.words(turn.tokens) for turn in turns]
 
-    right_by_kind: dict[str, list[bool]] = {}
+    all_right: list[bool] = []
+    right_by_kind: dict[str, list[bool]] = {}  # by a question's first two words
     is_there_truth, is_there_answers = [], []
     for text, truth, answer in zip(texts, truths, answers, strict=True):
         opening = " ".join(text.split()[:2])
+        all_right.append(answer == truth)
         right_by_kind.setdefault(opening, []).append(answer == truth)
         if opening == "is there":
             is_there_truth.append(truth == "Yes")
             is_there_answers.append(answer == "Yes")
-    all_right = [right for rights in right_by_kind.values() for right in rights]
-    each_its_own = [str(i) for i in range(len(is_there_truth))]
+    result_of_kind = {}
+    for opening, of_kind in right_by_kind.items():
+        accuracy = float(np.mean(of_kind))
+        result_of_kind[opening] = {"accuracy": accuracy, "questions": len(of_kind)}
+    question_names = [str(i) for i in range(len(is_there_truth))]  # each is its own unit
     return {
         "overall": {"accuracy": float(np.mean(all_right))},
-        "kinds": {
-            opening: {"accuracy": float(np.mean(rights)), "questions": len(rights)}
-            for opening, rights in right_by_kind.items()
-        },
-        "is_there": agreement(is_there_truth, is_there_answers, each_its_own),
+        "kinds": result_of_kind,
+        "is_there": agreement(is_there_truth, is_there_answers, question_names),
         "settings": settings.settings(),
         "versions": versions(),
     }

@@ -43,4 +43,5 @@ class SampledMiniBenchmark(Benchmark):
 
     def seeds_of(self, row: int) -> list[int]:
         """The seed of each of a row's samples."""
-        return [self.seed * 10**6 + row * 1000 + k for k in range(self.samples)]
+        first_seed = self.seed * 10**6 + row * 1000  # of at most 1000 samples
+        return list(range(first_seed, first_seed + self.samples))

@@ -62,93 +62,100 @@ class BaseJob:
     def _fresh(self, out: Path) -> Janus:
         """A new model; a resumed run keeps its text tokenizer, whatever has become of the
         corpus."""
-        stored = out / "words"
-        words = PreTrainedTokenizerFast.from_pretrained(stored) if stored.is_dir() else None
-        janus = new_janus(self.config, words)
-        if words is None:
-            janus.tokenizer.save_pretrained(stored)
+        tokenizer_folder = out / "words"
+        if tokenizer_folder.is_dir():
+            text_tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
+            return new_janus(self.config, text_tokenizer)
+        janus = new_janus(self.config)
+        janus.tokenizer.save_pretrained(tokenizer_folder)
         return janus
 
     def _pool(self, out: Path) -> tuple[list[str], Tensor]:
         """Prompts and codes of the pool; encoded once and kept in the run's folder."""
-        c, path = self.config, out / "pool.pt"
-        if path.exists():
-            stored = torch.load(path, weights_only=True)
+        config, pool_path = self.config, out / "pool.pt"
+        if pool_path.exists():
+            stored = torch.load(pool_path, weights_only=True)
             return stored["prompts"], stored["codes"]
         prompts: list[str] = []
         codes: list[Tensor] = []
-        for start in track(range(0, c.pool, 500), "encoding the pool"):
-            rng = np.random.default_rng([c.seed, 10**6, start])
-            items = datasets.pictures(rng, min(500, c.pool - start), kinds=c.kinds)
-            prompts += [p.spec.prompt for p in items]
+        for start in track(range(0, config.pool, 500), "encoding the pool"):
+            rng = np.random.default_rng([config.seed, 10**6, start])
+            items = datasets.pictures(rng, min(500, config.pool - start), kinds=config.kinds)
+            prompts += [item.spec.prompt for item in items]
             with torch.no_grad():
-                codes.append(self.janus.to_codes([p.image for p in items]).to("cpu", torch.int16))
+                batch_codes = self.janus.to_codes([item.image for item in items])
+            codes.append(batch_codes.to("cpu", torch.int16))
+        pool_codes = torch.cat(codes)  # (pool, codes of a picture)
         out.mkdir(parents=True, exist_ok=True)
-        torch.save({"prompts": prompts, "codes": torch.cat(codes)}, path)
-        return prompts, torch.cat(codes)
+        torch.save({"prompts": prompts, "codes": pool_codes}, pool_path)
+        return prompts, pool_codes
 
     def _drop(self, rng: np.random.Generator, segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
+        """A context as it is or, with a chance of ``prompt_dropout``, without its prompt."""
         if rng.random() < self.config.prompt_dropout:
             return self.template.unconditional(segments)
         return segments
 
     def draws(self, rng: np.random.Generator, n: int) -> TrainingRows:
         """Prompts of the pool, each with its picture's codes."""
-        picks = rng.integers(len(self.prompts), size=n)
-        rows = [self._drop(rng, self.template.draw(self.prompts[i])) for i in picks]
+        contexts: list[tuple[Segment, ...]] = []
         targets: list[TokenIds | ImageCodes] = []
-        for i in picks:
+        for i in rng.integers(len(self.prompts), size=n):
+            contexts.append(self._drop(rng, self.template.draw(self.prompts[i])))
             targets.append(ImageCodes(tuple(self.codes[i].tolist())))
-        return rows, targets
+        return contexts, targets
 
     def questions(self, rng: np.random.Generator, n: int) -> TrainingRows:
         """Questions about pictures and verdicts on them, each with its answer."""
         config = self.config
-        rows: list[tuple[Segment, ...]] = []
+        contexts: list[tuple[Segment, ...]] = []
         answers: list[TokenIds | ImageCodes] = []
         pictures = datasets.pictures(rng, n, config.alone, config.kinds, config.objects)
-        for q in datasets.questions(
+        for question in datasets.questions(
             rng, pictures, config.question_weights, config.aimed, config.judge_context
         ):
-            if q.prompt is None:
-                rows.append(self.template.ask(q.image, q.question))
+            if question.prompt is None:
+                contexts.append(self.template.ask(question.image, question.question))
             else:
-                images = [image for image, _ in q.earlier]
-                reasons = [reason for _, reason in q.earlier]
-                rows.append(self.template.judge(q.prompt, [*images, q.image], reasons))
-            answers.append(TokenIds(self.template.answer(q.answer)))
-        return rows, answers
+                images = [image for image, _ in question.earlier] + [question.image]
+                reasons = [reason for _, reason in question.earlier]
+                contexts.append(self.template.judge(question.prompt, images, reasons))
+            answers.append(TokenIds(self.template.answer(question.answer)))
+        return contexts, answers
 
     @torch.no_grad()
     def chains(self, rng: np.random.Generator, n: int) -> TrainingRows:
         """Prompts with pictures that were wrong and why, each with the right picture's codes."""
         chains = datasets.chains(rng, datasets.pictures(rng, n, kinds=self.config.kinds))
-        images = [image for chain in chains for image in (*chain.wrong, chain.right)]
-        all_codes = iter(self.janus.to_codes(images).tolist())  # of each chain: wrong ones, right
-        rows: list[tuple[Segment, ...]] = []
+        images = []  # of each chain: the wrong ones, then the right one
+        for chain in chains:
+            images += [*chain.wrong, chain.right]
+        all_codes = iter(self.janus.to_codes(images).tolist())  # encoded together, in that order
+        contexts: list[tuple[Segment, ...]] = []
         right_codes: list[TokenIds | ImageCodes] = []
         for chain in chains:
             wrong_codes = [tuple(next(all_codes)) for _ in chain.wrong]
             segments = self.template.redraw(chain.prompt, wrong_codes, list(chain.reasons))
-            rows.append(self._drop(rng, segments))
+            contexts.append(self._drop(rng, segments))
             right_codes.append(ImageCodes(tuple(next(all_codes))))
-        return rows, right_codes
+        return contexts, right_codes
 
     def step(self, step: int) -> dict[str, float]:
         """One update; returns its metrics."""
         config = self.config
         rng = np.random.default_rng([config.seed, step])
-        parts: dict[str, TrainingRows] = {}
+        rows_of_task: dict[str, TrainingRows] = {}
         if config.draws:
-            parts["draw"] = self.draws(rng, config.draws)
+            rows_of_task["draw"] = self.draws(rng, config.draws)
         if config.questions:
-            parts["question"] = self.questions(rng, config.questions)
+            rows_of_task["question"] = self.questions(rng, config.questions)
         if config.chains and step % config.chain_every == 0:
-            parts["chain"] = self.chains(rng, config.chains)
+            rows_of_task["chain"] = self.chains(rng, config.chains)
         metrics: dict[str, float] = {}
-        for name, (rows, completions) in parts.items():
-            losses, is_first = cross_entropy(self.janus, rows, completions)
-            if name == "question":
+        for task, (contexts, completions) in rows_of_task.items():
+            # (tokens,) each: a token's loss, and whether it is its completion's first
+            losses, is_first = cross_entropy(self.janus, contexts, completions)
+            if task == "question":
                 # the answer itself weighs as much as all the words after it, else yes and no are
                 # lost among the captions
                 answer_loss, words_loss = losses[is_first].mean(), losses[~is_first].mean()
@@ -156,8 +163,8 @@ class BaseJob:
                 metrics |= {"answer_loss": answer_loss.item(), "words_loss": words_loss.item()}
             else:
                 loss = losses.mean()
-                metrics[f"{name}_loss"] = loss.item()
-            loss.backward()
+                metrics[f"{task}_loss"] = loss.item()
+            loss.backward()  # one task at a time: gradients add up, activations do not
         self.optimizer.step(self.schedule.at(step))
         self.average.update(step)
         return metrics

@@ -82,16 +82,18 @@ def to_patches(pixels: Tensor, patch: int) -> Tensor:
 def cluster(patches: Tensor, k: int, seed: int, rounds: int = 10) -> Tensor:
     """k-means centres (at most k) of patches (N, D); when no more than k patches are distinct,
     these themselves."""
+    # patches repeat often: (M, D) distinct ones and how often each occurs (M,)
     distinct, counts = torch.unique(patches, dim=0, return_counts=True)
     if len(distinct) <= k:
         return distinct
     generator = torch.Generator().manual_seed(seed)
-    centres = distinct[torch.multinomial(counts.float(), k, generator=generator)]
+    centres = distinct[torch.multinomial(counts.float(), k, generator=generator)]  # (k, D)
     for _ in range(rounds):
-        nearest = torch.cdist(distinct, centres).argmin(1)
-        total = torch.zeros_like(centres).index_add_(0, nearest, distinct * counts[:, None])
-        weight = torch.zeros(k).index_add_(0, nearest, counts.float())
-        centres = torch.where(weight[:, None] > 0, total / weight[:, None].clamp(min=1), centres)
+        nearest = torch.cdist(distinct, centres).argmin(1)  # (M,)
+        patch_sums = torch.zeros_like(centres).index_add_(0, nearest, distinct * counts[:, None])
+        num_patches = torch.zeros(k).index_add_(0, nearest, counts.float())[:, None]  # (k, 1)
+        # a centre without patches stays where it is
+        centres = torch.where(num_patches > 0, patch_sums / num_patches.clamp(min=1), centres)
     return centres
 
 
@@ -102,39 +104,41 @@ def describe(centres: Tensor, colors: int, masks: int, seed: int) -> Tensor:
     pixels = centres.view(len(centres), 3, -1).transpose(1, 2)  # (K, p², 3)
     background = pixels.reshape(-1, 3).median(0).values
     offset = pixels - background
-    distance = offset.norm(dim=-1)
-    empty = distance.amax(1) < 0.1
-    far = distance >= 0.8 * distance.amax(1, keepdim=True)
-    color = (pixels * far[..., None]).sum(1) / far.sum(1, keepdim=True)
+    distance = offset.norm(dim=-1)  # (K, p²)
+    is_background = (distance.amax(1) < 0.1)[:, None]  # (K, 1)
+    # the patch's colour: the mean of the pixels farthest from the background
+    is_far = distance >= 0.8 * distance.amax(1, keepdim=True)
+    color = (pixels * is_far[..., None]).sum(1) / is_far.sum(1, keepdim=True)  # (K, 3)
+    # its mask: how far each pixel is on the way from the background (0) to the colour (1)
     direction = color - background
-    mask = (offset @ direction[..., None]).squeeze(-1) / direction.square().sum(
-        -1, keepdim=True
-    ).clamp(min=1e-3)
-    parts = [
-        _soft(color, colors, seed) * ~empty[:, None],
-        _soft(mask, masks, seed) * ~empty[:, None],
-        empty[:, None].float(),
-    ]
-    return F.normalize(torch.cat(parts, 1), dim=1)
+    squared_length = direction.square().sum(-1, keepdim=True).clamp(min=1e-3)
+    mask = (offset @ direction[..., None]).squeeze(-1) / squared_length  # (K, p²)
+    color_features = _soft(color, colors, seed) * ~is_background
+    mask_features = _soft(mask, masks, seed) * ~is_background
+    features = torch.cat([color_features, mask_features, is_background.float()], 1)
+    return F.normalize(features, dim=1)
 
 
 def _soft(points: Tensor, k: int, seed: int) -> Tensor:
     """Soft assignment of points (N, D) to k landmarks (k-means++ seeding), each row of unit
     length."""
     generator = torch.Generator().manual_seed(seed)
-    chosen = [int(torch.randint(len(points), (1,), generator=generator))]
-    nearest = torch.cdist(points, points[chosen[0]][None]).squeeze(1).square()
-    while len(chosen) < k:
-        if nearest.max() < 1e-6:
+    landmarks = [int(torch.randint(len(points), (1,), generator=generator))]  # indices of points
+    nearest = _squared_distances(points, landmarks[0])  # (N,) to the nearest landmark
+    while len(landmarks) < k:
+        if nearest.max() < 1e-6:  # every point is a landmark: there are fewer than k
             break
-        chosen.append(int(torch.multinomial(nearest, 1, generator=generator)))
-        nearest = torch.minimum(
-            nearest, torch.cdist(points, points[chosen[-1]][None]).squeeze(1).square()
-        )
-    distances = torch.cdist(points, points[chosen]).square()
-    width = distances.median() / 4 + 1e-6
-    assigned = F.normalize((-distances / width).softmax(1), dim=1)
+        landmarks.append(int(torch.multinomial(nearest, 1, generator=generator)))
+        nearest = torch.minimum(nearest, _squared_distances(points, landmarks[-1]))
+    distances = torch.cdist(points, points[landmarks]).square()
+    temperature = distances.median() / 4 + 1e-6
+    assigned = F.normalize((-distances / temperature).softmax(1), dim=1)
     return F.pad(assigned, (0, k - assigned.shape[1]))
+
+
+def _squared_distances(points: Tensor, index: int) -> Tensor:
+    """(N,) from every point to the one at ``index``."""
+    return torch.cdist(points, points[index][None]).squeeze(1).square()
 
 
 class TokenizerJob:
@@ -154,13 +158,12 @@ class TokenizerJob:
                 num_patches=config.grid,
             )
         )
-        pixels = self.pictures(10**6, config.start_images)[1]
-        patches = (
-            to_patches(pixels, config.patch).flatten(0, 1).cpu()
-        )  # clustered where the seed means the same
+        _, pixels = self.pictures(10**6, config.start_images)
+        # clustered on the CPU, where a seed always means the same
+        patches = to_patches(pixels, config.patch).flatten(0, 1).cpu()
         self.centres = cluster(patches, config.codes, config.seed)
         vectors = describe(self.centres, config.color_features, config.mask_features, config.seed)
-        codebook = self.vq.quantize.embedding.weight
+        codebook = self.vq.quantize.embedding.weight  # entries that no patch needs stay random
         codebook.requires_grad_(False)
         codebook.copy_(F.normalize(torch.randn_like(codebook), dim=1))
         codebook[: len(vectors)] = vectors
@@ -177,42 +180,42 @@ class TokenizerJob:
 
     def pictures(self, key: int, n: int) -> tuple[list[datasets.Picture], Tensor]:
         """``n`` pictures of a step and their pixels (n, 3, S, S)."""
-        items = datasets.pictures(np.random.default_rng([self.config.seed, key]), n)
+        rng = np.random.default_rng([self.config.seed, key])
+        items = datasets.pictures(rng, n)
         return items, datasets.pixels(items).to(self.device)
 
     def step(self, step: int) -> dict[str, float]:
-        c = self.config
-        _, pixels = self.pictures(step, c.batch_size)
-        codes = torch.cdist(to_patches(pixels, c.patch), self.centres).argmin(-1)
-        if step < c.encoder_steps:
-            factor = self.encoder_schedule.at(step)
-            scores = code_scores(self.vq, pixels).flatten(1, 2)
+        """One update, of the encoder or, after ``encoder_steps``, of the decoder; returns its
+        metrics."""
+        config = self.config
+        _, pixels = self.pictures(step, config.batch_size)
+        codes = torch.cdist(to_patches(pixels, config.patch), self.centres).argmin(-1)  # (B, grid²)
+        if step < config.encoder_steps:
+            lr_factor = self.encoder_schedule.at(step)
+            scores = code_scores(self.vq, pixels).flatten(1, 2)  # (B, grid², codes), cosines
             loss = F.cross_entropy(20 * scores.flatten(0, 1), codes.flatten())
             metrics = {
                 "encoder_loss": loss.item(),
                 "codes_right": (scores.argmax(-1) == codes).float().mean().item(),
             }
         else:
-            factor = self.decoder_schedule.at(step - c.encoder_steps)
+            lr_factor = self.decoder_schedule.at(step - config.encoder_steps)
             error = decode(self.vq, codes) - pixels
             loss = error.square().mean() + 0.1 * error.abs().mean()
             metrics = {"decoder_loss": loss.item(), "l1": error.abs().mean().item()}
         loss.backward()
-        self.optimizer.step(factor)
+        self.optimizer.step(lr_factor)
         return metrics
 
     @torch.no_grad()
     def probe(self) -> dict[str, float]:
         """Share of pictures that the reader still reads after encode and decode."""
-        readable = []
+        readable_shares = []
         for i in range(0, self.config.probe_images, 100):
-            items, pixels = self.pictures(2 * 10**6 + i, 100)
-            readable.append(
-                datasets.readable(
-                    items, to_bytes(decode(self.vq, encode(self.vq, pixels))).cpu().numpy()
-                )
-            )
-        return {"readable": float(np.mean(readable))}
+            items, pixels = self.pictures(2 * 10**6 + i, 100)  # a key that no step has
+            decoded = to_bytes(decode(self.vq, encode(self.vq, pixels)))  # (100, S, S, 3)
+            readable_shares.append(datasets.readable(items, decoded.cpu().numpy()))
+        return {"readable": float(np.mean(readable_shares))}
 
 
 def train_tokenizer(config: TokenizerConfig, out: str | Path) -> None:
@@ -222,7 +225,7 @@ def train_tokenizer(config: TokenizerConfig, out: str | Path) -> None:
     job = TokenizerJob(config)
     trainer = Trainer(out, config, {"vq": job.vq, "optimizer": job.optimizer})
     for step in trainer.steps(config.steps):
-        metrics = job.step(step)
-        probes = job.probe() if trainer.due(config.runtime.save_every) else {}
-        trainer.finish_step(metrics, probes)
+        step_metrics = job.step(step)
+        probe_metrics = job.probe() if trainer.due(config.runtime.save_every) else {}
+        trainer.finish_step(step_metrics, probe_metrics)
     job.vq.save_pretrained(Path(out) / "final")

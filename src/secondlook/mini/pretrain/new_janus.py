@@ -37,8 +37,9 @@ def text_tokenizer(sentences: list[str], vocabulary: int) -> PreTrainedTokenizer
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    fixed = [MATCH, AGAIN, SYSTEM, USER + "a" + ASSISTANT, "Yes", "No"] * 50
-    tokenizer.train_from_iterator(sentences + fixed, trainer)
+    # often enough that the protocol's own words become tokens
+    protocol_strings = [MATCH, AGAIN, SYSTEM, USER + "a" + ASSISTANT, "Yes", "No"] * 50
+    tokenizer.train_from_iterator(sentences + protocol_strings, trainer)
     tokenizer.add_special_tokens(list(SPECIALS))
     bos = SPECIALS[0]
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -87,6 +88,7 @@ def new_janus(config: BaseConfig, words: PreTrainedTokenizerFast | None = None) 
     vision = _part(JanusVisionModel, "vision", config.vision)
     torch.manual_seed(config.seed)
     words = words or text_tokenizer(datasets.corpus(config.seed, 4000), config.vocabulary)
+    # both are projected to the language model's width
     vq_config = vq.config.to_dict() | {
         "projection_dim": config.width,
         "image_token_embed_dim": config.width,
@@ -150,14 +152,17 @@ def _start(net: JanusForConditionalGeneration) -> None:
         for layer in module.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+    # GPT-2's: layers that write to the residual stream are scaled by their number (two a block)
+    residual_scale = (2 * len(model.language_model.layers)) ** -0.5
     for layer in model.language_model.layers:
-        for last in (layer.self_attn.o_proj, layer.mlp.down_proj):
-            last.weight.mul_((2 * len(model.language_model.layers)) ** -0.5)
+        layer.self_attn.o_proj.weight.mul_(residual_scale)
+        layer.mlp.down_proj.weight.mul_(residual_scale)
     model.language_model.embed_tokens.weight.normal_(std=0.5)
     net.lm_head.weight.normal_(std=0.01)
-    codebook = model.vqmodel.quantize.embedding.weight
+    codebook = model.vqmodel.quantize.embedding.weight  # (codes, code features)
     model.generation_embeddings.weight.copy_(3 * codebook)
     head = model.generation_head.vision_head
+    # similar codes get similar logits through a random projection, plus a little of their own
     projection = torch.randn(codebook.shape[1], head.in_features)
     head.weight.copy_(0.02 * codebook @ projection + 0.002 * torch.randn_like(head.weight))
     head.bias.zero_()

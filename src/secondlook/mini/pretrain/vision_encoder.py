@@ -66,6 +66,7 @@ class VisionJob:
                 num_image_tokens=(config.image_size // config.patch) ** 2,
             )
         )
+        # a linear probe of each patch's features: part, colour, row and column
         self.probe_head = nn.Linear(config.width, N_PARTS + N_COLORS + 2 * SIDE)
         self.device = resolve_device(config.runtime.device)
         self.all = nn.ModuleList([self.encoder, self.probe_head]).to(self.device)
@@ -77,34 +78,36 @@ class VisionJob:
         )
         self.schedule = Schedule(config.steps, warmup_steps=WARMUP_STEPS)
 
-    def batch(self, key: int, n: int, disturb: bool):
+    def batch(self, key: int, n: int, disturb: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pixels (n, 3, S, S) of ``n`` pictures and their patches' labels (n, 4, patches): part,
+        colour, row and column. With ``disturb`` half of the pictures carry noise."""
         rng = np.random.default_rng([self.config.seed, key])
         items = pictures(rng, n)
-        place = np.stack(np.divmod(np.arange(SIDE**2), SIDE))
-        labels = torch.from_numpy(
-            np.stack([np.concatenate([np.stack(cells(p.scene)), place]) for p in items])
-        )
+        rows, columns = np.divmod(np.arange(SIDE**2), SIDE)
+        picture_labels = []
+        for item in items:
+            parts, colors = cells(item.scene)
+            picture_labels.append(np.stack([parts, colors, rows, columns]))
+        labels = torch.from_numpy(np.stack(picture_labels))
         x = pixels(items)
         if disturb:
-            x[: n // 2] += torch.from_numpy(
-                rng.normal(0, 0.1, (n // 2, *x.shape[1:])).astype(np.float32)
-            )
+            noise = rng.normal(0, 0.1, (n // 2, *x.shape[1:])).astype(np.float32)
+            x[: n // 2] += torch.from_numpy(noise)
             x = x.clamp(-1, 1)
         return x.to(self.device), labels.to(self.device)
 
     def predict(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Logits (n, patches, …) of part, colour, row and column."""
-        return self.probe_head(self.encoder(x).last_hidden_state).split(
-            [N_PARTS, N_COLORS, SIDE, SIDE], -1
-        )
+        features = self.encoder(x).last_hidden_state  # (n, patches, width)
+        return self.probe_head(features).split([N_PARTS, N_COLORS, SIDE, SIDE], -1)
 
     def step(self, step: int) -> dict[str, float]:
+        """One update; returns its metrics."""
         x, labels = self.batch(step, self.config.batch_size, disturb=True)
-        each = [
-            F.cross_entropy(p.flatten(0, 1), labels[:, i].flatten())
-            for i, p in enumerate(self.predict(x))
-        ]
-        loss = torch.stack(each).sum()
+        label_losses = []
+        for i, logits in enumerate(self.predict(x)):
+            label_losses.append(F.cross_entropy(logits.flatten(0, 1), labels[:, i].flatten()))
+        loss = torch.stack(label_losses).sum()
         loss.backward()
         self.optimizer.step(self.schedule.at(step))
         return {"loss": loss.item()}
@@ -114,13 +117,16 @@ class VisionJob:
         """Share of objects (all four cells, part and colour) that the encoder tells on unseen
         scenes."""
         x, labels = self.batch(10**6, 400, disturb=False)
-        right = torch.stack([p.argmax(-1) for p in self.predict(x)], 1) == labels
-        right, placed = right[:, :2].all(1), right[:, 2:].all(1)
-        shown = labels[:, 0] > 0
+        predicted = torch.stack([logits.argmax(-1) for logits in self.predict(x)], 1)
+        label_right = predicted == labels  # (n, 4, patches)
+        content_right = label_right[:, :2].all(1)  # (n, patches): part and colour
+        place_right = label_right[:, 2:].all(1)  # row and column
+        shows_object = labels[:, 0] > 0
+        num_right = (content_right & shows_object).sum().item()
         return {
-            "objects_right": (right & shown).sum().item() / shown.sum().item(),
-            "scenes_right": right.all(1).float().mean().item(),
-            "places_right": placed.float().mean().item(),
+            "objects_right": num_right / shows_object.sum().item(),
+            "scenes_right": content_right.all(1).float().mean().item(),
+            "places_right": place_right.float().mean().item(),
         }
 
 
@@ -131,7 +137,7 @@ def train_vision(config: VisionConfig, out: str | Path) -> None:
     job = VisionJob(config)
     trainer = Trainer(out, config, {"all": job.all, "optimizer": job.optimizer})
     for step in trainer.steps(config.steps):
-        metrics = job.step(step)
-        probes = job.probe() if trainer.due(config.runtime.save_every) else {}
-        trainer.finish_step(metrics, probes)
+        step_metrics = job.step(step)
+        probe_metrics = job.probe() if trainer.due(config.runtime.save_every) else {}
+        trainer.finish_step(step_metrics, probe_metrics)
     job.encoder.save_pretrained(Path(out) / "final")

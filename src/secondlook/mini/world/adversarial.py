@@ -39,57 +39,57 @@ def blur(rng: np.random.Generator, scene: Scene, radius: float = 2.0) -> np.ndar
 
 def erased(rng: np.random.Generator, scene: Scene) -> np.ndarray:
     """One object is gone."""
-    image, t = render(scene), _thing(rng, scene)
-    image[t.y : t.y + CELL, t.x : t.x + CELL] = BACKGROUND
+    image, thing = render(scene), _thing(rng, scene)
+    image[thing.y : thing.y + CELL, thing.x : thing.x + CELL] = BACKGROUND
     return image
 
 
 def patch_shuffled(rng: np.random.Generator, scene: Scene) -> np.ndarray:
     """The 8-px patches in another order."""
-    n = SIZE // STEP
-    patches = (
-        render(scene).reshape(n, STEP, n, STEP, 3).swapaxes(1, 2).reshape(n * n, STEP, STEP, 3)
-    )
-    return (
-        rng.permutation(patches).reshape(n, n, STEP, STEP, 3).swapaxes(1, 2).reshape(SIZE, SIZE, 3)
-    )
+    n = SIZE // STEP  # patches along one side
+    grid = render(scene).reshape(n, STEP, n, STEP, 3).swapaxes(1, 2)  # (n, n, 8, 8, 3)
+    patches = grid.reshape(n * n, STEP, STEP, 3)
+    shuffled_grid = rng.permutation(patches).reshape(n, n, STEP, STEP, 3)
+    return shuffled_grid.swapaxes(1, 2).reshape(SIZE, SIZE, 3)
 
 
 def malformed(rng: np.random.Generator, scene: Scene) -> np.ndarray:
     """One quadrant of an object is another object's (of the same colour)."""
-    image, t = render(scene), _thing(rng, scene)
+    image, thing = render(scene), _thing(rng, scene)
     while True:
-        other = OBJECTS[rng.integers(len(OBJECTS))]
-        y, x = STEP * rng.integers(2), STEP * rng.integers(2)
-        own, mask = (pictograms()[name][y : y + STEP, x : x + STEP] for name in (t.name, other))
-        if (own & mask).sum() < 0.7 * (
-            own | mask
-        ).sum():  # some quadrants look alike in two objects
+        other_name = OBJECTS[rng.integers(len(OBJECTS))]
+        y, x = STEP * rng.integers(2), STEP * rng.integers(2)  # the quadrant's corner in its cell
+        own_mask = pictograms()[thing.name][y : y + STEP, x : x + STEP]
+        other_mask = pictograms()[other_name][y : y + STEP, x : x + STEP]
+        # some quadrants look alike in two objects
+        if (own_mask & other_mask).sum() < 0.7 * (own_mask | other_mask).sum():
             break
-    image[t.y + y : t.y + y + STEP, t.x + x : t.x + x + STEP] = np.where(
-        mask[..., None], COLORS[t.color], BACKGROUND
-    )
+    top, left = thing.y + y, thing.x + x
+    quadrant = np.where(other_mask[..., None], COLORS[thing.color], BACKGROUND)  # (8, 8, 3)
+    image[top : top + STEP, left : left + STEP] = quadrant
     return image
 
 
 def chipped(rng: np.random.Generator, scene: Scene, share: float = 0.2) -> np.ndarray:
     """A fifth of an object's pixels is missing, cut off from one side."""
-    image, t = render(scene), _thing(rng, scene)
-    ys, xs = np.nonzero(pictograms()[t.name])
-    key = [ys, -ys, xs, -xs][rng.integers(4)]
-    cut = np.argsort(key, kind="stable")[: int(np.ceil(share * len(ys)))]
-    image[t.y + ys[cut], t.x + xs[cut]] = BACKGROUND
+    image, thing = render(scene), _thing(rng, scene)
+    ys, xs = np.nonzero(pictograms()[thing.name])
+    order_key = [ys, -ys, xs, -xs][rng.integers(4)]  # from the top, bottom, left or right
+    num_cut = int(np.ceil(share * len(ys)))
+    cut_pixels = np.argsort(order_key, kind="stable")[:num_cut]
+    image[thing.y + ys[cut_pixels], thing.x + xs[cut_pixels]] = BACKGROUND
     return image
 
 
 def two_coloured(rng: np.random.Generator, scene: Scene) -> np.ndarray:
     """A third of an object has another colour."""
-    image, t = render(scene), _thing(rng, scene)
-    others = [c for c in COLORS if c != t.color]
-    ys, xs = np.nonzero(pictograms()[t.name])
-    key = [ys, xs][rng.integers(2)]
-    part = np.argsort(key, kind="stable")[: len(ys) // 3]
-    image[t.y + ys[part], t.x + xs[part]] = COLORS[others[rng.integers(len(others))]]
+    image, thing = render(scene), _thing(rng, scene)
+    other_colors = [color for color in COLORS if color != thing.color]
+    ys, xs = np.nonzero(pictograms()[thing.name])
+    order_key = [ys, xs][rng.integers(2)]  # from the top or the left
+    changed_pixels = np.argsort(order_key, kind="stable")[: len(ys) // 3]
+    new_color = COLORS[other_colors[rng.integers(len(other_colors))]]
+    image[thing.y + ys[changed_pixels], thing.x + xs[changed_pixels]] = new_color
     return image
 
 

@@ -18,14 +18,17 @@ so; its parts all occur elsewhere:
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
-from itertools import combinations
+from itertools import combinations, permutations, product
+from typing import Any
 
 import numpy as np
 
 from secondlook.errors import InputError
+from secondlook.io import odd_character
 from secondlook.mini.world.scene import (
     COLORS,
     OBJECTS,
@@ -66,33 +69,37 @@ class Spec:
 
     def metadata(self) -> dict:
         """The row as GenEval's ``evaluation_metadata.jsonl`` writes it."""
-
-        def clause(c: Clause) -> dict:
-            row = {
-                "class": c.name,
-                "count": c.count,
-                "color": c.color,
-                "position": c.position and list(c.position),
-            }
-            return {k: v for k, v in row.items() if v is not None}
-
-        row: dict = {"tag": self.tag, "include": [clause(c) for c in self.include]}
+        metadata_row: dict = {"tag": self.tag}
+        metadata_row["include"] = [_clause_row(clause) for clause in self.include]
         if self.exclude:
-            row["exclude"] = [clause(c) for c in self.exclude]
-        return row | {"prompt": self.prompt}
+            metadata_row["exclude"] = [_clause_row(clause) for clause in self.exclude]
+        return metadata_row | {"prompt": self.prompt}
+
+
+def _clause_row(clause: Clause) -> dict:
+    """A clause as GenEval's metadata writes it; fields without a value are left out."""
+    clause_row: dict = {"class": clause.name, "count": clause.count}
+    if clause.color is not None:
+        clause_row["color"] = clause.color
+    if clause.position is not None:
+        clause_row["position"] = list(clause.position)
+    return clause_row
 
 
 def phrase(name: str, count: int = 1, color: str | None = None) -> str:
     """ "a red star", "an anchor", "three cats"."""
     words = [color] if color else []
     words.append(name if count == 1 else plurals()[name])
-    article = ("an" if words[0][0] in "aeiou" else "a") if count == 1 else NUMBERS[count]
-    return " ".join([article, *words])
+    article = "an" if words[0][0] in "aeiou" else "a"
+    first_word = article if count == 1 else NUMBERS[count]
+    return " ".join([first_word, *words])
 
 
 def listing(phrases: list[str]) -> str:
     """ "a, b and c"."""
-    return phrases[0] if len(phrases) == 1 else ", ".join(phrases[:-1]) + " and " + phrases[-1]
+    if len(phrases) == 1:
+        return phrases[0]
+    return ", ".join(phrases[:-1]) + " and " + phrases[-1]
 
 
 def spec(tag: str, *clauses: Clause) -> Spec:
@@ -102,12 +109,13 @@ def spec(tag: str, *clauses: Clause) -> Spec:
     if tag == "position":
         b, a = clauses
         assert a.position is not None
-        words = f"{phrase(a.name, 1, a.color)} {a.position[0]} {phrase(b.name, 1, b.color)}"
+        relation = a.position[0]
+        wording = f"{phrase(a.name, 1, a.color)} {relation} {phrase(b.name, 1, b.color)}"
     else:
-        words = listing([phrase(c.name, c.count, c.color) for c in clauses])
-    if tag == "counting":
+        wording = listing([phrase(c.name, c.count, c.color) for c in clauses])
+    if tag == "counting":  # not one more either: GenEval counts exactly
         exclude = tuple(Clause(c.name, c.count + 1, c.color) for c in clauses)
-    return Spec(tag, f"a photo of {words}", clauses, exclude)
+    return Spec(tag, f"a photo of {wording}", clauses, exclude)
 
 
 def position_spec(
@@ -120,38 +128,49 @@ def position_spec(
 def parse(prompt: str) -> Spec:
     """The specification that a prompt of this world states: ``parse(s.prompt) == s``. Raises
     InputError for other words."""
-    said = prompt.strip().removeprefix("a photo of ")
+    wording = prompt.strip().removeprefix("a photo of ")
     for relation in RELATIONS:
-        first, found, second = said.partition(f" {relation} ")
-        if found:
-            a, b = _parse_clause(prompt, first), _parse_clause(prompt, second)
+        a_words, separator, b_words = wording.partition(f" {relation} ")
+        if separator:
+            a, b = _parse_clause(prompt, a_words), _parse_clause(prompt, b_words)
             if a.count == b.count == 1:
                 return position_spec(a.name, relation, b.name, (a.color, b.color))
-            raise _unreadable(prompt, said)
-    clauses = [_parse_clause(prompt, words) for words in said.replace(" and ", ", ").split(", ")]
-    tag = "two_object" if len(clauses) > 1 else "single_object"
-    if any(c.count > 1 for c in clauses):
-        tag = "counting"
-    elif any(c.color for c in clauses):
-        tag = "color_attr" if len(clauses) > 1 else "colors"
-    return spec(tag, *clauses)
+            raise _unreadable(prompt, wording)
+    clause_words = wording.replace(" and ", ", ").split(", ")
+    clauses = [_parse_clause(prompt, words) for words in clause_words]
+    return spec(_tag_of(clauses), *clauses)
+
+
+def _tag_of(clauses: list[Clause]) -> str:
+    """The task of a prompt without a relation."""
+    several = len(clauses) > 1
+    if any(clause.count > 1 for clause in clauses):
+        return "counting"
+    if any(clause.color for clause in clauses):
+        return "color_attr" if several else "colors"
+    return "two_object" if several else "single_object"
 
 
 @cache
 def _clauses() -> dict[str, Clause]:
-    """Every wording of one clause."""
-    return {
-        phrase(o, n, c): Clause(o, n, c) for o in OBJECTS for n in NUMBERS for c in (None, *COLORS)
-    }
+    """Wording -> clause, of every clause without a position."""
+    clause_of_wording = {}
+    for name, count, color in product(OBJECTS, NUMBERS, (None, *COLORS)):
+        clause_of_wording[phrase(name, count, color)] = Clause(name, count, color)
+    return clause_of_wording
 
 
 def _parse_clause(prompt: str, words: str) -> Clause:
-    if words not in _clauses():
+    clause_of_wording = _clauses()
+    if words not in clause_of_wording:
         raise _unreadable(prompt, words)
-    return _clauses()[words]
+    return clause_of_wording[words]
 
 
 def _unreadable(prompt: str, words: str) -> InputError:
+    odd = odd_character(prompt.strip())
+    if odd:
+        return InputError(f"prompt: {prompt!r} holds {odd}; write a plain space or nothing there")
     return InputError(
         f"prompt: {prompt!r} cannot be checked because of {words!r}; "
         "write for example 'a photo of a red star and a blue cat' with the world's objects and "
@@ -164,25 +183,32 @@ def _rank(key: str) -> float:
     return int.from_bytes(sha256(f"{SEED}|{key}".encode()).digest()[:6], "big") / 2**48
 
 
-def _first(keys, n: int) -> frozenset:
-    return frozenset(sorted(keys, key=lambda k: _rank(str(k)))[:n])
+def _lowest_ranked(keys: Iterable[Any], n: int) -> frozenset:
+    """The ``n`` keys that are held out: those of the lowest `_rank`."""
+    return frozenset(sorted(keys, key=lambda key: _rank(str(key)))[:n])
 
 
 @cache
 def held_out() -> dict[str, frozenset]:
     """Task -> canonical keys of the compositions that training never shows (``color_attr`` is a
     rule: `pairing_held_out`)."""
-    pairs = _first(combinations(OBJECTS, 2), 40)
-    allowed = [p for p in combinations(OBJECTS, 2) if p not in pairs]
-    ordered = [(a, r, b) for p in allowed for a, b in (p, p[::-1]) for r in ("left of", "above")]
+    held_out_pairs = _lowest_ranked(combinations(OBJECTS, 2), 40)
+    layouts = []  # canonical keys (A, relation, B) of the pairs that may meet
+    for a, b in combinations(OBJECTS, 2):
+        if (a, b) not in held_out_pairs:
+            layouts += [(a, "left of", b), (a, "above", b), (b, "left of", a), (b, "above", a)]
+    counts: set[tuple[str, int]] = set()
+    colored_objects: set[tuple[str, str]] = set()
+    for name in OBJECTS:
+        counts.add((name, 2 + int(3 * _rank(f"count {name}"))))  # one of 2, 3, 4
+        color_keys = _lowest_ranked([f"{name} {color}" for color in COLORS], 5)
+        colored_objects |= {(name, color_key) for color_key in color_keys}
     return {
-        "single_object": _first(OBJECTS, len(OBJECTS) // 2),
-        "two_object": pairs,
-        "counting": frozenset((o, 2 + int(3 * _rank(f"count {o}"))) for o in OBJECTS),
-        "colors": frozenset(
-            (o, c) for o in OBJECTS for c in _first([f"{o} {c}" for c in COLORS], 5)
-        ),
-        "position": _first(ordered, 60),
+        "single_object": _lowest_ranked(OBJECTS, len(OBJECTS) // 2),
+        "two_object": held_out_pairs,
+        "counting": frozenset(counts),
+        "colors": frozenset(colored_objects),
+        "position": _lowest_ranked(layouts, 60),
     }
 
 
@@ -193,54 +219,55 @@ def pairing_held_out(a: tuple[str, str], b: tuple[str, str]) -> bool:
 
 def scene_held_out(scene: Scene) -> bool:
     """Whether a picture shows any held-out composition."""
-    out = held_out()
+    held_out_keys = held_out()
     if len(scene.things) == 1:
         only = scene.things[0]
-        return (only.name, f"{only.name} {only.color}") in out["colors"]
-    if any(
-        (name, n) in out["counting"] for name, n in Counter(t.name for t in scene.things).items()
-    ):
+        return (only.name, f"{only.name} {only.color}") in held_out_keys["colors"]
+    count_of_name = Counter(thing.name for thing in scene.things)
+    if not held_out_keys["counting"].isdisjoint(count_of_name.items()):
         return True
     for a, b in combinations(scene.things, 2):
         if a.name == b.name:
             continue
-        if tuple(sorted((a.name, b.name))) in out["two_object"] or pairing_held_out(
-            (a.color, a.name), (b.color, b.name)
-        ):
+        if tuple(sorted((a.name, b.name))) in held_out_keys["two_object"]:
+            return True
+        if pairing_held_out((a.color, a.name), (b.color, b.name)):
             return True
         for relation in relations(box(a), box(b)):
-            if canonical(a.name, relation, b.name) in out["position"]:
+            if canonical(a.name, relation, b.name) in held_out_keys["position"]:
                 return True
     return False
 
 
 def canonical(a: str, relation: str, b: str) -> tuple[str, str, str]:
     """One key for "A left of B" and "B right of A"."""
-    return (a, relation, b) if relation in ("left of", "above") else (b, OPPOSITE[relation], a)
+    if relation in ("left of", "above"):
+        return a, relation, b
+    return b, OPPOSITE[relation], a
 
 
 def spec_held_out(s: Spec) -> bool:
     """Whether a prompt names a held-out composition."""
-    out, clauses = held_out(), s.include
+    held_out_keys, clauses = held_out(), s.include
     if len(clauses) == 1:
-        c = clauses[0]
-        if c.count > 1:
-            return (c.name, c.count) in out["counting"]
-        return (
-            (c.name, f"{c.name} {c.color}") in out["colors"]
-            if c.color
-            else c.name in out["single_object"]
-        )
+        only = clauses[0]
+        if only.count > 1:
+            return (only.name, only.count) in held_out_keys["counting"]
+        if only.color:
+            return (only.name, f"{only.name} {only.color}") in held_out_keys["colors"]
+        return only.name in held_out_keys["single_object"]
     for a, b in combinations(clauses, 2):
-        if a.name != b.name and tuple(sorted((a.name, b.name))) in out["two_object"]:
+        if a.name != b.name and tuple(sorted((a.name, b.name))) in held_out_keys["two_object"]:
             return True
         if a.color and b.color and pairing_held_out((a.color, a.name), (b.color, b.name)):
             return True
-    return any(
-        c.position is not None
-        and canonical(c.name, c.position[0], clauses[c.position[1]].name) in out["position"]
-        for c in clauses
-    )
+    for clause in clauses:
+        if clause.position is not None:
+            relation, other_index = clause.position
+            layout = canonical(clause.name, relation, clauses[other_index].name)
+            if layout in held_out_keys["position"]:
+                return True
+    return False
 
 
 def check_split(split: str) -> None:
@@ -260,41 +287,37 @@ def benchmark(split: str = "held-out") -> tuple[Spec, ...]:
     """
     check_split(split)
     rng = np.random.default_rng(SEED)
-    colors, rows = list(COLORS), []
+    benchmark_rows: list[Spec] = []
     for task in TASKS:
-        every: list[Spec] = []
-        if task == "single_object":
-            every = [spec(task, Clause(o)) for o in OBJECTS]
-        elif task == "two_object":
-            every = [spec(task, Clause(a), Clause(b)) for a in OBJECTS for b in OBJECTS if a != b]
-        elif task == "counting":
-            every = [spec(task, Clause(o, n)) for o in OBJECTS for n in (2, 3, 4)]
-        elif task == "colors":
-            every = [spec(task, Clause(o, 1, c)) for o in OBJECTS for c in colors]
-        elif task == "position":
-            every = [
-                position_spec(a, r, b)
-                for a in OBJECTS
-                for b in OBJECTS
-                if a != b
-                for r in RELATIONS
-            ]
-            # a relation is held out for itself here, not because its two objects never meet
-            every = [
-                s
-                for s in every
-                if not spec_held_out(spec("two_object", *(Clause(c.name) for c in s.include)))
-            ]
-        else:
-            while len(every) < 20 * ROWS_PER_TASK:
-                (a, b), (c, d) = (
-                    rng.choice(OBJECTS, 2, replace=False),
-                    rng.choice(colors, 2, replace=False),
-                )
-                bare = spec("two_object", Clause(str(a)), Clause(str(b)))
-                if not spec_held_out(bare):
-                    every.append(spec(task, Clause(str(a), 1, str(c)), Clause(str(b), 1, str(d))))
-        pool = list(dict.fromkeys(s for s in every if spec_held_out(s) == (split == "held-out")))
+        candidates = _compositions(task, rng)
+        wanted = [s for s in candidates if spec_held_out(s) == (split == "held-out")]
+        pool = list(dict.fromkeys(wanted))  # distinct, in the order in which they were made
         order = rng.permutation(len(pool))
-        rows += [pool[order[i % len(pool)]] for i in range(ROWS_PER_TASK)]
-    return tuple(rows)
+        benchmark_rows += [pool[order[i % len(pool)]] for i in range(ROWS_PER_TASK)]
+    return tuple(benchmark_rows)
+
+
+def _compositions(task: str, rng: np.random.Generator) -> list[Spec]:
+    """All of a task's specifications, held out or not; of color_attr, which has too many, a random
+    choice (only this one draws from ``rng``)."""
+    if task == "single_object":
+        return [spec(task, Clause(name)) for name in OBJECTS]
+    if task == "two_object":
+        return [spec(task, Clause(a), Clause(b)) for a, b in permutations(OBJECTS, 2)]
+    if task == "counting":
+        return [spec(task, Clause(name, count)) for name, count in product(OBJECTS, (2, 3, 4))]
+    if task == "colors":
+        return [spec(task, Clause(name, 1, color)) for name, color in product(OBJECTS, COLORS)]
+    every: list[Spec] = []
+    if task == "position":
+        for a, b in permutations(OBJECTS, 2):
+            # a relation is held out for itself here, not because its two objects never meet
+            if not spec_held_out(spec("two_object", Clause(b), Clause(a))):
+                every += [position_spec(a, relation, b) for relation in RELATIONS]
+        return every
+    while len(every) < 20 * ROWS_PER_TASK:
+        a, b = rng.choice(OBJECTS, 2, replace=False).tolist()
+        color_a, color_b = rng.choice(list(COLORS), 2, replace=False).tolist()
+        if not spec_held_out(spec("two_object", Clause(a), Clause(b))):
+            every.append(spec(task, Clause(a, 1, color_a), Clause(b, 1, color_b)))
+    return every

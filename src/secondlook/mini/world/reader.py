@@ -12,6 +12,7 @@ by this reader: leftovers that belong to no object fail the picture.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -34,11 +35,17 @@ FAR = 60.0  # RGB distance beyond which a pixel has no colour
 LOWEST, FULL = 0.70, 0.90  # IoU of the worst quadrant at which the confidence is 0 and 1
 THRESHOLD, COUNTING_THRESHOLD, TOP = 0.3, 0.9, 16
 LEFTOVER = 24  # pixels that may belong to no object
+MIN_PIXELS = 40  # of one colour in a window, fewer are no object
 _NAMES = tuple(pictograms())
-_TEMPLATES = np.stack(list(pictograms().values())).astype(np.float32)
+_TEMPLATES = np.stack(list(pictograms().values())).astype(np.float32)  # (objects, 16, 16)
 _HALF = CELL // 2
-_QUADRANTS = tuple(np.s_[..., y : y + _HALF, x : x + _HALF] for y in (0, _HALF) for x in (0, _HALF))
-_PALETTE = np.array([*COLORS.values(), BACKGROUND], np.float32)
+_QUADRANTS = (
+    np.s_[..., :_HALF, :_HALF],
+    np.s_[..., :_HALF, _HALF:],
+    np.s_[..., _HALF:, :_HALF],
+    np.s_[..., _HALF:, _HALF:],
+)
+_PALETTE = np.array([*COLORS.values(), BACKGROUND], np.float32)  # (colours + 1, 3)
 
 
 @dataclass(frozen=True)
@@ -83,39 +90,49 @@ def to_canvas(image: Image.Image | np.ndarray) -> np.ndarray:
 def read(image: Image.Image | np.ndarray) -> Reading:
     """Detect the objects of any picture. Never raises on a broken one: it just finds less in it."""
     pixels = to_canvas(image).astype(np.float32)
-    distances = np.linalg.norm(pixels[:, :, None] - _PALETTE, axis=-1)
-    labels = distances.argmin(-1)
+    distances = np.linalg.norm(pixels[:, :, None] - _PALETTE, axis=-1)  # (48, 48, palette)
+    labels = distances.argmin(-1)  # (48, 48): index of the colour, the last is background
     labels[distances.min(-1) > FAR] = -1
-    foreground = labels != len(COLORS)
-    around = sliding_window_view(foreground, (CELL, CELL))
-    found: list[tuple[float, str, str, int, int]] = []
-    for index, color in enumerate(COLORS):
-        mask = labels == index
-        if mask.sum() < 40:
-            continue
-        windows = sliding_window_view(mask, (CELL, CELL))
-        ys, xs = np.nonzero(windows.sum((-1, -2)) >= 40)
-        iou = _worst_quadrant(windows[ys, xs], around[ys, xs])
-        for i, k in zip(*np.nonzero(iou > LOWEST), strict=True):
-            found.append((float(iou[i, k]), _NAMES[k], color, int(ys[i]), int(xs[i])))
+    foreground = labels != len(COLORS)  # (48, 48), also pixels without a colour
     objects: list[Detection] = []
     corners: list[tuple[int, int]] = []
-    for iou_value, name, color, y, x in sorted(found, reverse=True):
-        if all(abs(y - v) >= CELL // 2 or abs(x - u) >= CELL // 2 for v, u in corners):
-            corners.append((y, x))
-            rows, cols = np.nonzero(pictograms()[name])
-            bounds = (
-                x + int(cols.min()),
-                y + int(rows.min()),
-                x + int(cols.max()) + 1,
-                y + int(rows.max()) + 1,
-            )
-            objects.append(
-                Detection(name, color, bounds, min(1.0, (iou_value - LOWEST) / (FULL - LOWEST)))
-            )
+    for iou, name, color, y, x in sorted(_candidates(labels, foreground), reverse=True):
+        if _near_any(y, x, corners):
+            continue
+        corners.append((y, x))
+        confidence = min(1.0, (iou - LOWEST) / (FULL - LOWEST))
+        objects.append(Detection(name, color, box(Thing(y, x, name, color)), confidence))
     for y, x in corners:
         foreground[y : y + CELL, x : x + CELL] = False
     return Reading(tuple(objects), int(foreground.sum()))
+
+
+def _candidates(
+    labels: np.ndarray, foreground: np.ndarray
+) -> list[tuple[float, str, str, int, int]]:
+    """(IoU, class, colour, y, x) of every place where a pictogram fits better than LOWEST; the same
+    object is found at several neighbouring places."""
+    foreground_windows = sliding_window_view(foreground, (CELL, CELL))  # (33, 33, 16, 16)
+    candidates: list[tuple[float, str, str, int, int]] = []
+    for color_index, color in enumerate(COLORS):
+        color_mask = labels == color_index
+        if color_mask.sum() < MIN_PIXELS:
+            continue
+        color_windows = sliding_window_view(color_mask, (CELL, CELL))
+        ys, xs = np.nonzero(color_windows.sum((-1, -2)) >= MIN_PIXELS)  # windows worth a look
+        iou = _worst_quadrant(color_windows[ys, xs], foreground_windows[ys, xs])
+        for window, index in np.argwhere(iou > LOWEST).tolist():
+            y, x = int(ys[window]), int(xs[window])
+            candidates.append((float(iou[window, index]), _NAMES[index], color, y, x))
+    return candidates
+
+
+def _near_any(y: int, x: int, corners: list[tuple[int, int]]) -> bool:
+    """Whether a cell at (y, x) lies less than half a cell from one with a higher IoU."""
+    for y_other, x_other in corners:
+        if abs(y - y_other) < CELL // 2 and abs(x - x_other) < CELL // 2:
+            return True
+    return False
 
 
 def _worst_quadrant(colored: np.ndarray, foreground: np.ndarray) -> np.ndarray:
@@ -123,27 +140,32 @@ def _worst_quadrant(colored: np.ndarray, foreground: np.ndarray) -> np.ndarray:
     quadrants'."""
     worst = np.ones((len(colored), len(_NAMES)), np.float32)
     for quadrant in _QUADRANTS:
-        template = _TEMPLATES[quadrant].reshape(len(_NAMES), _HALF**2)
-        inside = colored[quadrant].reshape(len(colored), _HALF**2).astype(np.float32) @ template.T
+        template = _TEMPLATES[quadrant].reshape(len(_NAMES), _HALF**2)  # (objects, 64)
+        pixels = colored[quadrant].reshape(len(colored), _HALF**2).astype(np.float32)  # (n, 64)
+        inside = pixels @ template.T  # (n, objects): the intersection
         union = foreground[quadrant].sum((-1, -2))[:, None] + template.sum(1) - inside
+        # a quadrant that is empty in both fits
         np.minimum(worst, np.where(union > 0, inside / np.maximum(union, 1), 1.0), out=worst)
     return worst
 
 
 def reading_of(scene: Scene) -> Reading:
     """What a perfect reader sees in a scene's picture."""
-    return Reading(tuple(Detection(t.name, t.color, box(t), 1.0) for t in scene.things))
+    detections = []
+    for thing in scene.things:
+        detections.append(Detection(thing.name, thing.color, box(thing), 1.0))
+    return Reading(tuple(detections))
 
 
 def scene_of(reading: Reading) -> Scene:
     """The scene whose picture would be read so (for pictures whose objects are all in their
     cells)."""
     things = []
-    for d in reading.objects:
-        rows, cols = np.nonzero(pictograms()[d.name])
-        things.append(
-            Thing(d.box[1] - int(rows.min()), d.box[0] - int(cols.min()), d.name, d.color)
-        )
+    for detection in reading.objects:
+        left, top, _, _ = detection.box
+        rows, cols = np.nonzero(pictograms()[detection.name])
+        y, x = top - int(rows.min()), left - int(cols.min())  # from the box to the cell's corner
+        things.append(Thing(y, x, detection.name, detection.color))
     return Scene.of(things)
 
 
@@ -158,34 +180,54 @@ class _Account:
     held: list[tuple[str, str]]
 
 
+@dataclass(frozen=True)
+class _ClauseResult:
+    """Whether an include clause holds, its equally sure boxes (none when it fails, so that it is no
+    position's target), and what is there or why it fails (what, why not)."""
+
+    holds: bool
+    boxes: list[Detection]
+    words: tuple[str, str]
+
+
+def _fails(why: str, what: str = "") -> _ClauseResult:
+    return _ClauseResult(False, [], (what, why))
+
+
 def _account(spec: Spec, picture: Reading | Scene | Image.Image | np.ndarray) -> _Account:
     if isinstance(picture, Scene):
         picture = reading_of(picture)
     elif not isinstance(picture, Reading):
         picture = read(picture)
     threshold = COUNTING_THRESHOLD if spec.tag == "counting" else THRESHOLD
-    boxes: dict[str, list[Detection]] = {}
-    for d in sorted(picture.objects, key=lambda d: -d.confidence):
-        kept = boxes.setdefault(d.name, [])
-        if d.confidence > threshold and len(kept) < TOP:
-            kept.append(d)
+    boxes_of_name: dict[str, list[Detection]] = {}
+    for detection in sorted(picture.objects, key=lambda detection: -detection.confidence):
+        kept_boxes = boxes_of_name.setdefault(detection.name, [])
+        if detection.confidence > threshold and len(kept_boxes) < TOP:
+            kept_boxes.append(detection)
     atoms: list[float] = []
     correct = picture.leftover <= LEFTOVER
     failures: list[tuple[str, str]] = []
     held: list[tuple[str, str]] = []
-    kept_by_clause: list[list[Detection]] = []
+    boxes_of_clauses: list[list[Detection]] = []
     for clause in spec.include:
-        ok, kept, why = _clause(spec, clause, boxes.get(clause.name, []), kept_by_clause, atoms)
-        kept_by_clause.append(kept)
-        correct &= ok
-        (held if ok else failures).append(why)
+        of_class = boxes_of_name.get(clause.name, [])
+        clause_result = _clause(spec, clause, of_class, boxes_of_clauses, atoms)
+        boxes_of_clauses.append(clause_result.boxes)
+        correct &= clause_result.holds
+        if clause_result.holds:
+            held.append(clause_result.words)
+        else:
+            failures.append(clause_result.words)
     for clause in spec.exclude:
-        there = sum(clause.color in (None, d.color) for d in boxes.get(clause.name, []))
-        exact = there < clause.count
-        atoms.append(float(exact))
-        if not exact:
+        num_found = 0
+        for detection in boxes_of_name.get(clause.name, []):
+            num_found += clause.color in (None, detection.color)
+        few_enough = num_found < clause.count
+        atoms.append(float(few_enough))
+        if not few_enough:
             correct = False
-            failures.append((_several(clause.name, there), f"not {NUMBERS[clause.count - 1]}"))
+            failures.append((_several(clause.name, num_found), f"not {NUMBERS[clause.count - 1]}"))
             held = []
     return _Account(atoms, bool(correct), failures, held)
 
@@ -197,9 +239,9 @@ def judge(spec: Spec, picture: Reading | Scene | Image.Image | np.ndarray) -> Ve
     asked, each relation; an object counts with its confidence) plus 0.55 for a correct verdict:
     below 0.5, the paper's threshold for negatives, exactly when the picture is wrong.
     """
-    a = _account(spec, picture)
-    score = 0.45 * float(np.mean(a.atoms)) + 0.55 * a.correct
-    return Verdict(a.correct, score, _sentence(a.correct, a.failures, a.held, spec))
+    account = _account(spec, picture)
+    score = 0.45 * float(np.mean(account.atoms)) + 0.55 * account.correct
+    return Verdict(account.correct, score, _sentence(account, spec))
 
 
 def names_a_failure(
@@ -207,90 +249,88 @@ def names_a_failure(
 ) -> bool:
     """Whether a sentence names a clause that truly failed (any of them, in the words of ``judge``'s
     reasons)."""
-    a = _account(spec, picture)
-    if a.correct:
+    account = _account(spec, picture)
+    if account.correct:
         return False
-    true = [f"{what}, {why}" if why.startswith("not") else why for what, why in a.failures if why]
-    return any(
-        reason.strip().rstrip(".").endswith(t) for t in true or ["something else in the picture"]
-    )
+    true_reasons = []
+    for what, why in account.failures:
+        if why:
+            true_reasons.append(f"{what}, {why}" if why.startswith("not") else why)
+    if not true_reasons:
+        true_reasons = ["something else in the picture"]
+    return reason.strip().rstrip(".").endswith(tuple(true_reasons))
 
 
 def _several(name: str, n: int) -> str:
-    return (
-        f"there {'is' if n == 1 else 'are'} {NUMBERS.get(n, 'more')} "
-        f"{name if n == 1 else plurals()[name]}"
-    )
+    """ "there is one star", "there are three cats"."""
+    if n == 1:
+        return f"there is {NUMBERS[n]} {name}"
+    return f"there are {NUMBERS.get(n, 'more')} {plurals()[name]}"
 
 
 def _clause(
-    spec, clause: Clause, found, earlier, atoms
-) -> tuple[bool, list[Detection], tuple[str, str]]:
-    """One include clause: does it hold, its equally sure boxes (none when it fails, so no position
-    target), (what, why not)."""
-    what = phrase(clause.name, clause.count, clause.color)
-    every, wanted = found, {c.color for c in spec.include if c.name == clause.name}
-    found = sorted(found, key=lambda d: (-round(d.confidence, 2), d.color != clause.color))[
-        : clause.count
-    ]
-    atoms.extend(found[i].confidence if i < len(found) else 0.0 for i in range(clause.count))
-    enough = len(found) == clause.count
+    spec: Spec,
+    clause: Clause,
+    of_class: list[Detection],
+    boxes_of_clauses: list[list[Detection]],
+    atoms: list[float],
+) -> _ClauseResult:
+    """One include clause against the boxes of its class, surest first. Appends to ``atoms``: each
+    object's confidence, then its colour's and its position's where they are asked for."""
+
+    def by_rounded_confidence(detection: Detection) -> tuple[float, bool]:
+        # of those that are as sure the right colour comes first
+        return -round(detection.confidence, 2), detection.color != clause.color
+
+    chosen = sorted(of_class, key=by_rounded_confidence)[: clause.count]
+    num_missing = clause.count - len(chosen)
+    atoms += [detection.confidence for detection in chosen]
+    atoms += [0.0] * num_missing
+    num_right_color = sum(detection.color == clause.color for detection in chosen)
     if clause.color:
-        atoms.append(sum(d.color == clause.color for d in found) / clause.count)
+        atoms.append(num_right_color / clause.count)
     if clause.position:
-        atoms.append(0.0)
-    if not enough:
-        if spec.tag == "counting" and found:
-            return False, [], (_several(clause.name, len(found)), f"not {NUMBERS[clause.count]}")
-        return (
-            False,
-            [],
-            ("", f"no {clause.name}" if not clause.color else f"no {clause.color} {clause.name}"),
-        )
-    if clause.color and any(d.color != clause.color for d in found):
-        return False, [], ("", f"no {clause.color} {clause.name}")
-    # among equally sure boxes GenEval's choice is chance: a star in every colour must not pass as
-    # the red one
-    rivals = [
-        d
-        for d in every
-        if clause.color and d.color not in wanted and d.confidence > found[-1].confidence - 0.02
-    ]
-    if rivals:
-        return False, [], ("", f"there is also {phrase(clause.name, 1, rivals[0].color)}")
-    # for the same reason a relation must hold between all of the equally sure boxes: a star on
-    # either side is not left
-    sure = [d for d in every if d.confidence > found[-1].confidence - 0.02]
+        atoms.append(0.0)  # until it is known to hold
+    if num_missing and chosen and spec.tag == "counting":
+        return _fails(f"not {NUMBERS[clause.count]}", _several(clause.name, len(chosen)))
+    if clause.color and num_right_color < clause.count:
+        return _fails(f"no {clause.color} {clause.name}")
+    if num_missing:
+        return _fails(f"no {clause.name}")
+    lowest_confidence = chosen[-1].confidence - 0.02
+    equally_sure = [box for box in of_class if box.confidence > lowest_confidence]
+    if clause.color:
+        # among equally sure boxes GenEval's choice is chance: a star in every colour must not pass
+        # as the red one
+        wanted_colors = {other.color for other in spec.include if other.name == clause.name}
+        for detection in equally_sure:
+            if detection.color not in wanted_colors:
+                return _fails(f"there is also {phrase(clause.name, 1, detection.color)}")
     if clause.position:
-        relation, target = clause.position
-        others = earlier[target]
-        holds = bool(others) and all(
-            relation in relations(a.box, b.box) for a in sure for b in others
-        )
-        atoms[-1] = float(holds)
-        if not holds:
-            other = spec.include[target].name
-            return (
-                False,
-                [],
-                ("", f"the {clause.name} is not {relation} the {other}" if others else ""),
-            )
-    return True, sure, (what, "")
+        # for the same reason a relation must hold between all of the equally sure boxes: a star on
+        # either side is not left
+        relation, other_index = clause.position
+        others = boxes_of_clauses[other_index]
+        if not others:
+            return _fails("")  # the other clause has said why
+        for detection, other in product(equally_sure, others):
+            if relation not in relations(detection.box, other.box):
+                other_name = spec.include[other_index].name
+                return _fails(f"the {clause.name} is not {relation} the {other_name}")
+        atoms[-1] = 1.0
+    return _ClauseResult(True, equally_sure, (phrase(clause.name, clause.count, clause.color), ""))
 
 
-def _sentence(correct: bool, failures, held, spec: Spec) -> str:
+def _sentence(account: _Account, spec: Spec) -> str:
     """ "there is a red star but no blue cat": at most one failure is named, with what does hold."""
-    there = [what for what, _ in held if what]
-    if correct:
-        return (
-            f"there is {listing(there)}"
-            if spec.include[0].count == 1
-            else f"there are {listing(there)}"
-        )
-    failures = [(what, why) for what, why in failures if why]
-    if not failures:
+    there = [what for what, _ in account.held if what]
+    if account.correct:
+        verb = "is" if spec.include[0].count == 1 else "are"
+        return f"there {verb} {listing(there)}"
+    named_failures = [(what, why) for what, why in account.failures if why]
+    if not named_failures:
         return "there is something else in the picture"
-    what, why = failures[0]
+    what, why = named_failures[0]
     if why.startswith("not"):
         return f"{what}, {why}"
     if why.startswith("the"):

@@ -9,6 +9,7 @@ cat" without the crossed pairs, which the image head learns last (docs/LOG.md).
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -50,9 +51,9 @@ KINDS = {
     "color_attr": 0.26,
     "three_colored": 0.10,
 }
-ALONE = {k: KINDS[k] for k in ("single", "colored")}
+ALONE = {kind: KINDS[kind] for kind in ("single", "colored")}
 """The kinds whose scenes hold one object."""
-_COLORS = tuple(COLORS)
+_COLORS = tuple(COLORS)  # to be indexed
 _CHANGES = ("color", "name", "swap colors", "swap places", "drop", "add")
 _AIMED = {
     "single_object": ("name",),
@@ -72,66 +73,81 @@ def sample_scene(
     of prompts, of the first ``objects`` classes."""
     kinds, weights = list(shares), np.array(list(shares.values()))
     while True:
-        pair = _propose(rng, kinds[rng.choice(len(kinds), p=weights / weights.sum())], objects)
-        if pair and not spec_held_out(pair[0]) and not scene_held_out(pair[1]):
-            return pair
+        kind = kinds[rng.choice(len(kinds), p=weights / weights.sum())]
+        proposal = _propose(rng, kind, objects)
+        if proposal is None:
+            continue
+        proposed_spec, scene = proposal
+        if not spec_held_out(proposed_spec) and not scene_held_out(scene):
+            return proposed_spec, scene
 
 
 def _propose(rng: np.random.Generator, kind: str, objects: int) -> tuple[Spec, Scene] | None:
-    n = {"single": 1, "colored": 1, "three_colored": 3}.get(kind, 2)
-    names = [OBJECTS[i] for i in rng.choice(objects, n, replace=False)]
-    colors = [_COLORS[i] for i in rng.choice(len(_COLORS), n, replace=kind in ("two", "position"))]
+    """A prompt of a kind and a scene for it, held out or not; None where a random choice cannot be
+    carried out."""
+    num_objects = {"single": 1, "colored": 1, "three_colored": 3}.get(kind, 2)
+    names = [OBJECTS[i] for i in rng.choice(objects, num_objects, replace=False)]
+    repeat_colors = kind in ("two", "position")  # elsewhere colours tell the objects apart
+    color_picks = rng.choice(len(_COLORS), num_objects, replace=repeat_colors)
+    colors = [_COLORS[i] for i in color_picks]
+    says_colors = kind.endswith("colored") or kind == "color_attr"
     if kind.startswith("counting"):
+        name, color = names[0], colors[0]
         count = int(rng.integers(2, 5))
-        scene = Scene.of(Thing(y, x, names[0], colors[0]) for y, x in place(rng, count))
-        return spec(
-            "counting", Clause(names[0], count, colors[0] if kind.endswith("colored") else None)
-        ), scene
-    corners = place(rng, n)
-    scene = Scene.of(
-        Thing(y, x, name, color) for (y, x), name, color in zip(corners, names, colors, strict=True)
-    )
+        scene = Scene.of(Thing(y, x, name, color) for y, x in place(rng, count))
+        clause = Clause(name, count, color if says_colors else None)
+        return spec("counting", clause), scene
+    corners = place(rng, num_objects)
+    things = []
+    for i, (y, x) in enumerate(corners):
+        things.append(Thing(y, x, names[i], colors[i]))
+    scene = Scene.of(things)
     if kind.startswith("position"):
-        first, second = scene.things
-        held = relations(box(first), box(second)) & {
-            "left of",
-            "above",
-        }  # the first drawn is the left or upper one
-        if not held:
-            return None
-        relation = sorted(held)[rng.integers(len(held))]
-        a, b = first, second
-        if rng.random() < 0.5:
-            a, b, relation = b, a, OPPOSITE[relation]
-        named = (a.color, b.color) if kind.endswith("colored") else (None, None)
-        return position_spec(a.name, relation, b.name, named), scene
-    tag = {"single": "single_object", "colored": "colors", "two": "two_object"}.get(
-        kind, "color_attr"
-    )
-    bare = kind in ("single", "two")
-    return spec(tag, *(Clause(t.name, 1, None if bare else t.color) for t in scene.things)), scene
+        position_prompt = _position_prompt(rng, scene, says_colors)
+        return (position_prompt, scene) if position_prompt else None
+    tag_of_kind = {"single": "single_object", "colored": "colors", "two": "two_object"}
+    clauses = []
+    for thing in scene.things:
+        clauses.append(Clause(thing.name, 1, thing.color if says_colors else None))
+    return spec(tag_of_kind.get(kind, "color_attr"), *clauses), scene
+
+
+def _position_prompt(rng: np.random.Generator, scene: Scene, says_colors: bool) -> Spec | None:
+    """A relation that holds between a scene's two objects, in either wording; None where none
+    holds."""
+    a, b = scene.things
+    # reading order: the first is the left or the upper one
+    holding_relations = relations(box(a), box(b)) & {"left of", "above"}
+    if not holding_relations:
+        return None
+    relation = sorted(holding_relations)[rng.integers(len(holding_relations))]
+    if rng.random() < 0.5:
+        a, b, relation = b, a, OPPOSITE[relation]
+    said_colors = (a.color, b.color) if says_colors else (None, None)
+    return position_spec(a.name, relation, b.name, said_colors)
 
 
 def near_miss(rng: np.random.Generator, s: Spec, scene: Scene, aimed: float = 0.0) -> Scene:
     """A scene that fails ``s`` by one change of ``scene``: another colour or class, swapped colours
     or places, one object more or less. A share ``aimed`` of the changes attacks what the prompt
     asks for (a relation, a count, who has which colour). Not held out."""
-    own = rng.random() < aimed
+    changes = _AIMED[s.tag] if rng.random() < aimed else _CHANGES
     while True:
-        other = Scene.of(_changed(rng, list(scene.things), _AIMED[s.tag] if own else _CHANGES))
-        if other.valid() and not scene_held_out(other) and not judge(s, other).correct:
-            return other
-        if rng.random() < 0.05:
-            wrong = sample_scene(rng)[1]
-            if not judge(s, wrong).correct:
-                return wrong
+        changed_scene = Scene.of(_changed(rng, list(scene.things), changes))
+        allowed = changed_scene.valid() and not scene_held_out(changed_scene)
+        if allowed and not judge(s, changed_scene).correct:
+            return changed_scene
+        if rng.random() < 0.05:  # of some scenes every change is held out
+            _, other_scene = sample_scene(rng)
+            if not judge(s, other_scene).correct:
+                return other_scene
 
 
 def _changed(
     rng: np.random.Generator, things: list[Thing], changes: tuple[str, ...]
 ) -> list[Thing]:
     """``things`` after one of ``changes``, or as they were where it cannot be made."""
-    i, j = (int(k) for k in rng.integers(len(things), size=2))
+    i, j = rng.integers(len(things), size=2).tolist()  # may be the same
     a, b = things[i], things[j]
     y, x = CORNERS[rng.integers(len(CORNERS))]
     match changes[rng.integers(len(changes))]:
@@ -154,47 +170,66 @@ def _changed(
 
 def caption(scene: Scene) -> str:
     """ "a red star, a blue cat and an orange anchor", in reading order."""
-    return listing([phrase(t.name, 1, t.color) for t in scene.things])
+    return listing([phrase(thing.name, 1, thing.color) for thing in scene.things])
 
 
 def question(rng: np.random.Generator, scene: Scene, there: float = 0.7) -> tuple[str, str]:
     """A question about a picture and its answer (one word). A share ``there`` asks "is there …?",
     yes and no equally likely; the rest ask for a colour, a count or whether a relation holds."""
     things = scene.things
-    t = things[rng.integers(len(things))]
-    alone = sum(o.name == t.name for o in things) == 1
+    thing = things[rng.integers(len(things))]
+    count_of_name = Counter(other.name for other in things)
     if rng.random() < there:
-        colored = rng.random() < 0.65
-        if rng.random() < 0.5:
-            return f"is there {phrase(t.name, 1, t.color if colored else None)}?", "Yes"
-        while True:
-            if not colored:
-                name, color = OBJECTS[rng.integers(len(OBJECTS))], None
-            elif rng.random() < 0.6:  # a class that is there, in another object's colour or in any
-                name = t.name
-                color = (
-                    things[rng.integers(len(things))].color
-                    if rng.random() < 0.5
-                    else _COLORS[rng.integers(10)]
-                )
+        return _question_there(rng, things, thing)
+    alone = count_of_name[thing.name] == 1  # "the star" is one object
+    question_kind = rng.integers(3)
+    if question_kind == 0 and alone:
+        return f"what color is the {thing.name}?", thing.color
+    if question_kind == 1:
+        count_word = NUMBERS[count_of_name[thing.name]]
+        return f"how many {plurals()[thing.name]} are there?", count_word
+    others = []
+    for other in things:
+        if other.name != thing.name and count_of_name[other.name] == 1:
+            others.append(other)
+    if question_kind == 2 and alone and others:
+        return _question_relation(rng, thing, others[rng.integers(len(others))])
+    return question(rng, scene, there)  # that kind cannot be asked of this scene: draw again
+
+
+def _question_there(
+    rng: np.random.Generator, things: tuple[Thing, ...], thing: Thing
+) -> tuple[str, str]:
+    """ "is there a red star?": of ``thing``, or of what none of ``things`` is."""
+    colored = rng.random() < 0.65
+    color: str | None
+    if rng.random() < 0.5:
+        color = thing.color if colored else None
+        return f"is there {phrase(thing.name, 1, color)}?", "Yes"
+    while True:
+        if not colored:
+            name, color = OBJECTS[rng.integers(len(OBJECTS))], None
+        elif rng.random() < 0.6:  # a class that is there, in another object's colour or in any
+            name = thing.name
+            if rng.random() < 0.5:
+                color = things[rng.integers(len(things))].color
             else:
-                name, color = OBJECTS[rng.integers(len(OBJECTS))], t.color
-            if not any(o.name == name and color in (None, o.color) for o in things):
-                return f"is there {phrase(name, 1, color)}?", "No"
-    kind = rng.integers(3)
-    if kind == 0 and alone:
-        return f"what color is the {t.name}?", t.color
-    if kind == 1:
-        return f"how many {plurals()[t.name]} are there?", NUMBERS[
-            sum(o.name == t.name for o in things)
-        ]
-    others = [o for o in things if o.name != t.name and sum(p.name == o.name for p in things) == 1]
-    if kind == 2 and alone and others:
-        o = others[rng.integers(len(others))]
-        held = relations(box(t), box(o))
-        relation = RELATIONS[rng.integers(4)] if rng.random() < 0.5 or not held else sorted(held)[0]
-        return f"is the {t.name} {relation} the {o.name}?", "Yes" if relation in held else "No"
-    return question(rng, scene, there)
+                color = _COLORS[rng.integers(len(_COLORS))]
+        else:
+            name, color = OBJECTS[rng.integers(len(OBJECTS))], thing.color
+        if not any(other.name == name and color in (None, other.color) for other in things):
+            return f"is there {phrase(name, 1, color)}?", "No"
+
+
+def _question_relation(rng: np.random.Generator, thing: Thing, other: Thing) -> tuple[str, str]:
+    """ "is the star left of the cat?": half of any relation, half of one that holds."""
+    holding_relations = relations(box(thing), box(other))
+    if rng.random() < 0.5 or not holding_relations:
+        relation = RELATIONS[rng.integers(len(RELATIONS))]
+    else:
+        relation = sorted(holding_relations)[0]
+    answer = "Yes" if relation in holding_relations else "No"
+    return f"is the {thing.name} {relation} the {other.name}?", answer
 
 
 DESCRIBE = "what is in the picture?"

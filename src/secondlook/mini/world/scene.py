@@ -7,17 +7,17 @@ the code grid (measured: it decides whether reconstructions stay readable, docs/
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 
-SIZE, CELL, STEP = 48, 16, 8
-CORNERS = tuple(
-    (y, x) for y in range(0, SIZE - CELL + 1, STEP) for x in range(0, SIZE - CELL + 1, STEP)
-)
+SIZE, CELL, STEP = 48, 16, 8  # px: the canvas's side, a cell's side, the lattice's step
+_LATTICE = range(0, SIZE - CELL + 1, STEP)
+CORNERS = tuple(product(_LATTICE, _LATTICE))  # (y, x), rows first
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (220, 30, 30),
     "orange": (255, 140, 0),
@@ -35,23 +35,32 @@ RELATIONS = ("left of", "right of", "above", "below")
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 
+def _pictogram_blocks() -> list[str]:
+    """One block of text an object: a line "name plural", then its 14 rows of pixels."""
+    text = files("secondlook.mini.world").joinpath("pictograms.txt").read_text()
+    return text.strip().split("\n\n")
+
+
 @cache
 def pictograms() -> dict[str, np.ndarray]:
     """Name -> (16, 16) bool mask; one pixel of margin on every side, so neighbours are at least two
     pixels apart."""
-    text = files("secondlook.mini.world").joinpath("pictograms.txt").read_text()
-    masks = {}
-    for block in text.strip().split("\n\n"):
-        head, *rows = block.splitlines()
-        masks[head.split()[0]] = np.pad(np.array([[c == "#" for c in row] for row in rows]), 1)
-    return masks
+    mask_of_name = {}
+    for block in _pictogram_blocks():
+        name_line, *rows = block.splitlines()
+        characters = np.array([list(row) for row in rows])  # (14, 14), "#" where the object is
+        mask_of_name[name_line.split()[0]] = np.pad(characters == "#", 1)
+    return mask_of_name
 
 
 @cache
 def plurals() -> dict[str, str]:
     """Name -> its plural."""
-    text = files("secondlook.mini.world").joinpath("pictograms.txt").read_text()
-    return dict(block.splitlines()[0].split() for block in text.strip().split("\n\n"))
+    plural_of_name = {}
+    for block in _pictogram_blocks():
+        name, plural = block.splitlines()[0].split()
+        plural_of_name[name] = plural
+    return plural_of_name
 
 
 OBJECTS = tuple(pictograms())
@@ -79,15 +88,23 @@ class Scene:
 
     def valid(self) -> bool:
         """No two cells overlap and all are on the canvas."""
-        inside = all(0 <= t.y <= SIZE - CELL and 0 <= t.x <= SIZE - CELL for t in self.things)
-        return inside and not any(
-            abs(a.y - b.y) < CELL and abs(a.x - b.x) < CELL for a, b in combinations(self.things, 2)
-        )
+        for thing in self.things:
+            if not (0 <= thing.y <= SIZE - CELL and 0 <= thing.x <= SIZE - CELL):
+                return False
+        return not _any_overlap([(thing.y, thing.x) for thing in self.things])
+
+
+def _any_overlap(corners: Sequence[tuple[int, int]]) -> bool:
+    """Whether two of the cells with these (y, x) corners share a pixel."""
+    for (y_a, x_a), (y_b, x_b) in combinations(corners, 2):
+        if abs(y_a - y_b) < CELL and abs(x_a - x_b) < CELL:
+            return True
+    return False
 
 
 def box(thing: Thing) -> tuple[int, int, int, int]:
     """The object's bounding box (x1, y1, x2, y2), upper bounds exclusive."""
-    rows, cols = np.nonzero(pictograms()[thing.name])
+    rows, cols = np.nonzero(pictograms()[thing.name])  # of the mask's pixels
     return (
         thing.x + int(cols.min()),
         thing.y + int(rows.min()),
@@ -101,23 +118,28 @@ def relations(a: tuple[float, ...], b: tuple[float, ...]) -> set[str]:
     tenth of both sizes, then its direction against 0.5 of the unreduced norm); several may hold,
     also none. Boxes are (x1, y1, x2, y2)."""
     box_a, box_b = np.asarray(a, float), np.asarray(b, float)
+    # (2,) each: x, then y; the offset points from b's centre to a's
     offset = (box_a[:2] + box_a[2:] - box_b[:2] - box_b[2:]) / 2
     sizes = (box_a[2:] - box_a[:2]) + (box_b[2:] - box_b[:2])
     reduced = np.sign(offset) * np.maximum(np.abs(offset) - 0.1 * sizes, 0)
     if np.all(np.abs(reduced) < 1e-3):
         return set()
     dx, dy = reduced / np.linalg.norm(offset)
-    held = {"left of": dx < -0.5, "right of": dx > 0.5, "above": dy < -0.5, "below": dy > 0.5}
-    return {name for name, holds in held.items() if holds}
+    # y grows downwards
+    holds_of_relation = {
+        "left of": dx < -0.5,
+        "right of": dx > 0.5,
+        "above": dy < -0.5,
+        "below": dy > 0.5,
+    }
+    return {relation for relation, holds in holds_of_relation.items() if holds}
 
 
 def place(rng: np.random.Generator, n: int, tries: int = 200) -> list[tuple[int, int]]:
     """``n`` corners of cells that do not overlap, in reading order, uniform over the lattice by
     rejection."""
     for _ in range(tries):
-        picks = sorted(CORNERS[i] for i in rng.choice(len(CORNERS), n, replace=False))
-        if all(
-            abs(a[0] - b[0]) >= CELL or abs(a[1] - b[1]) >= CELL for a, b in combinations(picks, 2)
-        ):
-            return picks
+        chosen_corners = sorted(CORNERS[i] for i in rng.choice(len(CORNERS), n, replace=False))
+        if not _any_overlap(chosen_corners):
+            return chosen_corners
     raise ValueError(f"n: {n} objects do not fit on the canvas; at most 4 are used")

@@ -9,6 +9,7 @@ small. No palette, no masks, no IoU, no confidences; nothing of `world.read` is 
 from __future__ import annotations
 
 from functools import cache
+from itertools import product
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -25,11 +26,12 @@ STRAY = 24
 
 @cache
 def _templates() -> tuple[list[tuple[str, str]], np.ndarray]:
+    """(class, colour) of every template, and the templates (160, 768) as rows of RGB values."""
     names, patches = [], []
     for name, mask in pictograms().items():
         for color, rgb in COLORS.items():
             names.append((name, color))
-            patches.append(np.where(mask[..., None], np.array(rgb), np.array(BACKGROUND)))
+            patches.append(np.where(mask[..., None], np.array(rgb), np.array(BACKGROUND)))  # HWC
     return names, np.stack(patches).reshape(len(names), -1).astype(np.float64)
 
 
@@ -38,42 +40,56 @@ def match(image: Image.Image) -> tuple[list[tuple[str, str, int, int]], int]:
     pixels."""
     pixels = np.asarray(image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BOX), np.float64)
     names, templates = _templates()
+    # (33, 33, 16, 16, 3): the window at every place
     windows = sliding_window_view(pixels, (CELL, CELL), (0, 1)).transpose(0, 1, 3, 4, 2)
-    side = len(windows)
-    flat = windows.reshape(side * side, -1)
+    num_places = len(windows)  # along one side
+    flat = windows.reshape(num_places * num_places, -1)  # (1089, 768)
+    # |window - template|² of every pair, multiplied out
     squares = (flat**2).sum(1)[:, None] - 2 * flat @ templates.T + (templates**2).sum(1)
-    distance = np.sqrt(np.maximum(squares, 0) / flat.shape[1])
-    stray = np.abs(pixels - np.array(BACKGROUND)).max(-1) > 60
-    found: list[tuple[str, str, int, int]] = []
-    for k in np.argsort(distance, axis=None):
-        place, which = divmod(int(k), len(names))
-        if distance[place, which] > NEAR:
+    distance = np.sqrt(np.maximum(squares, 0) / flat.shape[1])  # (1089, 160)
+    stray_mask = np.abs(pixels - np.array(BACKGROUND)).max(-1) > 60  # (48, 48)
+    matches: list[tuple[str, str, int, int]] = []
+    for flat_index in np.argsort(distance, axis=None):
+        place_index, template_index = divmod(int(flat_index), len(names))
+        if distance[place_index, template_index] > NEAR:
             break
-        y, x = divmod(place, side)
-        if all(abs(y - v) >= CELL - 2 or abs(x - u) >= CELL - 2 for _, _, v, u in found):
-            found.append((*names[which], y, x))
-            stray[y : y + CELL, x : x + CELL] = False
-    return found, int(stray.sum())
+        y, x = divmod(place_index, num_places)
+        if not _overlaps(y, x, matches):
+            matches.append((*names[template_index], y, x))
+            stray_mask[y : y + CELL, x : x + CELL] = False
+    return matches, int(stray_mask.sum())
+
+
+def _overlaps(y: int, x: int, matches: list[tuple[str, str, int, int]]) -> bool:
+    """Whether a cell at (y, x) shares more than its margin with one that was matched better."""
+    for _, _, y_other, x_other in matches:
+        if abs(y - y_other) < CELL - 2 and abs(x - x_other) < CELL - 2:
+            return True
+    return False
 
 
 def agrees(spec: Spec, image: Image.Image) -> bool:
     """Whether the picture satisfies ``spec`` for this detector: every object asked for is there
     (when counting, so many and no more), in its colour, and the relation holds."""
-    found, stray = match(image)
-    if stray > STRAY:
+    matches, num_stray = match(image)
+    if num_stray > STRAY:
         return False
     for clause in spec.include:
-        of_class = [f for f in found if f[0] == clause.name]
+        of_class = [found for found in matches if found[0] == clause.name]
         if len(of_class) < clause.count or (spec.exclude and len(of_class) > clause.count):
             return False
-        if clause.color and sorted(f[1] for f in of_class) != sorted(
-            str(c.color) for c in spec.include if c.name == clause.name for _ in range(c.count)
-        ):
-            return False
+        if clause.color:
+            wanted_colors: list[str] = []  # of all clauses of this class, one an object
+            for same_class in spec.include:
+                if same_class.name == clause.name:
+                    wanted_colors += [str(same_class.color)] * same_class.count
+            if sorted(color for _, color, _, _ in of_class) != sorted(wanted_colors):
+                return False
         if clause.position:
-            relation, target = clause.position
-            others = [f for f in found if f[0] == spec.include[target].name]
-            if not all(_related(relation, a, b) for a in of_class for b in others):
+            relation, other_index = clause.position
+            other_name = spec.include[other_index].name
+            others = [found for found in matches if found[0] == other_name]
+            if not all(_related(relation, a, b) for a, b in product(of_class, others)):
                 return False
     return True
 
@@ -87,13 +103,13 @@ def _related(relation: str, a: tuple[str, str, int, int], b: tuple[str, str, int
         boxes.append((y + rows.min(), y + rows.max() + 1, x + columns.min(), x + columns.max() + 1))
     (top, bottom, left, right), (top_b, bottom_b, left_b, right_b) = boxes
     dy, dx = (top + bottom - top_b - bottom_b) / 2, (left + right - left_b - right_b) / 2
-    length = float(np.hypot(dx, dy))
+    length = float(np.hypot(dx, dy))  # of the offset between the centres, in pixels
     margin_y = 0.1 * (bottom - top + bottom_b - top_b)
     margin_x = 0.1 * (right - left + right_b - left_b)
-    signed = {
+    offset_of_relation = {
         "left of": -dx - margin_x,
         "right of": dx - margin_x,
         "above": -dy - margin_y,
         "below": dy - margin_y,
     }
-    return signed[relation] > 0.5 * length > 0
+    return offset_of_relation[relation] > 0.5 * length > 0

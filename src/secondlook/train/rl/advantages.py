@@ -52,11 +52,12 @@ def episode_reward(
     R = sum over i < K of S_i + w S_K + (T / K) sum over i <= K of (1 - |S_i - SE_i|), K the last
     round; NaN if a score is. The second sum counts ``judging_weight`` times.
     """
-    last = len(scores)
-    w = rounds - last + (last_image_weight == "T-K+1")
-    drawing = sum(scores[:-1]) + w * scores[-1]
-    judging = sum(comprehension(s, y) for s, y in zip(scores, yes, strict=True))
-    return drawing + judging_weight * rounds / last * judging
+    n_drawn = len(scores)  # K
+    # the last image also stands for the rounds that were not needed
+    last_weight = rounds - n_drawn + (last_image_weight == "T-K+1")
+    drawing_reward = sum(scores[:-1]) + last_weight * scores[-1]
+    verdict_rewards = [comprehension(s, said_yes) for s, said_yes in zip(scores, yes, strict=True)]
+    return drawing_reward + judging_weight * rounds / n_drawn * sum(verdict_rewards)
 
 
 def segment_rewards(scores: Sequence[float], yes: Sequence[bool]) -> list[float]:
@@ -84,8 +85,8 @@ def turn_rewards(
     if not np.isfinite(scores).all():
         return [math.nan] * n_turns
     rewards = segment_rewards(scores, yes)
-    for k in range(1, n_turns, 2):  # every second turn is a verdict
-        rewards[k] *= judging_weight
+    for i in range(1, n_turns, 2):  # every second turn is a verdict
+        rewards[i] *= judging_weight
     return rewards
 
 
@@ -98,14 +99,14 @@ def normalise(
     that hardly vary). NaN stays NaN; a group with fewer than two rewards has advantage 0.
     """
     rewards_G = np.asarray(rewards_G, np.float64)
-    there = np.isfinite(rewards_G)
-    if there.sum() < 2:
-        return np.where(there, 0.0, np.nan)
-    known = rewards_G[there]
-    centred_G = rewards_G - known.mean()
+    is_known_G = np.isfinite(rewards_G)
+    if is_known_G.sum() < 2:  # nothing to compare with
+        return np.where(is_known_G, 0.0, np.nan)
+    known_rewards = rewards_G[is_known_G]
+    centred_G = rewards_G - known_rewards.mean()
     if scale_rewards == "none":
         return centred_G
-    return centred_G / (known.std(ddof=1) + epsilon)
+    return centred_G / (known_rewards.std(ddof=1) + epsilon)
 
 
 def verdict_advantage(
@@ -114,13 +115,13 @@ def verdict_advantage(
     """(r - E r) / (std r + epsilon) of a verdict's reward r = 1 - |S - SE|, over the policy's own
     Yes and No on that image: what group normalisation tends to in an endless group of verdicts on
     one image. ``scale_rewards`` "none": without the division."""
-    rewards = np.array([comprehension(score, False), comprehension(score, True)])
-    probabilities = np.array([1 - p_yes, p_yes])
-    mean = float(probabilities @ rewards)
-    centred = float(rewards[int(yes)] - mean)
+    rewards = np.array([comprehension(score, False), comprehension(score, True)])  # (2,) No, Yes
+    probabilities = np.array([1 - p_yes, p_yes])  # (2,)
+    expected_reward = float(probabilities @ rewards)
+    centred = float(rewards[int(yes)] - expected_reward)
     if scale_rewards == "none":
         return centred
-    std = np.sqrt(probabilities @ (rewards - mean) ** 2)
+    std = np.sqrt(probabilities @ (rewards - expected_reward) ** 2)
     return centred / float(std + epsilon)
 
 
@@ -146,30 +147,47 @@ def group_advantages(
     all its turns.
     """
     if credit == "episode":
-        rewards_G = np.array(
-            [
-                episode_reward(s, y, rounds, last_image_weight, judging_weight)
-                for s, y in zip(scores, yes, strict=True)
-            ]
-        )
-        advantages_G = normalise(rewards_G, scale_rewards=scale_rewards).tolist()
-        return [[a] * (2 * len(s)) for a, s in zip(advantages_G, scores, strict=True)]
+        episode_rewards = []
+        for own_scores, own_yes in zip(scores, yes, strict=True):
+            episode_rewards.append(
+                episode_reward(own_scores, own_yes, rounds, last_image_weight, judging_weight)
+            )
+        advantages_G = normalise(np.array(episode_rewards), scale_rewards=scale_rewards).tolist()
+        turn_advantages = []
+        for advantage, own_scores in zip(advantages_G, scores, strict=True):
+            turn_advantages.append([advantage] * (2 * len(own_scores)))  # a drawing and a verdict
+        return turn_advantages
+
     # (G, 2 T): a column for each kind of turn in each round; NaN where an episode ended before
     rewards = np.full((len(scores), 2 * rounds), np.nan)
-    for i, (s, y) in enumerate(zip(scores, yes, strict=True)):
-        if np.isfinite(s).all():
-            rewards[i, : 2 * len(s)] = segment_rewards(s, y)
+    for i, (own_scores, own_yes) in enumerate(zip(scores, yes, strict=True)):
+        if np.isfinite(own_scores).all():
+            rewards[i, : 2 * len(own_scores)] = segment_rewards(own_scores, own_yes)
     columns = [normalise(column_G, scale_rewards=scale_rewards) for column_G in rewards.T]
-    advantages = np.stack(columns, axis=1)
+    advantages = np.stack(columns, axis=1)  # (G, 2 T)
     if credit == "expected":
-        for i, (s, y, p) in enumerate(zip(scores, yes, p_yes, strict=True)):
-            if np.isfinite(s).all():
-                advantages[i, 1 : 2 * len(s) : 2] = [
-                    verdict_advantage(*image, scale_rewards=scale_rewards)
-                    for image in zip(s, y, p, strict=True)
-                ]
-    advantages[:, 1::2] *= judging_weight
-    return [advantages[i, : 2 * len(s)].tolist() for i, s in enumerate(scores)]
+        for i in range(len(scores)):
+            if np.isfinite(scores[i]).all():
+                advantages[i, 1 : 2 * len(scores[i]) : 2] = verdict_advantages(
+                    scores[i], yes[i], p_yes[i], scale_rewards
+                )
+    advantages[:, 1::2] *= judging_weight  # the columns of verdicts
+    return [advantages[i, : 2 * len(own)].tolist() for i, own in enumerate(scores)]
+
+
+def verdict_advantages(
+    scores: Sequence[float],
+    yes: Sequence[bool],
+    p_yes: Sequence[float],
+    scale_rewards: Scale = "std",
+) -> list[float]:
+    """``verdict_advantage`` of each image of one episode."""
+    advantages = []
+    for score, said_yes, probability in zip(scores, yes, p_yes, strict=True):
+        advantages.append(
+            verdict_advantage(score, said_yes, probability, scale_rewards=scale_rewards)
+        )
+    return advantages
 
 
 def gae(
@@ -188,6 +206,7 @@ def gae(
     next_values_T = np.append(values_T[1:], bootstrap)
     advantages_T = np.empty(len(rewards_T))
     advantage = 0.0
+    # backwards: A_t = delta_t + gamma lambda A_(t+1)
     for t in reversed(range(len(rewards_T))):
         delta = rewards_T[t] + gamma * next_values_T[t] - values_T[t]
         advantage = delta + gamma * gae_lambda * advantage
@@ -227,8 +246,9 @@ def verdict_balance(scores: Sequence[float]) -> VerdictBalance:
     """
     n_right = sum(score >= RIGHT for score in scores)
     n_wrong = len(scores) - n_right
-    half = 0.5 * len(scores)
+    n_half = 0.5 * len(scores)
     return VerdictBalance(
-        right=min(VerdictBalance.MAX, half / n_right) if n_right else 1.0,
-        wrong=min(VerdictBalance.MAX, half / n_wrong) if n_wrong else 1.0,
+        # verdicts on each side sum to half of all, unless there are too few for that
+        right=min(VerdictBalance.MAX, n_half / n_right) if n_right else 1.0,
+        wrong=min(VerdictBalance.MAX, n_half / n_wrong) if n_wrong else 1.0,
     )

@@ -1,10 +1,13 @@
-"""PPO's value head: what a turn will earn, told from the states before its tokens.
+"""PPO's critic: a value head that predicts, from the hidden state before each token, what its turn
+will earn.
 
 Source: arXiv 2506.01480 names PPO without details; the formulas are those of arXiv 1707.06347 and
-1506.02438. Ours: the head stands on the policy's own final hidden states, which its loss does not
-move (the policy is taught by its own loss alone), so there is no second model, and the head is
-taught in passes of its own over states that are computed once a step. Each turn is a segment of its
-own with the reward at its last token and nothing after it.
+1506.02438. Our own choices:
+
+- The head reads the policy's own final hidden states, detached: there is no second model, and the
+  value loss does not change the policy.
+- It learns in passes of its own, over states that are computed once a step.
+- Each turn ends by itself: its reward is at its last token, and the value after that is 0.
 
 Suffixes: n tokens of a turn, N tokens of many turns, D hidden width.
 """
@@ -35,18 +38,22 @@ class ValueHead(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        last = nn.Linear(width, len(HEADS))
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        self.layers = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), last)
+        output_layer = nn.Linear(width, len(HEADS))
+        nn.init.zeros_(output_layer.weight)
+        nn.init.zeros_(output_layer.bias)
+        self.layers = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), output_layer
+        )
 
     def forward(self, hidden: Tensor, head: str) -> Tensor:
-        return self.layers(hidden.detach().float())[..., HEADS.index(head)]
+        values_of_heads = self.layers(hidden.detach().float())  # (N, heads); no gradient to hidden
+        return values_of_heads[..., HEADS.index(head)]
 
 
 @dataclass
 class Critic:
-    """The value head with its optimizer, and what becomes of its values."""
+    """The value head with its optimizer: estimates advantages, and learns from what the turns
+    earned."""
 
     value_head: ValueHead
     lr: float
@@ -73,28 +80,32 @@ class Critic:
             self._set_advantage(turn, values.double().cpu().numpy(), kl_weight)
         explained = self._explained_variance(turns)
         whiten_advantages(turns, self.ranks)
-        return {"explained_variance": explained} if math.isfinite(explained) else {}
+        if not math.isfinite(explained):  # returns without variance
+            return {}
+        return {"explained_variance": explained}
 
-    def _set_advantage(self, turn: TrajectoryTurn, values: np.ndarray, kl_weight: float) -> None:
-        rewards = np.zeros(len(values))
-        rewards[-1] = turn.reward
+    def _set_advantage(self, turn: TrajectoryTurn, values_n: np.ndarray, kl_weight: float) -> None:
+        """Set ``values``, ``returns`` and ``advantage`` (not whitened yet) of one turn."""
+        rewards_n = np.zeros(len(values_n))
+        rewards_n[-1] = turn.reward  # the turn earns at its last token, the KL is paid at each
         if kl_weight:
-            log_ratio = np.array(turn.old_logprobs) - np.array(turn.reference_logprobs)
-            rewards -= kl_weight * log_ratio
-        advantages = gae(rewards, values, self.gamma, self.gae_lambda)
-        turn.values = tuple(values.tolist())
-        turn.returns = tuple((advantages + values).tolist())
-        turn.advantage = tuple(advantages.tolist())
+            log_ratio_n = np.array(turn.old_logprobs) - np.array(turn.reference_logprobs)
+            rewards_n -= kl_weight * log_ratio_n
+        advantages_n = gae(rewards_n, values_n, self.gamma, self.gae_lambda)
+        turn.values = tuple(values_n.tolist())
+        turn.returns = tuple((advantages_n + values_n).tolist())
+        turn.advantage = tuple(advantages_n.tolist())
 
     def _explained_variance(self, turns: list[TrajectoryTurn]) -> float:
-        """Of all ranks' tokens."""
-        values: list[float] = []
-        returns: list[float] = []
-        for part in self.ranks.all_gather([(turn.values, turn.returns) for turn in turns]):
-            for turn_values, turn_returns in part:
-                values += turn_values
-                returns += turn_returns
-        return explained_variance(torch.tensor(values), torch.tensor(returns))
+        """Over all ranks' tokens; NaN where the returns have no variance."""
+        all_values: list[float] = []
+        all_returns: list[float] = []
+        own_pairs = [(turn.values, turn.returns) for turn in turns]
+        for rank_pairs in self.ranks.all_gather(own_pairs):
+            for turn_values, turn_returns in rank_pairs:
+                all_values += turn_values
+                all_returns += turn_returns
+        return explained_variance(torch.tensor(all_values), torch.tensor(all_returns))
 
     def fit(
         self,
@@ -103,19 +114,26 @@ class Critic:
         parts: list[list[int]],
         clip_range: float | None,
     ) -> float:
-        """One pass over this rank's turns, with values and returns, in minibatches: ``parts`` are
-        the numbers of all ranks' turns of each. Returns the mean loss."""
-        place = {turn.index: i for i, turn in enumerate(turns)}
+        """One pass of the value head over this rank's ``turns``, one update a minibatch.
+
+        ``states`` are the turns' hidden states (n, D). ``parts`` are, of each minibatch, the
+        ``index`` of all ranks' turns in it. The turns must have their values and returns. Returns
+        the mean loss.
+        """
+        position_of_index = {turn.index: i for i, turn in enumerate(turns)}
         losses = []
-        for part in parts:
-            own = [place[number] for number in part if number in place]
-            denominator = self.ranks.all_sum({"weight": total_weight([turns[i] for i in own])})
-            loss = self._backward(
-                [turns[i] for i in own], [states[i] for i in own], denominator["weight"], clip_range
-            )
+        for turn_indices in parts:
+            part_turns: list[TrajectoryTurn] = []
+            part_states: list[Tensor] = []
+            for index in turn_indices:
+                if index in position_of_index:  # the others are on other ranks
+                    part_turns.append(turns[position_of_index[index]])
+                    part_states.append(states[position_of_index[index]])
+            weight_sums = self.ranks.all_sum({"weight": total_weight(part_turns)})
+            own_loss = self._backward(part_turns, part_states, weight_sums["weight"], clip_range)
             self.ranks.all_sum_gradients(self.value_head.parameters())
             self.optimizer.step(1.0)
-            losses.append(self.ranks.all_sum({"loss": loss})["loss"])
+            losses.append(self.ranks.all_sum({"loss": own_loss})["loss"])
         return float(np.mean(losses))
 
     def _backward(
@@ -126,19 +144,21 @@ class Critic:
         clip_range: float | None,
     ) -> float:
         """This rank's part of a minibatch's value loss, whose gradient is left in the head."""
-        total = 0.0
+        total_loss = 0.0
         for head in HEADS:
-            of_head = [i for i, t in enumerate(turns) if t.turn.sampling_params.head == head]
-            if not of_head or not denominator:
-                continue
-            values = self.value_head(torch.cat([states[i] for i in of_head]), head)  # (N,)
+            head_states: list[Tensor] = []  # (n, D) each
             token_weights: list[float] = []
             old_values: list[float] = []
             returns: list[float] = []
-            for i in of_head:
-                token_weights += [turns[i].token_weight] * len(turns[i].values)
-                old_values += turns[i].values
-                returns += turns[i].returns
+            for turn, turn_states in zip(turns, states, strict=True):
+                if turn.turn.sampling_params.head == head:
+                    head_states.append(turn_states)
+                    token_weights += [turn.token_weight] * len(turn.values)
+                    old_values += turn.values
+                    returns += turn.returns
+            if not head_states or not denominator:
+                continue
+            values = self.value_head(torch.cat(head_states), head)  # (N,)
             loss = value_loss(
                 values,
                 torch.tensor(old_values, device=values.device),
@@ -148,8 +168,8 @@ class Critic:
                 clip_range,
             )
             loss.backward()
-            total += float(loss.detach())
-        return total
+            total_loss += float(loss.detach())
+        return total_loss
 
     def state_dict(self) -> dict:
         return {
@@ -166,13 +186,14 @@ def whiten_advantages(turns: list[TrajectoryTurn], ranks: ProcessGroup = Process
     """Whiten token advantages over all ranks' tokens of a kind of turn: verdicts and drawings earn
     on different scales."""
     for kind in KINDS:
-        of_kind = [turn for turn in turns if turn.kind == kind]
-        advantages = [np.array(turn.advantage) for turn in of_kind]  # (n,) each
-        own_N = np.concatenate([np.zeros(0), *advantages])
-        parts = ranks.all_gather(own_N)
-        white_N = whiten(np.concatenate(parts))
-        rank_ends = np.cumsum([len(part) for part in parts])[:-1]
-        own_white_N = np.split(white_N, rank_ends)[ranks.rank]
-        turn_ends = np.cumsum([len(part) for part in advantages])[:-1]
-        for turn, part in zip(of_kind, np.split(own_white_N, turn_ends), strict=False):
-            turn.advantage = tuple(part.tolist())
+        turns_of_kind = [turn for turn in turns if turn.kind == kind]
+        own_advantages = [np.array(turn.advantage) for turn in turns_of_kind]  # (n,) each
+        own_N = np.concatenate([np.zeros(0), *own_advantages])  # zeros(0): there may be no turn
+        advantages_of_ranks = ranks.all_gather(own_N)
+        white_N = whiten(np.concatenate(advantages_of_ranks))
+        # back to this rank's tokens, which stand behind those of the ranks before it
+        start = sum(map(len, advantages_of_ranks[: ranks.rank]))
+        for turn, advantages_n in zip(turns_of_kind, own_advantages, strict=True):
+            end = start + len(advantages_n)
+            turn.advantage = tuple(white_N[start:end].tolist())
+            start = end

@@ -23,22 +23,27 @@ def write_page(out: Path, trajectories: list[Trajectory], step: int) -> list[Epi
         return []
     folder = out / "episodes"
     folder.mkdir(parents=True, exist_ok=True)
-    title = f"step {step}: best and worst episodes of a group"
-    write_text(folder / f"step-{step}.html", filmstrip(episodes, title))
+    page_title = f"step {step}: best and worst episodes of a group"
+    write_text(folder / f"step-{step}.html", filmstrip(episodes, page_title))
     return episodes
 
 
 def best_and_worst(trajectories: list[Trajectory]) -> list[Episode]:
     """Two episodes of each of the groups that vary most."""
-    scored: list[tuple[float, Trajectory, Trajectory]] = []
+    groups_by_spread: list[tuple[float, Trajectory, Trajectory]] = []
     for group in groups_of(trajectories):
-        final_scores = np.array([t.image_scores[t.final] for t in group])
-        if np.isfinite(final_scores).any():
-            best, worst = int(np.nanargmax(final_scores)), int(np.nanargmin(final_scores))
-            spread = float(final_scores[best] - final_scores[worst])
-            scored.append((spread, group[best], group[worst]))
-    scored.sort(key=lambda entry: -entry[0])
-    episodes = []
-    for _, *pair in scored[:MAX_GROUPS]:
-        episodes += [t.episode for t in pair if t.episode is not None]
-    return episodes
+        final_scores = np.array([trajectory.image_scores[trajectory.final] for trajectory in group])
+        if not np.isfinite(final_scores).any():
+            continue
+        # NaN, a missing score, is neither the best nor the worst
+        best_index = int(np.nanargmax(final_scores))
+        worst_index = int(np.nanargmin(final_scores))
+        spread = float(final_scores[best_index] - final_scores[worst_index])
+        groups_by_spread.append((spread, group[best_index], group[worst_index]))
+    groups_by_spread.sort(key=lambda entry: -entry[0])  # the widest first
+    shown_episodes = []
+    for _, best, worst in groups_by_spread[:MAX_GROUPS]:
+        for trajectory in (best, worst):
+            if trajectory.episode is not None:
+                shown_episodes.append(trajectory.episode)
+    return shown_episodes

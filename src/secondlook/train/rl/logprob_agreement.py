@@ -51,8 +51,8 @@ def name_of(sampling_params: SamplingParams, first: bool) -> str:
 
 @dataclass
 class Agreement:
-    """Collects the differences of a step's tokens on every rank, and refuses a policy that is not
-    the sampler."""
+    """Collects the differences between scored and recorded log-probabilities of a step's tokens, on
+    every rank, and stops the run where they are larger than rounding."""
 
     max_mean: float
     """Largest mean of |scored - recorded| of tokens without guidance (``amplification`` times as
@@ -76,31 +76,28 @@ class Agreement:
     def add(self, batch: MicroBatch, scored_N: Tensor) -> None:
         """The batch's log-probabilities under the policy that has not been updated yet."""
         params = batch.sampling_params
-        factor = amplification(params)
-        for _, difference in batch.split(scored_N - batch.behaviour_logprobs):
-            values = difference.cpu().numpy().astype(np.float32)
+        rounding_factor = amplification(params)
+        for _, turn_differences in batch.split(scored_N - batch.behaviour_logprobs):
+            differences_n = turn_differences.cpu().numpy().astype(np.float32)
             if params.first:  # the first token is the verdict, the rest its reason
-                self.differences[name_of(params, True), factor].append(values[:1])
-                values = values[1:]
-            self.differences[name_of(params, False), factor].append(values)
+                self.differences[name_of(params, True), rounding_factor].append(differences_n[:1])
+                differences_n = differences_n[1:]
+            self.differences[name_of(params, False), rounding_factor].append(differences_n)
 
     def check(self) -> dict[str, float]:
         """Metrics of all ranks' tokens since the last call; all ranks must call it. Raises Stopped
         (on all of them) where sampler and scorer disagree, as long as no update has been made since
         the start."""
-        own = {key: np.concatenate(values) for key, values in self.differences.items()}
+        own_differences = {key: np.concatenate(parts) for key, parts in self.differences.items()}
         self.differences.clear()
-        parts = self.ranks.all_gather(own)
-        everyone: dict[tuple[str, float], np.ndarray] = {}
-        for key in sorted({key for part in parts for key in part}):
-            everyone[key] = np.concatenate([part[key] for part in parts if key in part])
+        by_key = self._gather_differences(own_differences)
         if not self.agreed:
-            for (name, factor), differences in everyone.items():
-                self._compare(name, np.abs(differences), factor)
+            for (name, rounding_factor), key_differences in by_key.items():
+                self._compare(name, np.abs(key_differences), rounding_factor)
         self.agreed = True
-        differences_N = np.concatenate(list(everyone.values()))
+        differences_N = np.concatenate(list(by_key.values()))
         distances_N = np.abs(differences_N)
-        ratio_N = np.exp(differences_N.astype(np.float64))
+        ratio_N = np.exp(differences_N.astype(np.float64))  # scored / sampled probability
         is_outside = (ratio_N < 1 - self.clip_low) | (ratio_N > 1 + self.clip_high)
         return {
             "sampler_gap": float(distances_N.max()),
@@ -110,11 +107,23 @@ class Agreement:
             "importance": float(np.minimum(ratio_N, self.importance_cap).mean()),
         }
 
-    def _compare(self, name: str, distances: np.ndarray, factor: float) -> None:
-        if not len(distances):
+    def _gather_differences(
+        self, own_differences: dict[tuple[str, float], np.ndarray]
+    ) -> dict[tuple[str, float], np.ndarray]:
+        """The differences of all ranks' tokens by the same keys, which are sorted so that all ranks
+        have one order; a rank may have sampled nothing of a key."""
+        by_key: dict[tuple[str, float], list[np.ndarray]] = defaultdict(list)
+        for rank_differences in self.ranks.all_gather(own_differences):
+            for key, key_differences in rank_differences.items():
+                by_key[key].append(key_differences)
+        return {key: np.concatenate(by_key[key]) for key in sorted(by_key)}
+
+    def _compare(self, name: str, distances_N: np.ndarray, rounding_factor: float) -> None:
+        """Raise Stopped where ``distances_N`` (N,) are larger than rounding."""
+        if not len(distances_N):
             return
-        mean, p99 = float(distances.mean()), high_quantile(distances)
-        max_mean, max_p99 = factor * self.max_mean, factor * self.max_p99
+        mean, p99 = float(distances_N.mean()), high_quantile(distances_N)
+        max_mean, max_p99 = rounding_factor * self.max_mean, rounding_factor * self.max_p99
         if not (mean <= max_mean and p99 <= max_p99):  # NaN is refused too
             raise Stopped(
                 f"policy: sampled and scored log-probabilities of {name} differ by {mean:.3g} on "

@@ -27,6 +27,7 @@ import numpy as np
 
 from secondlook.data.prompts import open_prompts
 from secondlook.data.sanity_pairs import open_sanity_pairs
+from secondlook.end_request import EndRequested
 from secondlook.engine.engine import Engine
 from secondlook.episode import SamplingConfig
 from secondlook.errors import InputError, Stopped
@@ -38,7 +39,7 @@ from secondlook.models.janus.model import Janus
 from secondlook.models.janus.template import ChatTemplate
 from secondlook.models.shipped import locate
 from secondlook.rewards.config import make_reward
-from secondlook.rewards.reward import Reward
+from secondlook.rewards.reward import Reward, try_out
 from secondlook.train.activation_checkpointing import activation_checkpointing
 from secondlook.train.distributed import ProcessGroup
 from secondlook.train.optim import freeze, trainable
@@ -58,7 +59,7 @@ from secondlook.train.schedule import Schedule
 from secondlook.train.sharding import ShardedModel
 from secondlook.train.trackers import episode_strip
 from secondlook.train.trainer import Stateful, Trainer, set_up_process
-from secondlook.types import Episode
+from secondlook.types import Episode, Turn
 
 
 class RLLoop:
@@ -95,9 +96,9 @@ class RLLoop:
         )
         self.reference = Reference(config, self.shards)
         self.schedule = schedule_of(config)
-        episodes_of_rank = (
-            config.rollout.prompts_per_step * config.rollout.group_size // self.ranks.world_size
-        )
+        n_episodes = config.rollout.prompts_per_step * config.rollout.group_size
+        episodes_of_rank = n_episodes // self.ranks.world_size
+        # 0: all of this rank's episodes are decoded together
         batch_size = config.rollout.rollout_batch_size or episodes_of_rank
         self.engine = Engine(self.janus, batch_size, bounded=False)
         self.sampling = sampling_of(config, self.janus)
@@ -129,29 +130,32 @@ class RLLoop:
     def _check_reward(self) -> None:
         """Try the reward on sanity pairs before anything is learned from it."""
         config = self.config
-        pairs = open_sanity_pairs(
+        sanity_pairs = open_sanity_pairs(
             config.sanity_pairs, config.prompts, config.seed, config.prompt_options
         )
-        if pairs is None:
+        if sanity_pairs is None:
+            with self.ranks.all_raise():
+                try_out(self.reward)
             warnings.warn(
                 "config: there are no sanity_pairs: the reward is not checked before the run",
                 stacklevel=3,
             )
             return
-        good, bad = pairs
+        good_pairs, bad_pairs = sanity_pairs
         # each rank asks for itself, and may be the only one whose reward is dead
         with self.ranks.all_raise():
-            check_reward(self.reward, good, bad, config.reward_checks.min_separation)
+            check_reward(self.reward, good_pairs, bad_pairs, config.reward_checks.min_separation)
 
     def step(self, step: int) -> dict[str, float]:
         """One step: its metrics. Raises Stopped where going on would do harm."""
         config = self.config
-        began = time.perf_counter()
+        start_seconds = time.perf_counter()
+        # from the step's number, so that a resumed run draws what an unbroken one would
         rng = np.random.default_rng([config.seed, step])
 
-        own = self.roll_out_and_score(rng, step)
-        rollout_seconds = time.perf_counter() - began
-        trajectories = gather_trajectories(own, self.ranks)
+        own_trajectories = self.roll_out_and_score(rng, step)
+        rollout_seconds = time.perf_counter() - start_seconds
+        trajectories = gather_trajectories(own_trajectories, self.ranks)
         metrics = describe(trajectories)
 
         self.algorithm.advantages(trajectories)
@@ -160,7 +164,7 @@ class RLLoop:
 
         lr = self.schedule.at(step) * self.recovery.lr_factor
         beta = config.loss.beta * self.recovery.beta_factor
-        metrics |= self.update(rng, own, trajectories, lr, beta, step)
+        metrics |= self.update(rng, own_trajectories, trajectories, lr, beta, step)
 
         metrics |= {"lr": lr, "rollout_seconds": rollout_seconds}
         if config.auto_recovery:
@@ -168,11 +172,13 @@ class RLLoop:
                 "lr_factor": self.recovery.lr_factor,
                 "beta_factor": self.recovery.beta_factor,
             }
-        n_tokens = self.ranks.all_sum({"tokens": sum(count_tokens(t) for t in own)})["tokens"]
-        metrics["tokens_per_second"] = n_tokens / (time.perf_counter() - began)
+        own_tokens = sum(map(count_tokens, own_trajectories))
+        n_tokens = self.ranks.all_sum({"tokens": own_tokens})["tokens"]
+        # of all ranks, over the whole step
+        metrics["tokens_per_second"] = n_tokens / (time.perf_counter() - start_seconds)
         self.shown_episodes = []
         if step % config.runtime.picture_every == 0 and self.ranks.is_main:
-            self.shown_episodes = write_page(self.out, own, step)
+            self.shown_episodes = write_page(self.out, own_trajectories, step)
         return metrics
 
     def roll_out_and_score(self, rng: np.random.Generator, step: int) -> list[Trajectory]:
@@ -181,8 +187,9 @@ class RLLoop:
         config, settings = self.config, self.config.rollout
         n_prompts, group_size = settings.prompts_per_step, settings.group_size
         own_groups = self.ranks.local_part(range(n_prompts))
+        # every episode of a run has a seed of its own (up to 10**6 steps), whichever rank draws it
         first_seed = (config.seed * 10**6 + step) * n_prompts * group_size
-        seeds = [first_seed + number * group_size for number in own_groups]
+        seeds = [first_seed + group_number * group_size for group_number in own_groups]
         with self.ranks.all_raise(), self.shards.gathered():
             prompts = self.prompts.draw(rng, n_prompts, own_groups)
             episodes = rollout(
@@ -193,24 +200,32 @@ class RLLoop:
     def update(
         self,
         rng: np.random.Generator,
-        own: list[Trajectory],
+        own_trajectories: list[Trajectory],
         trajectories: list[Trajectory],
         lr: float,
         beta: float,
         step: int,
     ) -> dict[str, float]:
-        """Learn from this rank's ``own`` of all ranks' ``trajectories``, which have their
-        advantages; nothing where no turn of any rank is worth it. Raises Stopped where no update
-        had a finite gradient."""
+        """Learn from this rank's part of all ranks' ``trajectories``, which have their advantages.
+
+        Returns the metrics of the updates; none where no turn of any rank is learned from. Raises
+        Stopped where no update had a finite gradient.
+        """
         config = self.config
         max_tokens = max(self.janus.n_codes, self.sampling.reason_tokens)
-        turns = select_turns(trajectories, config.advantage, config.loss.reduction, max_tokens)
-        if not turns:  # every group may have been dropped
+        selected_turns = select_turns(
+            trajectories, config.advantage, config.loss.reduction, max_tokens
+        )
+        if not selected_turns:  # every group may have been dropped
             return {}
-        own_turns = [turn for turn in turns if turn.sampled is not None]
-        self.policy_update.set_idle([turn.turn for t in own for turn in t.turns])
+        own_turns = [turn for turn in selected_turns if turn.sampled is not None]
+        # idle turns come from all that was sampled: none of this rank's may have been selected
+        sampled_turns: list[Turn] = []
+        for trajectory in own_trajectories:
+            sampled_turns += [turn.turn for turn in trajectory.turns]
+        self.policy_update.set_idle(sampled_turns)
         with activation_checkpointing(self.janus, config.runtime.activation_checkpointing):
-            metrics = self.policy_update.learn(rng, own_turns, len(turns), lr, step, beta)
+            metrics = self.policy_update.learn(rng, own_turns, len(selected_turns), lr, step, beta)
         if metrics.get("refused_steps") == 1:
             raise Stopped(
                 f"policy: not one update of step {step} had a finite gradient; start again from a "
@@ -232,34 +247,36 @@ class RLLoop:
 
     def state(self) -> dict[str, Stateful]:
         """What a resumed run needs."""
-        state: dict[str, Stateful] = {
+        run_state: dict[str, Stateful] = {
             "net": trainable(self.janus),
             "optimizer": self.policy_update.optimizer,
             "algorithm": self.algorithm,
             "reward_checks": self.reward_checks,
             "auto_recovery": self.recovery,
         }
-        recovery = self.config.auto_recovery
-        if recovery and recovery.on_decline == "move_reference":
-            state["reference"] = self.reference.movable()
-        return state
+        recovery_config = self.config.auto_recovery
+        if recovery_config and recovery_config.on_decline == "move_reference":
+            run_state["reference"] = self.reference.movable()  # else it is the model as loaded
+        return run_state
 
     def _why_missing(self) -> str:
-        """Why scores are missing, from whichever rank knows."""
-        reasons = [why for why in self.ranks.all_gather(why_missing(self.reward)) if why]
-        return reasons[0] if reasons else ""
+        """Why scores are missing, from the first rank that knows; all ranks must call it."""
+        for reason in self.ranks.all_gather(why_missing(self.reward)):
+            if reason:
+                return reason
+        return ""
 
 
 def schedule_of(config: RLConfig) -> Schedule:
     """The learning rate over the run's steps."""
-    optim = config.optim
+    optim_config = config.optim
     return Schedule(
         config.steps,
-        optim.lr,
-        optim.min_lr,
-        optim.warmup_steps,
-        optim.convert_lr,
-        optim.convert_step,
+        optim_config.lr,
+        optim_config.min_lr,
+        optim_config.warmup_steps,
+        optim_config.convert_lr,
+        optim_config.convert_step,
     )
 
 
@@ -267,28 +284,38 @@ def sampling_of(config: RLConfig, janus: Janus) -> SamplingConfig:
     """How episodes are sampled: guidance as the checkpoint says where the config is silent, and no
     top-k."""
     rollout_config = config.rollout
-    own = SamplingConfig.of(janus.net.generation_config)
+    of_checkpoint = SamplingConfig.of(janus.net.generation_config)
     guidance, edit_guidance = rollout_config.guidance, rollout_config.edit_guidance
+    if guidance is None:
+        guidance = of_checkpoint.guidance
+    if edit_guidance is None:
+        edit_guidance = of_checkpoint.edit_guidance
     return SamplingConfig(
-        guidance=own.guidance if guidance is None else guidance,
+        guidance=guidance,
         temperature=rollout_config.temperature,
         code_top_k=0,
         text_top_k=0,
-        edit_guidance=own.edit_guidance if edit_guidance is None else edit_guidance,
+        edit_guidance=edit_guidance,
     )
 
 
 def agreement_of(config: RLConfig, ranks: ProcessGroup) -> Agreement:
     """How far sampler and scorer may be from each other."""
-    loss, checks = config.loss, config.reward_checks
-    mean, p99 = LIMITS[config.runtime.dtype]
-    high = loss.clip_range_high
+    loss_config, checks = config.loss, config.reward_checks
+    max_mean, max_p99 = LIMITS[config.runtime.dtype]
+    if checks.max_logprob_diff_mean is not None:
+        max_mean = checks.max_logprob_diff_mean
+    if checks.max_logprob_diff_p99 is not None:
+        max_p99 = checks.max_logprob_diff_p99
+    clip_high = loss_config.clip_range_high
+    if clip_high is None:  # as wide as below
+        clip_high = loss_config.clip_range
     return Agreement(
-        max_mean=mean if checks.max_logprob_diff_mean is None else checks.max_logprob_diff_mean,
-        max_p99=p99 if checks.max_logprob_diff_p99 is None else checks.max_logprob_diff_p99,
-        clip_low=loss.clip_range,
-        clip_high=loss.clip_range if high is None else high,
-        importance_cap=loss.importance_cap or math.inf,
+        max_mean=max_mean,
+        max_p99=max_p99,
+        clip_low=loss_config.clip_range,
+        clip_high=clip_high,
+        importance_cap=loss_config.importance_cap or math.inf,  # 0: no correction
         ranks=ranks,
     )
 
@@ -312,8 +339,11 @@ def train_rl(config: RLConfig, out: str | Path, reward: Reward | None = None) ->
         keep_steps=loop.steps_to_keep,
     )
     for step in trainer.steps(config.steps):
-        metrics = loop.step(step)
+        try:
+            metrics = loop.step(step)
+        except EndRequested:  # while its judge was waited for: nothing of the step is learnt yet
+            trainer.leave_step()
         trainer.finish_step(metrics)
-        trainer.log_images("episodes", [episode_strip(e) for e in loop.shown_episodes])
-        loop.recover(trainer, metrics)
+        trainer.log_images("episodes", [episode_strip(episode) for episode in loop.shown_episodes])
+        loop.recover(trainer, metrics)  # may take the run back to an earlier step
     loop.shards.save(out / "final")

@@ -28,8 +28,8 @@ class PolicyLoss:
 def kl_k3(logp: Tensor, reference: Tensor) -> Tensor:
     """The k3 estimator of KL(policy || reference) per token (N,): exp(ref - new) - (ref - new) - 1,
     never negative."""
-    difference = reference - logp
-    return difference.exp() - difference - 1
+    log_ratio = reference - logp
+    return log_ratio.exp() - log_ratio - 1
 
 
 def importance_weights(old: Tensor, behaviour: Tensor, cap: float) -> Tensor:
@@ -41,7 +41,9 @@ def importance_weights(old: Tensor, behaviour: Tensor, cap: float) -> Tensor:
     Brings You Off-Policy RL Training" (verl and TRL have it with the cap 2); the truncation is
     IMPALA's (arXiv 1802.01561).
     """
-    return (old - behaviour).exp().clamp(max=cap) if cap else torch.ones_like(old)
+    if not cap:
+        return torch.ones_like(old)
+    return (old - behaviour).exp().clamp(max=cap)
 
 
 def policy_loss(
@@ -66,14 +68,17 @@ def policy_loss(
     the sum of weights over the whole update is ``denominator``.
     """
     ratio = (logp - old).exp()
-    high = clip_range if clip_range_high is None else clip_range_high
-    clipped_ratio = ratio.clamp(1 - clip_range, 1 + high)
+    if clip_range_high is None:
+        clip_range_high = clip_range
+    clipped_ratio = ratio.clamp(1 - clip_range, 1 + clip_range_high)
+    # the smaller of both: no gain beyond the clip range, but all of a loss
     surrogate = torch.minimum(ratio * advantage, clipped_ratio * advantage)
     if importance is not None:
         surrogate = importance.detach() * surrogate
     kl = kl_k3(logp, reference)
     loss = (weight * (beta * kl - surrogate)).sum() / denominator
     with torch.no_grad():
+        # where the minimum is the clipped branch, which does not depend on logp
         is_clipped = (clipped_ratio * advantage < ratio * advantage) & (weight > 0)
     return PolicyLoss(loss, is_clipped.sum(), (weight * kl).sum().detach())
 
@@ -90,17 +95,18 @@ def value_loss(
 
     0.5 max((v - R)^2, (v_old + clip(v - v_old, ± clip_range) - R)^2), weighted as the policy's.
     ``clip_range`` None: no clipping."""
-    error = (value - returns) ** 2
+    squared_error = (value - returns) ** 2
     if clip_range is not None:
         clipped_value = old_value + (value - old_value).clamp(-clip_range, clip_range)
-        error = torch.maximum(error, (clipped_value - returns) ** 2)
-    return 0.5 * (weight * error).sum() / denominator
+        # the larger of both: no gain from moving further than the clip range
+        squared_error = torch.maximum(squared_error, (clipped_value - returns) ** 2)
+    return 0.5 * (weight * squared_error).sum() / denominator
 
 
 def explained_variance(values: Tensor, returns: Tensor) -> float:
     """1 - Var(R - v) / Var(R) of values and returns (N,): 1 is perfect, 0 as good as a constant,
     NaN without variance."""
-    variance = returns.var()
-    if not float(variance) > 0:
+    returns_variance = returns.var()
+    if not float(returns_variance) > 0:  # NaN, of fewer than two returns, too
         return float("nan")
-    return float(1 - (returns - values).var() / variance)
+    return float(1 - (returns - values).var() / returns_variance)

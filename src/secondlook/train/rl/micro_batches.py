@@ -5,7 +5,7 @@ Suffix of tensors: N tokens of a micro-batch's turns, one turn behind another.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -51,54 +51,67 @@ class MicroBatch:
 
     def split(self, values_N: Tensor) -> list[tuple[TrajectoryTurn, Tensor]]:
         """Each turn, idle ones left out, with its tokens' part of ``values_N`` (N, …)."""
-        parts = values_N.split([len(turn.tokens) for turn in self.turns])
-        pairs = zip(self.trajectory_turns, parts, strict=True)
-        return [(turn, part) for turn, part in pairs if turn.index >= 0]
+        token_counts = [len(turn.tokens) for turn in self.turns]
+        turns_and_values: list[tuple[TrajectoryTurn, Tensor]] = []
+        for turn, turn_values in zip(
+            self.trajectory_turns, values_N.split(token_counts), strict=True
+        ):
+            if turn.index >= 0:  # -1: an idle turn
+                turns_and_values.append((turn, turn_values))
+        return turns_and_values
 
 
-def minibatches(rng: np.random.Generator, n_turns: int, n: int) -> list[list[int]]:
-    """Turns' numbers in random order in ``n`` parts of nearly equal size; fewer where there are not
-    as many turns."""
-    parts = np.array_split(rng.permutation(n_turns), n)
-    return [part.tolist() for part in parts if len(part)]
+def minibatches(rng: np.random.Generator, n_turns: int, n_minibatches: int) -> list[list[int]]:
+    """Turns' numbers in random order in ``n_minibatches`` parts of nearly equal size; fewer where
+    there are not as many turns."""
+    number_parts = np.array_split(rng.permutation(n_turns), n_minibatches)
+    return [numbers.tolist() for numbers in number_parts if len(numbers)]
 
 
 def pack(
-    turns: list[TrajectoryTurn], size: int, device: torch.device | str = "cpu"
+    turns: list[TrajectoryTurn], max_turns: int, device: torch.device | str = "cpu"
 ) -> list[MicroBatch]:
-    """Micro-batches of at most ``size`` turns; each holds turns of the same sampling parameters
-    and, as far as that goes, of one length. Drawn ones come first."""
-    by_params: dict[SamplingParams, list[TrajectoryTurn]] = defaultdict(list)
+    """Micro-batches of at most ``max_turns`` turns; each holds turns of the same sampling
+    parameters and, as far as that goes, of one length. Drawn ones come first."""
+    turns_by_params: dict[SamplingParams, list[TrajectoryTurn]] = defaultdict(list)
     for turn in turns:
-        by_params[turn.turn.sampling_params].append(turn)
-    batches = []
-    for params in sorted(by_params, key=lambda params: params.head):  # "code" before "text"
-        alike = by_params[params]
-        alike.sort(key=lambda turn: (len(turn.turn.segments), len(turn.turn.tokens)))
-        for start in range(0, len(alike), size):
-            batches.append(_side_by_side(alike[start : start + size], device))
-    return batches
+        turns_by_params[turn.turn.sampling_params].append(turn)
+    micro_batches = []
+    for params in sorted(turns_by_params, key=lambda params: params.head):  # "code" before "text"
+        params_turns = turns_by_params[params]
+        # neighbours of one length are padded least
+        params_turns.sort(key=lambda turn: (len(turn.turn.segments), len(turn.turn.tokens)))
+        for start in range(0, len(params_turns), max_turns):
+            micro_batches.append(_side_by_side(params_turns[start : start + max_turns], device))
+    return micro_batches
 
 
 def _side_by_side(turns: list[TrajectoryTurn], device: torch.device | str) -> MicroBatch:
     """One micro-batch of turns."""
-    behaviour: list[float] = []
-    old: list[float] = []
-    reference: list[float] = []
+    behaviour_logprobs: list[float] = []
+    old_logprobs: list[float] = []
+    reference_logprobs: list[float] = []
     advantages: list[float] = []
-    weights: list[float] = []
+    token_weights: list[float] = []
     for turn in turns:
-        behaviour += turn.turn.logprobs
-        old += turn.old_logprobs
-        reference += turn.reference_logprobs
+        behaviour_logprobs += turn.turn.logprobs
+        old_logprobs += turn.old_logprobs
+        reference_logprobs += turn.reference_logprobs
         advantages += turn.token_advantages
-        weights += [turn.token_weight] * len(turn.turn.tokens)
-    columns = (behaviour, old, reference, advantages, weights)
-    return MicroBatch(turns, *(torch.tensor(column, device=device) for column in columns))
+        token_weights += [turn.token_weight] * len(turn.turn.tokens)
+    return MicroBatch(
+        trajectory_turns=turns,
+        behaviour_logprobs=torch.tensor(behaviour_logprobs, device=device),
+        old_logprobs=torch.tensor(old_logprobs, device=device),
+        reference_logprobs=torch.tensor(reference_logprobs, device=device),
+        advantages=torch.tensor(advantages, device=device),
+        weights=torch.tensor(token_weights, device=device),
+    )
 
 
 def idle_turn(turn: Turn) -> TrajectoryTurn:
-    """A turn that counts nothing and moves nothing."""
+    """A turn of weight and advantage 0, for micro-batches in which a rank has nothing to learn: its
+    gradient is 0."""
     return TrajectoryTurn(
         kind=turn.kind,
         image_score=0.0,
@@ -113,14 +126,19 @@ def with_idle(
     batches: list[MicroBatch], idle_turns: dict[str, TrajectoryTurn], ranks: ProcessGroup
 ) -> list[MicroBatch]:
     """``batches``, and idle ones for the heads of which another rank has more: ranks that share
-    weights gather them together. ``idle_turns`` has one turn for each head."""
+    weights gather them together, so all must compute as many. ``idle_turns`` has one turn for each
+    head."""
     if ranks.world_size == 1:
         return batches
-    counts = ranks.all_gather(Counter(batch.sampling_params.head for batch in batches))
-    padded: list[MicroBatch] = []
-    for head, turn in sorted(idle_turns.items()):
-        own = [batch for batch in batches if batch.sampling_params.head == head]
-        n_most = max(count[head] for count in counts)
-        padded += own
-        padded += pack([turn], 1, ranks.device) * (n_most - len(own))
-    return padded
+    batches_of_head: dict[str, list[MicroBatch]] = defaultdict(list)
+    for batch in batches:
+        batches_of_head[batch.sampling_params.head].append(batch)
+    own_counts = {head: len(own) for head, own in batches_of_head.items()}
+    counts_of_ranks = ranks.all_gather(own_counts)
+    padded_batches: list[MicroBatch] = []
+    for head, turn in sorted(idle_turns.items()):  # "code" before "text", as ``pack`` has them
+        n_most = max(counts.get(head, 0) for counts in counts_of_ranks)
+        n_missing = n_most - own_counts.get(head, 0)
+        padded_batches += batches_of_head[head]
+        padded_batches += pack([turn], 1, ranks.device) * n_missing
+    return padded_batches

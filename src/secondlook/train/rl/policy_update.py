@@ -1,5 +1,8 @@
 """A step's learning: reference and old log-probabilities of its turns, the critic's passes, then
-the policy's minibatches."""
+the policy's minibatches.
+
+Suffixes: n tokens of a turn, N tokens of a micro-batch, D hidden width.
+"""
 
 from __future__ import annotations
 
@@ -56,9 +59,9 @@ class PolicyUpdate:
         """Of each head, a turn for micro-batches in which this rank has nothing to learn."""
 
     def set_idle(self, turns: list[Turn]) -> None:
-        """Take a step's idle turns from all that this rank sampled."""
-        by_head = {turn.sampling_params.head: turn for turn in turns}
-        self.idle_turns = {head: idle_turn(turn) for head, turn in by_head.items()}
+        """Take a step's idle turns from all that this rank sampled: the last one of each head."""
+        last_of_head = {turn.sampling_params.head: turn for turn in turns}
+        self.idle_turns = {head: idle_turn(turn) for head, turn in last_of_head.items()}
 
     def learn(
         self,
@@ -73,12 +76,14 @@ class PolicyUpdate:
         KL. Returns means of the metrics of all updates."""
         algorithm, optim = self.algorithm, self.config.optim
         own = {turn.index: turn for turn in self.score_reference(turns)}
+        # all ranks draw the same numbers: the critic's minibatches first, then the policy's
         critic_epochs = algorithm.critic_epochs(rng, n_turns)
         epochs = [minibatches(rng, n_turns, optim.minibatches) for _ in range(optim.epochs)]
         metrics: dict[str, float] = {}
+        # old log-probabilities are scored before any update changes the policy
         if algorithm.has_critic:
-            states = self.score_before(own, epochs[0])
-            if not algorithm.updates_policy(step):
+            states = self.score_before(own, epochs[0])  # of every turn: an epoch has them all
+            if not algorithm.updates_policy(step):  # then no update compares sampler and scorer
                 metrics |= self.agreement.check()
             own_states = [states[index] for index in own]
             metrics |= algorithm.learn_before(
@@ -95,37 +100,41 @@ class PolicyUpdate:
     ) -> dict[str, float]:
         """One update for each minibatch of each epoch; ``own`` are this rank's turns by their
         numbers. Returns means of the metrics of all updates."""
-        history: dict[str, list[float]] = defaultdict(list)
+        metric_history: dict[str, list[float]] = defaultdict(list)
         is_first = True
         for epoch in epochs:
             for numbers in epoch:
-                part = [own[number] for number in numbers if number in own]
-                for name, value in self.update_minibatch(part, lr, beta, is_first).items():
-                    history[name].append(value)
+                own_turns = turns_of(numbers, own)
+                update_metrics = self.update_minibatch(own_turns, lr, beta, is_first)
+                for name, value in update_metrics.items():
+                    metric_history[name].append(value)
                 is_first = False
-        return {name: float(np.mean(values)) for name, values in history.items()}
+        return {name: float(np.mean(values)) for name, values in metric_history.items()}
 
     def update_minibatch(
-        self, part: list[TrajectoryTurn], lr: float, beta: float, is_first: bool
+        self, own_turns: list[TrajectoryTurn], lr: float, beta: float, is_first: bool
     ) -> dict[str, float]:
-        """One update from this rank's ``part`` of a minibatch; returns its metrics. A turn without
-        old log-probabilities gets those of its own forward pass, for before the step's first update
+        """One update from this rank's turns of a minibatch; returns its metrics. A turn without old
+        log-probabilities gets those of its own forward pass, for before the step's first update
         they are the same."""
-        denominator = self.ranks.all_sum({"weight": total_weight(part)})["weight"]
+        # of all ranks' turns, so that every micro-batch is divided by the same number
+        denominator = self.ranks.all_sum({"weight": total_weight(own_turns)})["weight"]
         sums = {"kl": 0.0, "clipped": 0.0, "loss": 0.0, "entropy": 0.0, "tokens": 0.0}
-        for batch in self.micro_batches(part):
-            logprobs = self.shards.run(sampling.score, self.janus, self.template, batch.turns)
+        for batch in self.micro_batches(own_turns):
+            logprobs_N = self.shards.run(sampling.score, self.janus, self.template, batch.turns)
             if not len(batch.old_logprobs):
-                batch = batch.with_old(logprobs.detach())
+                batch = batch.with_old(logprobs_N.detach())
                 self.agreement.add(batch, batch.old_logprobs)
-            out = self.algorithm.loss(batch, logprobs, denominator, beta)
-            out.loss.backward()
-            sums["loss"] += float(out.loss.detach())
-            sums["kl"] += float(out.kl) / denominator
-            sums["clipped"] += float(out.clipped)
-            sums["entropy"] -= float((batch.weights * logprobs.detach()).sum()) / denominator
+            batch_loss = self.algorithm.loss(batch, logprobs_N, denominator, beta)
+            batch_loss.loss.backward()
+            sums["loss"] += float(batch_loss.loss.detach())
+            sums["kl"] += float(batch_loss.kl) / denominator
+            sums["clipped"] += float(batch_loss.clipped)
+            # the mean of -log p over sampled tokens is an unbiased estimate of the entropy
+            sums["entropy"] -= float((batch.weights * logprobs_N.detach()).sum()) / denominator
             sums["tokens"] += float((batch.weights > 0).sum())
         metrics = self.ranks.all_sum(sums)
+        # from a number of tokens to the share of those that weigh anything
         metrics["clipped"] /= metrics.pop("tokens")
         if is_first:
             metrics |= self.agreement.check() | {"clipped_first": metrics["clipped"]}
@@ -133,20 +142,20 @@ class PolicyUpdate:
 
     def micro_batches(self, turns: list[TrajectoryTurn]) -> list[MicroBatch]:
         """Of this rank's turns, as many of each head as every other rank has."""
-        batches = pack(turns, self.config.runtime.micro_batch_size, self.janus.device)
-        return with_idle(batches, self.idle_turns, self.ranks)
+        own_batches = pack(turns, self.config.runtime.micro_batch_size, self.janus.device)
+        return with_idle(own_batches, self.idle_turns, self.ranks)
 
     @torch.no_grad()
     def score_reference(self, turns: list[TrajectoryTurn]) -> list[TrajectoryTurn]:
         """Set ``reference_logprobs``, which all epochs share; returns the turns in the order of the
         micro-batches."""
-        scored = []
+        scored_turns = []
         for batch in self.micro_batches(turns):
-            logprobs = self.reference.score(self.template, batch.turns)
-            for turn, part in batch.split(logprobs):
-                turn.reference_logprobs = tuple(part.tolist())
-                scored.append(turn)
-        return scored
+            logprobs_N = self.reference.score(self.template, batch.turns)
+            for turn, logprobs_n in batch.split(logprobs_N):
+                turn.reference_logprobs = tuple(logprobs_n.tolist())
+                scored_turns.append(turn)
+        return scored_turns
 
     @torch.no_grad()
     def score_before(
@@ -159,17 +168,21 @@ class PolicyUpdate:
         way. Returns, for algorithms with a critic, the final hidden states (n, D) from which each
         turn's tokens were predicted.
         """
-        states: dict[int, Tensor] = {}
+        hidden_states: dict[int, Tensor] = {}
         for numbers in parts:
-            part = [own[number] for number in numbers if number in own]
-            for batch in self.micro_batches(part):
-                logprobs, hidden = self.shards.run(
+            for batch in self.micro_batches(turns_of(numbers, own)):
+                logprobs_N, hidden_ND = self.shards.run(
                     sampling.evaluate, self.janus, self.template, batch.turns
                 )
-                self.agreement.add(batch, logprobs)
-                for turn, values in batch.split(logprobs):
-                    turn.old_logprobs = tuple(values.tolist())
+                self.agreement.add(batch, logprobs_N)
+                for turn, logprobs_n in batch.split(logprobs_N):
+                    turn.old_logprobs = tuple(logprobs_n.tolist())
                 if self.algorithm.has_critic:
-                    for turn, of_turn in batch.split(hidden):
-                        states[turn.index] = of_turn
-        return states
+                    for turn, hidden_nD in batch.split(hidden_ND):
+                        hidden_states[turn.index] = hidden_nD
+        return hidden_states
+
+
+def turns_of(numbers: list[int], own: dict[int, TrajectoryTurn]) -> list[TrajectoryTurn]:
+    """The turns of these numbers that are this rank's own."""
+    return [own[number] for number in numbers if number in own]

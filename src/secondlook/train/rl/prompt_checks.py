@@ -1,5 +1,6 @@
-"""What would end a run at the step that meets it is found before step 0: prompts that the model
-cannot read, sources that cannot be opened, and prompts of which the judge scores no picture."""
+"""Checks of all prompts before step 0, so that no run ends at the step that draws a bad one:
+prompts that the model cannot read, sources that cannot be opened, and prompts of which the judge
+scores no picture."""
 
 from __future__ import annotations
 
@@ -27,29 +28,35 @@ def check_lines(
     Raises InputError, on all ranks, that names the first line and how many others are like it.
     """
     with ranks.all_raise():
-        own = ranks.local_part(lines)
-        check_prompts(template, own)
+        own_lines = ranks.local_part(lines)
+        check_prompts(template, own_lines)
         with ThreadPoolExecutor() as pool:  # decoding is done without Python's lock
-            faults = [fault for fault in pool.map(lambda line: _fault(reward, line), own) if fault]
+            # "" for every line without a fault
+            faults = list(filter(None, pool.map(lambda line: _fault(reward, line), own_lines)))
         if faults:
             others = f" (and {len(faults) - 1} more such lines)" if len(faults) > 1 else ""
             raise InputError(f"{faults[0]}{others}")
 
 
 def _fault(reward: Reward, line: Line) -> str:
+    """What is wrong with a line; "" where nothing is."""
     try:
         prompt = line.prompt()
     except InputError as error:
         return str(error)
-    why = why_not(reward, prompt)
-    return f"judge: {why}, in {line.where}" if why else ""
+    reason = why_not(reward, prompt)
+    return f"judge: {reason}, in {line.where}" if reason else ""
 
 
 def why_not(reward: Reward, prompt: Prompt) -> str:
     """Why a judge will score no picture of a prompt, as far as it can tell without one; "" where it
     may."""
-    if isinstance(reward, Weighted):
-        return next(filter(None, (why_not(judge, prompt) for _, judge in reward.parts)), "")
+    if isinstance(reward, Weighted):  # what one of its judges does not score is missing
+        for _, judge in reward.parts:
+            judge_reason = why_not(judge, prompt)
+            if judge_reason:
+                return judge_reason
+        return ""
     if prompt.source is not None and not hasattr(reward, "edits"):
         return f"{type(reward).__name__} cannot judge edits; use another for prompts with a source"
     return reward.why_not(prompt) if hasattr(reward, "why_not") else ""

@@ -1,4 +1,5 @@
-"""What the authors of arXiv 2506.01480 did by hand to keep RL going, as a stated policy.
+"""Automatic recovery of a run whose reward falls: what the authors of arXiv 2506.01480 did by hand,
+by fixed rules.
 
 On a sharp drop of the reward the rate is cut to 1/2 to 2/3 and the run goes back to its last good
 state; on a slow decline beta is lowered, or the reference becomes the current policy. Each action
@@ -57,7 +58,8 @@ class AutoRecovery:
         return float(np.mean(self.recent_rewards))
 
     def observe(self, reward: float | None) -> Finding:
-        """Take one step's reward (None: there was none); says what is found."""
+        """Take one step's reward (None: there was none); returns whether the average dropped, is in
+        a decline, or neither ("")."""
         config = self.config
         if config is None or reward is None:
             return ""
@@ -68,7 +70,7 @@ class AutoRecovery:
         self.best_average = max(self.best_average, average)
         in_decline = average < self.best_average - config.decline
         self.steps_in_decline = self.steps_in_decline + 1 if in_decline else 0
-        if average < self.best_average - config.drop:
+        if average < self.best_average - config.drop:  # a drop goes before a decline
             return "drop"
         return "decline" if self.steps_in_decline >= config.patience else ""
 
@@ -102,12 +104,13 @@ class AutoRecovery:
             "average": self.average,
             "best": self.best_average,
         }
+        # what was seen before the action says nothing of the run after it
         self.recent_rewards, self.steps_in_decline = [], 0
         if finding == "drop":
             self.lr_factor *= config.lr_cut
             went_back = self._go_back(trainer)
-            name = "lower the rate and go back" if went_back else "lower the rate"
-            action |= {"act": name, "to": trainer.step}
+            act_name = "lower the rate and go back" if went_back else "lower the rate"
+            action |= {"act": act_name, "to": trainer.step}
         elif config.on_decline == "lower_beta":
             self.beta_factor *= config.beta_cut
             action |= {"act": "lower beta"}
@@ -118,25 +121,27 @@ class AutoRecovery:
         action |= {"lr_factor": self.lr_factor, "beta_factor": self.beta_factor}
         self.actions = [*self.actions, action]
         if trainer.ranks.is_main:
-            lines = [json.dumps(each) + "\n" for each in self.actions]
-            write_text(trainer.out / "acts.jsonl", "".join(lines))
+            # the whole file anew: what an interrupted run wrote after its last state goes
+            action_lines = [json.dumps(each) + "\n" for each in self.actions]
+            write_text(trainer.out / "acts.jsonl", "".join(action_lines))
         trainer.save()
         trainer.forget_later_steps()
 
     def _go_back(self, trainer: Trainer) -> bool:
-        """Take over the last good state, but for what is known here; whether there is one."""
+        """Load the last good state into the run, but for this object's own; False where there is
+        none."""
         if self.good_step not in saved_steps(trainer.out):
             return False
-        own = self.state_dict()
+        own_state = self.state_dict()
         trainer.load(self.good_step)
-        self.load_state_dict(own)
+        self.load_state_dict(own_state)  # loading took the earlier one: factors and actions go on
         return True
 
     def state_dict(self) -> dict[str, Any]:
         # one text: torch looks for the items of a list of tables one by one, and an earlier state
         # has fewer of them
-        state = {name: value for name, value in vars(self).items() if name != "config"}
-        return state | {"actions": json.dumps(self.actions)}
+        fields = {name: value for name, value in vars(self).items() if name != "config"}
+        return fields | {"actions": json.dumps(self.actions)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         vars(self).update(state | {"actions": json.loads(state["actions"])})

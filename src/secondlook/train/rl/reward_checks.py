@@ -1,5 +1,5 @@
-"""A reward is checked before it rewards anything, and a run that has nothing to learn from is
-stopped."""
+"""Checks of the reward: on known-good and known-bad pictures before the run, and after each rollout
+whether there is something to learn from it."""
 
 from __future__ import annotations
 
@@ -26,15 +26,17 @@ def check_reward(
     Raises Stopped.
     """
     scores = score(reward, [*good, *bad])
-    n_missing = sum(s is None for s in scores)
+    n_missing = scores.count(None)
     if n_missing:
         raise Stopped(
             f"reward: {n_missing} of {len(scores)} sanity pictures got no score; the judge is not "
             f"working{why_missing(reward)}"
         )
-    values = [s.value for s in scores if s]
+    values = np.array([each.value for each in scores if each is not None])
     good_values, bad_values = values[: len(good)], values[len(good) :]
-    separation = float(np.mean([g > b for g in good_values for b in bad_values]))
+    # (good, bad): every known-good picture against every known-bad one
+    is_separated = good_values[:, None] > bad_values[None, :]
+    separation = float(np.mean(is_separated))
     if separation < min_separation:
         raise Stopped(
             f"reward: a known-good picture scores {min(good_values):.3f} and a known-bad one "
@@ -44,8 +46,8 @@ def check_reward(
 
 
 MIN_WRONG = 0.05
-"""A single verdict that is wrong in a smaller share is not held against a judge: nearly all of its
-pictures are of that kind."""
+"""Smallest share of wrong verdicts at which a single verdict counts as a collapse; below, nearly
+all pictures are of the kind that it names."""
 
 
 @dataclass
@@ -73,13 +75,14 @@ class RewardChecks:
                 f"reward: {metrics['missing']:.0%} of the scores are missing; at most "
                 f"{max_missing:.0%} may be{why}"
             )
-        varied = float(np.mean([varies(group) for group in groups_of(trajectories)]))
-        self._check_variance(varied)
+        share_varied = float(np.mean([varies(group) for group in groups_of(trajectories)]))
+        self._check_variance(share_varied)
         self._check_verdicts(metrics)
-        return {"groups_with_variance": varied}
+        return {"groups_with_variance": share_varied}
 
-    def _check_variance(self, share_of_groups: float) -> None:
-        self.flat_steps = 0 if share_of_groups else self.flat_steps + 1
+    def _check_variance(self, share_varied: float) -> None:
+        """Count steps in a row in which no group varies. Raises Stopped after too many."""
+        self.flat_steps = 0 if share_varied else self.flat_steps + 1
         if self.flat_steps >= self.config.max_flat_steps:
             raise Stopped(
                 f"reward: {self.flat_steps} steps in a row had no variance in any group; there is "
@@ -87,16 +90,18 @@ class RewardChecks:
             )
 
     def _check_verdicts(self, metrics: dict[str, float]) -> None:
-        commonest = max(metrics["yes_rate"], 1 - metrics["yes_rate"])
-        wrong = 1 - metrics["agreement"]
-        limit = self.config.single_verdict_share if self.verdicts_learn else math.inf
-        is_single = commonest >= limit and metrics["agreement"] <= 1 - MIN_WRONG
+        """Count steps in a row in which nearly all verdicts are one and enough of them are wrong.
+        Raises Stopped after too many."""
+        share_commonest = max(metrics["yes_rate"], 1 - metrics["yes_rate"])
+        share_wrong = 1 - metrics["agreement"]
+        max_share = self.config.single_verdict_share if self.verdicts_learn else math.inf
+        is_single = share_commonest >= max_share and metrics["agreement"] <= 1 - MIN_WRONG
         self.single_verdict_steps = self.single_verdict_steps + 1 if is_single else 0
         if self.single_verdict_steps >= self.config.max_single_verdict_steps:
             raise Stopped(
                 f"reward: {self.single_verdict_steps} steps in a row had one verdict only (yes "
-                f"rate {metrics['yes_rate']:.2f}) of which {wrong:.0%} are wrong; the judging has "
-                "collapsed"
+                f"rate {metrics['yes_rate']:.2f}) of which {share_wrong:.0%} are wrong; the "
+                "judging has collapsed"
             )
 
     def state_dict(self) -> dict[str, int]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
+from PIL.Image import Image
 
 from secondlook.engine.engine import Engine
 from secondlook.episode import SamplingConfig, run_episodes
@@ -37,14 +39,17 @@ def score_episodes(
 ) -> list[Trajectory]:
     """Trajectories of episodes, every image scored in one call. ``group_numbers`` are the numbers
     of the prompts, each of which has as many episodes."""
-    images = [(episode.prompt, r.image) for episode in episodes for r in episode.rounds]
-    scores = iter(score(reward, images))
+    drawn_images: list[tuple[Prompt, Image]] = []
+    for episode in episodes:
+        for episode_round in episode.rounds:
+            drawn_images.append((episode.prompt, episode_round.image))
+    image_scores = iter(score(reward, drawn_images))  # in the order of the images
     group_size = len(episodes) // max(1, len(group_numbers))
     trajectories = []
     for i, episode in enumerate(episodes):
-        own_scores = [next(scores) for _ in episode.rounds]
-        group = group_numbers[i // group_size]
-        trajectories.append(Trajectory.of_episode(episode, own_scores, group))
+        own_scores = [next(image_scores) for _ in episode.rounds]
+        group_number = group_numbers[i // group_size]
+        trajectories.append(Trajectory.of_episode(episode, own_scores, group_number))
     return trajectories
 
 
@@ -53,53 +58,88 @@ def gather_trajectories(own: list[Trajectory], ranks: ProcessGroup) -> list[Traj
     verdicts are known: no picture leaves a rank."""
     if ranks.world_size == 1:
         return own
-    parts = ranks.all_gather([trajectory.without_episode() for trajectory in own])
-    parts[ranks.rank] = own
-    everyone = [trajectory for part in parts for trajectory in part]
-    return sorted(everyone, key=lambda trajectory: trajectory.group)
+    parts_of_ranks = ranks.all_gather([trajectory.without_episode() for trajectory in own])
+    parts_of_ranks[ranks.rank] = own  # with their pictures and tokens
+    all_trajectories: list[Trajectory] = []
+    for rank_trajectories in parts_of_ranks:
+        all_trajectories += rank_trajectories
+    # the sort is stable: a group's episodes stay in the order in which its rank drew them
+    return sorted(all_trajectories, key=lambda trajectory: trajectory.group)
 
 
 def describe(trajectories: list[Trajectory]) -> dict[str, float]:
     """What to watch: scores and correctness by round, of first and final images, verdicts and their
     agreement with the reward, what redrawing gains."""
     complete = [t for t in trajectories if t.is_complete]
-    n_images = sum(len(t.scores) for t in trajectories)
-    n_missing = sum(score is None for t in trajectories for score in t.scores)
+    all_scores: list[Score | None] = []
+    for trajectory in trajectories:
+        all_scores += trajectory.scores
+    n_images, n_missing = len(all_scores), all_scores.count(None)
     metrics = {"missing": n_missing / n_images, "images": float(n_images)}
     if complete:
-        metrics |= _of_rounds(complete) | _of_verdicts(complete)
+        metrics |= _metrics_by_round(complete)
+        metrics |= _metrics_of_first_and_final(complete)
+        metrics |= _metrics_of_verdicts(complete)
     return metrics
 
 
-def _of_rounds(complete: list[Trajectory]) -> dict[str, float]:
-    """Scores by round, and of first and final images."""
+def _metrics_by_round(complete: list[Trajectory]) -> dict[str, float]:
+    """The mean score of each round's images, and what each gains over the round before."""
+    scores_of_round: dict[int, list[float]] = defaultdict(list)
+    gains_of_round: dict[int, list[float]] = defaultdict(list)
+    for trajectory in complete:
+        image_scores = trajectory.image_scores
+        for i, image_score in enumerate(image_scores):
+            scores_of_round[i].append(image_score)
+            if i > 0:
+                gains_of_round[i].append(image_score - image_scores[i - 1])
     metrics = {}
-    for i in range(max(len(t.scores) for t in complete)):
-        scores = [t.image_scores for t in complete if len(t.scores) > i]
-        metrics[f"score_{i + 1}"] = float(np.mean([s[i] for s in scores]))
-        if i:
-            metrics[f"gain_{i + 1}"] = float(np.mean([s[i] - s[i - 1] for s in scores]))
-    metrics |= {
-        "score": float(np.mean([t.image_scores[t.final] for t in complete])),
-        "first": float(np.mean([_known(t)[0].correct for t in complete])),
-        "final": float(np.mean([_known(t)[t.final].correct for t in complete])),
-    }
-    redrawn = [t.image_scores for t in complete if len(t.scores) > 1]
-    finals = [t.final for t in complete if len(t.scores) > 1]
-    if redrawn:
-        gains = [s[final] - s[0] for s, final in zip(redrawn, finals, strict=True)]
-        metrics["redraw_gain"] = float(np.mean(gains))
+    for i in range(len(scores_of_round)):  # rounds count from 1 in metrics
+        metrics[f"score_{i + 1}"] = float(np.mean(scores_of_round[i]))
+        if i > 0:
+            metrics[f"gain_{i + 1}"] = float(np.mean(gains_of_round[i]))
     return metrics
 
 
-def _of_verdicts(complete: list[Trajectory]) -> dict[str, float]:
+def _metrics_of_first_and_final(complete: list[Trajectory]) -> dict[str, float]:
+    """The score of final images, how many first and final ones are correct, and what redrawing
+    gains in the episodes that have more than one image."""
+    final_scores: list[float] = []
+    first_correct: list[bool] = []
+    final_correct: list[bool] = []
+    redraw_gains: list[float] = []
+    for trajectory in complete:
+        image_scores, final = trajectory.image_scores, trajectory.final
+        reward_scores = _known_scores(trajectory)
+        final_scores.append(image_scores[final])
+        first_correct.append(reward_scores[0].correct)
+        final_correct.append(reward_scores[final].correct)
+        if len(image_scores) > 1:
+            redraw_gains.append(image_scores[final] - image_scores[0])
+    metrics = {
+        "score": float(np.mean(final_scores)),
+        "first": float(np.mean(first_correct)),
+        "final": float(np.mean(final_correct)),
+    }
+    if redraw_gains:
+        metrics["redraw_gain"] = float(np.mean(redraw_gains))
+    return metrics
+
+
+def _metrics_of_verdicts(complete: list[Trajectory]) -> dict[str, float]:
     """How often the model says Yes, and how often it agrees with the reward."""
-    verdicts = np.array([yes for t in complete for yes in t.verdicts])
-    truths = np.array([score.correct for t in complete for score in _known(t)])
+    all_verdicts: list[bool] = []
+    all_correct: list[bool] = []
+    for trajectory in complete:
+        all_verdicts += trajectory.verdicts
+        all_correct += [score.correct for score in _known_scores(trajectory)]
+    verdicts = np.array(all_verdicts)  # (images,) the model's Yes
+    truths = np.array(all_correct)  # (images,) the reward's
     metrics = {
         "yes_rate": float(np.mean(verdicts)),
         "agreement": float(np.mean(verdicts == truths)),
     }
+    # of right images alone, and of wrong ones alone, where there are any
     if truths.any():
         metrics["yes_when_right"] = float(np.mean(verdicts[truths]))
     if not truths.all():
@@ -107,6 +147,6 @@ def _of_verdicts(complete: list[Trajectory]) -> dict[str, float]:
     return metrics
 
 
-def _known(trajectory: Trajectory) -> list[Score]:
+def _known_scores(trajectory: Trajectory) -> list[Score]:
     """A complete trajectory's scores."""
     return [score for score in trajectory.scores if score is not None]

@@ -1,4 +1,4 @@
-"""One noun from rollout to loss: a trajectory, whose turns get named fields as a step goes on.
+"""A trajectory: an episode from rollout to loss, whose turns get their fields as a step goes on.
 
 ============================  =======================================================
 fields of a turn              are set by
@@ -55,9 +55,9 @@ class TrajectoryTurn:
     old_logprobs: tuple[float, ...] = ()
     """Log-probabilities that the policy scored before the step's first update."""
     values: tuple[float, ...] = ()
-    """What the value head said before it learned in this step (PPO)."""
+    """The value head's, before its passes of this step (PPO)."""
     returns: tuple[float, ...] = ()
-    """What the value head is taught (PPO)."""
+    """The value head's targets: advantages before whitening + values (PPO)."""
 
     @property
     def turn(self) -> Turn:
@@ -77,9 +77,11 @@ class TrajectoryTurn:
     @property
     def token_advantages(self) -> list[float]:
         """The scaled advantage of each token."""
-        n_tokens = len(self.turn.tokens)
-        each = self.advantage if isinstance(self.advantage, tuple) else (self.advantage,) * n_tokens
-        return [advantage * self.advantage_scale for advantage in each]
+        if isinstance(self.advantage, tuple):
+            advantages = self.advantage
+        else:
+            advantages = (self.advantage,) * len(self.turn.tokens)
+        return [advantage * self.advantage_scale for advantage in advantages]
 
 
 @dataclass
@@ -103,30 +105,29 @@ class Trajectory:
     @staticmethod
     def of_episode(episode: Episode, scores: Sequence[Score | None], group: int = 0) -> Trajectory:
         """``scores`` are of the episode's images."""
-        turns = []
-        for k, turn in enumerate(episode.turns):
-            score = scores[k // 2]  # a drawing and the verdict on it
-            value = math.nan if score is None else score.value
-            turns.append(TrajectoryTurn(turn.kind, value, turn))
+        trajectory_turns = []
+        for i, turn in enumerate(episode.turns):
+            image_score = _value_of(scores[i // 2])  # of a drawing and of the verdict on it
+            trajectory_turns.append(TrajectoryTurn(turn.kind, image_score, turn))
         return Trajectory(
             group=group,
             scores=tuple(scores),
-            verdicts=tuple(r.yes for r in episode.rounds),
-            p_yes=tuple(r.p_yes for r in episode.rounds),
+            verdicts=tuple(each.yes for each in episode.rounds),
+            p_yes=tuple(each.p_yes for each in episode.rounds),
             final=episode.final,
-            turns=turns,
+            turns=trajectory_turns,
             episode=episode,
         )
 
     @property
     def image_scores(self) -> list[float]:
         """S of each image; NaN where it is missing."""
-        return [math.nan if score is None else score.value for score in self.scores]
+        return [_value_of(score) for score in self.scores]
 
     @property
     def is_complete(self) -> bool:
         """No score is missing."""
-        return all(math.isfinite(score) for score in self.image_scores)
+        return all(map(math.isfinite, self.image_scores))
 
     @property
     def drawing_turns(self) -> list[TrajectoryTurn]:
@@ -138,17 +139,26 @@ class Trajectory:
 
     def without_episode(self) -> Trajectory:
         """Scores and verdicts alone, small enough to be told to all ranks."""
-        turns = [replace(turn, sampled=None) for turn in self.turns]
-        return replace(self, turns=turns, episode=None)
+        bare_turns = [replace(turn, sampled=None) for turn in self.turns]
+        return replace(self, turns=bare_turns, episode=None)
+
+
+def _value_of(score: Score | None) -> float:
+    """S; NaN where it is missing, which every computation of an advantage carries on."""
+    return math.nan if score is None else score.value
 
 
 def groups_of(trajectories: Iterable[Trajectory]) -> list[list[Trajectory]]:
     """The trajectories of each prompt, which stand side by side."""
-    return [list(group) for _, group in groupby(trajectories, key=lambda t: t.group)]
+    by_prompt = groupby(trajectories, key=lambda trajectory: trajectory.group)
+    return [list(group) for _, group in by_prompt]
 
 
 def varies(group: Sequence[Trajectory]) -> bool:
     """Whether a group's drawings have advantages other than 0, so that there is something to
     learn."""
-    drawings = [turn for trajectory in group for turn in trajectory.drawing_turns]
-    return any(turn.advantage for turn in drawings if not turn.is_masked)
+    for trajectory in group:
+        for turn in trajectory.drawing_turns:
+            if turn.advantage and not turn.is_masked:  # NaN is true, too
+                return True
+    return False

@@ -27,19 +27,19 @@ def select_turns(
     without variance. ``max_tokens`` is the length of the longest possible turn.
     """
     scale_verdicts(trajectories, config)
-    selected: list[TrajectoryTurn] = []
+    selected_turns: list[TrajectoryTurn] = []
     for group in groups_of(trajectories):
         if config.drop_flat_groups and not varies(group):
             continue
         for trajectory in group:
             for turn in trajectory.turns:
                 if not turn.is_masked:
-                    turn.index = len(selected)
-                    selected.append(turn)
-    for turn in selected:
-        if turn.sampled is not None:
+                    turn.index = len(selected_turns)
+                    selected_turns.append(turn)
+    for turn in selected_turns:
+        if turn.sampled is not None:  # other ranks weigh their own, whose lengths they know
             weigh(turn, reduction, max_tokens)
-    return selected
+    return selected_turns
 
 
 def scale_verdicts(trajectories: list[Trajectory], config: AdvantageConfig) -> None:
@@ -49,9 +49,12 @@ def scale_verdicts(trajectories: list[Trajectory], config: AdvantageConfig) -> N
     advantages would teach them something else. With ``balance_verdicts`` those on right and on
     wrong images weigh the same.
     """
-    complete = [t for t in trajectories if t.is_complete]
-    balance = verdict_balance([score for t in complete for score in t.image_scores])
-    for trajectory in complete:
+    complete_trajectories = [trajectory for trajectory in trajectories if trajectory.is_complete]
+    image_scores: list[float] = []
+    for trajectory in complete_trajectories:
+        image_scores += trajectory.image_scores
+    balance = verdict_balance(image_scores)
+    for trajectory in complete_trajectories:
         for turn in trajectory.judge_turns:
             turn.advantage_scale = 1.0 if config.judging_weight else 0.0
             if config.balance_verdicts:
@@ -67,11 +70,12 @@ def weigh(turn: TrajectoryTurn, reduction: Reduction = "token", max_tokens: int 
       turn's length does not decide how much its tokens count (Dr. GRPO, arXiv 2503.20783).
     """
     n_tokens = len(turn.turn.tokens)
+    # the loss is sum(token_weight x token's loss) / sum(turn_weight)
     if reduction == "token":
         turn.token_weight, turn.turn_weight = 1.0, float(n_tokens)
     elif reduction == "turn":
         turn.token_weight, turn.turn_weight = 1.0 / n_tokens, 1.0
-    else:
+    else:  # constant
         turn.token_weight, turn.turn_weight = 1.0 / max_tokens, 1.0
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class NoOptions:
-    """Of an algorithm without settings of its own."""
+    """The settings of an algorithm that has none."""
 
 
 class Algorithm:
@@ -59,20 +59,20 @@ class Algorithm:
     def compare_in_groups(self, trajectories: list[Trajectory], credit: Credit) -> None:
         """Set each turn's ``advantage`` to how much better it did than the other episodes of its
         prompt, by the settings of ``[advantage]``."""
-        settings = self.config.advantage
+        advantage_config = self.config.advantage
         for group in groups_of(trajectories):
-            of_group = group_advantages(
+            advantages_of_group = group_advantages(
                 [trajectory.image_scores for trajectory in group],
                 [trajectory.verdicts for trajectory in group],
                 self.config.rollout.rounds,
                 credit,
-                settings.last_image_weight,
+                advantage_config.last_image_weight,
                 [trajectory.p_yes for trajectory in group],
-                settings.scale_rewards,
-                settings.judging_weight,
+                advantage_config.scale_rewards,
+                advantage_config.judging_weight,
             )
-            for trajectory, of_turns in zip(group, of_group, strict=True):
-                for turn, advantage in zip(trajectory.turns, of_turns, strict=True):
+            for trajectory, turn_advantages in zip(group, advantages_of_group, strict=True):
+                for turn, advantage in zip(trajectory.turns, turn_advantages, strict=True):
                     turn.advantage = advantage
 
     def loss(
@@ -81,9 +81,10 @@ class Algorithm:
         """Loss of a micro-batch, given the current log-probabilities (N,) of its tokens. Parts are
         summed over micro-batches and ranks, so each is divided by ``denominator``, the weights' sum
         over the whole update. ``beta`` is the weight of the KL to the reference at this step."""
-        settings = self.config.loss
-        importance = importance_weights(
-            batch.old_logprobs, batch.behaviour_logprobs, settings.importance_cap
+        loss_config = self.config.loss
+        # for the sampler that drew the tokens, which computes their probabilities in another order
+        importance_N = importance_weights(
+            batch.old_logprobs, batch.behaviour_logprobs, loss_config.importance_cap
         )
         return policy_loss(
             logprobs,
@@ -92,10 +93,10 @@ class Algorithm:
             batch.advantages,
             batch.weights,
             denominator,
-            settings.clip_range,
+            loss_config.clip_range,
             beta,
-            settings.clip_range_high,
-            importance,
+            loss_config.clip_range_high,
+            importance_N,
         )
 
     def critic_epochs(self, rng: np.random.Generator, n_turns: int) -> list[list[list[int]]]:

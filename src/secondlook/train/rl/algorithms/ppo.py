@@ -31,22 +31,24 @@ class PPO(Algorithm):
 
     def __init__(self, config: RLConfig, janus: Janus, ranks: ProcessGroup):
         super().__init__(config, janus, ranks)
-        torch.manual_seed(config.seed)
-        width = janus.net.config.text_config.hidden_size
-        settings = config.ppo
+        torch.manual_seed(config.seed)  # all ranks begin with the same value head
+        hidden_size = janus.net.config.text_config.hidden_size
+        ppo_config = config.ppo
         self.critic = Critic(
-            ValueHead(width).to(ranks.device),
-            settings.value_lr,
-            settings.gamma,
-            settings.gae_lambda,
+            ValueHead(hidden_size).to(ranks.device),
+            ppo_config.value_lr,
+            ppo_config.gamma,
+            ppo_config.gae_lambda,
             ranks,
         )
 
     def advantages(self, trajectories: list[Trajectory]) -> None:
-        """Rewards of turns. The advantages of tokens come from the critic; until then each turn has
-        that of its group, which says what varies and what is masked."""
-        settings = self.config.advantage
-        credit: Credit = "episode" if settings.credit == "episode" else "segment"
+        """Set ``reward`` of turns. The advantages of tokens come from the critic; until then each
+        turn has the one by comparison in its group, which tells what varies and what is masked."""
+        advantage_config = self.config.advantage
+        # "expected" is a way to compute advantages, which the critic does here: its rewards are
+        # those of segments
+        credit: Credit = "episode" if advantage_config.credit == "episode" else "segment"
         self.compare_in_groups(trajectories, credit)
         for trajectory in trajectories:
             rewards = turn_rewards(
@@ -54,8 +56,8 @@ class PPO(Algorithm):
                 trajectory.verdicts,
                 self.config.rollout.rounds,
                 credit,
-                settings.last_image_weight,
-                settings.judging_weight,
+                advantage_config.last_image_weight,
+                advantage_config.judging_weight,
             )
             for turn, reward in zip(trajectory.turns, rewards, strict=True):
                 turn.reward = reward
@@ -74,12 +76,13 @@ class PPO(Algorithm):
         beta: float,
     ) -> dict[str, float]:
         """Advantages from the value head as it is, then its passes over the step's turns."""
-        settings = self.config.ppo
-        kl_weight = beta if settings.kl_in == "reward" else 0.0
+        ppo_config = self.config.ppo
+        kl_weight = beta if ppo_config.kl_in == "reward" else 0.0
         metrics = self.critic.estimate(turns, hidden_states, kl_weight)
-        clip_range = settings.value_clip if self.updates_policy(step) else None
-        for parts in epochs:
-            metrics["value_loss"] = self.critic.fit(turns, hidden_states, parts, clip_range)
+        # while it warms up, the value head starts from 0 and may move as far as it must
+        clip_range = ppo_config.value_clip if self.updates_policy(step) else None
+        for epoch in epochs:
+            metrics["value_loss"] = self.critic.fit(turns, hidden_states, epoch, clip_range)
         return metrics
 
     def updates_policy(self, step: int) -> bool:
@@ -88,8 +91,8 @@ class PPO(Algorithm):
     def loss(
         self, batch: MicroBatch, logprobs: Tensor, denominator: float, beta: float
     ) -> PolicyLoss:
-        in_loss = self.config.ppo.kl_in == "loss"
-        return super().loss(batch, logprobs, denominator, beta if in_loss else 0.0)
+        loss_beta = beta if self.config.ppo.kl_in == "loss" else 0.0
+        return super().loss(batch, logprobs, denominator, loss_beta)
 
     def state_dict(self) -> dict[str, Any]:
         return self.critic.state_dict()

@@ -1,0 +1,89 @@
+"""Whether this process was asked to save and end; whoever waits for something looks here."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from contextlib import suppress
+from types import FrameType, TracebackType
+from typing import Any, ClassVar
+
+from secondlook.errors import Stopped
+
+LONGEST_SLEEP = 0.25
+"""Seconds until a sleeping wait notices that it was asked to end."""
+
+
+class EndRequested(Stopped):
+    """A run was asked to end while it waited for somebody else."""
+
+
+class EndRequest:
+    """Whether this process was asked to save and end, from ``with`` on: by SIGUSR1, or without
+    torchrun by SIGTERM too, whose second one ends it at once. (torchrun sends SIGTERM to the ranks
+    that are left when one has failed: those must not wait for it.) ``loading``: around a job that
+    has nothing to save yet; what comes there is known to the request inside it."""
+
+    around: ClassVar[EndRequest | None] = None
+
+    def __init__(self, loading: bool = False) -> None:
+        self.came = False
+        self.outer: EndRequest | None = None
+        self.loading = loading
+        names = (
+            ("SIGUSR1",)
+            if loading or "TORCHELASTIC_RUN_ID" in os.environ
+            else ("SIGUSR1", "SIGTERM")
+        )
+        self.signals: list[signal.Signals] = [
+            getattr(signal, n) for n in names if hasattr(signal, n)
+        ]
+        self.before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> EndRequest:
+        self.outer, EndRequest.around = EndRequest.around, self
+        self.came = self.outer is not None and self.outer.came
+        with suppress(ValueError):  # only a process's main thread is told of signals
+            self.before = {s: signal.signal(s, self._note) for s in self.signals}
+        return self
+
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        EndRequest.around = self.outer
+        for which, handler in self.before.items():
+            signal.signal(which, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.came and number == signal.SIGTERM:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        if not self.came and os.environ.get("RANK", "0") == "0":
+            step = "the first step" if self.loading else "this step"
+            at_once = ", a second TERM ends at once" if "SIGTERM" in self._names() else ""
+            line = f"secondlook: asked to end; saves after {step}{at_once}\n"
+            with suppress(OSError):  # Python's own stderr may be amid a line in a handler
+                os.write(2, line.encode())
+        self.came = True
+
+    def _names(self) -> list[str]:
+        return [which.name for which in self.signals]
+
+
+def end_requested() -> bool:
+    """Whether the job around was asked to save and end; no, where no job listens."""
+    return EndRequest.around is not None and EndRequest.around.came
+
+
+async def sleep_unless_asked_to_end(seconds: float) -> None:
+    """Sleep. Raises EndRequested as soon as the job around is asked to end."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + seconds
+    while True:
+        if end_requested():
+            raise EndRequested("asked to end while it waited")
+        left = until - loop.time()
+        if left <= 0:
+            return
+        await asyncio.sleep(min(left, LONGEST_SLEEP))
