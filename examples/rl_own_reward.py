@@ -27,6 +27,6 @@ trained = secondlook.train_rl(
     model="mini",
     steps=2,  # some hundred to see it happen
     sanity_pairs="",
-    rollout={"prompts_per_step": 4, "group_size": 4, "rounds": 1},
+    rollout={"prompts_per_step": 2, "group_size": 4, "rounds": 1},
 )
 print(f"after:  {mean_darkness(trained):.3f}")
