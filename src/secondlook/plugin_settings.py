@@ -45,6 +45,18 @@ def settings_class(thing: Callable[..., Any], provided: frozenset[str]) -> type:
     return make_dataclass(f"{getattr(thing, '__name__', 'Thing')}Settings", fields, frozen=True)
 
 
+def gather_settings(table: Any, own_keys: Sequence[str]) -> Any:
+    """A TOML table with its keys beyond ``own_keys`` moved into ``settings``; anything else than a
+    table as it is."""
+    if not isinstance(table, dict):
+        return table
+    own: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
+    for key, value in table.items():
+        (own if key in own_keys else settings)[key] = value
+    return own | {"settings": settings}
+
+
 def check_settings(
     where: str,
     name: str,

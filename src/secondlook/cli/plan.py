@@ -14,6 +14,8 @@ from secondlook.errors import InputError
 
 if TYPE_CHECKING:
     from secondlook.train.memory_plan import Plan
+    from secondlook.train.rl.config import RLConfig
+    from secondlook.train.sft import SFTConfig
 
 
 def plan(
@@ -46,12 +48,9 @@ def plan(
     """Say what a training job needs of each GPU's memory, whether it fits, and what to change."""
     from dataclasses import replace
 
-    from secondlook import config as configs
-    from secondlook.io import finite, read_text, write_json
-    from secondlook.recipes import find_config
+    from secondlook.io import finite, write_json
     from secondlook.train import memory_plan as plans
     from secondlook.train.rl.config import RLConfig
-    from secondlook.train.sft import SFTConfig
 
     at_least("gpus", gpus)
     at_least("prompt", prompt)
@@ -59,13 +58,7 @@ def plan(
         raise InputError(f"memory: {memory} GiB is not a GPU's memory; give for example 80")
     job: RLConfig | SFTConfig = RLConfig(model or "7b", **plans.DEFAULT)
     if config is not None:
-        config = find_config(config)
-        supervised = re.search(r"^data\s*=", read_text(config), re.MULTILINE)
-        job = (
-            configs.load(SFTConfig, config, set_)
-            if supervised
-            else configs.load(RLConfig, config, set_)
-        )
+        config, job = _job_of(config, set_)
         model = model or plans.model_of(config, job)
         editing = plans.edits(config) if editing is None else editing
     elif set_:
@@ -89,11 +82,8 @@ def plan(
     if not fits:
         say(f"it would {'fit' if enough else 'not even fit'} with {', '.join(changes)}")
         ranks = plans.ranks_needed(sizes, job, available, editing)
-        say(
-            f"as it is, it fits on {ranks} such GPUs"
-            if ranks
-            else "as it is, it fits on no number of such GPUs"
-        )
+        on_ranks = f"{ranks} such GPUs" if ranks else "no number of such GPUs"
+        say(f"as it is, it fits on {on_ranks}")
     if isinstance(job, RLConfig) and any(reward.kind == "vlm" for reward in job.rewards):
         say("the judge's server is not counted; it needs GPUs of its own")
     if json_:
@@ -105,6 +95,20 @@ def plan(
             "spare": plans.SPARE,
         }
         write_json(json_, json.loads(json.dumps(said)))
+
+
+def _job_of(config: Path, settings: list[str]) -> tuple[Path, RLConfig | SFTConfig]:
+    """The file of a job's settings, and the settings: stage 1 has ``data``, stage 2 has not."""
+    from secondlook import config as configs
+    from secondlook.io import read_text
+    from secondlook.recipes import find_config
+    from secondlook.train.rl.config import RLConfig
+    from secondlook.train.sft import SFTConfig
+
+    path = find_config(config)
+    if re.search(r"^data\s*=", read_text(path), re.MULTILINE):
+        return path, configs.load(SFTConfig, path, settings)
+    return path, configs.load(RLConfig, path, settings)
 
 
 def _print_table(account: Plan, title: str) -> None:

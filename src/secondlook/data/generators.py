@@ -49,17 +49,7 @@ class GeneratorConfig:
     @model_validator(mode="before")
     @classmethod
     def _gather_settings(cls, values: Any) -> Any:
-        """Move the keys of a TOML table that are no fields into ``settings``."""
-        if not isinstance(values, dict):
-            return values
-        field_values: dict[str, Any] = {}
-        settings: dict[str, Any] = {}
-        for name, value in values.items():
-            if name in OWN_KEYS:
-                field_values[name] = value
-            else:
-                settings[name] = value
-        return field_values | {"settings": settings}
+        return plugin_settings.gather_settings(values, OWN_KEYS)
 
     def __post_init__(self) -> None:
         for field_name in ("images", "batch"):

@@ -42,17 +42,7 @@ class RewardConfig:
     @model_validator(mode="before")
     @classmethod
     def _gather_settings(cls, values: Any) -> Any:
-        """A TOML table has the settings beside ``kind`` and ``weight``."""
-        if not isinstance(values, dict):
-            return values
-        own_fields: dict[str, Any] = {}
-        kind_settings: dict[str, Any] = {}
-        for key, value in values.items():
-            if key in OWN_KEYS:
-                own_fields[key] = value
-            else:
-                kind_settings[key] = value
-        return own_fields | {"settings": kind_settings}
+        return plugin_settings.gather_settings(values, OWN_KEYS)
 
     def __post_init__(self) -> None:
         try:

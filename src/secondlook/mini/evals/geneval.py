@@ -28,12 +28,12 @@ from secondlook.evals.intervals import (
     mean_of_tasks,
 )
 from secondlook.io import versions, write_json, write_text
-from secondlook.mini.evals.sampled import SampledMiniBenchmark
+from secondlook.mini.evals.sampled import SampledMiniBenchmark, shown_rounds, strips_of_groups
 from secondlook.mini.world.language import TASKS, Spec, benchmark
 from secondlook.mini.world.reader import THRESHOLD, Detection, Reading, judge, read
 from secondlook.mini.world.scene import CELL, place, relations
 from secondlook.registry import register_benchmark
-from secondlook.report import embed, page
+from secondlook.report import page
 from secondlook.types import Episode, Prompt
 
 
@@ -296,32 +296,15 @@ def gallery(scored: Sequence[ReadEpisode], num_shown: int = 6) -> dict[str, list
             groups["Wrong, and judged Yes at once"].append(scored_episode)
         if not several and scored_episode.first_right:
             groups["Right at once"].append(scored_episode)
-    strips_of_group = {}
-    for group_name, of_group in groups.items():
-        if of_group:
-            step = max(1, len(of_group) // num_shown)  # spread over the whole group
-            chosen_episodes = of_group[::step][:num_shown]
-            strips_of_group[group_name] = [_strip(chosen) for chosen in chosen_episodes]
-    return strips_of_group
+    return strips_of_groups(groups, _strip, num_shown)
 
 
 def _strip(scored_episode: ReadEpisode) -> dict[str, Any]:
     """An episode as the page's template shows it."""
-    rounds = []
-    for shown, right in zip(scored_episode.episode.rounds, scored_episode.right, strict=True):
-        rounds.append(
-            {
-                "src": embed(shown.image),
-                "yes": shown.yes,
-                "p_yes": shown.p_yes,
-                "reason": shown.reason,
-                "right": right,
-            }
-        )
     return {
         "prompt": scored_episode.spec.prompt,
         "final": scored_episode.episode.final,
-        "rounds": rounds,
+        "rounds": shown_rounds(scored_episode.episode, scored_episode.right),
     }
 
 

@@ -33,7 +33,7 @@ from secondlook.evals.intervals import (
 )
 from secondlook.evals.scorers.background import background
 from secondlook.io import versions, write_json, write_text
-from secondlook.mini.evals.sampled import SampledMiniBenchmark
+from secondlook.mini.evals.sampled import SampledMiniBenchmark, shown_rounds, strips_of_groups
 from secondlook.mini.world import edits
 from secondlook.mini.world.edits import Edit
 from secondlook.mini.world.reader import LEFTOVER, Reading, read
@@ -310,36 +310,18 @@ def gallery(
             groups["Made good by looking again"].append(measured_episode)
         elif not final:
             groups["Spoilt by editing again" if first else "Still wrong"].append(measured_episode)
-    strips_of_group = {}
-    for group_name, of_group in groups.items():
-        if of_group:
-            step = max(1, len(of_group) // num_shown)  # spread over the whole group
-            chosen_episodes = of_group[::step][:num_shown]
-            strips_of_group[group_name] = [_strip(chosen) for chosen in chosen_episodes]
-    return strips_of_group
+    return strips_of_groups(groups, _strip, num_shown)
 
 
 def _strip(measured_episode: MeasuredEpisode) -> dict[str, Any]:
     """An episode as the page's template shows it."""
-    rounds = []
-    for shown, measures in zip(
-        measured_episode.episode.rounds, measured_episode.measures, strict=True
-    ):
-        rounds.append(
-            {
-                "src": embed(shown.image),
-                "yes": shown.yes,
-                "p_yes": shown.p_yes,
-                "reason": shown.reason,
-                "right": bool(measures["exact"]),
-            }
-        )
+    right = [bool(measures["exact"]) for measures in measured_episode.measures]
     assert measured_episode.episode.prompt.source is not None
     return {
         "prompt": measured_episode.edit.instruction,
         "source": embed(measured_episode.episode.prompt.source),
         "final": measured_episode.episode.final,
-        "rounds": rounds,
+        "rounds": shown_rounds(measured_episode.episode, right),
     }
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import Field
 
 from secondlook.engine.engine import Engine
 from secondlook.episode import SamplingConfig
 from secondlook.evals.benchmark import MODEL_HELP, SEED_HELP, Benchmark
+from secondlook.report import embed
+from secondlook.types import Episode
+
+Measured = TypeVar("Measured")
 
 
 class SampledMiniBenchmark(Benchmark):
@@ -45,3 +50,34 @@ class SampledMiniBenchmark(Benchmark):
         """The seed of each of a row's samples."""
         first_seed = self.seed * 10**6 + row * 1000  # of at most 1000 samples
         return list(range(first_seed, first_seed + self.samples))
+
+
+def strips_of_groups(
+    groups: Mapping[str, Sequence[Measured]],
+    strip: Callable[[Measured], dict[str, Any]],
+    num_shown: int,
+) -> dict[str, list[dict[str, Any]]]:
+    """At most ``num_shown`` episodes of each group, spread over the whole of it, as the page's
+    template shows them. Groups without an episode are left out."""
+    strips: dict[str, list[dict[str, Any]]] = {}
+    for group_name, of_group in groups.items():
+        if of_group:
+            step = max(1, len(of_group) // num_shown)
+            strips[group_name] = [strip(chosen) for chosen in of_group[::step][:num_shown]]
+    return strips
+
+
+def shown_rounds(episode: Episode, right: Sequence[bool]) -> list[dict[str, Any]]:
+    """An episode's rounds as the page's template shows them; ``right`` says the truth of each."""
+    rounds = []
+    for shown, is_right in zip(episode.rounds, right, strict=True):
+        rounds.append(
+            {
+                "src": embed(shown.image),
+                "yes": shown.yes,
+                "p_yes": shown.p_yes,
+                "reason": shown.reason,
+                "right": is_right,
+            }
+        )
+    return rounds
