@@ -30,7 +30,7 @@ def clean_registries(monkeypatch):
 
     monkeypatch.setattr(registry, "_plugins", set())
     yield
-    for group in registry.BUILT_IN:
+    for group in ("rewards", "benchmarks", "prompts", "sanity_pairs", "generators"):
         registered = getattr(registry, group)._registered
         for name, thing in list(registered.items()):
             if not registry.origin(thing).startswith("secondlook."):

@@ -1,5 +1,11 @@
-"""What each rank of tests/integration/test_distributed.py runs: both stages in turn. The second
-rank kills itself once, amid RL."""
+"""The ranks of tests/integration/test_distributed.py: both stages in turn. The second rank kills
+itself once, amid RL.
+
+    python tests/ranks_job.py OUT DATA
+
+They are started, and started again, by torchrun's agent, but forked from this process, which has
+imported everything once.
+"""
 
 import os
 import signal
@@ -7,14 +13,14 @@ import sys
 import warnings
 from pathlib import Path
 
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
 from jobs import RL, SFT
 from secondlook.train.rl.config import RLConfig
 from secondlook.train.rl.loop import train_rl
 from secondlook.train.sft import SFTConfig, train_sft
 from secondlook.train.trainer import Trainer
 
-out, data = Path(sys.argv[1]), sys.argv[2]
-warnings.simplefilter("ignore")
 save = Trainer.save
 
 
@@ -31,8 +37,24 @@ def save_or_die(self):
     save(self)
 
 
-Trainer.save = save_or_die
-train_sft(SFTConfig(data=data, **SFT), out / "sft")
-train_rl(RLConfig(**RL), out / "grpo")
-replicas = RL | {"algorithm": "ppo", "runtime": RL["runtime"] | {"dp_shard_degree": 1}}
-train_rl(RLConfig(**replicas), out / "ppo")
+def run_rank(out: Path, data: str) -> None:
+    warnings.simplefilter("ignore")
+    Trainer.save = save_or_die
+    train_sft(SFTConfig(data=data, **SFT), out / "sft")
+    train_rl(RLConfig(**RL), out / "grpo")
+    replicas = RL | {"algorithm": "ppo", "runtime": RL["runtime"] | {"dp_shard_degree": 1}}
+    train_rl(RLConfig(**replicas), out / "ppo")
+
+
+if __name__ == "__main__":
+    agent = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=2,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=1,
+        monitor_interval=0.2,
+        start_method="fork",
+    )
+    elastic_launch(agent, run_rank)(Path(sys.argv[1]), sys.argv[2])

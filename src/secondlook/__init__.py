@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from secondlook.errors import InputError, Stopped
     from secondlook.registry import register_benchmark, register_prompts, register_reward
     from secondlook.streaming import PartialImage
+    from secondlook.train.rl.algorithms import Algorithm, register_algorithm
     from secondlook.training import train_rl, train_sft
     from secondlook.types import (
         Episode,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     __version__: str
 
 _MODULES = {
+    "Algorithm": "train.rl.algorithms",
     "Episode": "types",
     "EpisodeFinished": "types",
     "InputError": "errors",
@@ -43,6 +45,7 @@ _MODULES = {
     "Verdict": "types",
     "VerdictGiven": "types",
     "load": "api",
+    "register_algorithm": "train.rl.algorithms",
     "register_benchmark": "registry",
     "register_prompts": "registry",
     "register_reward": "registry",
@@ -52,6 +55,7 @@ _MODULES = {
 """Where each public name is defined."""
 
 __all__ = [
+    "Algorithm",
     "Episode",
     "EpisodeFinished",
     "InputError",
@@ -64,6 +68,7 @@ __all__ = [
     "VerdictGiven",
     "__version__",
     "load",
+    "register_algorithm",
     "register_benchmark",
     "register_prompts",
     "register_reward",

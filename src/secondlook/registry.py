@@ -2,9 +2,10 @@
 
 A name is looked up, in this order, among
 1. what was registered by ``@register_…`` in a module that is already imported,
-2. the package's own modules in ``BUILT_IN``, which are imported when their name is asked for,
+2. the system's own modules in ``BUILT_IN``, which are imported when their name is asked for,
 3. the plugins named by the environment variable ``SECONDLOOK_PLUGINS``,
-4. the entry points of installed packages (group ``secondlook.rewards`` and so on).
+4. the entry points of installed packages (group ``secondlook.rewards`` and so on). The miniature,
+   ``secondlook.mini``, is found like this too: see ``pyproject.toml``.
 
 Importing this module imports none of them.
 """
@@ -35,7 +36,6 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "vlm": "secondlook.rewards.vlm",
         "local": "secondlook.rewards.vlm",
         "self_judge": "secondlook.rewards.self_judge",
-        "mini": "secondlook.mini.plugin",
     },
     "benchmarks": {
         "geneval": "secondlook.evals.geneval",
@@ -46,24 +46,14 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "pie": "secondlook.evals.pie_bench",
         "gedit": "secondlook.evals.gedit",
         "pope": "secondlook.evals.pope",
-        "mini-geneval": "secondlook.mini.evals.geneval",
-        "mini-curve": "secondlook.mini.evals.curve",
-        "mini-questions": "secondlook.mini.evals.questions",
-        "mini-pie": "secondlook.mini.evals.pie",
-        "mini-judging": "secondlook.mini.evals.judging",
-        "mini-audit": "secondlook.mini.evals.audit",
     },
-    "prompts": {"mini": "secondlook.mini.plugin"},
-    "sanity_pairs": {"mini": "secondlook.mini.plugin"},
     "generators": {
         "model": "secondlook.data.generators",
         "diffusers": "secondlook.data.generators",
         "folder": "secondlook.data.folder_generator",
-        "render": "secondlook.mini.plugin",
     },
 }
-"""Of each group, the names that this package registers itself and the module that does so. The
-miniature also declares its own as entry points; here they are found in a source checkout too."""
+"""Of each group, the names of the system itself and the module that registers each."""
 
 
 class Registry(Generic[T]):
@@ -78,7 +68,8 @@ class Registry(Generic[T]):
         """A decorator that puts a class or function under ``name`` and returns it unchanged.
 
         The same definition may be registered again (a notebook's cell run twice). Raises InputError
-        for an empty name, and where another thing or the package itself already has it.
+        for an empty name, and where another thing, the system itself or an installed package already
+        has it.
         """
         if not isinstance(name, str) or not name.strip():
             raise InputError(f"{self.group}: {name!r} is no name; register under a word")
@@ -90,11 +81,11 @@ class Registry(Generic[T]):
                     f"{self.group}: {name!r} is registered by {origin(known)} and by "
                     f"{origin(thing)}; choose another name for one of them"
                 )
-            owner = self._built_in.get(name)
-            if owner is not None and not origin(thing).startswith(_package(owner)):
+            owner = self._module_of(name)
+            if owner is not None and _package(origin(thing)) != _package(owner):
                 raise InputError(
-                    f"{self.group}: {name!r} of {origin(thing)} is a name of this package's own "
-                    f"({owner}); choose another"
+                    f"{self.group}: {name!r} of {origin(thing)} is a name that {owner} already has; "
+                    "choose another"
                 )
             self._registered[name] = thing
             return thing
@@ -130,6 +121,13 @@ class Registry(Generic[T]):
         if name not in self._registered and entry_point is not None:
             self._load(entry_point)
 
+    def _module_of(self, name: str) -> str | None:
+        """The module that is to register a name: the system's own, or an installed package's."""
+        if name in self._built_in:
+            return self._built_in[name]
+        entry_point = self._entry_points().get(name)
+        return None if entry_point is None else entry_point.module
+
     def _entry_points(self) -> dict[str, EntryPoint]:
         return {entry.name: entry for entry in entry_points(group=f"secondlook.{self.group}")}
 
@@ -162,8 +160,8 @@ def origin(thing: Any) -> str:
 
 
 def _package(module: str) -> str:
-    """ "secondlook.mini." of "secondlook.mini.plugin"."""
-    return ".".join(module.split(".")[:2]) + "."
+    """ "secondlook" of "secondlook.mini.plugin"."""
+    return module.split(".")[0]
 
 
 def _reason(error: BaseException) -> str:

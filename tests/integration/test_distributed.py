@@ -47,18 +47,8 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def two(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("two")
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "--max-restarts",
-        "1",
-    ]
     done = subprocess.run(
-        [*launch, str(HERE / "ranks_job.py"), str(out), data],
+        [sys.executable, str(HERE / "ranks_job.py"), str(out), data],
         capture_output=True,
         text=True,
         timeout=400,
