@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 from secondlook.engine.capacity import Need
 from secondlook.errors import InputError
-from secondlook.models.janus.template import ChatTemplate, length
+from secondlook.models.janus.segments import length
+from secondlook.models.janus.template import ChatTemplate
 from secondlook.types import (
     Episode,
     EpisodeFinished,

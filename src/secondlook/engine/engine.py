@@ -30,7 +30,8 @@ from secondlook.engine.requests import DecodeImage, EncodeImage, GenerateRequest
 from secondlook.engine.running_batch import RunningBatch
 from secondlook.engine.scheduler import OnTokens, Scheduler
 from secondlook.models.janus.model import Janus
-from secondlook.models.janus.template import ChatTemplate, length
+from secondlook.models.janus.segments import length
+from secondlook.models.janus.template import ChatTemplate
 from secondlook.models.packing import KERNELS
 from secondlook.types import Request, SamplingParams, Turn
 

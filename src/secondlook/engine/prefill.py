@@ -6,7 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from secondlook.engine.sequence import CachedPrefix, Sequence
-from secondlook.models.janus.template import ChatTemplate, Column, columns_of, in_common
+from secondlook.models.janus.segments import Column, columns_of, in_common
+from secondlook.models.janus.template import ChatTemplate
 from secondlook.types import Segment
 
 

@@ -23,7 +23,8 @@ from secondlook.engine.sequence import CachedPrefix, Sequence
 from secondlook.errors import Stopped
 from secondlook.models import sampling
 from secondlook.models.janus.model import Janus
-from secondlook.models.janus.template import ChatTemplate, assemble, columns_of, rest
+from secondlook.models.janus.segments import assemble, columns_of, rest
+from secondlook.models.janus.template import ChatTemplate
 from secondlook.types import SamplingParams, Turn
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from secondlook.engine.requests import GenerateRequest
-from secondlook.models.janus.template import Column
+from secondlook.models.janus.segments import Column
 from secondlook.types import Segment
 
 
