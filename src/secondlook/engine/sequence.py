@@ -20,7 +20,7 @@ class CachedPrefix:
     """Kept because ``columns`` know a seen image by its identity only."""
     columns: list[Column]
     keys_values: Tensor
-    """(2, layers, kv heads, columns, head_dim)."""
+    """(2, layers, key-value heads, columns, head_dim), keys first."""
 
 
 @dataclass(eq=False)
@@ -39,6 +39,7 @@ class Sequence:
     length: int = 0
     """Columns in the cache; the unconditional branch has as many."""
     num_sampled: int = 0
+    """Tokens sampled so far."""
     ended: bool = False
     """The end of sentence was sampled."""
 
