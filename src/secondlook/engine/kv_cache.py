@@ -82,17 +82,17 @@ class KVCache(Cache):
             self.stored[i] = larger
         return True
 
-    def window(self, first: int, starts: Tensor, new: int, end: int) -> Tensor:
+    def window(self, first_slot: int, start_columns: Tensor, num_new: int, end: int) -> Tensor:
         """What the next forward pass writes: ``new`` columns of the slots from ``first`` on, each
         row's from its start (R,) on.
 
-        ``end`` is the last of these columns, plus one. Returns the mask (R, 1, new, end) of what
-        may be attended to: each token's own column and those before it.
+        ``end`` is the last of these columns, plus one. Returns the mask (R, 1, n, end) of what may
+        be attended to: each token's own column and those before it.
         """
-        num_rows, device = len(starts), starts.device
-        columns = starts[:, None] + torch.arange(new, device=device)  # (R, n)
+        num_rows, device = len(start_columns), start_columns.device
+        columns = start_columns[:, None] + torch.arange(num_new, device=device)  # (R, n)
         rows = torch.arange(num_rows, device=device)[:, None]  # (R, 1)
-        self._window_slots, self._window_end = slice(first, first + num_rows), end
+        self._window_slots, self._window_end = slice(first_slot, first_slot + num_rows), end
         self._window_index = rows, columns
         may_attend = torch.arange(end, device=device) <= columns[..., None]  # (R, n, end)
         return may_attend[:, None]
@@ -110,25 +110,25 @@ class KVCache(Cache):
         values[rows, :, columns] = value_states.transpose(1, 2)
         return keys[:, :, : self._window_end], values[:, :, : self._window_end]
 
-    def copy(self, sources: list[int], targets: list[int], columns: int) -> None:
-        """Copy the first columns of the slots ``sources`` to the slots ``targets``."""
-        if not sources:
+    def copy(self, source_slots: list[int], target_slots: list[int], num_columns: int) -> None:
+        """Copy the first columns of some slots to others."""
+        if not source_slots:
             return
         device = self.stored[0].device
-        source_slots = torch.tensor(sources, device=device)
-        target_slots = torch.tensor(targets, device=device)
+        sources = torch.tensor(source_slots, device=device)
+        targets = torch.tensor(target_slots, device=device)
         for layer in self.stored:
-            layer[:, target_slots, :, :columns] = layer[:, source_slots, :, :columns]
+            layer[:, targets, :, :num_columns] = layer[:, sources, :, :num_columns]
 
-    def take(self, slot: int, columns: int) -> Tensor:
+    def take(self, slot: int, num_columns: int) -> Tensor:
         """A copy (2, layers, H, columns, d) of a slot's first columns, to be put back later."""
-        of_layers = [layer[:, slot, :, :columns] for layer in self.stored]  # (2, H, columns, d)
+        of_layers = [layer[:, slot, :, :num_columns] for layer in self.stored]  # (2, H, columns, d)
         return torch.stack(of_layers, 1)
 
-    def put(self, slot: int, taken: Tensor, columns: int) -> None:
+    def put(self, slot: int, taken: Tensor, num_columns: int) -> None:
         """Write the first columns of what was ``taken`` to the beginning of a slot."""
         for layer, keys_values in zip(self.stored, taken.unbind(1), strict=True):
-            layer[:, slot, :, :columns] = keys_values[:, :, :columns]
+            layer[:, slot, :, :num_columns] = keys_values[:, :, :num_columns]
 
     # what transformers asks a cache for
 

@@ -44,11 +44,11 @@ def add_norm(residual: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[T
 
 
 def rotate_and_store(
-    qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, place: Tensor
+    qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, write_columns: Tensor
 ) -> Tensor:
-    """Rotate queries and keys by their positions' cosines and sines, each (R, d), and write keys
-    and values to the cache's, each (S, H, C, d): row r at column ``place[r]`` of slot r. ``qkv`` is
-    (R, (A + 2 H) d).
+    """Rotate queries and keys of ``qkv`` (R, (A + 2 H) d) by their positions' cosines and sines,
+    each (R, d), and write keys and values to the cache's, each (S, H, C, d): row r at column
+    ``write_columns[r]`` of slot r.
 
     Returns queries (R, A, d).
     """
@@ -60,8 +60,8 @@ def rotate_and_store(
     rows = torch.arange(len(qkv), device=qkv.device)  # (R,)
     # keys and values are inputs of their own: compiled, writing to a part of one tensor would copy
     # the whole
-    keys[rows, :, place] = k
-    values[rows, :, place] = v
+    keys[rows, :, write_columns] = k
+    values[rows, :, write_columns] = v
     return q
 
 
@@ -167,13 +167,13 @@ class ModelRunner:
         if self._pool is not None:
             self._pool = torch.cuda.graph_pool_handle()  # the old one is gone with its last graph
 
-    def __call__(self, state: DecodeState, rows: int, end: int) -> None:
+    def __call__(self, state: DecodeState, num_rows: int, end: int) -> None:
         """Feed ``state.embeds`` of the first ``rows`` slots, the longest of which then has ``end``
         columns; fills ``state.hidden``. Lengths and positions are left as they are."""
         if self._pool is None:
-            self._run(state, rows, end)
+            self._run(state, num_rows, end)
             return
-        shape = self._shape(rows, end)
+        shape = self._shape(num_rows, end)
         if shape in self._graphs:
             self._graphs[shape].replay()
         elif shape in self._shapes_run:
@@ -194,20 +194,22 @@ class ModelRunner:
                 self.between = BETWEEN
                 self._run(state, *shape)
 
-    def _shape(self, rows: int, end: int) -> tuple[int, int]:
+    def _shape(self, num_rows: int, end: int) -> tuple[int, int]:
         """Rows and columns that the pass is made for, rounded up so that one graph serves several.
         Flash attention is told each row's length, so to it one width is enough."""
-        return rounded(rows), self.cache.columns if self.flash else in_columns(end)
+        return rounded(num_rows), self.cache.columns if self.flash else in_columns(end)
 
-    def _run(self, state: DecodeState, rows: int, end: int) -> None:
+    def _run(self, state: DecodeState, num_rows: int, end: int) -> None:
         norm, add_norm, rotate_and_store, gated = self.between
-        residual = state.embeds[:rows]  # (R, D)
-        place = state.length[:rows]  # (R,) the column that each row's token is written to
-        cos, sin = self.model.rotary_emb(residual[None], state.position[None, :rows])  # (1, R, d)
+        residual = state.embeds[:num_rows]  # (R, D)
+        write_columns = state.length[:num_rows]  # (R,) where keys and values are written to
+        cos, sin = self.model.rotary_emb(
+            residual[None], state.position[None, :num_rows]
+        )  # (1, R, d)
         cos, sin = cos[0], sin[0]  # (R, d)
-        attend = self._flash(place, end) if self.flash else self._masked(place, end)
+        attend = self._flash(write_columns, end) if self.flash else self._masked(write_columns, end)
         layers = self.model.layers
-        act = layers[0].mlp.act_fn
+        act_fn = layers[0].mlp.act_fn
         first_norm = layers[0].input_layernorm
         x = norm(residual, first_norm.weight, first_norm.variance_epsilon)  # (R, D)
         for i, layer in enumerate(layers):
@@ -216,18 +218,19 @@ class ModelRunner:
             next_norm = layers[i + 1].input_layernorm if i + 1 < len(layers) else self.model.norm
             keys, values = self.cache.stored[i]  # (S, H, C, d) each
             qkv = self._qkv[i](x)  # (R, (A + 2 H) d)
-            q = rotate_and_store(qkv, cos, sin, keys, values, place)  # (R, A, d)
-            attended = attend(layer.self_attn, q, keys[:rows], values[:rows])
-            x = layer.self_attn.o_proj(attended.reshape(rows, -1))  # (R, A d) to (R, D)
+            q = rotate_and_store(qkv, cos, sin, keys, values, write_columns)  # (R, A, d)
+            attended = attend(layer.self_attn, q, keys[:num_rows], values[:num_rows])
+            x = layer.self_attn.o_proj(attended.reshape(num_rows, -1))  # (R, A d) to (R, D)
             residual, x = add_norm(residual, x, mlp_norm.weight, mlp_norm.variance_epsilon)
-            x = gated(act, self._gate_up[i](x))  # (R, 2 F) to (R, F)
+            x = gated(act_fn, self._gate_up[i](x))  # (R, 2 F) to (R, F)
             x = layer.mlp.down_proj(x)  # (R, D)
             residual, x = add_norm(residual, x, next_norm.weight, next_norm.variance_epsilon)
-        state.hidden[:rows] = x
+        state.hidden[:num_rows] = x
 
-    def _masked(self, place: Tensor, end: int) -> Callable:
+    def _masked(self, write_columns: Tensor, end: int) -> Callable:
         """Attention by transformers' own function, over the first ``end`` columns under a mask."""
-        is_used = torch.arange(end, device=place.device) <= place[:, None]  # (R, end)
+        columns = torch.arange(end, device=write_columns.device)
+        is_used = columns <= write_columns[:, None]  # (R, end)
         mask = self.janus.mask(is_used[:, None, None])  # (R, 1, 1, end)
         name = self.janus.net.config.text_config._attn_implementation
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)
@@ -246,15 +249,15 @@ class ModelRunner:
 
         return attend
 
-    def _flash(self, place: Tensor, columns: int) -> Callable:
+    def _flash(self, write_columns: Tensor, columns: int) -> Callable:
         """PyTorch's flash attention for sequences of many lengths, over all ``columns`` of the
         cache, of which it reads those in use."""
-        num_rows, num_kv_heads, head_dim = len(place), self.cache.heads, self.cache.head_dim
+        num_rows, num_kv_heads, head_dim = len(write_columns), self.cache.heads, self.cache.head_dim
         # to the kernel all slots are one packed sequence of columns, in which a slot's first head
         # is followed by its other heads: a row begins H C columns behind the one before it
-        query_starts = torch.arange(num_rows + 1, device=place.device, dtype=torch.int32)
+        query_starts = torch.arange(num_rows + 1, device=write_columns.device, dtype=torch.int32)
         key_starts = query_starts * (num_kv_heads * columns)  # (R + 1,)
-        used_columns = (place + 1).int()  # (R,)
+        used_columns = (write_columns + 1).int()  # (R,)
         packed_length = ((num_rows - 1) * num_kv_heads + 1) * columns
         packed_shape = packed_length, num_kv_heads, head_dim
         packed_strides = head_dim, columns * head_dim, 1

@@ -57,11 +57,11 @@ def _find_prefix(prefill: Prefill) -> None:
 
 
 def assign_slots(
-    prefills: list[Prefill], buckets: list[list[Prefill]], first: int
+    prefills: list[Prefill], buckets: list[list[Prefill]], first_slot: int
 ) -> tuple[list[int], list[int]]:
     """Give every prefill a slot from ``first`` on, buckets side by side, and every further user of
     one a slot after them. Returns the slots to fork from and those to fork to."""
-    next_slot = first
+    next_slot = first_slot
     for bucket in buckets:
         for prefill in bucket:
             prefill.slot = next_slot

@@ -110,13 +110,13 @@ class RunningBatch:
         buckets = []
         for numbers in sampling.bucket_by_length(lengths_to_compute):
             buckets.append([prefills[number] for number in numbers])
-        first = self.slots_used
-        fork_sources, fork_targets = assign_slots(prefills, buckets, first)
-        end = first + len(prefills) + len(fork_targets)
+        first_slot = self.slots_used
+        fork_sources, fork_targets = assign_slots(prefills, buckets, first_slot)
+        end_slot = first_slot + len(prefills) + len(fork_targets)
         longest = max(sequence.length + sequence.spec.max_tokens for sequence in entering)
         max_tokens = max(sequence.spec.max_tokens for sequence in entering)
         # room for all their tokens now: buffers that moved later would make the graphs useless
-        self._reserve(end, longest, max_tokens)
+        self._reserve(end_slot, longest, max_tokens)
         for prefill in prefills:
             if prefill.prefix is not None:
                 self.cache.put(prefill.slot, prefill.prefix.keys_values, prefill.cached)
@@ -129,7 +129,7 @@ class RunningBatch:
             longest_prompt = max(len(prefill.columns) for prefill in prefills)
             self.cache.copy(fork_sources, fork_targets, longest_prompt)
             self.state.fork(fork_sources, fork_targets)
-        self.state.step[first:end] = 0
+        self.state.step[first_slot:end_slot] = 0
         for sequence in entering:
             self._seed(sequence)
         self.sequences += entering
@@ -138,29 +138,29 @@ class RunningBatch:
     def _prefill(self, bucket: list[Prefill]) -> None:
         """One pass over prompts that stand in neighbouring slots, from where their cached columns
         end."""
-        first = bucket[0].slot
-        slots = slice(first, first + len(bucket))
+        first_slot = bucket[0].slot
+        slots = slice(first_slot, first_slot + len(bucket))
         remaining, first_positions = [], []
         for prefill in bucket:
             segments, position = rest(prefill.segments, prefill.cached, self.janus.n_patches)
             remaining.append(segments)
             first_positions.append(position)
-        cached = [prefill.cached for prefill in bucket]
+        num_cached = [prefill.cached for prefill in bucket]
         batch = assemble(self.janus, remaining)
-        new = batch.embeds.shape[1]  # columns computed, with the padding of shorter rows
+        num_new = batch.embeds.shape[1]  # columns computed, with the padding of shorter rows
         # padding may reach behind the longest prompt
-        end = max(cached) + new
-        self._reserve(0, end, 0)
-        starts = torch.tensor(cached, device=self.device)  # (B,)
+        end_column = max(num_cached) + num_new
+        self._reserve(0, end_column, 0)
+        start_columns = torch.tensor(num_cached, device=self.device)  # (B,)
         offsets = torch.tensor(first_positions, device=self.device)  # (B,)
         positions = batch.positions + offsets[:, None]  # (B, new)
-        mask = self.cache.window(first, starts, new, end)  # (B, 1, new, end)
+        mask = self.cache.window(first_slot, start_columns, num_new, end_column)  # (B, 1, new, end)
         hidden = self.janus.hidden(batch.embeds, positions, mask, self.cache)  # (B, new, D)
         # each row's last real column, which the first token is sampled from
         last = (batch.lengths - 1)[:, None]  # (B, 1)
         index = last[..., None].expand(-1, -1, hidden.shape[-1])  # (B, 1, D)
         self.state.hidden[slots] = hidden.gather(1, index)[:, 0]
-        self.state.length[slots] = starts + batch.lengths
+        self.state.length[slots] = start_columns + batch.lengths
         self.state.position[slots] = positions.gather(1, last)[:, 0] + 1
 
     def _seed(self, sequence: Sequence) -> None:
@@ -378,7 +378,7 @@ class RunningBatch:
         """Feed every sequence, and its unconditional branch, the token that was sampled for it."""
         if not self.sequences:
             return
-        state, rows = self.state, self.slots_used  # a row for every slot in use
+        state, num_rows = self.state, self.slots_used  # a row for every slot in use
         for group in self._groups:
             tokens = state.tokens[group.cond, state.step[group.cond] - 1]  # (B,) the latest
             if group.sampling_params.head == "code":
@@ -391,6 +391,6 @@ class RunningBatch:
         for sequence in self.sequences:
             sequence.length += 1
         longest = max(sequence.length for sequence in self.sequences)
-        self.model_runner(state, rows, longest)
-        state.length[:rows] += 1
-        state.position[:rows] += 1
+        self.model_runner(state, num_rows, longest)
+        state.length[:num_rows] += 1
+        state.position[:num_rows] += 1
