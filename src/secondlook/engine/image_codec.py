@@ -102,16 +102,16 @@ class ImageCodec(Generic[Owner]):
         to_decode, self._to_decode = self._to_decode, []
         to_encode, self._to_encode = self._to_encode, []
         answers: list[tuple[Owner, Any]] = []
-        for entries in in_passes(self.janus, to_decode):
+        for decode_entries in in_passes(self.janus, to_decode):
             # one pass is decoded after another
             begin_step = step
             for decoding in self._decoding:
                 begin_step = max(begin_step, decoding.due_step)
-            self._start(entries, begin_step + self._steps_per_image * len(entries))
-        for entries in in_passes(self.janus, to_encode):
-            images = [request.image for _, request in entries]
+            self._start(decode_entries, begin_step + self._steps_per_image * len(decode_entries))
+        for encode_entries in in_passes(self.janus, to_encode):
+            images = [request.image for _, request in encode_entries]
             codes = self.janus.to_codes(images).tolist()  # (B, n_codes)
-            for i, (owner, _) in enumerate(entries):
+            for i, (owner, _) in enumerate(encode_entries):
                 answers.append((owner, tuple(codes[i])))
         while self._decoding:
             is_due = self._decoding[0].due_step <= step

@@ -95,10 +95,9 @@ def fuse_linear(*modules: nn.Module) -> Callable[[Tensor], Tensor]:
     """
     weights: list[Tensor] = []  # (out of each, D)
     for module in modules:
-        is_plain = (
-            type(module) is nn.Linear and module.bias is None and type(module.weight.data) is Tensor
-        )
-        if not is_plain:
+        if type(module) is not nn.Linear or module.bias is not None:
+            return side_by_side(*modules)
+        if type(module.weight.data) is not Tensor:  # quantized
             return side_by_side(*modules)
         weights.append(module.weight)
     out_sizes = [len(weight) for weight in weights]
