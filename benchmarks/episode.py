@@ -24,7 +24,7 @@ from secondlook.engine.engine import Engine
 from secondlook.episode import SamplingConfig, run_episodes
 from secondlook.io import versions, write_json
 from secondlook.models.janus.model import Janus
-from secondlook.models.janus.template import assemble
+from secondlook.models.janus.segments import assemble
 from secondlook.types import Prompt
 
 

@@ -25,7 +25,8 @@ from secondlook.engine.engine import Engine
 from secondlook.engine.kv_cache import KVCache
 from secondlook.episode import SamplingConfig, run_episodes
 from secondlook.models.janus.model import Janus
-from secondlook.models.janus.template import SPECIALS, Batch, length
+from secondlook.models.janus.segments import Batch, length
+from secondlook.models.janus.template import SPECIALS
 from secondlook.train import memory_plan
 from secondlook.train.rl.config import RLConfig
 from secondlook.types import Prompt, Turn

@@ -26,7 +26,7 @@ from secondlook.engine.engine import Engine
 from secondlook.io import versions, write_json
 from secondlook.models import sampling
 from secondlook.models.janus.model import Janus
-from secondlook.models.janus.template import assemble, length
+from secondlook.models.janus.segments import assemble, length
 from secondlook.train.activation_checkpointing import activation_checkpointing
 from secondlook.train.optim import freeze
 from secondlook.train.rl.losses import policy_loss

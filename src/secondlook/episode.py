@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 from secondlook.engine.capacity import Need
 from secondlook.errors import InputError
-from secondlook.models.janus.template import ChatTemplate, length
+from secondlook.models.janus.segments import length
+from secondlook.models.janus.template import ChatTemplate
 from secondlook.types import (
     Episode,
     EpisodeFinished,
@@ -27,6 +28,7 @@ from secondlook.types import (
     Round,
     RowDrawn,
     SamplingParams,
+    Segment,
     Turn,
     VerdictGiven,
 )
@@ -44,34 +46,43 @@ class SamplingConfig:
     otherwise."""
 
     guidance: float = 5.0
+    """Classifier-free guidance s of a drawing; 1 is none."""
     temperature: float = 1.0
+    """Of images and verdicts."""
     code_top_k: int = 4096
+    """Codes, of 16384, that may be sampled; 0: all."""
     text_top_k: int = 50
+    """Ids of a reason that may be sampled; 0: all."""
     reason_tokens: int = 48
+    """Tokens of a verdict with its reason, at most."""
     edit_guidance: float = 4.0
+    """Classifier-free guidance s of an edit."""
 
     @staticmethod
     def of(generation_config) -> SamplingConfig:
         """The checkpoint's own guidance scales where it states them, else the paper's."""
-        stated = {}
+        stated_scales = {}
         for name in ("guidance", "edit_guidance"):
-            value = getattr(generation_config, f"{name}_scale", None)
-            if value:
-                stated[name] = value
-        return SamplingConfig(**stated)
+            scale = getattr(generation_config, f"{name}_scale", None)
+            if scale:
+                stated_scales[name] = scale
+        return SamplingConfig(**stated_scales)
 
     def draw_params(self, editing: bool = False) -> SamplingParams:
+        """Of a drawing, or of an edit."""
         guidance = self.edit_guidance if editing else self.guidance
         return SamplingParams("code", guidance, self.temperature, self.code_top_k)
 
     def judge_params(self, yes: int, no: int) -> SamplingParams:
+        """Of a verdict, whose first token is one of the ids ``yes`` and ``no``."""
         return SamplingParams("text", 1.0, self.temperature, self.text_top_k, first=(yes, no))
 
 
 def turn_seed(seed: int, turn: int) -> int:
     """The seed of an episode's n-th turn, so that episodes with neighbouring seeds share
-    nothing."""
-    return int.from_bytes(sha256(f"{seed}/{turn}".encode()).digest()[:7], "big")
+    nothing. 56 bits, which torch's generators take."""
+    digest = sha256(f"{seed}/{turn}".encode()).digest()
+    return int.from_bytes(digest[:7], "big")
 
 
 async def run_episode(
@@ -87,7 +98,7 @@ async def run_episode(
     template, text, source = engine.template, prompt.text, prompt.source
     draw_params = sampling.draw_params(editing=source is not None)
     judge_params = sampling.judge_params(template.yes, template.no)
-    reencode = template.history == "reencode"  # what a redraw has as the images before it
+    is_reencoded = template.history == "reencode"  # what a redraw has as the images before it
     turns: list[Turn] = []
     rounds: list[Round] = []
     history: list[tuple[int, ...]] = []  # codes of the images before, as a redraw sees them
@@ -107,35 +118,39 @@ async def run_episode(
         else:
             kind, segments = "draw", template.draw(text)
         request = Request(kind, segments, turn_seed(seed, len(turns)))
-        keep = not is_last and not reencode  # else no later sequence begins like this one
-        drawn = await engine.generate(request, draw_params, engine.janus.n_codes, keep_prefix=keep)
-        turns.append(drawn)
-        image = await engine.decode_image(drawn.tokens)
+        # re-encoded codes are others than the sampled ones: no later sequence begins like this one
+        keep_prefix = not is_last and not is_reencoded
+        drawn_turn = await engine.generate(
+            request, draw_params, engine.janus.n_codes, keep_prefix=keep_prefix
+        )
+        turns.append(drawn_turn)
+        image = await engine.decode_image(drawn_turn.tokens)
 
         # judge: the same model says Yes or No, and why
-        images = [*(r.image for r in rounds), image]
+        images = [*(earlier.image for earlier in rounds), image]
         segments = template.judge(text, images, answers, source)
         request = Request("judge", segments, turn_seed(seed, len(turns)))
-        judged = await engine.generate(
+        judge_turn = await engine.generate(
             request, judge_params, sampling.reason_tokens, keep_prefix=not is_last
         )
-        turns.append(judged)
-        rounds.append(_round(image, drawn, judged, template))
+        turns.append(judge_turn)
+        rounds.append(_round(image, drawn_turn, judge_turn, template))
         if on_round is not None:
             on_round(round_index, rounds[-1])
         if rounds[-1].yes or is_last:
             break
 
-        answers.append(judged.tokens)
-        history.append(await engine.encode_image(image) if reencode else drawn.tokens)
+        # what the next round has of this one
+        answers.append(judge_turn.tokens)
+        history.append(await engine.encode_image(image) if is_reencoded else drawn_turn.tokens)
     return Episode(prompt, seed, tuple(rounds), tuple(turns))
 
 
-def _round(image: Image, drawn: Turn, judged: Turn, template: ChatTemplate) -> Round:
-    assert judged.p_yes is not None
-    said_yes = judged.tokens[0] == template.yes
-    reason = template.words(judged.tokens[1:]).lstrip(", ")
-    return Round(image, drawn.tokens, said_yes, judged.p_yes, reason)
+def _round(image: Image, drawn_turn: Turn, judge_turn: Turn, template: ChatTemplate) -> Round:
+    assert judge_turn.p_yes is not None
+    says_yes = judge_turn.tokens[0] == template.yes
+    reason = template.words(judge_turn.tokens[1:]).lstrip(", ")  # "No, there is …"
+    return Round(image, drawn_turn.tokens, says_yes, judge_turn.p_yes, reason)
 
 
 def run_episodes(
@@ -206,9 +221,10 @@ class _Progress:
         self.round_index = 0
 
     def on_tokens(self, request: Request, tokens: tuple[int, ...]) -> None:
+        """``tokens`` are all of the sequence so far."""
         if request.kind == "judge":
             return
-        rows = len(tokens) // self.row_length
+        rows = len(tokens) // self.row_length  # that are finished
         self.events.append(RowDrawn(self.prompt_index, self.round_index, tokens, rows))
 
     def on_round(self, round_index: int, latest: Round) -> None:
@@ -226,12 +242,16 @@ def _check(prompts: list[Prompt], seeds: list[int], rounds: int) -> None:
 def _need(engine: Engine, prompts: list[Prompt], rounds: int, sampling: SamplingConfig) -> Need:
     """What an episode of these holds at the most."""
     template, n_codes, n_patches = engine.template, engine.janus.n_codes, engine.janus.n_patches
-    first_turns = {}
+    segments_of_text: dict[str, tuple[Segment, ...]] = {}
     for prompt in prompts:
         if prompt.source:
-            first_turns[prompt.text] = template.edit((0,) * n_codes, prompt.text)
+            no_codes = (0,) * n_codes  # only their number matters
+            segments_of_text[prompt.text] = template.edit(no_codes, prompt.text)
         else:
-            first_turns[prompt.text] = template.draw(prompt.text)
-    longest = max((length(segments, n_patches) for segments in first_turns.values()), default=0)
-    reencoded = template.history == "reencode"
-    return Need.of(longest, max(n_codes, n_patches), rounds, sampling.reason_tokens, reencoded)
+            segments_of_text[prompt.text] = template.draw(prompt.text)
+    longest_prompt = 0
+    for segments in segments_of_text.values():
+        longest_prompt = max(longest_prompt, length(segments, n_patches))
+    longest_image = max(n_codes, n_patches)  # drawn or seen
+    is_reencoded = template.history == "reencode"
+    return Need.of(longest_prompt, longest_image, rounds, sampling.reason_tokens, is_reencoded)

@@ -18,7 +18,7 @@ from secondlook.engine.engine import Engine
 from secondlook.episode import SamplingConfig, run_episodes
 from secondlook.models import sampling
 from secondlook.models.janus.model import Janus, cover, decode, encode, letterbox, to_bytes
-from secondlook.models.janus.template import assemble
+from secondlook.models.janus.segments import assemble
 from secondlook.types import ImageCodes, PositionSkip, Prompt, Request, SamplingParams, TokenIds, Turn
 
 TINY = GOLDEN / "official_tiny"

@@ -15,14 +15,8 @@ from secondlook.episode import SamplingConfig, run_episodes
 from secondlook.errors import InputError
 from secondlook.models import sampling
 from secondlook.models.janus.model import Janus
-from secondlook.models.janus.template import (
-    ChatTemplate,
-    assemble,
-    columns_of,
-    in_common,
-    length,
-    rest,
-)
+from secondlook.models.janus.segments import assemble, columns_of, in_common, length, rest
+from secondlook.models.janus.template import ChatTemplate
 from secondlook.train.activation_checkpointing import activation_checkpointing
 from secondlook.types import ImageCodes, Prompt, Request, SamplingParams, TokenIds
 

@@ -10,7 +10,8 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from secondlook.errors import InputError
-from secondlook.models.janus.template import AGAIN, MATCH, ChatTemplate, assemble, length
+from secondlook.models.janus.segments import assemble, length
+from secondlook.models.janus.template import AGAIN, MATCH, ChatTemplate
 from secondlook.types import ImageCodes, ImageInput, TokenIds
 
 GOLDEN = Path(__file__).parents[1] / "golden"

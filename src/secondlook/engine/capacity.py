@@ -1,18 +1,22 @@
-"""How much memory episodes take while they are drawn, and how many a GPU holds."""
+"""How much memory episodes take while they are drawn, and how many a GPU holds.
+
+The unit is a column of the key-value cache: keys and values of one token in all layers.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 
 from secondlook.engine.image_codec import HELD, PIXELS, images_per_pass
-from secondlook.engine.kv_cache import in_columns, rounded
+from secondlook.engine.kv_cache import head_dim_of, in_columns, rounded
 from secondlook.models.janus.model import Janus
 
-ASKED, AGAIN = 14, 12
-"""Tokens of the strings after an image that is judged, and before one that is drawn again."""
+MATCH_TOKENS, AGAIN_TOKENS = 14, 12
+"""Tokens of the template's MATCH, which follows an image that is judged, and of AGAIN, which
+precedes one that is drawn again."""
 SPARE = 0.05
 """Share of a GPU's memory that is left free: for passes, and for gaps between what is held."""
 REFILL = 0.125
@@ -43,13 +47,18 @@ class Need:
         patches, and verdicts of so many tokens with their reasons. ``reencoded``: earlier drawings
         are encoded again, so that none is kept."""
 
-        def drawing(t: int) -> int:
-            return prompt + t * image + (t - 1) * (ASKED + reason + AGAIN)
+        def drawing(num_images: int) -> int:
+            """Columns of the sequence that ends with the last of so many images."""
+            between_images = MATCH_TOKENS + reason + AGAIN_TOKENS
+            return prompt + num_images * image + (num_images - 1) * between_images
 
-        def verdict(t: int) -> int:
-            return drawing(t) + ASKED + reason if t > 0 else 0
+        def verdict(num_images: int) -> int:
+            """Columns of the sequence that ends with the verdict on it."""
+            return drawing(num_images) + MATCH_TOKENS + reason if num_images > 0 else 0
 
-        drawings = 2 * drawing(rounds - 1) if rounds > 1 and not reencoded else 0
+        drawings = 0
+        if rounds > 1 and not reencoded:
+            drawings = 2 * drawing(rounds - 1)  # with its unconditional branch
         return Need(
             drawn=drawing(rounds),
             longest=verdict(rounds),
@@ -62,11 +71,14 @@ class Need:
         """What an episode holds that may be of the one or of the other sort."""
         if other is None:
             return self
-        return Need(*(max(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)))
+        larger = {}
+        for name, own_value in vars(self).items():
+            larger[name] = max(own_value, getattr(other, name))
+        return Need(**larger)
 
     def cache(self, episodes: int) -> int:
-        """Columns of the cache for so many under way together, each with its unconditional
-        branch."""
+        """Columns of the cache for so many episodes under way together, each with its
+        unconditional branch."""
         return rounded(2 * episodes) * in_columns(self.longest)
 
     def kept(self, episodes: int, together: int) -> int:
@@ -84,15 +96,19 @@ def episodes_that_fit(janus: Janus, need: Need, at_most: int, held: int = 0) -> 
     device = janus.device
     if device.type != "cuda":
         return at_most
-    free, total = torch.cuda.mem_get_info(device)
+    free_bytes, total_bytes = torch.cuda.mem_get_info(device)
     # what torch keeps for itself is free too
-    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    text, size = janus.net.config.text_config, janus.dtype.itemsize
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    column = 2 * text.num_hidden_layers * text.num_key_value_heads * head_dim * size  # bytes
-    left = free + held - SPARE * total - PIXELS * HELD * size
-    images = images_per_pass(janus)
+    free_bytes += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    text, itemsize = janus.net.config.text_config, janus.dtype.itemsize
+    column_width = text.num_key_value_heads * head_dim_of(text)
+    column_bytes = 2 * text.num_hidden_layers * column_width * itemsize  # keys and values
+    decoder_bytes = PIXELS * HELD * itemsize  # while as many pictures as fit in a pass are decoded
+    available_bytes = free_bytes + held - SPARE * total_bytes - decoder_bytes
+    num_images = images_per_pass(janus)
     episodes = at_most
-    while episodes > 1 and (need.cache(episodes) + need.kept(episodes, images)) * column > left:
+    while episodes > 1:
+        num_columns = need.cache(episodes) + need.kept(episodes, num_images)
+        if num_columns * column_bytes <= available_bytes:
+            break
         episodes -= 1
     return episodes

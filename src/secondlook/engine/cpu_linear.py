@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-LARGE = 2**18
+MIN_WEIGHT_SIZE = 2**18
 """Values of a weight from which on oneDNN is faster than torch's default, at any number of rows."""
 
 
@@ -19,11 +19,11 @@ class OneDNN(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is F.linear and not kwargs:
-            x, weight, bias = (*args, None)[:3]
-            plain = type(weight) in (torch.Tensor, torch.nn.Parameter)
+            x, weight, bias = (*args, None)[:3]  # (…, in), (out, in), (out,) or None
+            is_plain = type(weight) in (torch.Tensor, torch.nn.Parameter)  # not quantized
             if (
-                plain
-                and weight.numel() >= LARGE
+                is_plain
+                and weight.numel() >= MIN_WEIGHT_SIZE
                 and weight.dtype == torch.float32
                 and weight.device.type == "cpu"
             ):
@@ -33,6 +33,6 @@ class OneDNN(TorchFunctionMode):
 
 def fast_linear(device: torch.device) -> AbstractContextManager:
     """The mode to enter on this device."""
-    return (
-        OneDNN() if device.type == "cpu" and torch.backends.mkldnn.is_available() else nullcontext()
-    )
+    if device.type == "cpu" and torch.backends.mkldnn.is_available():
+        return OneDNN()
+    return nullcontext()

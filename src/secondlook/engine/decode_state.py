@@ -30,7 +30,7 @@ class DecodeState:
     def empty(like: Tensor, width: int) -> DecodeState:
         """No slots yet; on the device and of the type of ``like``, log-probabilities in float32 at
         least."""
-        precise = torch.promote_types(like.dtype, torch.float32)
+        logprob_dtype = torch.promote_types(like.dtype, torch.float32)
         return DecodeState(
             length=like.new_empty(0, dtype=torch.long),
             position=like.new_empty(0, dtype=torch.long),
@@ -39,38 +39,40 @@ class DecodeState:
             hidden=like.new_empty(0, width),
             uniform=like.new_empty(0, 0, dtype=torch.float32),
             tokens=like.new_empty(0, 0, dtype=torch.long),
-            logprobs=like.new_empty(0, 0, dtype=precise),
-            p_yes=like.new_empty(0, dtype=precise),
+            logprobs=like.new_empty(0, 0, dtype=logprob_dtype),
+            p_yes=like.new_empty(0, dtype=logprob_dtype),
         )
 
     def reserve(self, slots: int, max_tokens: int) -> bool:
         """Make room for so many slots and sampled tokens; what is there stays. Returns whether any
         tensor is a new one."""
-        grown = False
+        has_grown = False
         for name in self._names():
-            old = getattr(self, name)
-            shape = [max(slots, old.shape[0]), *old.shape[1:]]
+            old_tensor = getattr(self, name)
+            shape = [max(slots, old_tensor.shape[0]), *old_tensor.shape[1:]]
             if name in PER_TOKEN:
                 shape[1] = max(max_tokens, shape[1])
-            if shape == list(old.shape):
+            if shape == list(old_tensor.shape):
                 continue
-            new = old.new_zeros(shape)
-            new[tuple(slice(size) for size in old.shape)] = old
-            setattr(self, name, new)
-            grown = True
-        return grown
+            new_tensor = old_tensor.new_zeros(shape)
+            # what is there is its first rows, and of two axes the first columns
+            old_part = tuple(slice(size) for size in old_tensor.shape)
+            new_tensor[old_part] = old_tensor
+            setattr(self, name, new_tensor)
+            has_grown = True
+        return has_grown
 
     def fork(self, sources: list[int], targets: list[int]) -> None:
-        """Rows that go on from the same prefill as others."""
+        """Let the rows ``targets`` go on from the same prefill as the rows ``sources``."""
         for values in (self.length, self.position, self.hidden):
             values[targets] = values[sources]
 
     def move(self, sources: list[int], targets: list[int]) -> None:
-        """Copy whole rows."""
+        """Copy the whole rows ``sources`` to the rows ``targets``."""
         for name in self._names():
             values = getattr(self, name)
             values[targets] = values[sources]
 
     @classmethod
     def _names(cls) -> list[str]:
-        return [f.name for f in fields(cls)]
+        return [field.name for field in fields(cls)]

@@ -30,7 +30,8 @@ from secondlook.engine.requests import DecodeImage, EncodeImage, GenerateRequest
 from secondlook.engine.running_batch import RunningBatch
 from secondlook.engine.scheduler import OnTokens, Scheduler
 from secondlook.models.janus.model import Janus
-from secondlook.models.janus.template import ChatTemplate, length
+from secondlook.models.janus.segments import length
+from secondlook.models.janus.template import ChatTemplate
 from secondlook.models.packing import KERNELS
 from secondlook.types import Request, SamplingParams, Turn
 
@@ -86,12 +87,12 @@ class Engine:
         is counted as small.
         """
         if self._scheduler is None:
-            side = round(self.janus.n_codes**0.5)
-            self._scheduler = Scheduler(ImageCodec(self.janus), image_row=side)
+            codes_per_row = round(self.janus.n_codes**0.5)  # images are squares
+            self._scheduler = Scheduler(ImageCodec(self.janus), image_row=codes_per_row)
         handle = self._scheduler.submit(task, on_tokens)
-        larger = need.or_larger(self._need) if need else self._need
-        if larger != self._need:
-            self._need = larger
+        larger_need = need.or_larger(self._need) if need else self._need
+        if larger_need != self._need:
+            self._need = larger_need
             if self._running_batch is not None:
                 self._scheduler.max_tasks = self._max_tasks()
         return handle
@@ -132,6 +133,7 @@ class Engine:
             self._running_batch = RunningBatch(self.janus, self.template)
         batch = self._running_batch
         entering = scheduler.schedule()
+        # tasks that are resumed may cancel others, so after each resuming these are taken out
         batch.remove(scheduler.take_abandoned())
         if entering or batch.sequences:
             output = batch.run(entering)
@@ -163,7 +165,7 @@ class Engine:
             while unfinished:
                 for handle in self.step():
                     if handle in unfinished and handle.failed:
-                        handle.result()
+                        handle.result()  # raises
                     unfinished.discard(handle)
             return [handle.result() for handle in handles]
         finally:
@@ -185,18 +187,16 @@ class Engine:
         """Tasks under way together, by what each of them holds and the memory there is."""
         if self._need is None or not self.bounded:
             return self.batch
-        held = 0 if self._running_batch is None else self._running_batch.cache.nbytes
-        return episodes_that_fit(self.janus, self._need, self.batch, held)
+        held_bytes = 0 if self._running_batch is None else self._running_batch.cache.nbytes
+        return episodes_that_fit(self.janus, self._need, self.batch, held_bytes)
 
     @contextmanager
     def _running(self) -> Iterator[None]:
         """Around everything that the model runs: on a GPU streams, events and graphs are made on
         the current device, which need not be the model's."""
         device = self.janus.device
-        with (
-            torch.inference_mode(),
-            torch.cuda.device(device) if device.type == "cuda" else nullcontext(),
-        ):
+        as_current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+        with torch.inference_mode(), as_current:
             yield
 
     # single requests
@@ -230,17 +230,18 @@ class Engine:
         async def continued(request: Request) -> Turn:
             return await self.generate(request, sampling_params, max_tokens)
 
-        longest = 0
+        longest = 0  # columns
         for request in requests:
             longest = max(longest, length(request.segments, self.janus.n_patches) + max_tokens)
-        return self.run((continued(r) for r in requests), Need(longest, longest))
+        return self.run(map(continued, requests), Need(drawn=longest, longest=longest))
 
     def pictures(self, codes: list[tuple[int, ...]]) -> list[Image]:
-        """Decode drawn codes, a part at a time."""
+        """Decode drawn codes (n_codes of each), a part at a time."""
         images: list[Image] = []
         with self._running():
             for part in in_passes(self.janus, codes):
-                images += self.janus.to_images(torch.tensor(part, device=self.janus.device))
+                part_codes = torch.tensor(part, device=self.janus.device)  # (B, n_codes)
+                images += self.janus.to_images(part_codes)
         return images
 
     def codes(self, images: list[Image]) -> list[tuple[int, ...]]:
@@ -248,5 +249,6 @@ class Engine:
         codes: list[tuple[int, ...]] = []
         with self._running():
             for part in in_passes(self.janus, images):
-                codes += [tuple(row) for row in self.janus.to_codes(part).tolist()]
+                part_codes = self.janus.to_codes(part)  # (B, n_codes)
+                codes += map(tuple, part_codes.tolist())
         return codes

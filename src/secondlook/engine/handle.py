@@ -37,7 +37,7 @@ class Handle(Generic[T]):
         """It is done because it raised."""
         return self._error is not None
 
-    # by the scheduler
+    # called by the scheduler
 
     def set_result(self, value: T) -> None:
         self.done, self._value = True, value

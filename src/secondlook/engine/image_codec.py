@@ -48,7 +48,7 @@ class _DecodingPass(Generic[Owner]):
     """Who asked for each; None: nobody wants it any more."""
     pixels: Tensor  # (B, H, W, 3) uint8 in the host's memory, there once ``arrived`` has passed
     arrived: torch.cuda.Event | None
-    due: int
+    due_step: int
     """The step in which they are handed out."""
 
 
@@ -79,17 +79,22 @@ class ImageCodec(Generic[Owner]):
 
     def cancel(self, owner: Owner) -> None:
         """Forget what an owner asked for."""
-        self._to_decode = [asked for asked in self._to_decode if asked[0] != owner]
-        self._to_encode = [asked for asked in self._to_encode if asked[0] != owner]
+        self._to_decode = [entry for entry in self._to_decode if entry[0] != owner]
+        self._to_encode = [entry for entry in self._to_encode if entry[0] != owner]
+        wanted_passes: deque[_DecodingPass[Owner]] = deque()
         for decoding in self._decoding:
-            decoding.owners = [None if o == owner else o for o in decoding.owners]
-        self._decoding = deque(d for d in self._decoding if any(o is not None for o in d.owners))
+            for i, other in enumerate(decoding.owners):
+                if other == owner:
+                    decoding.owners[i] = None  # its picture has been begun with the others
+            if decoding.owners.count(None) < len(decoding.owners):
+                wanted_passes.append(decoding)
+        self._decoding = wanted_passes
 
     @property
     def pending(self) -> int:
         """Pictures and codes that were asked for and not handed out."""
-        decoding = sum(len(d.owners) for d in self._decoding)
-        return len(self._to_decode) + len(self._to_encode) + decoding
+        num_decoding = sum(len(decoding.owners) for decoding in self._decoding)
+        return len(self._to_decode) + len(self._to_encode) + num_decoding
 
     def collect(self, step: int, idle: bool) -> list[tuple[Owner, Any]]:
         """Start what was asked for, and hand out the pictures and codes that are due by this step.
@@ -97,42 +102,53 @@ class ImageCodec(Generic[Owner]):
         to_decode, self._to_decode = self._to_decode, []
         to_encode, self._to_encode = self._to_encode, []
         answers: list[tuple[Owner, Any]] = []
-        for asked in in_passes(self.janus, to_decode):
+        for decode_entries in in_passes(self.janus, to_decode):
             # one pass is decoded after another
-            begins = max([step, *(d.due for d in self._decoding)])
-            self._start(asked, begins + self._steps_per_image * len(asked))
-        for given in in_passes(self.janus, to_encode):
-            codes = self.janus.to_codes([request.image for _, request in given]).tolist()
-            for (owner, _), row in zip(given, codes, strict=True):
-                answers.append((owner, tuple(row)))
-        while self._decoding and (self._decoding[0].due <= step or (idle and not answers)):
+            begin_step = step
+            for decoding in self._decoding:
+                begin_step = max(begin_step, decoding.due_step)
+            self._start(decode_entries, begin_step + self._steps_per_image * len(decode_entries))
+        for encode_entries in in_passes(self.janus, to_encode):
+            images = [request.image for _, request in encode_entries]
+            codes = self.janus.to_codes(images).tolist()  # (B, n_codes)
+            for i, (owner, _) in enumerate(encode_entries):
+                answers.append((owner, tuple(codes[i])))
+        while self._decoding:
+            is_due = self._decoding[0].due_step <= step
+            is_waited_for = idle and not answers
+            if not (is_due or is_waited_for):
+                break
             answers += self._finish(self._decoding.popleft())
         return answers
 
-    def _start(self, asked: list[tuple[Owner, DecodeImage]], due: int) -> None:
-        owners: list[Owner | None] = [owner for owner, _ in asked]
-        codes = torch.tensor([request.codes for _, request in asked])  # (B, n_codes)
+    def _start(self, entries: list[tuple[Owner, DecodeImage]], due_step: int) -> None:
+        """Begin to decode pictures together."""
+        owners: list[Owner | None] = [owner for owner, _ in entries]
+        codes = torch.tensor([request.codes for _, request in entries])  # (B, n_codes)
         if self._stream is None:
-            self._decoding.append(_DecodingPass(owners, self._pixels(codes), None, due))
+            self._decoding.append(_DecodingPass(owners, self._pixels(codes), None, due_step))
             return
+        # not before what has been given to the device so far, such as a change of the weights
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._stream):
-            pixels = self._pixels(codes)
-            host = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True)
-            host.copy_(pixels, non_blocking=True)
+            pixels = self._pixels(codes)  # (B, H, W, 3)
+            host_pixels = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True)
+            host_pixels.copy_(pixels, non_blocking=True)
             arrived = torch.cuda.Event()
             arrived.record(self._stream)
-        self._decoding.append(_DecodingPass(owners, host, arrived, due))
+        self._decoding.append(_DecodingPass(owners, host_pixels, arrived, due_step))
 
     def _pixels(self, codes: Tensor) -> Tensor:
         """(B, n_codes) to uint8 (B, H, W, 3)."""
         return to_bytes(decode(self.janus.net.model.vqmodel, codes.to(self.device)))
 
     def _finish(self, decoding: _DecodingPass[Owner]) -> list[tuple[Owner, Image.Image]]:
+        """The pictures of a pass, waited for, of those who still want theirs."""
         if decoding.arrived is not None:
             decoding.arrived.synchronize()
+        pixels = decoding.pixels.cpu().numpy()  # (B, H, W, 3)
         pictures = []
-        for owner, pixels in zip(decoding.owners, decoding.pixels.cpu().numpy(), strict=True):
+        for i, owner in enumerate(decoding.owners):
             if owner is not None:
-                pictures.append((owner, Image.fromarray(pixels)))
+                pictures.append((owner, Image.fromarray(pixels[i])))
         return pictures

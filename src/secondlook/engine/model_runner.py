@@ -5,6 +5,9 @@ lies between them is written out for one token a row: transformers' layers do th
 times as many operations. On a GPU it is fused by torch.compile, attention reads each row's used
 length on the device, and the whole pass is replayed as a CUDA graph, one for every number of rows.
 Prefill and training run transformers' own forward pass; tests hold the two together.
+
+Shapes: R rows (one a sequence or unconditional branch), S slots and C columns of the cache, D the
+model's width, F of its feed-forward layer, A query heads, H key-value heads, d head_dim.
 """
 
 from __future__ import annotations
@@ -29,8 +32,9 @@ from secondlook.models.janus.model import Janus
 
 def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """RMSNorm of (R, D) in float32."""
-    exact = x.float()
-    return weight * (exact * torch.rsqrt(exact.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
+    exact_x = x.float()
+    mean_square = exact_x.pow(2).mean(-1, keepdim=True)  # (R, 1)
+    return weight * (exact_x * torch.rsqrt(mean_square + eps)).to(x.dtype)
 
 
 def add_norm(residual: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -40,36 +44,40 @@ def add_norm(residual: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[T
 
 
 def rotate_and_store(
-    qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, place: Tensor
+    qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, write_columns: Tensor
 ) -> Tensor:
-    """Rotate queries and keys by their positions' cosines and sines, each (R, d), and write keys
-    and values to (slots, kv heads, columns, d), row r at column ``place[r]`` of slot r. ``qkv`` is
-    (R, (heads + 2 kv heads) d).
+    """Rotate queries and keys of ``qkv`` (R, (A + 2 H) d) by their positions' cosines and sines,
+    each (R, d), and write keys and values to the cache's, each (S, H, C, d): row r at column
+    ``write_columns[r]`` of slot r.
 
-    Returns queries (R, heads, d).
+    Returns queries (R, A, d).
     """
-    heads, dim = keys.shape[1], keys.shape[3]
-    q, k, v = qkv.view(len(qkv), -1, dim).split([qkv.shape[1] // dim - 2 * heads, heads, heads], 1)
-    q, k = apply_rotary_pos_emb(q, k, cos, sin)
-    rows = torch.arange(len(qkv), device=qkv.device)
-    keys[rows, :, place] = (
-        k  # each is an input of its own: compiled, writing to a part of one would copy the whole
-    )
-    values[rows, :, place] = v
+    num_kv_heads, head_dim = keys.shape[1], keys.shape[3]
+    num_heads = qkv.shape[1] // head_dim - 2 * num_kv_heads
+    heads_of_rows = qkv.view(len(qkv), -1, head_dim)  # (R, A + 2 H, d)
+    q, k, v = heads_of_rows.split([num_heads, num_kv_heads, num_kv_heads], 1)
+    q, k = apply_rotary_pos_emb(q, k, cos, sin)  # (R, A, d), (R, H, d)
+    rows = torch.arange(len(qkv), device=qkv.device)  # (R,)
+    # keys and values are inputs of their own: compiled, writing to a part of one tensor would copy
+    # the whole
+    keys[rows, :, write_columns] = k
+    values[rows, :, write_columns] = v
     return q
 
 
 def gated(act: Callable[[Tensor], Tensor], gate_up: Tensor) -> Tensor:
+    """The feed-forward layer's product: (R, 2 F), gate and up side by side, to (R, F)."""
     gate, up = gate_up.chunk(2, -1)
     return act(gate) * up
 
 
 BETWEEN = norm, add_norm, rotate_and_store, gated
+"""What lies between the linear layers and attention."""
 
 
 @cache
 def fused() -> tuple[Callable, ...]:
-    """These functions, each compiled to one kernel."""
+    """The functions of ``BETWEEN``, each compiled to one kernel."""
     return tuple(torch.compile(function) for function in BETWEEN)
 
 
@@ -85,25 +93,38 @@ def fuse_linear(*modules: nn.Module) -> Callable[[Tensor], Tensor]:
     held twice, and training goes on as before. Layers that are anything else (adapters, quantized
     weights) are called one by one.
     """
-    weights: list[Tensor] = []
-    for m in modules:
-        if type(m) is not nn.Linear or m.bias is not None or type(m.weight.data) is not Tensor:
+    weights: list[Tensor] = []  # (out of each, D)
+    for module in modules:
+        if type(module) is not nn.Linear or module.bias is not None:
             return side_by_side(*modules)
-        weights.append(m.weight)
-    ends = [w.data_ptr() + w.nbytes for w in weights]
-    storages = {w.untyped_storage().data_ptr() for w in weights}
-    if len(storages) > 1 or any(
-        w.data_ptr() != end for w, end in zip(weights[1:], ends, strict=False)
-    ):
+        if type(module.weight.data) is not Tensor:  # quantized
+            return side_by_side(*modules)
+        weights.append(module.weight)
+    out_sizes = [len(weight) for weight in weights]
+    if not _are_adjacent(weights):
         with torch.inference_mode(False):  # training writes to it
-            whole = torch.cat([w.data for w in weights])
-            for w, part in zip(weights, whole.split([len(w) for w in weights]), strict=True):
-                w.data = part
+            joined = torch.cat([weight.data for weight in weights])  # (sum of out, D)
+            for weight, part in zip(weights, joined.split(out_sizes), strict=True):
+                weight.data = part
     first = weights[0].data
-    whole = first.as_strided(
-        (sum(map(len, weights)), first.shape[1]), first.stride(), first.storage_offset()
-    )
-    return lambda x: F.linear(x, whole)
+    # a view that begins where the first weight does and ends where the last one does
+    joined_shape = sum(out_sizes), first.shape[1]
+    joined = first.as_strided(joined_shape, first.stride(), first.storage_offset())
+    return lambda x: F.linear(x, joined)
+
+
+def _are_adjacent(weights: list[Tensor]) -> bool:
+    """Whether the weights lie one behind another in one storage, as an engine before has put
+    them."""
+    storages = {weight.untyped_storage().data_ptr() for weight in weights}
+    if len(storages) > 1:
+        return False
+    next_address = weights[0].data_ptr()
+    for weight in weights:
+        if weight.data_ptr() != next_address:
+            return False
+        next_address += weight.nbytes
+    return True
 
 
 class ModelRunner:
@@ -123,15 +144,16 @@ class ModelRunner:
         # weights that FSDP gathered are its own: they lie where it put them, and only until the
         # ranks share them out again
         join = side_by_side if isinstance(self.model.layers[0], FSDPModule) else fuse_linear
-        self._qkv = [
-            join(a.q_proj, a.k_proj, a.v_proj)
-            for a in (layer.self_attn for layer in self.model.layers)
-        ]
-        self._gate_up = [
-            join(layer.mlp.gate_proj, layer.mlp.up_proj) for layer in self.model.layers
-        ]
+        self._qkv: list[Callable[[Tensor], Tensor]] = []  # of each layer (R, D) to (R, (A + 2 H) d)
+        self._gate_up: list[Callable[[Tensor], Tensor]] = []  # (R, D) to (R, 2 F)
+        for layer in self.model.layers:
+            attention, mlp = layer.self_attn, layer.mlp
+            self._qkv.append(join(attention.q_proj, attention.k_proj, attention.v_proj))
+            self._gate_up.append(join(mlp.gate_proj, mlp.up_proj))
         self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
-        self._seen: set[tuple[int, int]] = set()
+        """By the pass's rows and columns (``_shape``)."""
+        self._shapes_run: set[tuple[int, int]] = set()
+        """Shapes of passes that have run without a graph."""
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
         # torch's own stream for captures lies on the device that was current when the process first
         # captured anything
@@ -140,27 +162,28 @@ class ModelRunner:
     def forget(self) -> None:
         """The buffers have moved: graphs that write to the old ones are of no use."""
         self._graphs.clear()
-        self._seen.clear()
+        self._shapes_run.clear()
         if self._pool is not None:
             self._pool = torch.cuda.graph_pool_handle()  # the old one is gone with its last graph
 
-    def __call__(self, state: DecodeState, rows: int, end: int) -> None:
+    def __call__(self, state: DecodeState, num_rows: int, end: int) -> None:
         """Feed ``state.embeds`` of the first ``rows`` slots, the longest of which then has ``end``
         columns; fills ``state.hidden``. Lengths and positions are left as they are."""
         if self._pool is None:
-            return self._run(state, rows, end)
-        key = self._shape(rows, end)
-        if key in self._graphs:
-            self._graphs[key].replay()
-        elif key in self._seen:
-            graph = self._graphs[key] = torch.cuda.CUDAGraph()
+            self._run(state, num_rows, end)
+            return
+        shape = self._shape(num_rows, end)
+        if shape in self._graphs:
+            self._graphs[shape].replay()
+        elif shape in self._shapes_run:
+            graph = self._graphs[shape] = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
-                self._run(state, *key)
+                self._run(state, *shape)  # recorded, not computed
             graph.replay()
         else:  # compiles what is new; a graph can only be taken of what has run
-            self._seen.add(key)
+            self._shapes_run.add(shape)
             try:
-                self._run(state, *key)
+                self._run(state, *shape)
             except torch._dynamo.exc.BackendCompilerFailed as error:
                 warnings.warn(
                     "drawing is slower: torch.compile does not work here "
@@ -168,83 +191,94 @@ class ModelRunner:
                     stacklevel=2,
                 )
                 self.between = BETWEEN
-                self._run(state, *key)
-        return None
+                self._run(state, *shape)
 
-    def _shape(self, rows: int, end: int) -> tuple[int, int]:
-        """Rows and columns that the pass is made for."""
-        return rounded(rows), self.cache.columns if self.flash else in_columns(end)
+    def _shape(self, num_rows: int, end: int) -> tuple[int, int]:
+        """Rows and columns that the pass is made for, rounded up so that one graph serves several.
+        Flash attention is told each row's length, so to it one width is enough."""
+        return rounded(num_rows), self.cache.columns if self.flash else in_columns(end)
 
-    def _run(self, state: DecodeState, rows: int, end: int) -> None:
+    def _run(self, state: DecodeState, num_rows: int, end: int) -> None:
         norm, add_norm, rotate_and_store, gated = self.between
-        residual, place = state.embeds[:rows], state.length[:rows]
-        cos, sin = self.model.rotary_emb(residual[None], state.position[None, :rows])
-        cos, sin = cos[0], sin[0]  # (R, head_dim)
-        attend = self._flash(place, end) if self.flash else self._masked(place, end)
+        residual = state.embeds[:num_rows]  # (R, D)
+        write_columns = state.length[:num_rows]  # (R,) where keys and values are written to
+        cos, sin = self.model.rotary_emb(
+            residual[None], state.position[None, :num_rows]
+        )  # (1, R, d)
+        cos, sin = cos[0], sin[0]  # (R, d)
+        attend = self._flash(write_columns, end) if self.flash else self._masked(write_columns, end)
         layers = self.model.layers
-        act = layers[0].mlp.act_fn
-        before_first = layers[0].input_layernorm
-        x = norm(residual, before_first.weight, before_first.variance_epsilon)
+        act_fn = layers[0].mlp.act_fn
+        first_norm = layers[0].input_layernorm
+        x = norm(residual, first_norm.weight, first_norm.variance_epsilon)  # (R, D)
         for i, layer in enumerate(layers):
             # the sum after a layer is fused with the norm that the next one begins with
-            between = layer.post_attention_layernorm
-            after = layers[i + 1].input_layernorm if i + 1 < len(layers) else self.model.norm
-            keys, values = self.cache.stored[i]
-            q = rotate_and_store(self._qkv[i](x), cos, sin, keys, values, place)
-            attended = attend(layer.self_attn, q, keys[:rows], values[:rows])
-            x = layer.self_attn.o_proj(attended.reshape(rows, -1))
-            residual, x = add_norm(residual, x, between.weight, between.variance_epsilon)
-            x = layer.mlp.down_proj(gated(act, self._gate_up[i](x)))
-            residual, x = add_norm(residual, x, after.weight, after.variance_epsilon)
-        state.hidden[:rows] = x
+            mlp_norm = layer.post_attention_layernorm
+            next_norm = layers[i + 1].input_layernorm if i + 1 < len(layers) else self.model.norm
+            keys, values = self.cache.stored[i]  # (S, H, C, d) each
+            qkv = self._qkv[i](x)  # (R, (A + 2 H) d)
+            q = rotate_and_store(qkv, cos, sin, keys, values, write_columns)  # (R, A, d)
+            attended = attend(layer.self_attn, q, keys[:num_rows], values[:num_rows])
+            x = layer.self_attn.o_proj(attended.reshape(num_rows, -1))  # (R, A d) to (R, D)
+            residual, x = add_norm(residual, x, mlp_norm.weight, mlp_norm.variance_epsilon)
+            x = gated(act_fn, self._gate_up[i](x))  # (R, 2 F) to (R, F)
+            x = layer.mlp.down_proj(x)  # (R, D)
+            residual, x = add_norm(residual, x, next_norm.weight, next_norm.variance_epsilon)
+        state.hidden[:num_rows] = x
 
-    def _masked(self, place: Tensor, end: int) -> Callable:
-        """Attention by transformers' own function."""
-        mask = self.janus.mask(
-            (torch.arange(end, device=place.device) <= place[:, None])[:, None, None]
-        )
+    def _masked(self, write_columns: Tensor, end: int) -> Callable:
+        """Attention by transformers' own function, over the first ``end`` columns under a mask."""
+        columns = torch.arange(end, device=write_columns.device)
+        is_used = columns <= write_columns[:, None]  # (R, end)
+        mask = self.janus.mask(is_used[:, None, None])  # (R, 1, 1, end)
         name = self.janus.net.config.text_config._attn_implementation
-        function = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)
 
         def attend(module, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            return function(
+            """(R, A, d), keys and values (R, H, C, d), to (R, 1, A, d)."""
+            attended, _ = attention(
                 module,
-                q[:, :, None],
+                q[:, :, None],  # (R, A, 1, d)
                 keys[:, :, :end],
                 values[:, :, :end],
                 mask,
                 scaling=module.scaling,
-            )[0]
+            )
+            return attended
 
         return attend
 
-    def _flash(self, place: Tensor, columns: int) -> Callable:
-        """PyTorch's flash attention for sequences of many lengths."""
-        rows = torch.arange(len(place) + 1, device=place.device, dtype=torch.int32)
-        heads, dim = self.cache.heads, self.cache.head_dim
-        begin, used = rows * (heads * columns), (place + 1).int()
+    def _flash(self, write_columns: Tensor, columns: int) -> Callable:
+        """PyTorch's flash attention for sequences of many lengths, over all ``columns`` of the
+        cache, of which it reads those in use."""
+        num_rows, num_kv_heads, head_dim = len(write_columns), self.cache.heads, self.cache.head_dim
+        # to the kernel all slots are one packed sequence of columns, in which a slot's first head
+        # is followed by its other heads: a row begins H C columns behind the one before it
+        query_starts = torch.arange(num_rows + 1, device=write_columns.device, dtype=torch.int32)
+        key_starts = query_starts * (num_kv_heads * columns)  # (R + 1,)
+        used_columns = (write_columns + 1).int()  # (R,)
+        packed_length = ((num_rows - 1) * num_kv_heads + 1) * columns
+        packed_shape = packed_length, num_kv_heads, head_dim
+        packed_strides = head_dim, columns * head_dim, 1
 
         def attend(module, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            # to the kernel all slots are one sequence of columns; heads lie behind one another
-            # within a slot
-            size = ((len(place) - 1) * heads + 1) * columns, heads, dim
-            keys, values = (
-                s.as_strided(size, (dim, columns * dim, 1), s.storage_offset())
-                for s in (keys, values)
-            )
-            return torch.ops.aten._flash_attention_forward(
+            """(R, A, d), keys and values (R, H, C, d), to (R, A, d)."""
+            packed_keys = keys.as_strided(packed_shape, packed_strides, keys.storage_offset())
+            packed_values = values.as_strided(packed_shape, packed_strides, values.storage_offset())
+            outputs = torch.ops.aten._flash_attention_forward(
                 q,
-                keys,
-                values,
-                rows,
-                begin,
-                1,
-                columns,
-                0.0,
-                False,
-                False,
+                packed_keys,
+                packed_values,
+                query_starts,
+                key_starts,
+                1,  # queries of the longest row
+                columns,  # keys of the longest row
+                0.0,  # dropout
+                False,  # causal: the only query sees all columns in use
+                False,  # return_debug_mask
                 scale=module.scaling,
-                seqused_k=used,
-            )[0]
+                seqused_k=used_columns,
+            )
+            return outputs[0]
 
         return attend

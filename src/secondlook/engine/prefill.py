@@ -6,7 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from secondlook.engine.sequence import CachedPrefix, Sequence
-from secondlook.models.janus.template import ChatTemplate, Column, columns_of, in_common
+from secondlook.models.janus.segments import Column, columns_of, in_common
+from secondlook.models.janus.template import ChatTemplate
 from secondlook.types import Segment
 
 
@@ -18,61 +19,65 @@ class Prefill:
     users: list[tuple[Sequence, bool]] = field(default_factory=list)
     """Who needs it: (sequence, whether it is the unconditional branch)."""
     columns: list[Column] = field(default_factory=list)
+    """Of the whole prompt."""
     cached: int = 0
     """Columns at its beginning that ``prefix`` holds."""
     prefix: CachedPrefix | None = None
     slot: int = -1
+    """Where it is computed; its further users are copies."""
 
 
 def distinct_prompts(
     entering: list[Sequence], template: ChatTemplate, n_patches: int
 ) -> list[Prefill]:
     """The prompts of all branches, each with the cached prefix that has most in common with it."""
-    prefills: dict[tuple[Segment, ...], Prefill] = {}
+    prefill_of_prompt: dict[tuple[Segment, ...], Prefill] = {}
     for sequence in entering:
         segments = sequence.spec.request.segments
-        branches = [(False, segments)]
+        branches = [(False, segments)]  # (whether it is the unconditional one, its prompt)
         if sequence.guided:
             branches.append((True, template.unconditional(segments)))
         for is_uncond, prompt in branches:
-            prefill = prefills.setdefault(prompt, Prefill(prompt))
+            prefill = prefill_of_prompt.setdefault(prompt, Prefill(prompt))
             prefill.users.append((sequence, is_uncond))
-    for prefill in prefills.values():
+    prefills = list(prefill_of_prompt.values())
+    for prefill in prefills:
         prefill.columns = columns_of(prefill.segments, n_patches)
         _find_prefix(prefill)
-    return list(prefills.values())
+    return prefills
 
 
 def _find_prefix(prefill: Prefill) -> None:
+    """Of all prefixes that its users bring, take the one with most columns in common."""
     for sequence, _ in prefill.users:
         for prefix in sequence.prefixes:
-            common = in_common(prefill.columns, prefix.columns)
-            if common > prefill.cached:
-                prefill.cached, prefill.prefix = common, prefix
+            num_common = in_common(prefill.columns, prefix.columns)
+            if num_common > prefill.cached:
+                prefill.cached, prefill.prefix = num_common, prefix
 
 
 def assign_slots(
-    prefills: list[Prefill], buckets: list[list[Prefill]], first: int
+    prefills: list[Prefill], buckets: list[list[Prefill]], first_slot: int
 ) -> tuple[list[int], list[int]]:
     """Give every prefill a slot from ``first`` on, buckets side by side, and every further user of
     one a slot after them. Returns the slots to fork from and those to fork to."""
-    slot = first
+    next_slot = first_slot
     for bucket in buckets:
         for prefill in bucket:
-            prefill.slot = slot
-            slot += 1
-    sources, targets = [], []
+            prefill.slot = next_slot
+            next_slot += 1
+    source_slots, target_slots = [], []
     for prefill in prefills:
-        for i, (sequence, is_uncond) in enumerate(prefill.users):
-            own = prefill.slot
-            if i > 0:
-                own = slot
-                slot += 1
-                sources.append(prefill.slot)
-                targets.append(own)
+        for user_number, (sequence, is_uncond) in enumerate(prefill.users):
+            user_slot = prefill.slot  # of the first user
+            if user_number > 0:
+                user_slot = next_slot
+                next_slot += 1
+                source_slots.append(prefill.slot)
+                target_slots.append(user_slot)
             if is_uncond:
-                sequence.uncond_slot = own
+                sequence.uncond_slot = user_slot
             else:
-                sequence.slot = own
+                sequence.slot = user_slot
             sequence.length = len(prefill.columns)
-    return sources, targets
+    return source_slots, target_slots

@@ -5,6 +5,9 @@ Every sequence takes one slot of the cache, or two when it is guided: its uncond
 consumes the same tokens. Sequences of any kind, sampling parameters, seed and length share the
 forward pass. A sequence draws its random numbers from its own seed, so its tokens do not depend on
 its neighbours. The host waits for the device only where a sequence ends.
+
+Slots in use are neighbours, from 0 on. Shapes: B sequences of a sampling group or rows of a
+prefill, T sampled tokens, V ids of a head, D the model's width.
 """
 
 from __future__ import annotations
@@ -16,14 +19,15 @@ import torch
 from torch import Tensor
 
 from secondlook.engine.decode_state import DecodeState
-from secondlook.engine.kv_cache import KVCache, in_columns, rounded
+from secondlook.engine.kv_cache import KVCache, head_dim_of, in_columns, rounded
 from secondlook.engine.model_runner import ModelRunner
 from secondlook.engine.prefill import Prefill, assign_slots, distinct_prompts
-from secondlook.engine.sequence import CachedPrefix, Sequence
+from secondlook.engine.sequence import CachedPrefix, Sequence, StepOutput
 from secondlook.errors import Stopped
 from secondlook.models import sampling
 from secondlook.models.janus.model import Janus
-from secondlook.models.janus.template import ChatTemplate, assemble, columns_of, rest
+from secondlook.models.janus.segments import Column, assemble, columns_of, rest
+from secondlook.models.janus.template import ChatTemplate
 from secondlook.types import SamplingParams, Turn
 
 
@@ -44,24 +48,17 @@ class _HostCopy:
     sequences: list[Sequence]
     num_tokens: list[int]
     """Tokens that each had when the copy began."""
-    values: Tensor  # one row a sequence
+    values: Tensor  # (sequences, …) in the host's memory, there once ``arrived`` has passed
     arrived: torch.cuda.Event | None
+    """None where nothing had to be copied."""
     step: int
+    """In which the copy began."""
 
     def rows(self) -> list:
+        """The values, an entry a sequence."""
         if self.arrived is not None:
             self.arrived.synchronize()
         return self.values.tolist()
-
-
-@dataclass(frozen=True)
-class StepOutput:
-    """What one step of the batch gave."""
-
-    partial: list[tuple[Sequence, tuple[int, ...]]]
-    """Sequences whose tokens so far are to be reported, with these."""
-    finished: list[tuple[Sequence, Turn | Stopped]]
-    """Sequences that have ended; Stopped where the model gave numbers that are none."""
 
 
 class RunningBatch:
@@ -70,14 +67,17 @@ class RunningBatch:
     def __init__(self, janus: Janus, template: ChatTemplate):
         self.janus, self.template, self.device = janus, template, janus.device
         text, weight = janus.net.config.text_config, janus.net.lm_head.weight
-        head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        self.cache = KVCache(text.num_hidden_layers, text.num_key_value_heads, head_dim, weight)
+        self.cache = KVCache(
+            text.num_hidden_layers, text.num_key_value_heads, head_dim_of(text), weight
+        )
         self.state = DecodeState.empty(weight, text.hidden_size)
         self.model_runner = ModelRunner(janus, self.cache)
         self.sequences: list[Sequence] = []
         self._groups: list[_SamplingGroup] = []
         self._end_flags: deque[_HostCopy] = deque()
+        """Of each step and text group, whether the end of sentence was sampled (B,)."""
         self._snapshots: deque[_HostCopy] = deque()
+        """Tokens so far (B, T), to be reported."""
         self._step = 0
         # on a GPU the host reads what it was sent a step late, so that it need not wait for the
         # device; the end of a text is noticed a token late
@@ -85,7 +85,7 @@ class RunningBatch:
 
     @property
     def slots_used(self) -> int:
-        return sum(len(s.slots) for s in self.sequences)
+        return sum(len(sequence.slots) for sequence in self.sequences)
 
     def run(self, entering: list[Sequence]) -> StepOutput:
         """One step: prefill what enters, sample a token of every sequence, take out those that have
@@ -106,16 +106,17 @@ class RunningBatch:
         prompt fork from it. What a cached prefix has in common with a prompt is not computed
         again."""
         prefills = distinct_prompts(entering, self.template, self.janus.n_patches)
-        new_columns = [len(p.columns) - p.cached for p in prefills]
-        buckets = [[prefills[i] for i in b] for b in sampling.bucket_by_length(new_columns)]
-        first = self.slots_used
-        sources, targets = assign_slots(prefills, buckets, first)
-        end = first + len(prefills) + len(targets)
-        self._reserve(
-            end,
-            max(s.length + s.spec.max_tokens for s in entering),
-            max(s.spec.max_tokens for s in entering),
-        )
+        lengths_to_compute = [len(prefill.columns) - prefill.cached for prefill in prefills]
+        buckets = []
+        for numbers in sampling.bucket_by_length(lengths_to_compute):
+            buckets.append([prefills[number] for number in numbers])
+        first_slot = self.slots_used
+        fork_sources, fork_targets = assign_slots(prefills, buckets, first_slot)
+        end_slot = first_slot + len(prefills) + len(fork_targets)
+        longest = max(sequence.length + sequence.spec.max_tokens for sequence in entering)
+        max_tokens = max(sequence.spec.max_tokens for sequence in entering)
+        # room for all their tokens now: buffers that moved later would make the graphs useless
+        self._reserve(end_slot, longest, max_tokens)
         for prefill in prefills:
             if prefill.prefix is not None:
                 self.cache.put(prefill.slot, prefill.prefix.keys_values, prefill.cached)
@@ -124,10 +125,11 @@ class RunningBatch:
             sequence.prefixes = []  # what they held is in the cache now
         for bucket in buckets:
             self._prefill(bucket)
-        if targets:
-            self.cache.copy(sources, targets, max(len(p.columns) for p in prefills))
-            self.state.fork(sources, targets)
-        self.state.step[first:end] = 0
+        if fork_targets:
+            longest_prompt = max(len(prefill.columns) for prefill in prefills)
+            self.cache.copy(fork_sources, fork_targets, longest_prompt)
+            self.state.fork(fork_sources, fork_targets)
+        self.state.step[first_slot:end_slot] = 0
         for sequence in entering:
             self._seed(sequence)
         self.sequences += entering
@@ -136,35 +138,41 @@ class RunningBatch:
     def _prefill(self, bucket: list[Prefill]) -> None:
         """One pass over prompts that stand in neighbouring slots, from where their cached columns
         end."""
-        first = bucket[0].slot
-        here = slice(first, first + len(bucket))
-        remaining, offsets = [], []
+        first_slot = bucket[0].slot
+        slots = slice(first_slot, first_slot + len(bucket))
+        remaining, first_positions = [], []
         for prefill in bucket:
             segments, position = rest(prefill.segments, prefill.cached, self.janus.n_patches)
             remaining.append(segments)
-            offsets.append(position)
+            first_positions.append(position)
+        num_cached = [prefill.cached for prefill in bucket]
         batch = assemble(self.janus, remaining)
-        new = batch.embeds.shape[1]
-        end = max(p.cached for p in bucket) + new
-        self._reserve(0, end, 0)
-        starts = torch.tensor([p.cached for p in bucket], device=self.device)
-        positions = batch.positions + torch.tensor(offsets, device=self.device)[:, None]  # (B, new)
-        mask = self.cache.window(first, starts, new, end)
+        num_new = batch.embeds.shape[1]  # columns computed, with the padding of shorter rows
+        # padding may reach behind the longest prompt
+        end_column = max(num_cached) + num_new
+        self._reserve(0, end_column, 0)
+        start_columns = torch.tensor(num_cached, device=self.device)  # (B,)
+        offsets = torch.tensor(first_positions, device=self.device)  # (B,)
+        positions = batch.positions + offsets[:, None]  # (B, new)
+        mask = self.cache.window(first_slot, start_columns, num_new, end_column)  # (B, 1, new, end)
         hidden = self.janus.hidden(batch.embeds, positions, mask, self.cache)  # (B, new, D)
-        last = (batch.lengths - 1)[:, None]
-        at_last = last[..., None].expand(-1, -1, hidden.shape[-1])
-        self.state.hidden[here] = hidden.gather(1, at_last)[:, 0]
-        self.state.length[here] = starts + batch.lengths
-        self.state.position[here] = positions.gather(1, last)[:, 0] + 1
+        # each row's last real column, which the first token is sampled from
+        last = (batch.lengths - 1)[:, None]  # (B, 1)
+        index = last[..., None].expand(-1, -1, hidden.shape[-1])  # (B, 1, D)
+        self.state.hidden[slots] = hidden.gather(1, index)[:, 0]
+        self.state.length[slots] = start_columns + batch.lengths
+        self.state.position[slots] = positions.gather(1, last)[:, 0] + 1
 
     def _seed(self, sequence: Sequence) -> None:
         """All uniform random numbers of a sequence, from its own seed."""
-        n = sequence.spec.max_tokens
+        max_tokens = sequence.spec.max_tokens
+        # on the CPU, so that every device draws the same numbers
         generator = torch.Generator().manual_seed(sequence.spec.request.seed)
-        uniform = torch.rand(n, generator=generator)
-        self.state.uniform[sequence.slot, :n] = uniform.to(self.device)
+        uniform = torch.rand(max_tokens, generator=generator)  # (max_tokens,)
+        self.state.uniform[sequence.slot, :max_tokens] = uniform.to(self.device)
 
     def _reserve(self, slots: int, columns: int, max_tokens: int) -> None:
+        """Make room in the cache and the state."""
         slots = rounded(slots)
         cache_moved = self.cache.reserve(slots, in_columns(columns))
         state_moved = self.state.reserve(slots, max_tokens)
@@ -178,48 +186,53 @@ class RunningBatch:
             members.setdefault(sequence.spec.sampling_params, []).append(sequence)
         self._groups = []
         for sampling_params, sequences in members.items():
-            cond = torch.tensor([s.slot for s in sequences], device=self.device)
+            cond = self._slots_of(sequences)
             uncond = None
             if sampling_params.guidance != 1:
-                uncond = torch.tensor([s.uncond_slot for s in sequences], device=self.device)
+                uncond_slots = [sequence.uncond_slot for sequence in sequences]
+                uncond = torch.tensor(uncond_slots, device=self.device)
             self._groups.append(_SamplingGroup(sampling_params, sequences, cond, uncond))
+
+    def _slots_of(self, sequences: list[Sequence]) -> Tensor:
+        """(B,) slots of the conditional branches."""
+        return torch.tensor([sequence.slot for sequence in sequences], device=self.device)
 
     # sampling
 
     def sample(self) -> None:
         """One token of every sequence."""
         for group in self._groups:
-            tokens = self._sample_group(group)
+            tokens = self._sample_group(group)  # (B,)
             if group.sampling_params.head == "text":
-                ended = tokens == self.template.eos
-                self._end_flags.append(self._to_host(group.sequences, ended))
-        listening = [
-            s
-            for s in self.sequences
-            if s.report_every and s.num_sampled % s.report_every == 0 and not s.finished
-        ]
-        if listening:
-            slots = torch.tensor([s.slot for s in listening], device=self.device)
-            longest = max(s.num_sampled for s in listening)
-            tokens_so_far = self.state.tokens[slots, :longest]
-            self._snapshots.append(self._to_host(listening, tokens_so_far))
+                has_ended = tokens == self.template.eos  # (B,)
+                self._end_flags.append(self._to_host(group.sequences, has_ended))
+        reported = [sequence for sequence in self.sequences if sequence.report_is_due]
+        if reported:
+            longest = max(sequence.num_sampled for sequence in reported)
+            tokens_so_far = self.state.tokens[self._slots_of(reported), :longest]  # (B, T)
+            self._snapshots.append(self._to_host(reported, tokens_so_far))
 
     def _sample_group(self, group: _SamplingGroup) -> Tensor:
         """Returns the sampled tokens (B,)."""
         state, cond, sampling_params = self.state, group.cond, group.sampling_params
-        uncond_hidden = None if group.uncond is None else state.hidden[group.uncond]
+        cond_hidden = state.hidden[cond]  # (B, D)
+        uncond_hidden = None if group.uncond is None else state.hidden[group.uncond]  # (B, D)
         logits_V = sampling.logits(
-            self.janus, sampling_params, state.hidden[cond], uncond_hidden
+            self.janus, sampling_params, cond_hidden, uncond_hidden
         )  # (B, V)
-        step = state.step[cond]
-        # whether the restriction of the first token applies: to all, to none, or row by row
-        is_first = {s.num_sampled == 0 for s in group.sequences}
-        first = step == 0 if len(is_first) == 2 else is_first == {True}
-        log_probs_V = sampling.log_probs(sampling_params, logits_V, first)
-        if True in is_first and self._asks_yes_no(sampling_params):
-            p_yes = log_probs_V[:, self.template.yes].exp()
+        step = state.step[cond]  # (B,)
+        # whether the restriction of the first token applies: to all, to none, or row by row; the
+        # host knows without asking the device
+        num_first = sum(sequence.num_sampled == 0 for sequence in group.sequences)
+        first: bool | Tensor = num_first > 0
+        if 0 < num_first < len(group.sequences):
+            first = step == 0
+        log_probs_V = sampling.log_probs(sampling_params, logits_V, first)  # (B, V)
+        if num_first > 0 and self._asks_yes_no(sampling_params):
+            p_yes = log_probs_V[:, self.template.yes].exp()  # (B,)
             state.p_yes[cond] = torch.where(step == 0, p_yes, state.p_yes[cond])
-        tokens, logprobs = sampling.choose(sampling_params, log_probs_V, state.uniform[cond, step])
+        uniform = state.uniform[cond, step]  # (B,)
+        tokens, logprobs = sampling.choose(sampling_params, log_probs_V, uniform)  # (B,) each
         state.tokens[cond, step] = tokens
         state.logprobs[cond, step] = logprobs
         state.step[cond] = step + 1
@@ -231,25 +244,27 @@ class RunningBatch:
         return sampling_params.first == (self.template.yes, self.template.no)
 
     def _to_host(self, sequences: list[Sequence], values: Tensor) -> _HostCopy:
-        num_tokens = [s.num_sampled for s in sequences]
+        """Begin to copy values (B, …) of sequences to the host, without waiting for them."""
+        num_tokens = [sequence.num_sampled for sequence in sequences]
         if not self._late:
             return _HostCopy(sequences, num_tokens, values, None, self._step)
-        host = torch.empty_like(values, device="cpu", pin_memory=True)
-        host.copy_(values, non_blocking=True)
+        host_values = torch.empty_like(values, device="cpu", pin_memory=True)
+        host_values.copy_(values, non_blocking=True)
         arrived = torch.cuda.Event()
         arrived.record(torch.cuda.current_stream(self.device))
-        return _HostCopy(sequences, num_tokens, host, arrived, self._step)
+        return _HostCopy(sequences, num_tokens, host_values, arrived, self._step)
 
     # leaving
 
     def collect_finished(self) -> list[tuple[Sequence, Turn | Stopped]]:
         """The sequences that have ended, taken out, with their turns."""
-        text_groups = sum(g.sampling_params.head == "text" for g in self._groups)
+        # the flags of this step, one a text group, stay where they are read a step late
+        text_groups = sum(group.sampling_params.head == "text" for group in self._groups)
         while len(self._end_flags) > self._late * text_groups:
             flags = self._end_flags.popleft()
-            for sequence, ended in zip(flags.sequences, flags.rows(), strict=True):
-                sequence.ended |= ended
-        finished = [s for s in self.sequences if s.finished]
+            for sequence, has_ended in zip(flags.sequences, flags.rows(), strict=True):
+                sequence.ended |= has_ended
+        finished = [sequence for sequence in self.sequences if sequence.finished]
         if not finished:
             return []
         turns = self._turns(finished)
@@ -263,25 +278,25 @@ class RunningBatch:
         """Snapshots that have arrived, of sequences that are still under way."""
         partial = []
         while self._snapshots and self._snapshots[0].step <= self._step - self._late:
-            copy = self._snapshots.popleft()
-            for sequence, n, tokens in zip(
-                copy.sequences, copy.num_tokens, copy.rows(), strict=True
-            ):
+            snapshot = self._snapshots.popleft()
+            tokens = snapshot.rows()
+            for i, sequence in enumerate(snapshot.sequences):
                 if sequence.slot >= 0:
-                    partial.append((sequence, tuple(tokens[:n])))
+                    partial.append((sequence, tuple(tokens[i][: snapshot.num_tokens[i]])))
         return partial
 
     def _turns(self, finished: list[Sequence]) -> list[Turn | Stopped]:
-        slots = torch.tensor([s.slot for s in finished], device=self.device)
-        longest = max(s.num_sampled for s in finished)
-        tokens = self.state.tokens[slots, :longest].tolist()
+        """The turn of each, or what is wrong with its numbers."""
+        slots = self._slots_of(finished)
+        longest = max(sequence.num_sampled for sequence in finished)
+        tokens_BT = self.state.tokens[slots, :longest]
         logprobs_BT = self.state.logprobs[slots, :longest]
-        logprobs = logprobs_BT.tolist()
-        not_a_number = logprobs_BT.isnan().any(-1).tolist()
+        has_nan = logprobs_BT.isnan().any(-1).tolist()  # (B,)
+        tokens, logprobs = tokens_BT.tolist(), logprobs_BT.tolist()
         p_yes = self.state.p_yes[slots].tolist()
         turns: list[Turn | Stopped] = []
         for i, sequence in enumerate(finished):
-            if not_a_number[i]:
+            if has_nan[i]:
                 message = (
                     f"model: what it says in {self.janus.dtype} is no number (NaN); use another "
                     "dtype or other weights"
@@ -297,18 +312,20 @@ class RunningBatch:
     def _turn(
         self, sequence: Sequence, tokens: list[int], logprobs: list[float], p_yes: float
     ) -> Turn:
+        """``tokens`` and ``logprobs`` may go on behind the sequence's end."""
         request, sampling_params = sequence.spec.request, sequence.spec.sampling_params
-        n = sequence.num_sampled
-        if sampling_params.head == "text" and self.template.eos in tokens[:n]:
-            n = tokens.index(self.template.eos) + 1
+        num_tokens = sequence.num_sampled
+        # where the end is noticed a token late, that token is cut off
+        if sampling_params.head == "text" and self.template.eos in tokens[:num_tokens]:
+            num_tokens = tokens.index(self.template.eos) + 1
         return Turn(
-            request.kind,
-            request.segments,
-            tuple(tokens[:n]),
-            tuple(logprobs[:n]),
-            sampling_params,
-            request.seed,
-            p_yes if self._asks_yes_no(sampling_params) else None,
+            kind=request.kind,
+            segments=request.segments,
+            tokens=tuple(tokens[:num_tokens]),
+            logprobs=tuple(logprobs[:num_tokens]),
+            sampling_params=sampling_params,
+            seed=request.seed,
+            p_yes=p_yes if self._asks_yes_no(sampling_params) else None,
         )
 
     def _keep_prefixes(self, sequence: Sequence, turn: Turn) -> None:
@@ -320,9 +337,9 @@ class RunningBatch:
             if slot == sequence.uncond_slot:
                 segments = self.template.unconditional(segments)
             columns = columns_of(segments, self.janus.n_patches)
-            next_position = columns[-1][0] + 1
+            next_position = columns[-1].position + 1
             for position, token in enumerate(turn.tokens[:-1], next_position):
-                columns.append((position, token_kind, token))
+                columns.append(Column(position, token_kind, token))
             keys_values = self.cache.take(slot, len(columns))
             sequence.prefixes.append(CachedPrefix(segments, columns, keys_values))
 
@@ -331,15 +348,19 @@ class RunningBatch:
         stay are neighbours."""
         if not leaving:
             return
-        holes = {slot for sequence in leaving for slot in sequence.slots}
-        remaining = self.slots_used - len(holes)
-        sources = [s for s in range(remaining, self.slots_used) if s not in holes]
-        targets = [s for s in sorted(holes) if s < remaining]
-        gone = set(leaving)
+        free_slots: set[int] = set()
+        for sequence in leaving:
+            free_slots.update(sequence.slots)
+        num_remaining = self.slots_used - len(free_slots)
+        # the slots in use from there on are as many as the free ones before, and move to them
+        sources = [s for s in range(num_remaining, self.slots_used) if s not in free_slots]
+        targets = [s for s in sorted(free_slots) if s < num_remaining]
         if sources:
-            self.cache.copy(sources, targets, max(s.length for s in self.sequences))
+            longest = max(sequence.length for sequence in self.sequences)
+            self.cache.copy(sources, targets, longest)
             self.state.move(sources, targets)
-        self.sequences = [s for s in self.sequences if s not in gone]
+        left_out = set(leaving)
+        self.sequences = [sequence for sequence in self.sequences if sequence not in left_out]
         moved_to = dict(zip(sources, targets, strict=True))
         for sequence in self.sequences:
             sequence.slot = moved_to.get(sequence.slot, sequence.slot)
@@ -348,7 +369,7 @@ class RunningBatch:
         for sequence in leaving:
             sequence.slot, sequence.uncond_slot = -1, None
         # a pass may be made for more rows than are used: theirs must have a place
-        self.state.length[remaining:] = 0
+        self.state.length[num_remaining:] = 0
         self._regroup()
 
     # the forward pass
@@ -357,18 +378,19 @@ class RunningBatch:
         """Feed every sequence, and its unconditional branch, the token that was sampled for it."""
         if not self.sequences:
             return
-        state, rows = self.state, self.slots_used
+        state, num_rows = self.state, self.slots_used  # a row for every slot in use
         for group in self._groups:
-            tokens = state.tokens[group.cond, state.step[group.cond] - 1]
+            tokens = state.tokens[group.cond, state.step[group.cond] - 1]  # (B,) the latest
             if group.sampling_params.head == "code":
                 embeds = self.janus.embed_codes(tokens)  # (B, D)
             else:
-                embeds = self.janus.embed_text(tokens)
+                embeds = self.janus.embed_text(tokens)  # (B, D)
             state.embeds[group.cond] = embeds
             if group.uncond is not None:
                 state.embeds[group.uncond] = embeds
         for sequence in self.sequences:
             sequence.length += 1
-        self.model_runner(state, rows, max(s.length for s in self.sequences))
-        state.length[:rows] += 1
-        state.position[:rows] += 1
+        longest = max(sequence.length for sequence in self.sequences)
+        self.model_runner(state, num_rows, longest)
+        state.length[:num_rows] += 1
+        state.position[:num_rows] += 1

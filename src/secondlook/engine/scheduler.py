@@ -17,8 +17,7 @@ from secondlook.engine.capacity import REFILL
 from secondlook.engine.handle import Handle
 from secondlook.engine.image_codec import ImageCodec
 from secondlook.engine.requests import DecodeImage, EncodeImage, GenerateRequest, Task
-from secondlook.engine.running_batch import StepOutput
-from secondlook.engine.sequence import CachedPrefix, Sequence
+from secondlook.engine.sequence import CachedPrefix, Sequence, StepOutput
 from secondlook.types import ImageInput, Request
 
 T = TypeVar("T")
@@ -50,14 +49,17 @@ class Scheduler:
         """``image_row`` is the number of codes between two reports of a drawing."""
         self.codec, self.image_row = codec, image_row
         self.max_tasks = 1
-        """Tasks that are under way together, and sequences in the batch."""
+        """Tasks that are under way together, and sequences in the batch, at most."""
         self.tasks: dict[Handle, ScheduledTask] = {}
         """All that are not done, in the order of their submission."""
         self._waiting: deque[ScheduledTask] = deque()
         self._ready: deque[tuple[ScheduledTask, Sequence]] = deque()
         self._decoding: dict[Sequence, ScheduledTask] = {}
+        """The sequences in the batch, with their tasks."""
         self._done: list[Handle] = []
+        """Told by the next ``take_done``."""
         self._abandoned: list[Sequence] = []
+        """Still in the batch, told by the next ``take_abandoned``."""
         self._step = 0
 
     def submit(self, coroutine: Task[T], on_tokens: OnTokens | None) -> Handle[T]:
@@ -73,15 +75,17 @@ class Scheduler:
         """Hand out pictures and codes that are due, begin tasks where places are free, and choose
         the sequences that enter the batch."""
         self._hand_out_images()
-        free = self.max_tasks - len(self._decoding)
-        if self._decoding and free < max(1, REFILL * self.max_tasks):
+        num_free = self.max_tasks - len(self._decoding)
+        # a prefill stops all that decode, so it waits until several can enter
+        if self._decoding and num_free < max(1, REFILL * self.max_tasks):
             return []
         while self._may_begin:
             self._resume(self._waiting.popleft(), None)
-        self._hand_out_images()
+        self._hand_out_images()  # the new ones may have asked for codes of their sources
         entering: list[Sequence] = []
-        while self._ready and len(entering) < free:
+        while self._ready and len(entering) < num_free:
             task, sequence = self._ready.popleft()
+            # of the task's latest sequence of this head: a redraw begins like the drawing before
             sequence.prefixes = task.prefixes.pop(sequence.spec.sampling_params.head, [])
             self._decoding[sequence] = task
             entering.append(sequence)
@@ -89,10 +93,11 @@ class Scheduler:
 
     @property
     def _may_begin(self) -> bool:
-        under_way = len(self.tasks) - len(self._waiting)
-        return bool(self._waiting) and under_way < self.max_tasks
+        num_under_way = len(self.tasks) - len(self._waiting)
+        return bool(self._waiting) and num_under_way < self.max_tasks
 
     def _hand_out_images(self) -> None:
+        # a task that gets its picture may ask for the next one at once
         while True:
             idle = not (self._decoding or self._ready or self._may_begin)
             answers = self.codec.collect(self._step, idle)
@@ -144,12 +149,13 @@ class Scheduler:
     def _resume(self, task: ScheduledTask, answer: Any) -> None:
         """Give a task its answer, or raise the answer in it where that is an exception, and note
         what it asks for next."""
+        # again where the request is refused: the task may catch that and ask for something else
         while True:
             try:
                 if isinstance(answer, Exception):
-                    asked = task.coroutine.throw(answer)
+                    request = task.coroutine.throw(answer)
                 else:
-                    asked = task.coroutine.send(answer)
+                    request = task.coroutine.send(answer)
             except StopIteration as stop:
                 self._forget(task)
                 task.handle.set_result(stop.value)
@@ -159,24 +165,24 @@ class Scheduler:
                 task.handle.set_error(error)
                 return
             try:
-                self._accept(task, asked)
+                self._accept(task, request)
                 return
             except Exception as error:
                 answer = error
 
-    def _accept(self, task: ScheduledTask, asked: Any) -> None:
-        """Raises what is wrong with a request."""
-        if isinstance(asked, DecodeImage | EncodeImage):
-            self.codec.submit(task, asked)
+    def _accept(self, task: ScheduledTask, request: Any) -> None:
+        """Queue what a task asks for. Raises what is wrong with it."""
+        if isinstance(request, DecodeImage | EncodeImage):
+            self.codec.submit(task, request)
             return
-        if not isinstance(asked, GenerateRequest):
-            raise TypeError(f"task: it awaits {asked!r}, which is no request of the engine's")
-        for segment in asked.request.segments:
+        if not isinstance(request, GenerateRequest):
+            raise TypeError(f"task: it awaits {request!r}, which is no request of the engine's")
+        for segment in request.request.segments:
             if isinstance(segment, ImageInput):
                 segment.image.load()  # a file that cannot be read ends its own task only
-        sequence = Sequence(asked)
+        sequence = Sequence(request)
         if task.on_tokens is not None:
-            is_image = asked.sampling_params.head == "code"
+            is_image = request.sampling_params.head == "code"
             sequence.report_every = self.image_row if is_image else TEXT_INTERVAL
         self._ready.append((task, sequence))
 
@@ -217,6 +223,7 @@ class Scheduler:
             task.handle.set_error(error)
 
     def _forget(self, task: ScheduledTask) -> None:
+        """Nothing of a task that has ended is kept but its handle."""
         del self.tasks[task.handle]
         task.prefixes.clear()
         self._done.append(task.handle)

@@ -1,4 +1,4 @@
-"""A sequence that is being continued, and what is kept of one that has ended."""
+"""A sequence that is being continued, what is kept of one that has ended, and what a step gives."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from secondlook.engine.requests import GenerateRequest
-from secondlook.models.janus.template import Column
-from secondlook.types import Segment
+from secondlook.errors import Stopped
+from secondlook.models.janus.segments import Column
+from secondlook.types import Segment, Turn
 
 
 @dataclass(eq=False)
@@ -20,7 +21,7 @@ class CachedPrefix:
     """Kept because ``columns`` know a seen image by its identity only."""
     columns: list[Column]
     keys_values: Tensor
-    """(2, layers, kv heads, columns, head_dim)."""
+    """(2, layers, key-value heads, columns, head_dim), keys first."""
 
 
 @dataclass(eq=False)
@@ -39,6 +40,7 @@ class Sequence:
     length: int = 0
     """Columns in the cache; the unconditional branch has as many."""
     num_sampled: int = 0
+    """Tokens sampled so far."""
     ended: bool = False
     """The end of sentence was sampled."""
 
@@ -54,3 +56,20 @@ class Sequence:
     @property
     def finished(self) -> bool:
         return self.ended or self.num_sampled == self.spec.max_tokens
+
+    @property
+    def report_is_due(self) -> bool:
+        """Its tokens so far are to be reported now; the last ones come with its turn."""
+        if not self.report_every or self.finished:
+            return False
+        return self.num_sampled % self.report_every == 0
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What one step of the batch gave."""
+
+    partial: list[tuple[Sequence, tuple[int, ...]]]
+    """Sequences whose tokens so far are to be reported, with these."""
+    finished: list[tuple[Sequence, Turn | Stopped]]
+    """Sequences that have ended; Stopped where the model gave numbers that are none."""

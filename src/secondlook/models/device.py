@@ -16,7 +16,7 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     No memory is taken on any GPU. Raises InputError where the device is not there.
     """
     if device == "auto":
-        return torch.device(_best_kind())
+        return torch.device(_best_device_type())
     try:
         resolved = torch.device(device)
     except (RuntimeError, TypeError) as error:
@@ -43,11 +43,15 @@ def worker_device(device: str | torch.device = "auto") -> torch.device:
 
 def available_devices() -> list[str]:
     """Names of all devices that torch finds, the CPU first."""
-    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    return ["cpu", *gpus, *(["mps"] if torch.backends.mps.is_available() else [])]
+    names = ["cpu"]
+    for index in range(torch.cuda.device_count()):
+        names.append(f"cuda:{index}")
+    if torch.backends.mps.is_available():
+        names.append("mps")
+    return names
 
 
-def _best_kind() -> str:
+def _best_device_type() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
@@ -58,7 +62,7 @@ def _is_there(device: torch.device) -> bool:
         return torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
     if device.type == "mps":
         return torch.backends.mps.is_available()
-    try:
+    try:  # of the other types torch has no common way to ask
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
         return False
@@ -75,5 +79,7 @@ def inference_dtype(device: torch.device, stored: torch.dtype | None) -> torch.d
     """
     if device.type == "cpu":
         return torch.float32
-    stored_in_half = stored in (torch.bfloat16, torch.float16)
-    return torch.bfloat16 if device.type == "cuda" and not stored_in_half else stored
+    is_half = stored in (torch.bfloat16, torch.float16)
+    if device.type == "cuda" and not is_half:
+        return torch.bfloat16
+    return stored

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from secondlook.models.janus.model import Janus
-from secondlook.models.janus.template import ChatTemplate, flat, length
+from secondlook.models.janus.segments import flat, length
+from secondlook.models.janus.template import ChatTemplate
 from secondlook.models.packing import sequence_groups
 from secondlook.types import ImageCodes, SamplingParams, Segment, TokenIds, Turn
 

@@ -24,15 +24,16 @@ def locate(model: str) -> str:
                 "scripts/mini_base.sh, mini.sh or edit.sh"
             )
         return str(folder)
+    file_mode = 0  # there is no such file
     try:
-        kind = Path(model).stat().st_mode
-    except (OSError, ValueError) as error:  # also a name that no file can have
-        kind = 0
-        if isinstance(error, PermissionError):
-            raise InputError(f"model: {model!r} cannot be read ({error.strerror})") from error
-    if S_ISDIR(kind):
+        file_mode = Path(model).stat().st_mode
+    except PermissionError as error:
+        raise InputError(f"model: {model!r} cannot be read ({error.strerror})") from error
+    except (OSError, ValueError):  # also a name that no file can have
+        pass
+    if S_ISDIR(file_mode):
         return model
-    if kind:
+    if file_mode:
         raise InputError(
             f"model: {model!r} is a file; give the folder that holds the whole checkpoint"
         )

@@ -21,63 +21,87 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import JanusConfig, JanusVisionConfig, JanusVQVAEConfig, LlamaConfig
+from transformers import (
+    JanusConfig,
+    JanusVisionConfig,
+    JanusVQVAEConfig,
+    LlamaConfig,
+    PreTrainedConfig,
+)
 
 from secondlook.errors import InputError
 
 MODEL_TYPE = "multi_modality"
-_TOWER, _SEEING, _VQ = "vision_model.vision_tower.", "model.vision_model.", "gen_vision_model."
-_HALVES = (("encoder", "down"), ("decoder", "up"))
-_NAMES = [
-    ("language_model.model.", "model.language_model."),
-    ("language_model.lm_head.", "lm_head."),
-    (_TOWER + "blocks.{n}.attn.proj.", _SEEING + "encoder.layers.{n}.self_attn.projection_layer."),
-    (_TOWER + "blocks.{n}.norm", _SEEING + "encoder.layers.{n}.layer_norm"),
-    (_TOWER + "blocks.{n}.mlp.", _SEEING + "encoder.layers.{n}.mlp."),
-    (_TOWER + "patch_embed.proj.", _SEEING + "embeddings.patch_embedding."),
-    (_TOWER + "pos_embed", _SEEING + "embeddings.position_embedding.weight"),
-    (_TOWER + "norm.", _SEEING + "post_layernorm."),
-    *(
-        (f"{_VQ}{half}.mid.{n}.", f"model.vqmodel.{half}.mid.{name}.")
-        for half, _ in _HALVES
-        for n, name in enumerate(("block_1", "attn_1", "block_2"))
-    ),
-    *(
-        (f"{_VQ}{half}.conv_blocks.{{n}}.{old}", f"model.vqmodel.{half}.{way}.{{n}}.{new}")
-        for half, way in _HALVES
-        for old, new in (("res.", "block."), ("", ""))
-    ),
-    (_VQ, "model.vqmodel."),
-    *(
-        (f"{old}.layers.{2 * n}.", f"model.{new}.{'fc1' if n == 0 else f'hidden_layers.{n - 1}'}.")
-        for old, new in (("aligner", "aligner"), ("gen_aligner", "generation_aligner"))
-        for n in range(4)
-    ),
-    ("gen_head.output_mlp_projector.", "model.generation_head.proj_out."),
-    ("gen_head.vision_head.", "model.generation_head.vision_head."),
-    ("gen_embed.", "model.generation_embeddings."),
-]
-"""Beginnings of names, original and transformers'; the first that fits counts, in both
-directions."""
+_TOWER, _VISION, _VQ = "vision_model.vision_tower.", "model.vision_model.", "gen_vision_model."
+_VQ_HALVES = (("encoder", "down"), ("decoder", "up"))
+"""Of the VQ tokenizer, with transformers' name of the half's levels."""
+_ALIGNERS = (("aligner", "aligner"), ("gen_aligner", "generation_aligner"))
+_ALIGNER_LAYERS = 4
+"""Linear layers for which there are names; Janus-Pro's aligners have two."""
+
+
+def _name_pairs() -> list[tuple[str, str]]:
+    """Beginnings of names, original and transformers'; the first that fits counts, in both
+    directions. "{n}" stands for a layer's number."""
+    block, layer = _TOWER + "blocks.{n}.", _VISION + "encoder.layers.{n}."
+    pairs = [
+        ("language_model.model.", "model.language_model."),
+        ("language_model.lm_head.", "lm_head."),
+        (block + "attn.proj.", layer + "self_attn.projection_layer."),
+        (block + "norm", layer + "layer_norm"),
+        (block + "mlp.", layer + "mlp."),
+        (_TOWER + "patch_embed.proj.", _VISION + "embeddings.patch_embedding."),
+        (_TOWER + "pos_embed", _VISION + "embeddings.position_embedding.weight"),
+        (_TOWER + "norm.", _VISION + "post_layernorm."),
+    ]
+    for half, _ in _VQ_HALVES:
+        for number, name in enumerate(("block_1", "attn_1", "block_2")):
+            pairs.append((f"{_VQ}{half}.mid.{number}.", f"model.vqmodel.{half}.mid.{name}."))
+    for half, levels in _VQ_HALVES:
+        old_level, new_level = (
+            f"{_VQ}{half}.conv_blocks.{{n}}.",
+            f"model.vqmodel.{half}.{levels}.{{n}}.",
+        )
+        pairs.append((old_level + "res.", new_level + "block."))
+        pairs.append((old_level, new_level))
+    pairs.append((_VQ, "model.vqmodel."))
+    for old_aligner, new_aligner in _ALIGNERS:
+        for number in range(_ALIGNER_LAYERS):
+            # the original is a Sequential, in which every second layer is an activation
+            new_layer = "fc1" if number == 0 else f"hidden_layers.{number - 1}"
+            pairs.append(
+                (f"{old_aligner}.layers.{2 * number}.", f"model.{new_aligner}.{new_layer}.")
+            )
+    return [
+        *pairs,
+        ("gen_head.output_mlp_projector.", "model.generation_head.proj_out."),
+        ("gen_head.vision_head.", "model.generation_head.vision_head."),
+        ("gen_embed.", "model.generation_embeddings."),
+    ]
+
+
+_TO_TRANSFORMERS = _name_pairs()
+_TO_ORIGINAL = [(new, old) for old, new in _TO_TRANSFORMERS]
 UNUSED = re.compile(
     f"{re.escape(_TOWER)}attn_pool\\..*|{re.escape(_VQ)}quantize\\.codebook_used|.*\\.(inv_freq|position_ids)"
 )
 """What no network needs: see above, and tables that older versions of transformers stored."""
 _QKV = re.compile(re.escape(_TOWER) + r"blocks\.(\d+)\.attn\.qkv\.(weight|bias)")
-_SPLIT = re.compile(
-    re.escape(_SEEING) + r"encoder\.layers\.(\d+)\.self_attn\.([qkv])_proj\.(weight|bias)"
+_Q_OR_K_OR_V = re.compile(
+    re.escape(_VISION) + r"encoder\.layers\.(\d+)\.self_attn\.([qkv])_proj\.(weight|bias)"
 )
 _CODEBOOK = ".quantize.embedding.weight"
-_PLACES = _SEEING + "embeddings.position_embedding.weight"
+_POSITIONS = _VISION + "embeddings.position_embedding.weight"
 
 
-def _renamed(name: str, pairs: Iterable[tuple[str, str]]) -> str | None:
-    for old, new in pairs:
-        found = re.match(re.escape(old).replace(r"\{n\}", r"(\d+)"), name)
-        if found:
-            return (
-                new.replace("{n}", found.group(1) if found.groups() else "") + name[found.end() :]
-            )
+def _rename(name: str, pairs: list[tuple[str, str]]) -> str | None:
+    """A name whose beginning is replaced by the first pair that fits; None where none does."""
+    for old_beginning, new_beginning in pairs:
+        pattern = re.escape(old_beginning).replace(r"\{n\}", r"(\d+)")
+        match = re.match(pattern, name)
+        if match:
+            number = match.group(1) if match.groups() else ""
+            return new_beginning.replace("{n}", number) + name[match.end() :]
     return None
 
 
@@ -86,55 +110,68 @@ def to_transformers(name: str, tensor: Tensor) -> dict[str, Tensor]:
 
     Raises KeyError for a name that no Janus checkpoint has.
     """
-    if fused := _QKV.fullmatch(name):
-        n, kind = fused.groups()
-        parts = zip("qkv", tensor.chunk(3), strict=True)
+    fused = _QKV.fullmatch(name)
+    if fused:
+        layer, parameter = fused.groups()
+        q, k, v = tensor.chunk(3)  # (3 D, D) to three (D, D); of the bias (3 D,) to (D,)
+        attention = f"{_VISION}encoder.layers.{layer}.self_attn"
         return {
-            f"{_SEEING}encoder.layers.{n}.self_attn.{letter}_proj.{kind}": part
-            for letter, part in parts
+            f"{attention}.q_proj.{parameter}": q,
+            f"{attention}.k_proj.{parameter}": k,
+            f"{attention}.v_proj.{parameter}": v,
         }
-    new = _renamed(name, _NAMES)
-    if new is None:
+    new_name = _rename(name, _TO_TRANSFORMERS)
+    if new_name is None:
         raise KeyError(name)
-    return {new: tensor.squeeze(0) if new == _PLACES else tensor}
+    if new_name == _POSITIONS:
+        tensor = tensor.squeeze(0)  # (1, patches, D) to (patches, D)
+    return {new_name: tensor}
 
 
 def to_original(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
     """transformers' tensors under the original names, q, k and v of the seeing encoder fused again.
     Raises KeyError."""
-    waiting: dict[tuple[str, str], dict[str, Tensor]] = {}
-    back = [(new, old) for old, new in _NAMES]
+    unfused: dict[tuple[str, str], dict[str, Tensor]] = {}  # by layer and "weight" or "bias"
     for name, tensor in tensors:
-        if split := _SPLIT.fullmatch(name):
-            n, letter, kind = split.groups()
-            parts = waiting.setdefault((n, kind), {})
-            parts[letter] = tensor
-            if len(parts) == 3:
-                yield f"{_TOWER}blocks.{n}.attn.qkv.{kind}", torch.cat([parts[c] for c in "qkv"])
-                del waiting[n, kind]
+        split = _Q_OR_K_OR_V.fullmatch(name)
+        if split:
+            layer, letter, parameter = split.groups()
+            qkv = unfused.setdefault((layer, parameter), {})
+            qkv[letter] = tensor
+            if len(qkv) == 3:
+                fused = torch.cat([qkv["q"], qkv["k"], qkv["v"]])  # (3 D, D) or (3 D,)
+                yield f"{_TOWER}blocks.{layer}.attn.qkv.{parameter}", fused
+                del unfused[layer, parameter]
             continue
-        old = _renamed(name, back)
-        if old is None:
+        old_name = _rename(name, _TO_ORIGINAL)
+        if old_name is None:
             raise KeyError(name)
-        yield old, tensor[None] if name == _PLACES else tensor
+        if name == _POSITIONS:
+            tensor = tensor[None]  # (patches, D) to (1, patches, D)
+        yield old_name, tensor
 
 
 def unit_codebook(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
     """The same tensors of either layout with the codebook's rows of unit length, in float32 at
     least: rounded to bfloat16 their lengths would differ by up to 0.4 %."""
     for name, tensor in tensors:
-        if name.endswith(_CODEBOOK):
-            tensor = F.normalize(
-                tensor.to(torch.promote_types(tensor.dtype, torch.float32)), dim=-1
-            )
+        if name.endswith(_CODEBOOK):  # (codes, code width)
+            float_dtype = torch.promote_types(tensor.dtype, torch.float32)
+            tensor = F.normalize(tensor.to(float_dtype), dim=-1)
         yield name, tensor
 
 
-_SEEING_NAME = "siglip_large_patch16_384"
-_SEEING_SIZE = {"hidden_size": 1024, "num_attention_heads": 16, "patch_size": 16, "mlp_ratio": 4.0}
-_SEEING_BLOCKS = 24
+_VISION_NAME = "siglip_large_patch16_384"
+_VISION_SIZES = {
+    "hidden_size": 1024,
+    "num_attention_heads": 16,
+    "patch_size": 16,
+    "mlp_ratio": 4.0,
+}
+_VISION_BLOCKS = 24
 _VQ_PATCH = 16
-_VQ_SIZE = {
+"""Pixels of a picture's side to each code."""
+_VQ_SIZES = {
     "base_channels": 128,
     "channel_multiplier": [1, 1, 2, 2, 4],
     "num_res_blocks": 2,
@@ -147,34 +184,37 @@ def config_of(original: dict[str, Any], image_token_id: int) -> JanusConfig:
     is Llama's default, as in the original. Raises InputError for a missing part or an unknown
     seeing encoder."""
     try:
-        seeing = original["vision_config"]["params"]
-        aligner, gen_aligner, gen_head, gen_vision = (
-            original[f"{part}_config"]["params"]
-            for part in ("aligner", "gen_aligner", "gen_head", "gen_vision")
-        )
+        vision = original["vision_config"]["params"]
+        aligner = original["aligner_config"]["params"]
+        gen_aligner = original["gen_aligner_config"]["params"]
+        gen_head = original["gen_head_config"]["params"]
+        gen_vision = original["gen_vision_config"]["params"]
         language = {k: v for k, v in original["language_config"].items() if k != "model_type"}
-        if seeing["model_name"] != _SEEING_NAME:
+        language["tie_word_embeddings"] = False
+        if vision["model_name"] != _VISION_NAME:
             raise InputError(
-                f"model: its seeing encoder is {seeing['model_name']!r}; known is {_SEEING_NAME!r}"
+                f"model: its seeing encoder is {vision['model_name']!r}; known is {_VISION_NAME!r}"
             )
-        last = seeing.get(
-            "select_layer", -1
-        )  # counts blocks from the end (-1: all), or says how many there are
+        # counts blocks from the end (-1: all), or says how many there are
+        select_layer = vision.get("select_layer", -1)
+        if select_layer < 0:
+            num_blocks = _VISION_BLOCKS + select_layer + 1
+        else:
+            num_blocks = min(_VISION_BLOCKS, select_layer)
+        image_size = vision["image_size"]
         return JanusConfig(
-            text_config=LlamaConfig(**language | {"tie_word_embeddings": False}),
+            text_config=LlamaConfig(**language),
             vision_config=JanusVisionConfig(
-                **_SEEING_SIZE,
-                num_hidden_layers=_SEEING_BLOCKS + last + 1
-                if last < 0
-                else min(_SEEING_BLOCKS, last),
-                image_size=seeing["image_size"],
-                num_image_tokens=(seeing["image_size"] // _SEEING_SIZE["patch_size"]) ** 2,
+                **_VISION_SIZES,
+                num_hidden_layers=num_blocks,
+                image_size=image_size,
+                num_image_tokens=(image_size // _VISION_SIZES["patch_size"]) ** 2,
                 projection_dim=aligner["n_embed"],
                 depth=aligner["depth"],
             ),
             vq_config=JanusVQVAEConfig(
-                **_VQ_SIZE,
-                num_patches=seeing["image_size"] // _VQ_PATCH,
+                **_VQ_SIZES,
+                num_patches=image_size // _VQ_PATCH,
                 num_embeddings=gen_vision["image_token_size"],
                 embed_dim=gen_vision["n_embed"],
                 projection_dim=gen_aligner["n_embed"],
@@ -193,80 +233,73 @@ def config_of(original: dict[str, Any], image_token_id: int) -> JanusConfig:
 def original_config(janus: JanusConfig) -> dict[str, Any]:
     """The original config.json of transformers' config. Raises InputError for what the original
     layout has no words for."""
-    text, seeing, vq = janus.text_config, janus.vision_config, janus.vq_config
-    strange = [
-        f"{part}.{name} {getattr(config, name)}"
-        for part, config, sizes in (
-            ("vision_config", seeing, _SEEING_SIZE),
-            ("vq_config", vq, _VQ_SIZE),
-        )
-        for name, size in sizes.items()
-        if getattr(config, name) != size
-    ]
-    if strange:
-        raise InputError(
-            f"model: {strange[0]} cannot be said in the original layout, which knows Janus-Pro's "
-            "own encoders only"
-        )
-    blocks = seeing.num_hidden_layers
-    parts = {
-        "vision": (
-            "CLIPVisionTower",
-            {
-                "image_size": seeing.image_size,
-                "model_name": _SEEING_NAME,
-                "select_feature": "same",
-                "select_layer": -1 if blocks == _SEEING_BLOCKS else blocks,
-            },
-        ),
-        "aligner": (
-            "MlpProjector",
-            {
-                "depth": seeing.depth,
-                "input_dim": seeing.hidden_size,
-                "n_embed": seeing.projection_dim,
-                "projector_type": "mlp_gelu",
-            },
-        ),
-        "gen_vision": ("VQ-16", {"image_token_size": vq.num_embeddings, "n_embed": vq.embed_dim}),
-        "gen_aligner": (
-            "MlpProjector",
-            {
-                "depth": vq.num_hidden_layers,
-                "input_dim": vq.embed_dim,
-                "n_embed": vq.projection_dim,
-                "projector_type": "mlp_gelu",
-            },
-        ),
-        "gen_head": (
-            "vision_head",
-            {
-                "image_token_embed": vq.image_token_embed_dim,
-                "image_token_size": vq.num_embeddings,
-                "n_embed": text.hidden_size,
-            },
-        ),
+    text, vision, vq = janus.text_config, janus.vision_config, janus.vq_config
+    _check_encoder("vision_config", vision, _VISION_SIZES)
+    _check_encoder("vq_config", vq, _VQ_SIZES)
+    num_blocks = vision.num_hidden_layers
+    vision_params = {
+        "image_size": vision.image_size,
+        "model_name": _VISION_NAME,
+        "select_feature": "same",
+        "select_layer": -1 if num_blocks == _VISION_BLOCKS else num_blocks,
     }
-    dtype = str(janus.dtype or torch.float32).removeprefix("torch.")
-    language = {
-        k: v
-        for k, v in text.to_diff_dict().items()
-        if k not in ("dtype", "transformers_version", "rope_parameters")
+    aligner_params = {
+        "depth": vision.depth,
+        "input_dim": vision.hidden_size,
+        "n_embed": vision.projection_dim,
+        "projector_type": "mlp_gelu",
     }
+    gen_aligner_params = {
+        "depth": vq.num_hidden_layers,
+        "input_dim": vq.embed_dim,
+        "n_embed": vq.projection_dim,
+        "projector_type": "mlp_gelu",
+    }
+    gen_head_params = {
+        "image_token_embed": vq.image_token_embed_dim,
+        "image_token_size": vq.num_embeddings,
+        "n_embed": text.hidden_size,
+    }
+    gen_vision_params = {"image_token_size": vq.num_embeddings, "n_embed": vq.embed_dim}
+    dtype_name = str(janus.dtype or torch.float32).removeprefix("torch.")
+    return {
+        "architectures": ["MultiModalityCausalLM"],
+        "model_type": MODEL_TYPE,
+        "torch_dtype": dtype_name,
+        "vision_config": _part("vision", "CLIPVisionTower", vision_params),
+        "aligner_config": _part("aligner", "MlpProjector", aligner_params),
+        "gen_vision_config": _part("gen_vision", "VQ-16", gen_vision_params),
+        "gen_aligner_config": _part("gen_aligner", "MlpProjector", gen_aligner_params),
+        "gen_head_config": _part("gen_head", "vision_head", gen_head_params),
+        "language_config": _original_language(text, dtype_name),
+    }
+
+
+def _check_encoder(section: str, config: PreTrainedConfig, sizes: dict[str, Any]) -> None:
+    """Raises InputError where an encoder has other sizes than the original layout implies."""
+    for name, size in sizes.items():
+        if getattr(config, name) != size:
+            raise InputError(
+                f"model: {section}.{name} {getattr(config, name)} cannot be said in the original "
+                "layout, which knows Janus-Pro's own encoders only"
+            )
+
+
+def _part(model_type: str, class_name: str, params: dict[str, Any]) -> dict[str, Any]:
+    return {"cls": class_name, "model_type": model_type, "params": params}
+
+
+def _original_language(text: LlamaConfig, dtype_name: str) -> dict[str, Any]:
+    """The original language_config: what differs from Llama's defaults, the rotary embedding in the
+    older keys."""
+    language = text.to_diff_dict()
+    for key in ("dtype", "transformers_version", "rope_parameters"):
+        language.pop(key, None)
     rope = dict(text.rope_parameters)
     language["rope_theta"] = rope.pop("rope_theta")
     if rope.get("rope_type", "default") != "default":
         language["rope_scaling"] = rope
-    return {
-        "architectures": ["MultiModalityCausalLM"],
-        "model_type": MODEL_TYPE,
-        "torch_dtype": dtype,
-        **{
-            f"{k}_config": {"cls": c, "model_type": k, "params": params}
-            for k, (c, params) in parts.items()
-        },
-        "language_config": language | {"model_type": "llama", "torch_dtype": dtype},
-    }
+    return language | {"model_type": "llama", "torch_dtype": dtype_name}
 
 
 def original_image_processor(config: JanusConfig) -> dict[str, Any]:

@@ -1,6 +1,9 @@
 """Janus as transformers has it: load, save, heads, codes <-> pixels, and the two ways an image
 becomes embeddings.
 
+Shapes: B rows, T tokens, N tokens of a packed row, D width of the language model, S pixels of a
+picture's side. Janus-Pro-7B: D 4096, S 384, 24 x 24 codes of 16384, as many patches.
+
 Departures from transformers, each because the original code does otherwise (Janus,
 github.com/deepseek-ai/Janus): encoding normalises latents and codebook before the nearest-neighbour
 search; `lm_head` is never tied; decoded pixels are truncated to 8 bits; seeing resizes to
@@ -26,8 +29,12 @@ from secondlook.models.device import inference_dtype, resolve_device
 from secondlook.models.janus import checkpoint
 from secondlook.models.shipped import locate
 
-GREY, SMALLEST = 127, 14
-ATTENTION = ("sdpa", "eager")
+GREY = 127
+"""The value of all channels beside a picture that is no square."""
+MIN_SIDE = 14
+"""Pixels of the shorter side of a picture that is seen, at least."""
+ATTENTIONS = ("sdpa", "eager")
+"""transformers' attention functions that packed rows are made for (``packing``)."""
 
 
 class Janus(nn.Module):
@@ -39,7 +46,8 @@ class Janus(nn.Module):
         self.processor = processor
         self.tokenizer = processor.tokenizer
         packing.install(net)
-        codebook = net.model.vqmodel.quantize.embedding.weight
+        codebook = net.model.vqmodel.quantize.embedding.weight  # (codes, code width)
+        # transformers encodes by distance: between unit vectors the nearest is the most similar
         codebook.data = F.normalize(codebook.data, dim=-1)
 
     @classmethod
@@ -55,14 +63,17 @@ class Janus(nn.Module):
         ``dtype`` None is the one that the checkpoint is stored in; "auto" the one to draw and judge
         in on this device (``inference_dtype``). Raises InputError with one sentence.
         """
-        if attention not in ATTENTION:
+        if attention not in ATTENTIONS:
             raise InputError(
-                f"attention: {attention!r} is unknown; choose one of {', '.join(ATTENTION)}"
+                f"attention: {attention!r} is unknown; choose one of {', '.join(ATTENTIONS)}"
             )
-        where, folder = resolve_device(device), checkpoint.fetch(locate(str(path)))
+        model_device = resolve_device(device)
+        folder = checkpoint.fetch(locate(str(path)))
         if dtype == "auto":
-            dtype = inference_dtype(where, checkpoint.config_of(folder).dtype)
-        return cls(*checkpoint.load(folder, dtype, where, attention))
+            stored_dtype = checkpoint.config_of(folder).dtype
+            dtype = inference_dtype(model_device, stored_dtype)
+        net, processor = checkpoint.load(folder, dtype, model_device, attention)
+        return cls(net, processor)
 
     def in_8_bits(self) -> Janus:
         """Keep the weights of the language model's linear layers in 8 bits, by torchao: for drawing
@@ -80,7 +91,7 @@ class Janus(nn.Module):
 
     def save(self, folder: str | Path, weights: dict[str, Tensor] | None = None) -> None:
         """Write the checkpoint in transformers' layout (config, safetensors, processor, tokenizer);
-        ``weights`` in place of the network's own, which may be in parts."""
+        ``weights`` by name in place of the network's own, of which a rank may hold a part only."""
         self.net.save_pretrained(folder, state_dict=weights)
         self.processor.save_pretrained(folder)
 
@@ -120,29 +131,27 @@ class Janus(nn.Module):
     def seen(self, images: list[Image.Image]) -> Tensor:
         """Seeing path, pixels: (B, 3, S, S) in [-1, 1]; the long side becomes S, padded to a square
         with grey 127."""
-        return self._pixels([letterbox(as_rgb(image), self.image_size) for image in images])
+        squares = [letterbox(as_rgb(image), self.image_size) for image in images]
+        return self._pixels(squares)
 
     def to_codes(self, images: list[Image.Image]) -> Tensor:
         """Drawing path, codes of given pictures: (B, n_codes); the short side becomes S, centre
         crop."""
-        return encode(
-            self.net.model.vqmodel,
-            self._pixels([cover(as_rgb(i), self.image_size) for i in images]),
-        )
+        squares = [cover(as_rgb(image), self.image_size) for image in images]
+        return encode(self.net.model.vqmodel, self._pixels(squares))
 
     def to_images(self, codes: Tensor) -> list[Image.Image]:
-        """Codes (B, n_codes) to pictures."""
-        return [
-            Image.fromarray(a)
-            for a in to_bytes(decode(self.net.model.vqmodel, codes)).cpu().numpy()
-        ]
+        """Codes (B, n_codes) to B pictures of S x S pixels."""
+        pixels = decode(self.net.model.vqmodel, codes)  # (B, 3, S, S)
+        arrays = to_bytes(pixels).cpu().numpy()  # (B, S, S, 3)
+        return [Image.fromarray(array) for array in arrays]
 
-    def _pixels(self, images: list[Image.Image]) -> Tensor:
-        stack = torch.from_numpy(np.stack([np.asarray(i) for i in images]))
-        first = next(
-            self.net.model.vqmodel.parameters()
-        )  # the encoders' own type, which the rest may differ from in training
-        return to_unit(stack).to(first.device, first.dtype)
+    def _pixels(self, squares: list[Image.Image]) -> Tensor:
+        """RGB pictures of S x S pixels to (B, 3, S, S) in [-1, 1]."""
+        arrays = torch.from_numpy(np.stack([np.asarray(image) for image in squares]))
+        # the encoders' own type, which the rest may differ from in training
+        encoder_weight = next(self.net.model.vqmodel.parameters())
+        return to_unit(arrays).to(encoder_weight.device, encoder_weight.dtype)
 
     def embed_text(self, ids: Tensor) -> Tensor:
         """(…) ids to (…, D)."""
@@ -154,7 +163,9 @@ class Janus(nn.Module):
 
     def embed_seen(self, pixels: Tensor) -> Tensor:
         """Seeing path: (B, 3, S, S) to (B, n_patches, D)."""
-        return self.net.model.aligner(self.net.model.vision_model(pixels).last_hidden_state)
+        patch_features = self.net.model.vision_model(pixels).last_hidden_state
+        # (B, n_patches, the seeing encoder's width)
+        return self.net.model.aligner(patch_features)
 
     def hidden(
         self,
@@ -163,41 +174,46 @@ class Janus(nn.Module):
         mask: Tensor | None = None,
         cache=None,
     ) -> Tensor:
-        """The language model: embeddings (B, T, D) to final hidden states (B, T, D). ``mask`` is
-        None (causal) or a boolean (B, 1, T, S) that says what may be attended to."""
-        out = self.net.model.language_model(
+        """The language model: embeddings (B, T, D) and their positions (B, T) to final hidden
+        states (B, T, D).
+
+        ``mask`` is None (causal) or a boolean (B, 1, T, columns) that says what may be attended to:
+        the columns of ``cache``, or without one the tokens themselves.
+        """
+        output = self.net.model.language_model(
             inputs_embeds=embeds,
             attention_mask=None if mask is None else self.mask(mask),
             position_ids=positions,
             past_key_values=cache,
             use_cache=cache is not None,
         )
-        return out.last_hidden_state
+        return output.last_hidden_state
 
     def packed(self, embeds: Tensor, positions: Tensor, groups: packing.SequenceGroups) -> Tensor:
         """The language model on whole sequences one behind another: (N, D), with their positions
         (N,), to final hidden states (N, D)."""
-        out = self.net.model.language_model(
-            inputs_embeds=embeds[None],
-            attention_mask=torch.ones(
-                1, 1, 1, 1, dtype=torch.bool, device=embeds.device
-            ),  # else transformers makes one
-            position_ids=positions[None],
+        # packed attention has no use for a mask; without one transformers would make (N, N)
+        unused_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeds.device)
+        output = self.net.model.language_model(
+            inputs_embeds=embeds[None],  # (1, N, D)
+            attention_mask=unused_mask,
+            position_ids=positions[None],  # (1, N)
             use_cache=False,
             groups=groups,
         )
-        return out.last_hidden_state[0]
+        return output.last_hidden_state[0]
 
     def mask(self, allowed: Tensor) -> Tensor:
-        """A boolean mask as the attention in use takes it: transformers' eager one adds it."""
+        """A boolean mask as the attention in use takes it: transformers' eager one adds it to the
+        scores, so there it is 0 and -inf. Any shape."""
         if packing.attention(self.net) != "eager":
             return allowed
-        return torch.zeros(allowed.shape, dtype=self.dtype, device=allowed.device).masked_fill(
-            ~allowed, -torch.inf
-        )
+        no_penalty = torch.zeros(allowed.shape, dtype=self.dtype, device=allowed.device)
+        return no_penalty.masked_fill(~allowed, -torch.inf)
 
     def head_features(self, hidden: Tensor) -> Tensor:
-        """The generation head up to its last, linear layer: guidance may be mixed here exactly."""
+        """The generation head up to its last, linear layer, (…, D) to (…, F): guidance may be mixed
+        here exactly."""
         head = self.net.model.generation_head
         return head.activation_fn(head.proj_out(hidden))
 
@@ -218,8 +234,10 @@ def encode(vq: JanusVQVAE, pixels: Tensor) -> Tensor:
 
 def code_scores(vq: JanusVQVAE, pixels: Tensor) -> Tensor:
     """Cosine of every latent with every code: (B, h, w, codebook)."""
-    latents = F.normalize(vq.quant_conv(vq.encoder(pixels)).permute(0, 2, 3, 1), dim=-1)
-    return latents @ F.normalize(vq.quantize.embedding.weight, dim=-1).T
+    latents = vq.quant_conv(vq.encoder(pixels))  # (B, code width, h, w)
+    latents = F.normalize(latents.permute(0, 2, 3, 1), dim=-1)  # (B, h, w, code width)
+    codebook = F.normalize(vq.quantize.embedding.weight, dim=-1)  # (codebook, code width)
+    return latents @ codebook.T
 
 
 def decode(vq: JanusVQVAE, codes: Tensor) -> Tensor:
@@ -228,7 +246,7 @@ def decode(vq: JanusVQVAE, codes: Tensor) -> Tensor:
 
 
 def to_unit(images: Tensor) -> Tensor:
-    """uint8 (B, H, W, 3) to float (B, 3, H, W) in [-1, 1]."""
+    """uint8 (B, H, W, 3) to float32 (B, 3, H, W) in [-1, 1]."""
     return images.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
@@ -241,27 +259,29 @@ def to_bytes(pixels: Tensor) -> Tensor:
 def letterbox(image: Image.Image, size: int) -> Image.Image:
     """As the seeing path has it: the long side becomes ``size`` (the other truncated), padded to a
     square with grey."""
-    longest = max(image.size)
-    w, h = (max(int(side / longest * size), SMALLEST) for side in image.size)
-    if (w, h) != image.size:
-        image = image.resize((w, h), Image.Resampling.BICUBIC)
-    if w == h:
+    longest_side = max(image.size)
+    width = max(int(image.width / longest_side * size), MIN_SIDE)
+    height = max(int(image.height / longest_side * size), MIN_SIDE)
+    if (width, height) != image.size:
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    if width == height:
         return image
-    square = Image.new("RGB", (max(w, h), max(w, h)), (GREY,) * 3)
-    square.paste(image, ((max(w, h) - w) // 2, (max(w, h) - h) // 2))
+    side = max(width, height)
+    square = Image.new("RGB", (side, side), (GREY,) * 3)
+    square.paste(image, ((side - width) // 2, (side - height) // 2))
     return square
 
 
 def cover(image: Image.Image, size: int) -> Image.Image:
     """As the drawing path has it: halved while twice too large, the short side becomes ``size``,
     centre crop."""
+    # BOX at half the size takes averages of 2 x 2 pixels
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    shortest = min(image.size)
-    if shortest != size:
-        image = image.resize(
-            (round(image.width / shortest * size), round(image.height / shortest * size)),
-            Image.Resampling.BICUBIC,
-        )
+    shortest_side = min(image.size)
+    if shortest_side != size:
+        width = round(image.width / shortest_side * size)
+        height = round(image.height / shortest_side * size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return image.crop((left, top, left + size, top + size))
