@@ -372,3 +372,31 @@ def test_a_request_is_awaited_with_its_answer(engine):
     with pytest.raises(StopIteration) as stop:
         coroutine.send("the picture")
     assert stop.value.value == "the picture"
+
+
+def test_what_an_earlier_sequence_left_in_a_slot_is_not_read(exact, monkeypatch):
+    """Two texts end in the same step, the shorter one in a slot whose rest holds a NaN."""
+    engine = Engine(exact)
+    context = engine.template.ask(Image.new("RGB", (48, 48)), "is there a cat?")
+
+    async def text(max_tokens):
+        # an untrained model comes upon the end of sentence by chance; not with this seed
+        request = Request("ask", context, seed=0)
+        return await engine.generate(request, SamplingParams("text"), max_tokens)
+
+    finished_together = []
+    turns_of = RunningBatch._turns
+
+    def with_stale_columns(self, finished):
+        for sequence in finished:
+            self.state.logprobs[self._slots_of([sequence]), sequence.num_sampled :] = float("nan")
+        finished_together.append([sequence.num_sampled for sequence in finished])
+        return turns_of(self, finished)
+
+    monkeypatch.setattr(RunningBatch, "_turns", with_stale_columns)
+    longer = engine.submit(text(4))
+    engine.step()
+    shorter = engine.submit(text(3))
+    steps_to_the_end(engine)
+    assert [len(handle.result().tokens) for handle in (longer, shorter)] == [4, 3]
+    assert sorted(finished_together[-1]) == [3, 4]

@@ -12,6 +12,7 @@ prefill, T sampled tokens, V ids of a head, D the model's width.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 
@@ -291,18 +292,10 @@ class RunningBatch:
         longest = max(sequence.num_sampled for sequence in finished)
         tokens_BT = self.state.tokens[slots, :longest]
         logprobs_BT = self.state.logprobs[slots, :longest]
-        has_nan = logprobs_BT.isnan().any(-1).tolist()  # (B,)
         tokens, logprobs = tokens_BT.tolist(), logprobs_BT.tolist()
         p_yes = self.state.p_yes[slots].tolist()
         turns: list[Turn | Stopped] = []
         for i, sequence in enumerate(finished):
-            if has_nan[i]:
-                message = (
-                    f"model: what it says in {self.janus.dtype} is no number (NaN); use another "
-                    "dtype or other weights"
-                )
-                turns.append(Stopped(message))
-                continue
             try:
                 turns.append(self._turn(sequence, tokens[i], logprobs[i], p_yes[i]))
             except Stopped as error:
@@ -312,12 +305,19 @@ class RunningBatch:
     def _turn(
         self, sequence: Sequence, tokens: list[int], logprobs: list[float], p_yes: float
     ) -> Turn:
-        """``tokens`` and ``logprobs`` may go on behind the sequence's end."""
+        """A finished sequence as a turn; ``tokens`` and ``logprobs`` may go on behind its end, with
+        what an earlier sequence left in its slot. Raises Stopped where a log-probability of its own
+        is NaN."""
         request, sampling_params = sequence.spec.request, sequence.spec.sampling_params
         num_tokens = sequence.num_sampled
         # where the end is noticed a token late, that token is cut off
         if sampling_params.head == "text" and self.template.eos in tokens[:num_tokens]:
             num_tokens = tokens.index(self.template.eos) + 1
+        if any(math.isnan(logprob) for logprob in logprobs[:num_tokens]):
+            raise Stopped(
+                f"model: what it says in {self.janus.dtype} is no number (NaN); use another dtype "
+                "or other weights"
+            )
         return Turn(
             kind=request.kind,
             segments=request.segments,
