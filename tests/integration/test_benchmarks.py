@@ -2,11 +2,11 @@
 asserted."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import transformers
+
+from forked import run_forked, run_script
 
 SCRIPTS = Path(__file__).parents[2] / "benchmarks"
 TINY = ["--layers", "2", "--width", "64", "--codes", "16"]
@@ -14,11 +14,9 @@ TINY = ["--layers", "2", "--width", "64", "--codes", "16"]
 
 def run(script, tmp_path, *more):
     out = tmp_path / "result.json"
-    subprocess.run(
-        [sys.executable, str(SCRIPTS / script), *TINY, *more, "--json", str(out)],
-        check=True,
-        capture_output=True,
-    )
+    arguments = [*TINY, *more, "--json", str(out)]
+    done = run_forked(run_script, SCRIPTS / script, arguments, output=tmp_path)
+    assert done.returncode == 0, done.stderr
     return json.loads(out.read_text())
 
 

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from rich.table import Table
 
+from forked import Finished, run_command, run_forked
 from secondlook.cli import common, main
 
 
@@ -23,14 +24,19 @@ def model(janus, tmp_path_factory) -> Path:
     return folder
 
 
-def secondlook(*args) -> subprocess.CompletedProcess:
-    env = os.environ | {"COLUMNS": "200"}
-    command = [sys.executable, "-m", "secondlook.cli", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
+@pytest.fixture(scope="module")
+def secondlook(tmp_path_factory):
+    """The command in a process of its own."""
+
+    def run(*args) -> Finished:
+        output = tmp_path_factory.mktemp("output")
+        return run_forked(run_command, [str(arg) for arg in args], output=output)
+
+    return run
 
 
 @pytest.fixture(scope="module")
-def drawn(model, tmp_path_factory) -> tuple[Path, str]:
+def drawn(secondlook, model, tmp_path_factory) -> tuple[Path, str]:
     out = tmp_path_factory.mktemp("drawn") / "new" / "folder"
     done = secondlook(
         "draw",

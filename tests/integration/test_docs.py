@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ast
 import json
-import multiprocessing
 import os
 import re
 import subprocess
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import pytest
 
+from forked import run_forked
 from secondlook.evals import intervals
 
 ROOT = Path(__file__).parents[2]
@@ -32,19 +32,6 @@ FILE = re.compile(r"# ([\w-]+\.(?:py|toml|txt|jsonl))\n")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 CODE_SPAN = re.compile(r"`([^`]+)`")
 NOT_PAGES = ("LOG.md", "reference/", "results/")  # what was measured, and what docstrings say
-PRELOADED = [
-    "matplotlib.pyplot",
-    "secondlook.api",
-    "secondlook.cli",
-    "secondlook.data.generate",
-    "secondlook.mini.evals.geneval",
-    "secondlook.mini.plugin",
-    "secondlook.train.rl.loop",
-    "secondlook.train.sft",
-    "torch.utils.tensorboard",
-]
-"""Imported once, by the process from which each page's own is forked."""
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two threads that wait do not fight for a core
 
 
 def pages() -> list[Path]:
@@ -93,13 +80,8 @@ def run_command(line: str) -> None:
             raise RuntimeError(f"exit code {ended.code}: {line}") from ended
 
 
-def run_page(page: Path, folder: Path) -> None:
-    """All blocks of a page, in this process and ``folder``. What is printed goes to a file beside
-    it."""
-    output = os.open(folder.parent / "output.txt", os.O_CREAT | os.O_WRONLY)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    os.chdir(folder)
+def run_page(page: Path) -> None:
+    """All blocks of a page, in this process."""
     intervals.RESAMPLES = 100  # as everywhere in these tests, where intervals are not the point
     names = {"__name__": "__main__", "__file__": str(page)}
     sys.argv = [str(page)]
@@ -123,17 +105,10 @@ def run_page(page: Path, folder: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_blocks_run(page, tmp_path):
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
     folder = tmp_path / "empty"
     folder.mkdir()
-    process = context.Process(target=run_page, args=(page, folder))
-    process.start()
-    process.join(timeout=300)
-    if process.is_alive():
-        process.kill()
-    output = (tmp_path / "output.txt").read_text(errors="replace")
-    assert process.exitcode == 0, output[-4000:]
+    done = run_forked(run_page, page, output=tmp_path, folder=folder)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
 
 
 def test_what_is_not_run_says_why():
