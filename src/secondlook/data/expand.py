@@ -9,7 +9,9 @@ from pathlib import Path
 
 from secondlook.errors import InputError
 from secondlook.io import read_rows, text_field, write_text
-from secondlook.llm.client import Answers, Asker, Endpoint, Question
+from secondlook.llm.answer_store import Answers
+from secondlook.llm.client import Asker
+from secondlook.llm.endpoint import Endpoint, Question
 from secondlook.llm.missing import tell_missing, why_missing
 from secondlook.llm.parsing import texts_of
 from secondlook.rewards.vlm import in_words
