@@ -52,8 +52,9 @@ def captions_of(expand: ExpandConfig, seeds: list[str], path: Path) -> list[tupl
     captions_of_seeds: list[tuple[str, list[str]]] = []
     for number, row in read_rows(path):
         captions = row.get("captions")
-        is_list = isinstance(captions, list)
-        if not is_list or not all(isinstance(caption, str) for caption in captions):
+        if not isinstance(captions, list) or not all(
+            isinstance(caption, str) for caption in captions
+        ):
             raise InputError(
                 f"captions: they are {captions!r} in line {number} of {path}; they must be a "
                 "list of texts"
