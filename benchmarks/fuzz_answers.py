@@ -15,7 +15,8 @@ import httpx
 from PIL import Image
 
 from mutate import mutate
-from secondlook.llm.client import Asker, Endpoint
+from secondlook.llm.client import Asker
+from secondlook.llm.endpoint import Endpoint
 from secondlook.rewards.reward import Score
 from secondlook.rewards.vlm import VLMReward, in_words, yes_or_no
 

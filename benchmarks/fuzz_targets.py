@@ -44,7 +44,7 @@ from secondlook.data.sanity_pairs import read_sanity_pairs
 from secondlook.data.sft_dataset import Pool
 from secondlook.errors import InputError
 from secondlook.io import png, read_image, read_json, stored_rows
-from secondlook.llm.client import Answers
+from secondlook.llm.answer_store import Answers
 from secondlook.mini.pretrain.base_model import BaseConfig
 from secondlook.models.janus import checkpoint
 from secondlook.models.shipped import locate

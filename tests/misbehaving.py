@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from secondlook.llm.client import PROBE
+from secondlook.llm.endpoint import PROBE
 
 FAULTS = ("500", "503", "429", "hang", "half", "html", "wrong json", "drip", "close")
 UNREADABLE = ("no logprobs", "no verdict")

@@ -21,11 +21,13 @@ def as_prompt(prompt: str | Prompt) -> Prompt:
     """A prompt that is text and not empty, its source as RGB. Raises InputError."""
     if not isinstance(prompt, str | Prompt):
         raise InputError(f"prompt: {prompt!r} is no text; give a string or a Prompt")
-    given = Prompt(prompt) if isinstance(prompt, str) else prompt
-    if given.source is not None:
-        given = replace(given, source=open_picture(given.source))
-    what = "say what to draw" if given.source is None else "say what to change"
-    return replace(given, text=check_text("prompt", given.text, what))
+    if isinstance(prompt, str):
+        prompt = Prompt(prompt)
+    advice = "say what to draw"
+    if prompt.source is not None:
+        prompt = replace(prompt, source=open_picture(prompt.source))
+        advice = "say what to change"
+    return replace(prompt, text=check_text("prompt", prompt.text, advice))
 
 
 def open_picture(picture: Picture) -> Image.Image:
@@ -42,28 +44,34 @@ def open_picture(picture: Picture) -> Image.Image:
         raise InputError(f"image: it cannot be read ({error})") from error
 
 
-def as_list(given: Any, single: Any) -> list[Any]:
-    """A list of one thing (of the types ``single``), or of several. What is neither is taken for
-    one, and refused by whoever reads it."""
-    several = isinstance(given, Iterable) and not isinstance(given, single)
-    return list(given) if several else [given]
+def as_list(one_or_several: Any, single_types: Any) -> list[Any]:
+    """A list of what is given: one thing, which is of ``single_types`` (a text is one, though it
+    can be iterated), or several. What is neither is taken for one, and refused by whoever reads
+    it."""
+    is_iterable = isinstance(one_or_several, Iterable)
+    if is_iterable and not isinstance(one_or_several, single_types):
+        return list(one_or_several)
+    return [one_or_several]
 
 
-def one_each(name: str, given: Any, n: int, single: Any) -> list[Any]:
-    """``n`` things: one that stands for all (of the types ``single``), or as many as there are.
-    Raises InputError."""
-    if isinstance(given, single):
-        return [given] * n
-    found = as_list(given, single)
-    if len(found) != n:
-        raise InputError(f"{name}: {len(found)} are given for {n} images; give one for all, or {n}")
-    return found
+def one_each(name: str, one_or_several: Any, num_images: int, single_types: Any) -> list[Any]:
+    """One thing for each image: a single one, of ``single_types``, stands for all. Raises
+    InputError for another number of them."""
+    if isinstance(one_or_several, single_types):
+        return [one_or_several] * num_images
+    values = as_list(one_or_several, single_types)
+    if len(values) != num_images:
+        raise InputError(
+            f"{name}: {len(values)} are given for {num_images} images; give one for all, or "
+            f"{num_images}"
+        )
+    return values
 
 
-def check_text(name: str, text: str, what: str) -> str:
-    """Text that is not empty. Raises InputError, which ends with ``what`` to say."""
+def check_text(name: str, text: str, advice: str) -> str:
+    """Text that is not empty. Raises InputError, which ends with the ``advice``."""
     if not check_unicode(text, name).strip():
-        raise InputError(f"{name}: it is empty; {what}")
+        raise InputError(f"{name}: it is empty; {advice}")
     return text
 
 

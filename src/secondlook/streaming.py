@@ -45,16 +45,17 @@ def stream_events(
 
 
 def partial_image(
-    engine: Engine, round_index: int, codes: Sequence[int], rows: int
+    engine: Engine, round_index: int, codes: Sequence[int], num_rows: int
 ) -> PartialImage:
-    """The picture of the first rows of codes. The decoder wants all codes, so the last row that is
-    drawn stands for those below it, which are then painted grey."""
+    """The picture of the first ``num_rows`` rows of codes. The decoder wants all codes, so the last
+    row that is drawn stands for those below it, which are then painted grey."""
     total_codes = engine.janus.n_codes
-    side = round(total_codes**0.5)  # codes a row, and rows
-    drawn = list(codes[: rows * side])
-    last_row = drawn[-side:] or [0] * side
-    drawn += last_row * (side - rows)
-    [image] = engine.pictures([tuple(drawn)])
-    edge = rows * image.height // side  # pixels
-    image.paste(GREY, (0, edge, image.width, image.height))
-    return PartialImage(round_index, rows, side, image)
+    total_rows = round(total_codes**0.5)  # and codes a row: 24 of 576 codes
+    row_length = total_rows
+    drawn_codes = list(codes[: num_rows * row_length])
+    last_row = drawn_codes[-row_length:] or [0] * row_length  # no row is drawn: any code will do
+    drawn_codes += last_row * (total_rows - num_rows)
+    [image] = engine.pictures([tuple(drawn_codes)])
+    grey_top = num_rows * image.height // total_rows  # pixels
+    image.paste(GREY, (0, grey_top, image.width, image.height))
+    return PartialImage(round_index, num_rows, total_rows, image)

@@ -22,7 +22,7 @@ from secondlook.evals.geneval import GenEval
 from secondlook.evals.pie_bench import PIEBench
 from secondlook.evals.records import EvalSettings, score_fault
 from secondlook.io import append_rows
-from secondlook.llm.client import Unanswered
+from secondlook.llm.replies import Unanswered
 from secondlook.mini.evals import audit, judging
 from secondlook.models.janus.template import MAX_PROMPT
 

@@ -15,8 +15,11 @@ from misbehaving import FAULTS, UNREADABLE, Judge, truth
 from secondlook.config import load
 from secondlook.data.prompts import Line
 from secondlook.errors import InputError
-from secondlook.llm.client import Answers, Asker, Endpoint, Unanswered
+from secondlook.llm.answer_store import Answers
+from secondlook.llm.client import Asker
+from secondlook.llm.endpoint import Endpoint
 from secondlook.llm.missing import why_missing
+from secondlook.llm.replies import Unanswered
 from secondlook.mini.verifier import Verifier
 from secondlook.rewards.config import RewardConfig, make_reward
 from secondlook.rewards.reward import Score, Weighted

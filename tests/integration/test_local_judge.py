@@ -21,7 +21,9 @@ from transformers import (
 )
 
 from secondlook.errors import InputError
-from secondlook.llm.client import Answers, Asker, Endpoint
+from secondlook.llm.answer_store import Answers
+from secondlook.llm.client import Asker
+from secondlook.llm.endpoint import Endpoint
 from secondlook.llm.local import LocalModel
 from secondlook.llm.missing import why_missing
 from secondlook.rewards.config import RewardConfig, make_reward

@@ -30,7 +30,9 @@ from secondlook.evals.dsg import DSG
 from secondlook.evals.gedit import GEdit
 from secondlook.evals.scorers.vqa import Questions
 from secondlook.llm import replies
-from secondlook.llm.client import Answers, Asker, Endpoint, Question, question_key
+from secondlook.llm.answer_store import Answers
+from secondlook.llm.client import Asker
+from secondlook.llm.endpoint import Endpoint, Question, question_key
 from secondlook.llm.missing import tell_missing, why_missing
 from secondlook.llm.parsing import p_yes, texts_of
 from secondlook.rewards.config import RewardConfig
@@ -200,7 +202,7 @@ def test_thinking_is_switched_off_or_has_room(url, serve):
         seen[0]["chat_template_kwargs"] == {"enable_thinking": False}
         and "chat_template_kwargs" not in seen[1]
     )
-    assert seen[0]["max_tokens"] == 1 and seen[1]["max_tokens"] == 100 + replies.ROOM
+    assert seen[0]["max_tokens"] == 1 and seen[1]["max_tokens"] == 100 + replies.THINKING_ROOM
     config = ServedConfig(url, "m", decomposer_model="d", decomposer_thinking=True, patience=3.0)
     assert (
         not config.endpoint().thinking
@@ -258,9 +260,9 @@ def test_a_question_beyond_the_limit_is_not_waited_for(url, serve):
 
 def test_pauses_double_up_to_a_minute(url, monkeypatch):
     monkeypatch.setattr("random.uniform", lambda _, most: most)
-    asker = Asker(Endpoint(url, "fine"))
-    assert [asker._pause(n) for n in (0, 1, 2, 6, 7, 10**6)] == [0.5, 1, 2, 32, 60, 60]
-    assert Asker(Endpoint(url, "fine", backoff=0.0))._pause(3) == pytest.approx(0.08)
+    endpoint = Endpoint(url, "fine")
+    assert [endpoint.retry_pause(n) for n in (0, 1, 2, 6, 7, 10**6)] == [0.5, 1, 2, 32, 60, 60]
+    assert Endpoint(url, "fine", backoff=0.0).retry_pause(3) == pytest.approx(0.08)
 
 
 def test_unreadable_answers_are_asked_for_again_where_they_are_sampled(url, serve):
@@ -627,8 +629,8 @@ def respond(status=400, content=b"", **headers) -> httpx.Response:
         ("größe".encode(), {"content_type": "text/plain; charset=nonsense"}, "größe"),
         (b"\xff\xfe broken", {}, "\ufffd\ufffd broken"),
         (b"\x1b[31mred\x07\n\nlines", {}, "[31mred lines"),
-        (b"[" * 100_000, {}, "[" * replies.LONGEST + "…"),
-        (b"word " * 1000, {}, ("word " * 1000)[: replies.LONGEST] + "…"),
+        (b"[" * 100_000, {}, "[" * replies.MAX_SHOWN + "…"),
+        (b"word " * 1000, {}, ("word " * 1000)[: replies.MAX_SHOWN] + "…"),
     ],
 )
 def test_the_servers_words(content, headers, words):

@@ -259,8 +259,8 @@ def test_a_row_is_read_alone_from_any_parquet(tmp_path, monkeypatch):
     """Whether a row group is kept, or too large to be."""
     pool = Pool(shards(tmp_path, STORED))
     kept, size = everything(pool), pool.index.image(4).size
-    monkeypatch.setattr(stored_images, "CACHED", 10)
-    monkeypatch.setattr(stored_images, "PIECE", 200)
+    monkeypatch.setattr(stored_images, "CACHE_BYTES", 10)
+    monkeypatch.setattr(stored_images, "PIECE_BYTES", 200)
     assert everything(Pool(tmp_path)) == kept and size == (48, 48)
     assert everything(pickle.loads(pickle.dumps(pool))) == kept, (
         "workers that are not forked get it so"
@@ -311,7 +311,7 @@ def test_each_rank_reads_its_own_share(tmp_path, monkeypatch):
 
 
 def test_another_example_takes_the_place_of_one_that_breaks(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(data_index, "OPENED", 1)
+    monkeypatch.setattr(data_index, "NUM_OPENED", 1)
     path = published(tmp_path, 12)
     (tmp_path / "3-2.png").write_bytes(b"broken")
     config = SFTConfig("mini", str(path), steps=8, batch_size=12, runtime={"micro_batch_size": 8})

@@ -1,33 +1,22 @@
-"""Files as people have them: read as they were meant, or refused in one sentence that names the
-file and the line."""
+"""Text, tables and folders as people have them: read as they were meant, or refused in one sentence
+that names the file and the line."""
 
-import io
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image, ImageCms
 
-from secondlook.data import decontaminate
-from secondlook.data.labelled_images import read_pairs
-from secondlook.data.prompts import read_prompts
-from secondlook.data.sanity_pairs import read_sanity_pairs
 from secondlook.errors import InputError
 from secondlook.io import (
     append_rows,
-    as_rgb,
     beside,
     check_unicode,
-    decode_image,
     disk_failure,
     finite,
     is_file,
     parse_json,
-    read_image,
     read_json,
     read_lines,
     read_parquet,
@@ -44,16 +33,11 @@ from secondlook.mini.world import edits
 from secondlook.mini.world.language import parse
 from secondlook.mini.world.scene import Scene
 
-CASES = Path(__file__).parents[1] / "cases"
-
 
 def sentence(error: pytest.ExceptionInfo) -> str:
     text = str(error.value)
     assert len(text.splitlines()) == 1
     return text
-
-
-# --- text ---
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
@@ -105,15 +89,6 @@ def test_characters_that_look_like_a_space_or_nothing_are_named(character, words
     with pytest.raises(InputError) as error:
         edits.parse(f"make the star{character}blue", Scene.of([]))
     assert words in str(error.value)
-
-
-def test_heic_is_refused_by_name(tmp_path):
-    path = tmp_path / "IMG_0001.HEIC"
-    path.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64))
-    with pytest.raises(InputError, match="is HEIC, which is not read; convert it to PNG or JPEG"):
-        read_image(path)
-    with pytest.raises(InputError, match=r"holds no picture .*HEIC is not read: convert it"):
-        read_pairs(tmp_path, "a cat")
 
 
 @pytest.mark.parametrize(
@@ -187,96 +162,6 @@ def test_names_of_other_systems_are_found(tmp_path):
     assert not beside(listed, "pictures/none.png").is_file()
 
 
-# --- pictures ---
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def test_pictures_look_as_in_a_viewer():
-    upright = np.asarray(read_image(CASES / "images" / "red_star.png"), dtype=int)
-    for name in ("turned_180.jpg", "turned_90.jpg"):  # upright by EXIF's orientation
-        shown = np.asarray(read_image(CASES / "images" / name).resize((48, 48)), dtype=int)
-        assert abs(shown - upright).mean() < 10, name
-    wide, narrow = (np.asarray(read_image(CASES / "images" / f"grey_{n}_bit.png")) for n in (16, 8))
-    assert np.array_equal(wide, narrow)
-
-
-def test_what_is_transparent_is_white():
-    hidden = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
-    palette = Image.new("P", (4, 4), 0)
-    palette.putpalette([255, 0, 0])
-    for data in (
-        encoded(hidden),
-        encoded(hidden, "WEBP", lossless=True),
-        encoded(palette, transparency=0),
-    ):
-        assert decode_image(data, "x").getpixel((1, 1)) == (255, 255, 255)
-    half = Image.new("LA", (4, 4), (0, 128))
-    assert abs(decode_image(encoded(half), "x").getpixel((1, 1))[0] - 127) <= 1
-
-
-@pytest.mark.parametrize(
-    "mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "CMYK", "YCbCr", "LAB", "I", "F"]
-)
-@pytest.mark.parametrize("kind", ["PNG", "TIFF", "JPEG"])
-def test_every_mode_is_shown_or_refused(mode, kind):
-    image = Image.new(mode, (8, 8))
-    try:
-        data = encoded(image, kind)
-    except OSError:
-        return  # not every kind has every mode
-    try:
-        shown = decode_image(data, "x")
-    except InputError as error:
-        assert mode in ("I", "F") and "mode" in str(error)
-    else:
-        assert shown.mode == "RGB" and shown.size == (8, 8)
-
-
-def test_colours_are_those_of_the_pictures_profile():
-    image = Image.new("RGB", (4, 4), (200, 100, 50))
-    other = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
-    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
-    assert decode_image(encoded(image, icc_profile=srgb.tobytes()), "x").getpixel((0, 0)) == (
-        200,
-        100,
-        50,
-    )
-    assert decode_image(encoded(image, icc_profile=b"no profile"), "x").getpixel((0, 0)) == (
-        200,
-        100,
-        50,
-    )
-    lab = ImageCms.profileToProfile(image, srgb, other, outputMode="LAB")
-    shown = decode_image(encoded(lab, "TIFF", icc_profile=other.tobytes()), "x").getpixel((0, 0))
-    assert max(abs(a - b) for a, b in zip(shown, (200, 100, 50), strict=True)) <= 3
-
-
-def test_pictures_that_are_none_are_refused(recwarn):
-    whole = encoded(Image.effect_noise((64, 64), 50))
-    for data in (
-        b"",
-        b"hello",
-        whole[:500],
-        whole[:-8000],
-        b"version https://git-lfs.github.com/spec/v1\n",
-    ):
-        with pytest.raises(InputError, match="'name'") as error:
-            decode_image(data, "name")
-        assert "BytesIO" not in sentence(error)
-    with pytest.raises(InputError, match=r"196000000|196,000,000") as error:
-        read_image(CASES / "images" / "pixels_196_million.png")
-    assert "178,956,970" in sentence(error)
-    assert not recwarn.list
-
-
-# --- folders ---
-
-
 def test_nothing_is_left_of_a_write_that_failed(tmp_path):
     (tmp_path / "x.json").write_text("old")
     with pytest.raises(TypeError):
@@ -328,82 +213,6 @@ def test_a_folder_belongs_to_one_process(tmp_path):
     writable_folder(tmp_path / "free")  # whoever had it has ended
 
 
-# --- lists ---
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("null_prompt.jsonl", "prompt: it is None in line 2"),
-        ("list_prompt.jsonl", r"prompt: it is \['a', 'b'\] in line 2"),
-        ("object_image.jsonl", "image: it is {.*} in line 2"),
-        ("number_image.jsonl", "image: it is 7 in line 2"),
-        ("missing_picture.jsonl", "line 2 of .*nowhere.png"),
-        ("number_prompt.parquet", "prompt: it is 5 in row 1"),
-        ("latin_1.jsonl", "line 2 of .*UTF-8"),
-        ("table.csv", r"\.jsonl or \.parquet"),
-        ("list.json", r"\.jsonl or \.parquet"),
-    ],
-)
-def test_lists_that_cannot_be_judged_name_the_place(name, words):
-    with pytest.raises(InputError, match=words) as error:
-        read_pairs(CASES / "pairs" / name, "a cat")
-    assert name in sentence(error)
-
-
-@pytest.mark.parametrize(
-    "name", ["line_separator.jsonl", "line_separator_escaped.jsonl", "bom.jsonl"]
-)
-def test_lists_of_other_systems_are_read(name):
-    assert len(read_pairs(CASES / "pairs" / name)) == 2
-    if "separator" in name:
-        assert "\u2028" in read_pairs(CASES / "pairs" / name)[0].prompt
-    assert len(read_pairs(CASES / "pairs" / "UPPER.JSONL")) == 1
-
-
-def test_files_of_a_folder_that_are_no_pictures_are_named(tmp_path):
-    Image.new("RGB", (4, 4)).save(tmp_path / "a.PNG")
-    Image.new("RGB", (4, 4)).save(tmp_path / "b.tiff")
-    (tmp_path / "notes.txt").touch()
-    (tmp_path / ".DS_Store").touch()
-    left_out = []
-    assert [p.name for p in read_pairs(tmp_path, "a cat", None, left_out.append)] == [
-        "a.PNG",
-        "b.tiff",
-    ]
-    assert left_out == ["notes.txt"]
-
-
-def test_prompts_of_other_systems():
-    texts = {
-        name: [line.text for line in read_prompts(CASES / "prompts" / name)]
-        for name in ("line_separator.txt", "bom.txt")
-    }
-    assert len(texts["line_separator.txt"]) == 2 and texts["bom.txt"][0] == "a photo of a red star"
-    assert read_prompts(CASES / "prompts" / "bom.jsonl")[0].text == "a photo of a red star"
-    with pytest.raises(InputError, match=r"line 2 of .*latin_1\.txt"):
-        read_prompts(CASES / "prompts" / "latin_1.txt")
-
-
-def test_other_lists_name_the_place_too(tmp_path):
-    path = tmp_path / "sanity_pairs.jsonl"
-    row = {"prompt": "a cat", "image": str(CASES / "images" / "red_star.png"), "good": True}
-    for change, words in (
-        ({"good": "yes"}, "good is 'yes' in line 2"),
-        ({"image": "none.png"}, "line 2 .*none.png"),
-        ({"prompt": 3}, "prompt: it is 3 in line 2"),
-    ):
-        path.write_text("".join(json.dumps(r) + "\n" for r in (row, row | change)))
-        with pytest.raises(InputError, match=words):
-            read_sanity_pairs(path)
-    table = tmp_path / "benchmark.csv"
-    table.write_bytes("\ufeffprompt,tag\na cat,x\n".encode())
-    assert decontaminate.read(table) == ["a cat"]
-
-
-# --- what others of each kind showed ---
-
-
 def test_a_number_that_no_float_holds_is_none():
     assert not finite(10**400, 0, 1) and not finite(10**400)
 
@@ -430,34 +239,3 @@ def test_pipes_are_not_waited_for(tmp_path):
         with pytest.raises(InputError, match="pipe"):
             read(tmp_path / "pipe.json")
     assert not is_file(tmp_path / ("x" * 300))
-
-
-def test_lists_of_other_kinds_are_no_prompts(tmp_path):
-    for name in ("p.csv", "p.json", "p.ndjson"):
-        (tmp_path / name).write_text("prompt\na cat\n")
-        with pytest.raises(InputError, match=r"\.txt .* or a \.jsonl"):
-            read_prompts(tmp_path / name)
-
-
-def test_more_bits_and_gamma_are_shown_as_in_a_viewer():
-    twelve = Image.fromarray(np.full((4, 4), 4095, dtype=np.uint16))
-    data = encoded(twelve, "TIFF", tiffinfo={258: 12})
-    bits = Image.open(io.BytesIO(data)).tag_v2.get(258)
-    if bits in (12, (12,)):  # where Pillow wrote what it was told
-        assert decode_image(data, "x").getpixel((0, 0)) == (255, 255, 255)
-    linear = Image.new("RGB", (4, 4), (50, 50, 50))
-    linear.info["gamma"] = 1.0
-    assert abs(as_rgb(linear).getpixel((0, 0))[0] - 122) <= 1
-    linear.info["gamma"] = 0.45455
-    assert as_rgb(linear).getpixel((0, 0)) == (50, 50, 50)
-
-
-def test_what_is_transparent_is_white_with_a_profile_too():
-    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    image = Image.new("RGB", (4, 4), (10, 20, 30))
-    assert decode_image(encoded(image, transparency=(10, 20, 30), icc_profile=srgb), "x").getpixel(
-        (0, 0)
-    ) == (255, 255, 255)
-    palette = Image.new("P", (4, 4), 0)
-    palette.putpalette([200, 100, 50])
-    assert decode_image(encoded(palette, icc_profile=srgb), "x").getpixel((0, 0)) == (200, 100, 50)

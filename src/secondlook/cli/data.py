@@ -122,7 +122,7 @@ def data_edits(
 ) -> None:
     """Have a language model write instructions to edit a build's good pictures."""
     from secondlook.data.edit_instructions import write_instructions
-    from secondlook.llm.client import Endpoint
+    from secondlook.llm.endpoint import Endpoint
 
     at_least("pictures", pictures)
     at_least("each", each)

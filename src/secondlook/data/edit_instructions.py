@@ -10,7 +10,9 @@ import numpy as np
 from secondlook.data.choose_sanity_pairs import sure_rows
 from secondlook.errors import InputError
 from secondlook.io import writable_folder, write_bytes, write_text
-from secondlook.llm.client import Answers, Asker, Endpoint, Question
+from secondlook.llm.answer_store import Answers
+from secondlook.llm.client import Asker
+from secondlook.llm.endpoint import Endpoint, Question
 from secondlook.rewards.vlm import in_words, questions_of
 
 ASK = (

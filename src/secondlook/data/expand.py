@@ -9,18 +9,21 @@ from pathlib import Path
 
 from secondlook.errors import InputError
 from secondlook.io import read_rows, text_field, write_text
-from secondlook.llm.client import Answers, Asker, Endpoint, Question
+from secondlook.llm.answer_store import Answers
+from secondlook.llm.client import Asker
+from secondlook.llm.endpoint import Endpoint, Question
 from secondlook.llm.missing import tell_missing, why_missing
 from secondlook.llm.parsing import texts_of
 from secondlook.rewards.vlm import in_words
 
 EXPAND = (
     "Write {short} short (at most 12 words) and {long} long (30 to 60 words) descriptions of "
-    "images about the seed below, each "
-    "of a scene that can be drawn and checked: objects, colours, numbers, positions. Answer "
-    "with a JSON list of {total} "
-    "strings and nothing else.\nSeed: {seed}"
+    "images about the seed below, each of a scene that can be drawn and checked: objects, colours, "
+    "numbers, positions. Answer with a JSON list of {total} strings and nothing else.\n"
+    "Seed: {seed}"
 )
+ANSWER_TOKENS = 1024
+"""Most tokens of an answer: 5 captions of up to 60 words take a half."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,9 @@ def captions_of(expand: ExpandConfig, seeds: list[str], path: Path) -> list[tupl
     captions_of_seeds: list[tuple[str, list[str]]] = []
     for number, row in read_rows(path):
         captions = row.get("captions")
-        if not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):
+        if not isinstance(captions, list) or not all(
+            isinstance(caption, str) for caption in captions
+        ):
             raise InputError(
                 f"captions: they are {captions!r} in line {number} of {path}; they must be a "
                 "list of texts"
@@ -73,9 +78,10 @@ def _ask_captions(expand: ExpandConfig, seeds: list[str], path: Path) -> None:
     questions = []
     for seed_text in seeds:
         text = EXPAND.format(short=expand.short, long=expand.long, total=total, seed=seed_text)
-        questions.append(Question(in_words(text, tokens=1024).body, texts_of))
+        questions.append(Question(in_words(text, tokens=ANSWER_TOKENS).body, texts_of))
     answers = asker(questions)
-    if not any(answers):  # nothing is written, so that the next call asks again
+    # with no answer at all nothing is written, so that the next call asks again
+    if not any(answers):
         raise InputError(
             f"config: expand: not one of {len(seeds)} prompts was expanded{why_missing(asker)}"
         )

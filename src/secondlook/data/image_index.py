@@ -1,5 +1,5 @@
-"""What there is to teach from: of every stored picture where it is, of which prompt, how good, and
-why it is not used.
+"""Index of the pictures that SFT learns from: where each is stored, of which prompt it is, how good
+it is, and whether it is used or why not.
 
 An index is a few numbers a picture, in arrays: 30 bytes, so that the paper's 3.6 million are 0.1 GB
 a process. Words and pictures stay in the files (``data.stored_images``,
@@ -28,7 +28,7 @@ BAD = 0.5
 VERDICT = re.compile(r"(yes|no)\s*(?=[,.:]|$)", re.IGNORECASE)
 FAULTY = 0.01
 """Most of the pictures that may be missing or damaged."""
-OPENED = 256
+NUM_OPENED = 256
 """Pictures that are opened before training, evenly spaced; the rest are as they are needed."""
 
 
@@ -81,12 +81,17 @@ class _Columns:
     """What a scan notes of every picture, in arrays: lists take several times the memory."""
 
     file: array[int] = field(default_factory=lambda: array("i"))
+    """Number of its shard or list in ``Index.stored``."""
     at: array[int] = field(default_factory=lambda: array("i"))
     item: array[int] = field(default_factory=lambda: array("i"))
+    """``at`` and ``item`` are its ``Place`` there."""
     key_number: array[int] = field(default_factory=lambda: array("i"))
+    """Number of what it is a picture of (``Index.key``), in the order in which keys are met."""
     quality: array[float] = field(default_factory=lambda: array("d"))
     edit: array[int] = field(default_factory=lambda: array("B"))
+    """1: it is an edit of another picture."""
     use: array[int] = field(default_factory=lambda: array("B"))
+    """Members of ``Use``."""
 
 
 class Index:
@@ -270,7 +275,7 @@ class Index:
     def open_some(self, rows: np.ndarray) -> None:
         """Open some of ``rows``, evenly spaced, and leave out those that cannot be read. Raises
         InputError where more than ``FAULTY`` of the pictures are missing or damaged."""
-        num_opened = min(len(rows), OPENED)
+        num_opened = min(len(rows), NUM_OPENED)
         opened_rows = rows[:0]
         if len(rows):
             opened_rows = rows[np.linspace(0, len(rows) - 1, num_opened).astype(int)]

@@ -1,6 +1,9 @@
 """Scored pictures where they are stored: Parquet shards of ``data build``; ``data.listed_images``
-has those of JSON lines. A scan reads the words of all of them once; a picture is read alone, when
-it is needed, and nothing is stored twice."""
+has those of JSON lines.
+
+A scan reads the words of all rows once. A picture is read alone, when it is needed, from the file
+where it is: no second copy is written.
+"""
 
 from __future__ import annotations
 
@@ -15,24 +18,19 @@ import numpy as np
 from PIL import Image
 
 from secondlook.errors import InputError
-from secondlook.io import (
-    decode_image,
-    finite,
-    read_bytes,
-    read_json,
-)
+from secondlook.io import decode_image, finite, read_bytes, read_json
 
 T = TypeVar("T")
 WORDS = ("id", "prompt", "score", "reason", "source_id", "following", "preserving")
 """Columns of a shard that say something of its pictures."""
-NEEDED = ("prompt", "score", "reason", "image")
+NEEDED_COLUMNS = ("prompt", "score", "reason", "image")
 """Columns that it must have."""
-OPEN_FILES = 16
+MAX_OPEN_FILES = 16
 """Parquet files that a process holds open: each keeps its footer, some megabytes."""
-CACHED = 48 * 2**20
+CACHE_BYTES = 48 * 2**20
 """Bytes of row groups that a process keeps. A larger group is read up to the row that is wanted and
 not kept."""
-PIECE = 4 * 2**20
+PIECE_BYTES = 4 * 2**20
 """About how many bytes of a large row group are decoded at a time."""
 
 
@@ -68,7 +66,7 @@ class Words(NamedTuple):
         return min(self.following, self.preserving)
 
 
-def _one(value: Any) -> int:
+def _count_one(value: Any) -> int:
     return 1
 
 
@@ -82,7 +80,7 @@ class LRUCache:
     value is kept however large."""
 
     max_size: int
-    size_of: Callable[[Any], int] = _one
+    size_of: Callable[[Any], int] = _count_one
 
     def __post_init__(self) -> None:
         self._values: OrderedDict[Any, Any] = OrderedDict()  # the least recently used one is first
@@ -113,8 +111,8 @@ class ParquetCache:
     """A process's open Parquet files and their row groups that were read last."""
 
     def __init__(self) -> None:
-        self.open_files = LRUCache(OPEN_FILES)
-        self.row_groups = LRUCache(CACHED, _bytes_of)
+        self.open_files = LRUCache(MAX_OPEN_FILES)
+        self.row_groups = LRUCache(CACHE_BYTES, _bytes_of)
 
 
 def check_built(folder: Path) -> None:
@@ -141,7 +139,9 @@ class Shard:
     or one of ``sources``, with id and image. Raises InputError that names the file and, where a row
     is wrong, the row (from 1 on)."""
 
-    def __init__(self, path: Path, parquet_cache: ParquetCache, needed: tuple[str, ...] = NEEDED):
+    def __init__(
+        self, path: Path, parquet_cache: ParquetCache, needed: tuple[str, ...] = NEEDED_COLUMNS
+    ):
         self.path, self._parquet_cache = path, parquet_cache
         with self._reading():
             parquet_file = self._open_file()
@@ -235,13 +235,13 @@ class Shard:
                 # a nested column is stored by its leaves: "image.bytes" belongs to "image"
                 if column_chunk.path_in_schema.partition(".")[0] in columns:
                     num_bytes += column_chunk.total_uncompressed_size
-            if num_bytes <= CACHED // 2:
+            if num_bytes <= CACHE_BYTES // 2:
                 table = self._parquet_cache.row_groups.get(
                     (self.path, group, *columns),
                     lambda: parquet_file.read_row_group(group, columns=columns, use_threads=False),
                 )
                 return {name: table[name][row_in_group].as_py() for name in table.column_names}
-            piece_rows = max(1, PIECE * group_metadata.num_rows // num_bytes)
+            piece_rows = max(1, PIECE_BYTES * group_metadata.num_rows // num_bytes)
             # A page cannot be entered in its middle: the rows before are decoded and dropped.
             pieces = parquet_file.iter_batches(
                 piece_rows, row_groups=[group], columns=columns, use_threads=False
@@ -280,8 +280,8 @@ class Shard:
 def checked_score(
     row: dict[str, Any], name: str, where: Callable[[Place], str], place: Place
 ) -> float | None:
-    """The number called ``name``, None where nobody has given one. Raises InputError that says
-    ``where(place)`` is."""
+    """The number from 0 to 1 called ``name``, None where nobody has given one. Raises InputError
+    that names it and ``where(place)`` it stands."""
     value = row.get(name)
     if value is None or (type(value) is float and 0 <= value <= 1):  # the usual case, quickly
         return value

@@ -27,9 +27,12 @@ from secondlook.evals.benchmark import (
 )
 from secondlook.evals.scorers import BLIP
 from secondlook.io import read_image, read_json
-from secondlook.llm.client import Answers, Asker, Endpoint, Question, Unanswered
+from secondlook.llm.answer_store import Answers
+from secondlook.llm.client import Asker
+from secondlook.llm.endpoint import Endpoint, Question
 from secondlook.llm.missing import Missing, missing_of, why_missing
 from secondlook.llm.parsing import json_in, text_of
+from secondlook.llm.replies import Unanswered
 from secondlook.registry import register_benchmark
 from secondlook.rewards.vlm import in_words
 

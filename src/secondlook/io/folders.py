@@ -19,7 +19,8 @@ from secondlook.types import WorkerShard
 
 LOCK = ".lock"
 _claimed: dict[Path, FileLock] = {}
-"""Locks of the folders that belong to this process until it ends."""
+"""Locks, by their files, of the folders that belong to this process until it ends."""
+WEIGHT_SUFFIXES = (".safetensors", ".bin")
 
 
 def writable_folder(path: Path, claimed: bool = True) -> Path:
@@ -29,9 +30,10 @@ def writable_folder(path: Path, claimed: bool = True) -> Path:
     check_name(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".probe-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        # a folder may be there and not writable: only a file shows it
+        probe_file = path / f".probe-{os.getpid()}"
+        probe_file.touch()
+        probe_file.unlink()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(
@@ -57,14 +59,14 @@ def claim(folder: Path) -> None:
     """Keep a folder for this process until it ends (however it ends: the system lets go of it). Of
     processes that torchrun started together the first one does. Raises InputError that says who has
     it."""
-    path = folder.resolve() / LOCK
-    if path in _claimed or WorkerShard.of_environment().rank:
+    lock_path = folder.resolve() / LOCK
+    if lock_path in _claimed or WorkerShard.of_environment().rank:
         return
-    lock = FileLock(path)
+    lock = FileLock(lock_path)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        owner = path.read_text(errors="replace").strip() or "another process"
+        owner = lock_path.read_text(errors="replace").strip() or "another process"
         raise InputError(
             f"out: {str(folder)!r} is in use by {owner}; wait until it has ended, or use another "
             "folder"
@@ -76,9 +78,9 @@ def claim(folder: Path) -> None:
             stacklevel=3,
         )
         return
-    with suppress(OSError):  # who has it is only told
-        path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
-    _claimed[path] = lock
+    with suppress(OSError):  # who has it is only told; the lock holds without
+        lock_path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+    _claimed[lock_path] = lock  # a lock that nobody refers to is let go
 
 
 def same_config(folder: Path, now: dict[str, Any], may_change: tuple[str, ...] = ()) -> None:
@@ -87,36 +89,39 @@ def same_config(folder: Path, now: dict[str, Any], may_change: tuple[str, ...] =
 
     Raises InputError that names the first other one.
     """
-    path = folder / "config.json"
-    before = read_json(path, dict) if path.exists() else now
-    for key, value in now.items():
-        if before.get(key) != value and key not in may_change:
+    config_path = folder / "config.json"
+    before = read_json(config_path, dict) if config_path.exists() else now
+    for name, value in now.items():
+        if before.get(name) != value and name not in may_change:
             raise InputError(
-                f"config: {key} is {value!r} but {folder} was begun with {before.get(key)!r}; "
+                f"config: {name} is {value!r} but {folder} was begun with {before.get(name)!r}; "
                 "use the same value to go on with it, or another folder"
             )
 
 
-def fingerprint(folder: Path, blocks: int = 64, size: int = 2**16) -> str:
+def fingerprint(folder: Path, num_blocks: int = 64, block_size: int = 2**16) -> str:
     """A hash by which other weights in a folder are noticed: of their files' names and sizes and of
-    some of their bytes."""
-    found = sha256()
-    for path in sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin")):
-        length = path.stat().st_size
-        found.update(f"{path.name} {length}".encode())
-        with open(path, "rb") as file:
-            for i in range(blocks):
-                file.seek(i * max(0, length - size) // max(1, blocks - 1))
-                found.update(file.read(size))
-    return found.hexdigest()
+    ``num_blocks`` blocks of ``block_size`` bytes of each, evenly spaced from its first byte to its
+    last."""
+    weights_hash = sha256()
+    for weight_path in sorted(folder.iterdir()):
+        if weight_path.suffix not in WEIGHT_SUFFIXES:
+            continue
+        file_size = weight_path.stat().st_size
+        weights_hash.update(f"{weight_path.name} {file_size}".encode())
+        with open(weight_path, "rb") as file:
+            for block in range(num_blocks):
+                file.seek(block * max(0, file_size - block_size) // max(1, num_blocks - 1))
+                weights_hash.update(file.read(block_size))
+    return weights_hash.hexdigest()
 
 
 def versions() -> dict[str, str]:
     """Versions of what results depend on."""
-    found = {}
+    version_of_package = {}
     for name in ("secondlook", "torch", "transformers", "numpy"):
         try:
-            found[name] = version(name)
+            version_of_package[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "unknown"
-    return found
+            version_of_package[name] = "unknown"
+    return version_of_package

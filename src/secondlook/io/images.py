@@ -18,6 +18,14 @@ MAX_PIXELS = 178_956_970
 HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 """How files of phones that hold HEVC pictures name themselves, after "ftyp"; AVIF has others."""
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
+SRGB_GAMMA = 2.2
+"""Exponent of a display: a PNG whose gamma is about 1 / 2.2 is shown as it is stored."""
+TIFF_BITS, TIFF_PHOTOMETRIC = 258, 262
+"""Tags of a TIFF: bits of a value; 0 where its lowest value is white."""
+PROFILE_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}
+"""Colour spaces of profiles, and the modes of their pictures."""
+SAME_LEVELS = 2
+"""Levels of 255 by which a profile may differ from sRGB and be taken for it."""
 
 
 def read_image(path: Path) -> Image.Image:
@@ -35,14 +43,14 @@ def decode_image(data: bytes, name: str) -> Image.Image:
     data_file = io.BytesIO(data)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", Image.DecompressionBombWarning
-            )  # the limit is checked below
+            # a picture's size is checked below; Pillow warns at half of that
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(data_file) as image:
-                pixels = image.width * image.height
-                if pixels > MAX_PIXELS:
+                num_pixels = image.width * image.height
+                if num_pixels > MAX_PIXELS:
                     raise InputError(
-                        f"image: {name!r} has {pixels:,} pixels; at most {MAX_PIXELS:,} are read"
+                        f"image: {name!r} has {num_pixels:,} pixels; at most {MAX_PIXELS:,} are "
+                        "read"
                     )
                 return as_rgb(image)
     except InputError:
@@ -64,13 +72,14 @@ def as_rgb(image: Image.Image) -> Image.Image:
     one states."""
     if image.mode == "RGB" and not image.info and not image.getexif():
         return image.copy()  # the file it comes from may be closed
-    tags = getattr(image, "tag_v2", {})
+    # read before transposing, which makes a plain image of a TIFF
+    tiff_tags = getattr(image, "tag_v2", {})
     profile, gamma = image.info.get("icc_profile"), image.info.get("gamma")
     if "srgb" in image.info:  # a PNG that says so
         gamma = None
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
-        image = _in_8_bits(image, tags)
+        image = _in_8_bits(image, tiff_tags)
     if image.mode in ("I", "F"):
         raise ValueError(
             f"its values are of mode {image.mode}, whose range is not stated; save it with 8 or "
@@ -81,71 +90,74 @@ def as_rgb(image: Image.Image) -> Image.Image:
     elif image.mode == "P":
         image = image.convert("RGB")
     alpha = image.getchannel("A") if image.mode in ("LA", "RGBA") else None
+    # profiles and gamma are of the colours alone
     colours = image.convert({"LA": "L", "RGBA": "RGB"}.get(image.mode, image.mode))
     if profile:
         colours = _in_srgb(colours, profile)
-    elif isinstance(gamma, int | float) and gamma > 0 and abs(2.2 * gamma - 1) > 0.05:
-        colours = colours.convert("RGB").point(
-            [round(255 * (v / 255) ** (1 / (2.2 * gamma))) for v in range(256)] * 3
-        )
-    shown = colours.convert("RGB")
-    if alpha is not None:
-        white = Image.new("RGB", shown.size, "white")
-        white.paste(shown, mask=alpha)
-        shown = white
-    return shown
+    elif isinstance(gamma, int | float) and gamma > 0 and abs(SRGB_GAMMA * gamma - 1) > 0.05:
+        colours = colours.convert("RGB").point(_gamma_table(gamma) * 3)
+    rgb_image = colours.convert("RGB")
+    if alpha is None:
+        return rgb_image
+    on_white = Image.new("RGB", rgb_image.size, "white")
+    on_white.paste(rgb_image, mask=alpha)
+    return on_white
 
 
-def _in_8_bits(image: Image.Image, tags: Any) -> Image.Image:
-    """A grey picture of more bits: 16, or as many as a TIFF's ``tags`` say, whose white may be
-    0."""
-    wide = np.asarray(image).astype(np.uint32)  # (H, W)
-    bits = tags.get(258, (16,))
-    most = 2 ** int(bits[0] if isinstance(bits, tuple) else bits) - 1
-    narrow = (np.minimum(wide, most) * 255 + most // 2) // most
-    if tags.get(262) == 0:
-        narrow = 255 - narrow
-    grey = Image.fromarray(narrow.astype(np.uint8))
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int):  # one value stands for nothing
-        grey.putalpha(Image.fromarray(np.where(wide == transparent, 0, 255).astype(np.uint8)))
-    return grey
+def _gamma_table(gamma: float) -> list[int]:
+    """What each of the 256 levels of a picture of this gamma is shown as."""
+    exponent = 1 / (SRGB_GAMMA * gamma)
+    return [round(255 * (level / 255) ** exponent) for level in range(256)]
 
 
-MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}
-"""Colour spaces of profiles, and the modes of their pictures."""
-SAME = 2
-"""Levels of 255 by which a profile may differ from sRGB and be taken for it."""
+def _in_8_bits(image: Image.Image, tiff_tags: Any) -> Image.Image:
+    """A grey picture of more bits: 16, or as many as a TIFF's tags say, whose white may be 0."""
+    values = np.asarray(image).astype(np.uint32)  # (H, W)
+    bits = tiff_tags.get(TIFF_BITS, (16,))  # one number a channel
+    max_value = 2 ** int(bits[0] if isinstance(bits, tuple) else bits) - 1
+    # scaled to 0 … 255 and rounded, in integers
+    levels = (np.minimum(values, max_value) * 255 + max_value // 2) // max_value
+    if tiff_tags.get(TIFF_PHOTOMETRIC) == 0:
+        levels = 255 - levels
+    grey_image = Image.fromarray(levels.astype(np.uint8))
+    transparent_value = image.info.get("transparency")
+    if isinstance(transparent_value, int):  # one value stands for nothing
+        alpha = np.where(values == transparent_value, 0, 255).astype(np.uint8)
+        grey_image.putalpha(Image.fromarray(alpha))
+    return grey_image
 
 
 def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     """Colours of a profile as sRGB, which is what a picture without one is taken for."""
     try:
-        own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        mode = MODES.get(own.profile.xcolor_space.strip())
-        if mode is None or (image.mode != mode and {image.mode, mode} - {"1", "L", "RGB", "YCbCr"}):
+        own_profile = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        mode = PROFILE_MODES.get(own_profile.profile.xcolor_space.strip())
+        if mode is None:
+            return image
+        # grey and RGB pictures may have each other's profiles; other modes only their own
+        if image.mode != mode and {image.mode, mode} - {"1", "L", "RGB", "YCbCr"}:
             return image
         image = image.convert(mode)
-        transform = ImageCms.buildTransform(own, ImageCms.createProfile("sRGB"), mode, "RGB")
-        if mode == "RGB":
-            levels = np.stack(
-                np.meshgrid(*[np.arange(0, 256, 51, dtype=np.uint8)] * 3), -1
-            ).reshape(6, 36, 3)
-            swatch = Image.fromarray(levels)
-            moved = np.asarray(ImageCms.applyTransform(swatch, transform)).astype(int) - levels
-            if np.abs(moved).max() <= SAME:
-                return image
+        srgb_profile = ImageCms.createProfile("sRGB")
+        transform = ImageCms.buildTransform(own_profile, srgb_profile, mode, "RGB")
+        if mode == "RGB" and _changes_little(transform):
+            return image
         return ImageCms.applyTransform(image, transform) or image
-    except (
-        ImageCms.PyCMSError,
-        OSError,
-        ValueError,
-    ):  # viewers show a picture with a broken profile without it
-        return image
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return image  # viewers show a picture with a broken profile without it
+
+
+def _changes_little(transform: ImageCms.ImageCmsTransform) -> bool:
+    """Whether colours all over the RGB cube stay within ``SAME_LEVELS``: then the picture is kept
+    as it is, to the bit."""
+    axis = np.arange(0, 256, 51, dtype=np.uint8)  # 6 levels of each channel
+    colours = np.stack(np.meshgrid(axis, axis, axis), -1).reshape(6, 36, 3)  # (H, W, RGB)
+    transformed = np.asarray(ImageCms.applyTransform(Image.fromarray(colours), transform))
+    return bool(np.abs(transformed.astype(int) - colours).max() <= SAME_LEVELS)
 
 
 def png(image: Image.Image) -> bytes:
     """A picture as a PNG file's bytes."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
+    png_file = io.BytesIO()
+    image.save(png_file, "PNG")
+    return png_file.getvalue()

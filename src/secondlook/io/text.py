@@ -30,11 +30,15 @@ POINTERS = {
 file itself."""
 MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark it begins with
+    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16: it begins with that one's mark
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+"""Byte-order marks at the beginning of a text file, and the encodings that they stand for; the
+first that fits counts."""
+INVISIBLE_CATEGORIES = ("Zs", "Zl", "Zp", "Cf", "Cc")
+"""Of Unicode: separators of words, lines and paragraphs, format and control characters."""
 
 
 def is_file(path: Path) -> bool:
@@ -49,10 +53,10 @@ def regular(path: Path) -> Path:
     """``path``, which is no pipe or device that reading would wait for. Raises InputError."""
     path = Path(path)
     try:
-        kind = path.stat().st_mode
+        mode = path.stat().st_mode
     except (OSError, ValueError):
         return path  # opening it says what is wrong
-    if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise InputError(f"file: {str(path)!r} is a pipe or a device; give a file")
     return path
 
@@ -65,8 +69,8 @@ def read_bytes(path: Path) -> bytes:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"file: {str(path)!r} cannot be read ({reason})") from error
-    if stands_for := pointer(data):
-        raise InputError(f"file: {str(path)!r} is {stands_for}")
+    if pointer_words := pointer(data):
+        raise InputError(f"file: {str(path)!r} is {pointer_words}")
     return data
 
 
@@ -89,21 +93,26 @@ def read_text(path: Path) -> str:
 
 def decode_text(data: bytes, name: str) -> str:
     """``read_text`` of bytes that are there already."""
-    encoding = next((e for mark, e in MARKS.items() if data.startswith(mark)), "utf-8")
+    encoding = "utf-8"
+    for mark, marked_encoding in MARKS.items():
+        if data.startswith(mark):
+            encoding = marked_encoding
+            break
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
+        line_number = data[: error.start].count(b"\n") + 1
+        # a file that was cut off may end amid a character
         what = f"byte 0x{data[error.start]:02x}" if error.start < len(data) else "its end"
         raise InputError(
-            f"file: line {line} of {name!r} is not {encoding.upper()} text ({what}); save it as "
-            "UTF-8"
+            f"file: line {line_number} of {name!r} is not {encoding.upper()} text ({what}); save "
+            "it as UTF-8"
         ) from error
     if "\0" in text:
-        line = text[: text.index("\0")].count("\n") + 1
+        line_number = text[: text.index("\0")].count("\n") + 1
         raise InputError(
-            f"file: line {line} of {name!r} holds a NUL (U+0000), as binary files do, and UTF-16 "
-            "without its mark; remove it, or save the file as UTF-8"
+            f"file: line {line_number} of {name!r} holds a NUL (U+0000), as binary files do, and "
+            "UTF-16 without its mark; remove it, or save the file as UTF-8"
         )
     return text
 
@@ -115,15 +124,16 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     A line ends at a newline (of Unix or Windows) and nowhere else. Raises InputError.
     """
     lines = []
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        line = line.strip(" \t\r\f\v\ufeff")  # a mark may stand where files were joined
+    # not splitlines(): U+2028 and U+0085 may stand within a prompt, and within JSON
+    for line_number, raw_line in enumerate(read_text(path).split("\n"), 1):
+        line = raw_line.strip(" \t\r\f\v\ufeff")  # a mark may stand where files were joined
         if "\r" in line:
             raise InputError(
-                f"file: line {number} of {str(path)!r} holds a bare carriage return; end lines "
-                "with a newline"
+                f"file: line {line_number} of {str(path)!r} holds a bare carriage return; end "
+                "lines with a newline"
             )
         if line:
-            lines.append((number, line))
+            lines.append((line_number, line))
     return lines
 
 
@@ -137,10 +147,12 @@ def read_table(path: Path) -> list[dict[str, str]]:
     rows = []
     try:
         for row in reader:
+            # DictReader puts surplus cells under None, and None in place of those that lack
             if None in row or None in row.values():
-                names = ", ".join(reader.fieldnames or ())
+                column_names = ", ".join(reader.fieldnames or ())
                 raise InputError(
-                    f"file: line {reader.line_num} of {str(path)!r} does not have the cells {names}"
+                    f"file: line {reader.line_num} of {str(path)!r} does not have the cells "
+                    f"{column_names}"
                 )
             rows.append(row)
     except csv.Error as error:
@@ -151,46 +163,49 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """JSON's value. Raises ValueError, also for what JSON does not have: NaN, infinities and
-    numbers that become one."""
-
-    def number(digits: str) -> float:
-        value = float(digits)
-        if not math.isfinite(value):
-            raise ValueError(f"{digits} is not a finite number")
-        return value
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            raise ValueError(
-                f"{next(n for n in names if names.count(n) > 1)!r} stands twice in one object"
-            )
-        return found
-
+    """JSON's value. Raises ValueError, also for what JSON does not have (NaN, infinities and
+    numbers that become one) and for an object with two fields of one name."""
     try:
-        return json.loads(text, parse_constant=number, parse_float=number, object_pairs_hook=once)
+        return json.loads(
+            text,
+            parse_constant=_finite_number,
+            parse_float=_finite_number,
+            object_pairs_hook=_object_of,
+        )
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def _finite_number(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"{digits} is not a finite number")
+    return value
+
+
+def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"{name!r} stands twice in one object")
+    return fields
 
 
 def read_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
     """The objects of a file of JSON lines, with their lines' numbers. Raises InputError that names
     the file and the line."""
     rows = []
-    for number, line in read_lines(path):
+    for line_number, line in read_lines(path):
+        where = f"line {line_number} of {str(path)!r}"
         try:
             row = parse_json(line)
         except ValueError as error:
-            raise InputError(
-                f"file: line {number} of {str(path)!r} is not JSON ({error})"
-            ) from error
+            raise InputError(f"file: {where} is not JSON ({error})") from error
         if not isinstance(row, dict):
-            raise InputError(
-                f'file: line {number} of {str(path)!r} is not an object; write {{"name": value, …}}'
-            )
-        rows.append((number, row))
+            raise InputError(f'file: {where} is not an object; write {{"name": value, …}}')
+        rows.append((line_number, row))
     return rows
 
 
@@ -211,29 +226,29 @@ def beside(path: Path, name: str) -> Path:
     """The file that a list at ``path`` calls ``name``. Lists are made on other systems too: where
     there is no such file, one whose name has other separators (Windows) or another form of the same
     letters (macOS) is meant."""
-    found = path.parent / name
-    if not is_file(found):
-        for form in ("NFC", "NFD"):
-            other = path.parent / unicodedata.normalize(form, name.replace("\\", "/"))
-            if is_file(other):
-                return other
-    return found
+    file_path = path.parent / name
+    if not is_file(file_path):
+        # Unicode has "é" as one character (NFC) and as "e" with an accent (NFD)
+        for unicode_form in ("NFC", "NFD"):
+            other_name = unicodedata.normalize(unicode_form, name.replace("\\", "/"))
+            if is_file(path.parent / other_name):
+                return path.parent / other_name
+    return file_path
 
 
 def check_unicode(text: str, name: str, where: str = "") -> str:
-    """``text`` itself. Raises InputError where a byte or half of a pair in it stands for no
-    character."""
+    """``text`` itself, without byte-order marks around it. Raises InputError where a byte or half
+    of a surrogate pair in it stands for no character, or where it holds a NUL or none but invisible
+    characters. Text that is empty is not refused here."""
+    place = f" in {where}" if where else ""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        place = f" in {where}" if where else ""
         raise InputError(
             f"{name}: {text!r}{place} is not Unicode text ({text[error.start]!r}); give it in UTF-8"
         ) from error
-    if "\0" in text or (
-        text.strip() and not any(c.isprintable() and not c.isspace() for c in text)
-    ):
-        place = f" in {where}" if where else ""
+    is_visible = any(character.isprintable() and not character.isspace() for character in text)
+    if "\0" in text or (text.strip() and not is_visible):
         raise InputError(
             f"{name}: {text!r}{place} has no visible character, or one that is none; write words"
         )
@@ -246,9 +261,10 @@ def odd_character(text: str) -> str:
     for character in text:
         if character == "\t":
             return "a tab (U+0009)"
-        if character != " " and unicodedata.category(character) in ("Zs", "Zl", "Zp", "Cf", "Cc"):
-            name = unicodedata.name(character, "control character").lower()
-            return f"{'an' if name[0] in 'aeiou' else 'a'} {name} (U+{ord(character):04X})"
+        if character != " " and unicodedata.category(character) in INVISIBLE_CATEGORIES:
+            character_name = unicodedata.name(character, "control character").lower()
+            article = "an" if character_name[0] in "aeiou" else "a"
+            return f"{article} {character_name} (U+{ord(character):04X})"
     return ""
 
 
@@ -263,28 +279,31 @@ def finite(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
         return False
 
 
-def read_json(path: Path, kind: type | tuple[type, ...] = (dict, list)) -> Any:
-    """A JSON file's value, of this ``kind``. Raises InputError for one that is missing, broken or
-    of another kind."""
+def read_json(path: Path, json_type: type | tuple[type, ...] = (dict, list)) -> Any:
+    """A JSON file's value, which is of a type (dict or list). Raises InputError for one that is
+    missing, broken or of another type."""
     text = read_text(path)
     try:
+        # not parse_json: own files may hold NaN where a number is missing
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(
             f"file: {str(path)!r} is not JSON ({error}); it may have been cut off"
         ) from error
-    if not isinstance(value, kind):
-        kinds = kind if isinstance(kind, tuple) else (kind,)
-        names = " or ".join("an object" if k is dict else "a list" for k in kinds)
-        raise InputError(f"file: {str(path)!r} holds {type(value).__name__}, not {names}")
+    if not isinstance(value, json_type):
+        wanted_types = json_type if isinstance(json_type, tuple) else (json_type,)
+        wanted = " or ".join("an object" if each is dict else "a list" for each in wanted_types)
+        raise InputError(f"file: {str(path)!r} holds {type(value).__name__}, not {wanted}")
     return value
 
 
 def stored_rows(path: Path) -> list[dict[str, Any]]:
     """The rows that ``append_rows`` wrote. A line that a killed process left torn is left out; a
     missing file has none."""
+    if not Path(path).exists():
+        return []
     rows = []
-    for line in Path(path).read_bytes().split(b"\n") if Path(path).exists() else []:
+    for line in Path(path).read_bytes().split(b"\n"):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
@@ -296,16 +315,15 @@ def stored_rows(path: Path) -> list[dict[str, Any]]:
 
 def append_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Add JSON lines at the end of a file; a torn line there is ended first."""
-    data = b"".join(
-        json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
-        for row in rows
-    )
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    # half of a surrogate pair (a byte of a file's name) becomes \udcXX, which JSON reads back
+    data = text.encode("utf-8", "backslashreplace")
     with open(path, "ab+") as file:
-        if file.tell():
+        if file.tell():  # the file is not empty
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
                 data = b"\n" + data
-        file.write(data)
+        file.write(data)  # mode "a": at the end, wherever it was read
 
 
 def read_parquet(
@@ -317,22 +335,21 @@ def read_parquet(
     import pyarrow.parquet as pq
 
     try:
-        with open(regular(path), "rb") as opened, pq.ParquetFile(opened) as file:
-            there = file.schema_arrow.names
-            lacking = [name for name in columns or () if name not in there]
-            if lacking:
-                raise InputError(
-                    f"file: {str(path)!r} has no column {lacking[0]}; it has {', '.join(there)}"
-                )
-            twice = [name for name in there if there.count(name) > 1]
-            if twice:
-                raise InputError(f"file: {str(path)!r} has two columns {twice[0]}; give one")
-            wanted = (
-                None
-                if columns is None
-                else [*columns, *(name for name in optional if name in there)]
-            )
-            return file.read(wanted)
+        with open(regular(path), "rb") as opened, pq.ParquetFile(opened) as parquet_file:
+            column_names = parquet_file.schema_arrow.names
+            for name in columns or ():
+                if name not in column_names:
+                    raise InputError(
+                        f"file: {str(path)!r} has no column {name}; it has "
+                        f"{', '.join(column_names)}"
+                    )
+            for name in column_names:
+                if column_names.count(name) > 1:
+                    raise InputError(f"file: {str(path)!r} has two columns {name}; give one")
+            if columns is None:
+                return parquet_file.read()
+            there_too = [name for name in optional if name in column_names]
+            return parquet_file.read([*columns, *there_too])
     except (OSError, ValueError, pa.ArrowException) as error:
         if isinstance(error, InputError):
             raise
@@ -352,7 +369,7 @@ def parquet_rows(
     for name in table.column_names:
         try:
             table[name].to_pylist()
-        except (ValueError, OverflowError) as error:
+        except (ValueError, OverflowError) as error:  # as a date of the year 20000
             raise InputError(
                 f"file: column {name} of {str(path)!r} has a value that cannot be read ({error})"
             ) from error

@@ -21,6 +21,7 @@ from secondlook.io.images import png
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary name to write under, which takes the place of ``path`` when all is written, and
     is gone otherwise."""
+    # in the same folder, so on the same disk: os.replace is then one step
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
@@ -75,9 +76,9 @@ def interrupted(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, KeyboardInterrupt):
             return True
-        failures = getattr(error, "failures", None)  # torch's checkpoint, of each rank
-        if failures and any(interrupted(each[0]) for each in failures.values()):
-            return True
+        for rank_error in _rank_errors(error):
+            if interrupted(rank_error):
+                return True
         error = error.__cause__ or error.__context__
     return False
 
@@ -86,19 +87,25 @@ def disk_failure(error: BaseException | None) -> str | None:
     """What the system said when a file could not be written or read, where that is the reason of
     ``error``; else None."""
     while error is not None:
-        text = str(error)
+        message = str(error)
         if isinstance(error, OSError) and error.errno is not None:
-            name = f": {os.fsdecode(error.filename)!r}" if error.filename is not None else ""
-            return f"{os.strerror(error.errno)}{name}"
-        for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
-            if os.strerror(code) in text:  # libraries that write themselves pass on the words alone
-                return os.strerror(code)
-        if (
-            "inline_container" in text and "unexpected pos" in text
-        ):  # torch's words for a write that came out short
+            file_name = f": {os.fsdecode(error.filename)!r}" if error.filename is not None else ""
+            return f"{os.strerror(error.errno)}{file_name}"
+        # libraries that write themselves pass on the system's words alone
+        for error_number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+            if os.strerror(error_number) in message:
+                return os.strerror(error_number)
+        # torch's words for a write that came out short
+        if "inline_container" in message and "unexpected pos" in message:
             return os.strerror(errno.ENOSPC)
-        failures = getattr(error, "failures", None)  # torch's checkpoint, of each rank
-        if failures:
-            return disk_failure(next(iter(failures.values()))[0])
+        rank_errors = _rank_errors(error)
+        if rank_errors:
+            return disk_failure(rank_errors[0])
         error = error.__cause__ or error.__context__
     return None
+
+
+def _rank_errors(error: BaseException) -> list[BaseException]:
+    """The ranks' errors that torch's CheckpointException is made of; none of other errors."""
+    failures = getattr(error, "failures", None) or {}  # {rank: (error, traceback)}
+    return [failure[0] for failure in failures.values()]

@@ -10,8 +10,14 @@ from typing import Any
 
 from secondlook.errors import InputError
 
-BUSY = 60.0
+BUSY_TIMEOUT = 60.0
 """Seconds that one process waits while another one writes to the same file."""
+TABLES = (
+    "create table if not exists answers (key text primary key, value text not null)",
+    "create table if not exists served (place text primary key)",
+)
+"""``answers``: JSON values by ``endpoint.question_key``. ``served``: endpoints that have
+answered."""
 
 
 class Answers:
@@ -24,25 +30,24 @@ class Answers:
         try:
             if path:
                 path.parent.mkdir(parents=True, exist_ok=True)
-            # the asker may call from a thread of its own, one at a time
+            # isolation_level None: each command is a transaction of its own. The asker may call
+            # from a thread of its own, one at a time.
             self._db = sqlite3.connect(
-                path or ":memory:", timeout=BUSY, isolation_level=None, check_same_thread=False
+                path or ":memory:",
+                timeout=BUSY_TIMEOUT,
+                isolation_level=None,
+                check_same_thread=False,
             )
-            tables = {
-                name
-                for (name,) in self._db.execute(
-                    "select name from sqlite_master where type = 'table'"
-                )
-            }
-            if tables and "answers" not in tables:
+            table_rows = self._db.execute("select name from sqlite_master where type = 'table'")
+            table_names = [name for (name,) in table_rows]
+            if table_names and "answers" not in table_names:
                 raise InputError(
                     f"judge: answers is {str(path)!r}, a database of another program's; give "
                     "another name"
                 )
-            self._db.execute(
-                "create table if not exists answers (key text primary key, value text not null)"
-            )
-            self._db.execute("create table if not exists served (place text primary key)")
+            for command in TABLES:
+                self._db.execute(command)
+            # raises where the table has other columns, or its first page is damaged
             self._db.execute("select key, value from answers limit 1")
         except (OSError, sqlite3.Error) as error:
             raise self._broken(error) from error
@@ -62,26 +67,27 @@ class Answers:
     def get(self, key: str) -> Any:
         """The stored value, or None."""
         rows = self._run("select value from answers where key = ?", (key,))
+        if not rows:
+            return None
         try:
-            return json.loads(rows[0][0], parse_constant=_no_number) if rows else None
+            return json.loads(rows[0][0], parse_constant=_no_number)
         except (ValueError, TypeError) as error:
             raise self._broken(error) from error
 
     def put(self, key: str, value: Any) -> None:
         """Store a JSON value."""
-        self._run(
-            "insert or replace into answers values (?, ?)",
-            (key, json.dumps(value, allow_nan=False)),
-        )
+        value_text = json.dumps(value, allow_nan=False)
+        self._run("insert or replace into answers values (?, ?)", (key, value_text))
 
-    def has_answered(self, place: str) -> bool:
+    def has_answered(self, endpoint_name: str) -> bool:
         """Whether this endpoint is known to have answered."""
-        return bool(self._run("select 1 from served where place = ?", (place,)))
+        return bool(self._run("select 1 from served where place = ?", (endpoint_name,)))
 
-    def note_answered(self, place: str) -> None:
+    def note_answered(self, endpoint_name: str) -> None:
         """Remember that this endpoint has answered."""
-        self._run("insert or replace into served values (?)", (place,))
+        self._run("insert or replace into served values (?)", (endpoint_name,))
 
 
-def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no number")
+def _no_number(constant: str) -> float:
+    """Refuse NaN and the infinities, which Python's JSON has and an answer does not."""
+    raise ValueError(f"{constant} is no number")

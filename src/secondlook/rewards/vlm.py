@@ -21,7 +21,9 @@ from PIL.Image import Image
 
 from secondlook.errors import InputError
 from secondlook.io import png
-from secondlook.llm.client import Answers, Asker, Endpoint, Question
+from secondlook.llm.answer_store import Answers
+from secondlook.llm.client import Asker
+from secondlook.llm.endpoint import Endpoint, Question
 from secondlook.llm.missing import Missing, missing_of
 from secondlook.llm.parsing import p_yes, questions_of, text_of
 from secondlook.registry import register_reward

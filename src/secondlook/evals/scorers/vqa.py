@@ -15,7 +15,9 @@ from PIL import Image
 from secondlook.errors import InputError
 from secondlook.evals.scorers import BLIP
 from secondlook.evals.scorers.models import check_model, loading
-from secondlook.llm.client import Answers, Asker, Endpoint
+from secondlook.llm.answer_store import Answers
+from secondlook.llm.client import Asker
+from secondlook.llm.endpoint import Endpoint
 from secondlook.llm.local import LocalModel
 from secondlook.llm.missing import Missing, missing_of
 from secondlook.rewards.vlm import ATOMIC, trial_question, yes_or_no
