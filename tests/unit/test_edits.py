@@ -22,7 +22,7 @@ from secondlook.errors import InputError
 from secondlook.mini import datasets
 from secondlook.mini.evals import pie
 from secondlook.mini.verifier import Verifier
-from secondlook.mini.world import edits
+from secondlook.mini.world import edit_samples, edits
 from secondlook.mini.world.language import scene_held_out
 from secondlook.mini.world.reader import read, scene_of
 from secondlook.mini.world.render import render
@@ -83,7 +83,7 @@ def test_instructions_and_what_they_make():
 def test_the_reader_judges_edits():
     rng, sizes = np.random.default_rng(0), list[int]()
     for _ in range(150):
-        e = edits.edit_lesson(rng)
+        e = edit_samples.edit_lesson(rng)
         sizes.append(len(e.source.things))
         assert not scene_held_out(e.source) and not scene_held_out(e.target)
         assert edits.judge(e, picture(e.target)).correct
@@ -93,7 +93,7 @@ def test_the_reader_judges_edits():
             and nothing.preserved
             and nothing.reason.startswith(("there is no", "the "))
         )
-        verdict = edits.judge(e, edits.wrong_edit(rng, e))
+        verdict = edits.judge(e, edit_samples.wrong_edit(rng, e))
         assert not verdict.correct
         for s, holds in (
             (verdict.following, verdict.followed),
@@ -118,10 +118,10 @@ def test_the_reader_judges_edits():
 
 
 def test_mini_pie_is_held_out():
-    rows = edits.benchmark()
+    rows = edit_samples.benchmark()
     assert len(rows) == 400 and {e.kind for e in rows} == set(edits.KINDS)
-    assert all(scene_held_out(e.target) for e in rows) and rows == edits.benchmark()
-    assert not any(scene_held_out(e.target) for e in edits.benchmark(5, "seen"))
+    assert all(scene_held_out(e.target) for e in rows) and rows == edit_samples.benchmark()
+    assert not any(scene_held_out(e.target) for e in edit_samples.benchmark(5, "seen"))
     e = rows[0]
     still = pie.measure(e, picture(e.source))
     assert (
