@@ -48,7 +48,7 @@ class DPGBench(AnsweredBenchmark):
 
     def more_results(self, final_scores: Sequence[dict[str, Any]]) -> dict[str, Any]:
         tuples_and_answers = []
-        try:  # scores are read from files, which may be an older version's
+        try:  # scores come from files, which may be damaged
             for score in final_scores:
                 for question_tuple, answer in score["answers"]:
                     tuples_and_answers.append((question_tuple, answer))

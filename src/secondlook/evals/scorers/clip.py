@@ -29,6 +29,7 @@ class Clip:
     @torch.inference_mode()
     def texts(self, sentences: Sequence[str]) -> Tensor:
         """Unit embeddings (n, D). Raises NotANumber."""
+        # cut off at CLIP's 77 tokens
         inputs = self.tokenizer(
             list(sentences), padding=True, truncation=True, return_tensors="pt"
         ).to(self.device)
