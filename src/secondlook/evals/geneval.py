@@ -65,7 +65,7 @@ class GenEval(ImageBenchmark):
 
     def rows(self) -> list[Row]:
         metadata_path = fetch.file(self.files[0], self.data)
-        rows = []
+        rows: list[Row] = []
         for line_number, metadata in read_rows(metadata_path):
             row_id = f"{len(rows):05d}"  # from 0 on, as GenEval numbers its folders
             where = f"line {line_number} of {metadata_path}"
