@@ -244,5 +244,5 @@ def relations(a: tuple[float, ...], b: tuple[float, ...]) -> set[str]:
         return set()
     dx, dy = reduced_offset / np.linalg.norm(offset)
     # y grows downwards
-    holds = {"left of": dx < -0.5, "right of": dx > 0.5, "above": dy < -0.5, "below": dy > 0.5}
-    return {relation for relation in holds if holds[relation]}
+    held = {"left of": dx < -0.5, "right of": dx > 0.5, "above": dy < -0.5, "below": dy > 0.5}
+    return {name for name, is_held in held.items() if is_held}

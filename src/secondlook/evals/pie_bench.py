@@ -194,14 +194,14 @@ class Structure:
     self-similarities, cosines of the keys of a DINO's last block (Splice, arXiv 2201.00424). Values
     are 0 to 255, as PIE-Bench's released code gives them."""
 
-    def __init__(self, path: str = DINO, device: str = "cpu"):
+    def __init__(self, model_path: str = DINO, device: str = "cpu"):
         from transformers import ViTModel
 
         from secondlook.evals.scorers.models import loading
 
-        with loading("dino", path, "ViT"):
+        with loading("dino", model_path, "ViT"):
             self.model: Any = (
-                ViTModel.from_pretrained(path, add_pooling_layer=False).to(device).eval()
+                ViTModel.from_pretrained(model_path, add_pooling_layer=False).to(device).eval()
             )
         self.device = device
         self.keys: torch.Tensor | None = None  # of the last picture that was seen, (tokens, D)

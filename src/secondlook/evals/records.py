@@ -73,8 +73,8 @@ def begin(out: Path, settings: EvalSettings, sampling: dict[str, Any]) -> None:
 def stored(out: Path, kind: str) -> list[dict[str, Any]]:
     """All processes' rows of a kind (episodes, scores, missing); torn ones are left out."""
     all_rows = []
-    for path in sorted(out.glob(f"{kind}-*.jsonl")):
-        all_rows += stored_rows(path)
+    for rank_path in sorted(out.glob(f"{kind}-*.jsonl")):
+        all_rows += stored_rows(rank_path)
     return all_rows
 
 
@@ -156,8 +156,8 @@ def _is_record(record: dict[str, Any]) -> bool:
     for number in numbers:
         if type(number) is not int or number < 0:  # True is an int, but no number of a row
             return False
-    for name in ("prompt", "task", "id"):
-        if not isinstance(record.get(name), str):
+    for text_key in ("prompt", "task", "id"):
+        if not isinstance(record.get(text_key), str):
             return False
     # ``final`` is an index of ``rounds``, which are one or more then
     return record["final"] < len(rounds) and all(map(_is_round, (*rounds, *fresh)))
@@ -178,12 +178,12 @@ def _is_round(shown: Any) -> bool:
 
 def score_fault(score: Mapping[str, Any], metrics: Metrics) -> str:
     """Which metric is missing, is no number or lies outside its range; "" where none does."""
-    for name, valid in metrics.items():
-        value = score.get(name)
-        if value is None and valid.optional and name in score:
+    for metric_name, valid in metrics.items():
+        value = score.get(metric_name)
+        if value is None and valid.optional and metric_name in score:
             continue  # it says that it is undefined, which is not the same as not saying it
         if not finite(value, valid.low - ROUNDING, valid.high + ROUNDING):
-            return f"{name} is {value}, not a number from {valid.low:g} to {valid.high:g}"
+            return f"{metric_name} is {value}, not a number from {valid.low:g} to {valid.high:g}"
     return ""
 
 
@@ -200,9 +200,9 @@ def unscored(records: Sequence[Record], scores: Mapping[str, Any]) -> list[tuple
     """Row and name of every picture without a score."""
     without_score = []
     for record in records:
-        for name in pictures_of(record):
-            if name not in scores:
-                without_score.append((record["row"], name))
+        for picture_name in pictures_of(record):
+            if picture_name not in scores:
+                without_score.append((record["row"], picture_name))
     return without_score
 
 

@@ -106,16 +106,18 @@ def _without_missing(
 ) -> tuple[list[Record], list[dict[str, Any]]]:
     """The episodes of which every picture has a score, and a row for each picture of the others
     that has none."""
-    scored_episodes, left_out = [], []
+    scored_episodes: list[Record] = []
+    left_out: list[dict[str, Any]] = []
     for record in episodes:
-        missing_names = [name for name in pictures_of(record) if name not in scores]
-        if not missing_names:
+        missing_rows = []
+        for picture_name in pictures_of(record):
+            if picture_name not in scores:
+                reason = reasons.get(picture_name, "it was not scored")
+                about_picture = {"picture": picture_name, "why": reason}
+                missing_rows.append({"id": record["id"], "sample": record["k"], **about_picture})
+        if not missing_rows:
             scored_episodes.append(record)
-        for name in missing_names:
-            reason = reasons.get(name, "it was not scored")
-            left_out.append(
-                {"id": record["id"], "sample": record["k"], "picture": name, "why": reason}
-            )
+        left_out += missing_rows
     return scored_episodes, left_out
 
 

@@ -97,9 +97,9 @@ def sampling_of(benchmark: ImageBenchmark) -> SamplingConfig:
 def settings_of(benchmark: ImageBenchmark, name: str, sampling: SamplingConfig) -> EvalSettings:
     """What the scores of a benchmark with these options depend on."""
     own_options = {}  # without those that every image benchmark has
-    for name_of_option, value in benchmark.settings().items():
-        if name_of_option not in ImageBenchmark.model_fields:
-            own_options[name_of_option] = value
+    for option_name, option_value in benchmark.settings().items():
+        if option_name not in ImageBenchmark.model_fields:
+            own_options[option_name] = option_value
     return EvalSettings(
         benchmark=name,
         model=benchmark.model,
@@ -152,10 +152,9 @@ def draw(
     jobs_left = [job for job in own_jobs if job.key not in attempt_of_job or job.key in redo]
     for start in range(0, len(jobs_left), engine.batch):
         progress(len(own_jobs) - len(jobs_left) + start, len(own_jobs))
+        batch_jobs = jobs_left[start : start + engine.batch]
         drawn_records = []
-        for drawn in _episodes(
-            engine, rows, jobs_left[start : start + engine.batch], settings, sampling
-        ):
+        for drawn in _episodes(engine, rows, batch_jobs, settings, sampling):
             job = drawn.job
             attempt = attempt_of_job.get(job.key, -1) + 1
             # also names of records that are lost, but whose scores are there
@@ -203,12 +202,12 @@ def _episodes(
         verdict_only = replace(sampling, reason_tokens=1)
         fresh_episodes = run_episodes(engine, fresh_prompts, fresh_seeds, 1, verdict_only)
 
-    drawn = []
+    drawn_jobs = []
     for index, job in enumerate(jobs):
-        beside = fresh_episodes[index * num_fresh : (index + 1) * num_fresh]
-        fresh_rounds = [episode.rounds[0] for episode in beside]
-        drawn.append(_Drawn(job, episodes[index], fresh_rounds))
-    return drawn
+        of_job = fresh_episodes[index * num_fresh : (index + 1) * num_fresh]
+        fresh_rounds = [episode.rounds[0] for episode in of_job]
+        drawn_jobs.append(_Drawn(job, episodes[index], fresh_rounds))
+    return drawn_jobs
 
 
 def _write_episode(out: Path, row: Row, drawn: _Drawn, attempt: int) -> Record:

@@ -38,18 +38,18 @@ class Detector:
     """An instance segmenter of transformers. Raises InputError for a model that is none, or not of
     COCO's 80 classes."""
 
-    def __init__(self, path: str = DETECTOR, device: str = "cpu"):
+    def __init__(self, model_path: str = DETECTOR, device: str = "cpu"):
         from transformers import AutoImageProcessor, Mask2FormerForUniversalSegmentation
 
-        with loading("detector", path, "Mask2Former"):
-            self.processor: Any = AutoImageProcessor.from_pretrained(path)
+        with loading("detector", model_path, "Mask2Former"):
+            self.processor: Any = AutoImageProcessor.from_pretrained(model_path)
             self.model: Any = (
-                Mask2FormerForUniversalSegmentation.from_pretrained(path).to(device).eval()
+                Mask2FormerForUniversalSegmentation.from_pretrained(model_path).to(device).eval()
             )
-        if self.model.config.num_labels != len(CLASSES):
+        num_classes = self.model.config.num_labels
+        if num_classes != len(CLASSES):
             raise InputError(
-                f"detector: {path!r} has {self.model.config.num_labels} classes; it must have "
-                "COCO's 80"
+                f"detector: {model_path!r} has {num_classes} classes; it must have COCO's 80"
             )
         self.device = device
 

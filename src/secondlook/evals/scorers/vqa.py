@@ -52,13 +52,13 @@ class Blip:
     Raises InputError for a model that is no BLIP of this kind.
     """
 
-    def __init__(self, path: str = BLIP, device: str = "cpu", batch: int = 16):
+    def __init__(self, model_path: str = BLIP, device: str = "cpu", batch: int = 16):
         from transformers import AutoImageProcessor, AutoTokenizer, BlipForQuestionAnswering
 
-        with loading("vqa", path, "BLIP"):
-            self.model: Any = BlipForQuestionAnswering.from_pretrained(path).to(device).eval()
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
-            self.processor: Any = AutoImageProcessor.from_pretrained(path)
+        with loading("vqa", model_path, "BLIP"):
+            self.model: Any = BlipForQuestionAnswering.from_pretrained(model_path).to(device).eval()
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(model_path)
+            self.processor: Any = AutoImageProcessor.from_pretrained(model_path)
         self.device, self.batch = device, batch
         yes_ids = self.tokenizer("yes", add_special_tokens=False)["input_ids"]
         no_ids = self.tokenizer("no", add_special_tokens=False)["input_ids"]
@@ -67,7 +67,7 @@ class Blip:
         self.enc_id = text_config.bos_token_id + 1  # [ENC] follows [DEC]
         if self.enc_id >= text_config.vocab_size:
             raise InputError(
-                f"vqa: {path!r} has {text_config.vocab_size} words and none after "
+                f"vqa: {model_path!r} has {text_config.vocab_size} words and none after "
                 f"{text_config.bos_token_id}; [ENC] is missing"
             )
 
