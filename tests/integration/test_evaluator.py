@@ -74,7 +74,7 @@ def test_pairs_of_every_form(folder, tmp_path):
 
 def test_an_interrupted_evaluation_goes_on(mini, folder, tmp_path, monkeypatch):
     pairs, settings = read_pairs(folder / "pairs.jsonl"), evaluator.Settings("mini", "pairs")
-    monkeypatch.setattr(evaluator, "PART", 10)
+    monkeypatch.setattr(evaluator, "PICTURES_A_WRITE", 10)
     for name in ("whole", "cut"):
         (tmp_path / name).mkdir()
     assert list(evaluator.write(mini, pairs, settings, tmp_path / "whole")) == [0, 10, 20, 24]

@@ -54,7 +54,7 @@ class Row:
     """ "line 3 of evaluation_metadata.jsonl", for messages."""
 
     def line(self) -> Line:
-        """As `data.prompts.check_prompts` wants it."""
+        """The row as a prompt of a list, which `data.prompts.check_prompts` checks."""
         from secondlook.data.prompts import Line
 
         return Line(self.prompt, self.source, self.where or f"row {self.id}")
@@ -86,7 +86,7 @@ class Scorer(Protocol):
     def __call__(self, items: Sequence[tuple[Row, Image]]) -> Sequence[ScoreOrReason]: ...
 
 
-def _no_progress(what: str, done: int, total: int) -> None:
+def _no_progress(what: str, num_done: int, num_total: int) -> None:
     pass
 
 
@@ -139,12 +139,15 @@ class Benchmark(BaseModel, ABC):
         try:
             super().__init__(**options)
         except ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(str(part) for part in first["loc"])
-            if first["type"] == "missing":
-                raise InputError(f"{name}: it is missing; {type(self).title} needs it") from error
-            reason = first["msg"].removeprefix("Value error, ")
-            raise InputError(f"{name}: {first['input']!r} is wrong: {reason}") from error
+            first_fault = error.errors()[0]  # one sentence: the others wait
+            option_name = ".".join(str(part) for part in first_fault["loc"])
+            if first_fault["type"] == "missing":
+                title = type(self).title
+                raise InputError(f"{option_name}: it is missing; {title} needs it") from error
+            # pydantic's prefix of what a validator of ours raises
+            reason = first_fault["msg"].removeprefix("Value error, ")
+            value = first_fault["input"]
+            raise InputError(f"{option_name}: {value!r} is wrong: {reason}") from error
 
     def settings(self) -> dict[str, Any]:
         """Everything that the numbers depend on, for the result."""
@@ -154,9 +157,9 @@ class Benchmark(BaseModel, ABC):
         """Raises InputError for whatever can be known to fail before anything is computed."""
         from secondlook.models.shipped import locate
 
-        model = getattr(self, "model", None)
-        if model is not None:
-            locate(model)
+        model_name = getattr(self, "model", None)
+        if model_name is not None:  # else it measures no model, as a comparison of results
+            locate(model_name)
 
     @abstractmethod
     def run(self, session: EvalSession) -> dict[str, Any] | None:
@@ -171,8 +174,11 @@ class Benchmark(BaseModel, ABC):
     def headline(cls, result: dict[str, Any]) -> dict[str, Any]:
         """A result's numbers for one row of the page over all benchmarks: intervals named first,
         final, gain, over_best_of_n, or any one ``number``."""
-        overall = result["overall"]
-        numbers = {name: overall[name] for name in ("first", "final", "gain") if name in overall}
+        numbers = {}
+        for name in ("first", "final", "gain"):
+            if name in result["overall"]:
+                numbers[name] = result["overall"][name]
+        # one round is best-of-1 itself
         several_rounds = [point for point in result.get("curve", []) if point["rounds"] > 1]
         if several_rounds:
             longest = max(several_rounds, key=lambda point: point["rounds"])
@@ -294,9 +300,12 @@ class ImageBenchmark(Benchmark):
         from secondlook.evals.intervals import interval_text
 
         lines = [f"  {self.number}"] if self.number else []
-        for task, row in {"overall": result["overall"], **result["tasks"]}.items():
-            first, final = interval_text(row["first"]), interval_text(row["final"])
-            lines.append(f"  {task:16} first {first}  final {final}  of {row['images']} samples")
+        means_of_task = {"overall": result["overall"], **result["tasks"]}
+        for task, means in means_of_task.items():
+            first_text, final_text = interval_text(means["first"]), interval_text(means["final"])
+            lines.append(
+                f"  {task:16} first {first_text}  final {final_text}  of {means['images']} samples"
+            )
         return lines
 
     @classmethod

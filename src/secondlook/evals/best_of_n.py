@@ -46,98 +46,108 @@ def final_image(images: Sequence[JudgedImage], max_images: int) -> tuple[int, in
     for i, image in enumerate(images[:max_images]):
         if image.yes:
             return i, i + 1
-    drawn = min(max_images, len(images))
-    return int(np.argmax([image.p_yes for image in images[:drawn]])), drawn
+    num_drawn = min(max_images, len(images))
+    return _surest(images[:num_drawn]), num_drawn
+
+
+def _surest(images: Sequence[JudgedImage]) -> int:
+    """The index of the highest P(Yes), the first of equal ones."""
+    return int(np.argmax([image.p_yes for image in images]))
 
 
 def curve(trials: Sequence[Trial], max_rounds: int, n_fresh: int) -> dict[str, Any]:
     """``curve``: for each number of rounds up to ``max_rounds`` the score, the mean number of
     images, and the differences to both baselines at equal cost; ``best_of_n``: best-of-N for each N
     up to ``n_fresh``."""
-    best_values = {}
+    best_values: dict[int, list[float]] = {}  # N -> each trial's score of its best of N
+    best_of_n = []
     for n in range(1, n_fresh + 1):
-        best_values[n] = [_best_of(trial.fresh[:n]) for trial in trials]
-    return {
-        "curve": [
-            _point(trials, rounds, best_values, n_fresh) for rounds in range(1, max_rounds + 1)
-        ],
-        "best_of_n": [
-            {"n": n, "final": _mean(trials, values)} for n, values in best_values.items()
-        ],
-    }
-
-
-def _best_of(images: Sequence[JudgedImage]) -> float:
-    """The score of the image that the judge is surest of."""
-    return float(images[int(np.argmax([image.p_yes for image in images]))].value)
+        best_values[n] = []
+        for trial in trials:
+            chosen_image = trial.fresh[_surest(trial.fresh[:n])]
+            best_values[n].append(float(chosen_image.value))
+        best_of_n.append({"n": n, "final": _mean(trials, best_values[n])})
+    points = []
+    for num_rounds in range(1, max_rounds + 1):
+        points.append(_point(trials, num_rounds, best_values, n_fresh))
+    return {"curve": points, "best_of_n": best_of_n}
 
 
 def _point(
-    trials: Sequence[Trial], rounds: int, best_values: Mapping[int, list[float]], n_fresh: int
+    trials: Sequence[Trial], max_rounds: int, best_values: Mapping[int, list[float]], n_fresh: int
 ) -> dict[str, Any]:
-    """The curve at at most ``rounds`` rounds."""
-    values, drawn, afresh_values, afresh_drawn = [], [], [], []
+    """The curve at at most ``max_rounds`` rounds."""
+    # of each trial the final image's score, and how many images were drawn for it
+    episode_values, episode_costs = [], []
+    afresh_values, afresh_costs = [], []
     for trial in trials:
-        final, n = final_image(trial.rounds, rounds)
-        values.append(float(trial.rounds[final].value))
-        drawn.append(n)
-        final, n = final_image(trial.fresh, rounds)
-        afresh_values.append(float(trial.fresh[final].value))
-        afresh_drawn.append(n)
+        final_index, num_drawn = final_image(trial.rounds, max_rounds)
+        episode_values.append(float(trial.rounds[final_index].value))
+        episode_costs.append(num_drawn)
+        final_index, num_drawn = final_image(trial.fresh, max_rounds)
+        afresh_values.append(float(trial.fresh[final_index].value))
+        afresh_costs.append(num_drawn)
 
-    cost = float(np.mean(drawn))
-    low = min(int(cost), n_fresh - 1) or 1
-    high = min(low + 1, n_fresh)
-    fraction = cost - low  # of the prompts that best-of-N spends one more image on
-    equal_cost = []
-    for less, more in zip(best_values[low], best_values[high], strict=True):
-        equal_cost.append((1 - fraction) * less + fraction * more)
+    mean_cost = float(np.mean(episode_costs))
+    # best-of-N takes N = lower_n or one more, so that its mean cost is the same
+    lower_n = min(int(mean_cost), n_fresh - 1) or 1
+    upper_n = min(lower_n + 1, n_fresh)
+    upper_share = mean_cost - lower_n  # of the prompts that get the one more
+    equal_cost_values = []  # the expected score over which prompts these are
+    for lower, upper in zip(best_values[lower_n], best_values[upper_n], strict=True):
+        equal_cost_values.append((1 - upper_share) * lower + upper_share * upper)
 
-    until_yes = _mean(trials, afresh_values) | {"images": float(np.mean(afresh_drawn))}
+    # the differences are paired: a resample takes both scores of a prompt
+    over_best_of_n = np.subtract(episode_values, equal_cost_values).tolist()
+    over_until_yes = np.subtract(episode_values, afresh_values).tolist()
+    until_yes = _mean(trials, afresh_values) | {"images": float(np.mean(afresh_costs))}
     return {
-        "rounds": rounds,
-        "images": cost,
-        "final": _mean(trials, values),
-        "best_of_n": _mean(trials, equal_cost),
-        "over_best_of_n": _mean(trials, np.subtract(values, equal_cost).tolist()),
+        "rounds": max_rounds,
+        "images": mean_cost,
+        "final": _mean(trials, episode_values),
+        "best_of_n": _mean(trials, equal_cost_values),
+        "over_best_of_n": _mean(trials, over_best_of_n),
         "until_yes": until_yes,
-        "over_until_yes": _mean(trials, np.subtract(values, afresh_values).tolist()),
+        "over_until_yes": _mean(trials, over_until_yes),
     }
 
 
 def _mean(trials: Sequence[Trial], values: Sequence[float]) -> Interval:
-    return mean_of_tasks(
-        [Sample(t.task, t.prompt, value) for t, value in zip(trials, values, strict=True)]
-    )
+    """Of one value a trial."""
+    samples = []
+    for trial, value in zip(trials, values, strict=True):
+        samples.append(Sample(trial.task, trial.prompt, value))
+    return mean_of_tasks(samples)
 
 
-def plot_curves(curves: Mapping[str, dict[str, Any]], path: Path) -> None:
+def plot_curves(curves: Mapping[str, dict[str, Any]], image_path: Path) -> None:
     """Score over mean images an episode: looking again (solid) and best-of-N (dashed), one colour a
-    model."""
+    model. ``curves`` has the result of `curve` by the model's name."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, axis = plt.subplots(figsize=(6.4, 4.2))
+
+    def plot(points: list[dict[str, Any]], x_key: str, **style: Any) -> None:
+        x = [point[x_key] for point in points]
+        scores = {}
+        for bound in ("mean", "low", "high"):
+            scores[bound] = [point["final"][bound] for point in points]
+        axis.plot(x, scores["mean"], ms=4, **style)
+        axis.fill_between(x, scores["low"], scores["high"], color=style["color"], alpha=0.08)
+
     for i, (name, result) in enumerate(curves.items()):
-        rounds = [(point["images"], point["final"]) for point in result["curve"]]
-        best = [(point["n"], point["final"]) for point in result["best_of_n"]]
-        for style, label, points in (
-            ("-o", f"{name}: introspection", rounds),
-            ("--s", f"{name}: best of N", best),
-        ):
-            x = [images for images, _ in points]
-            y = [score["mean"] for _, score in points]
-            axis.plot(x, y, style, color=f"C{i}", ms=4, label=label)
-            low = [score["low"] for _, score in points]
-            high = [score["high"] for _, score in points]
-            axis.fill_between(x, low, high, color=f"C{i}", alpha=0.08)
+        color = f"C{i}"  # matplotlib's i-th of its cycle
+        introspection, best = f"{name}: introspection", f"{name}: best of N"
+        plot(result["curve"], "images", color=color, label=introspection, ls="-", marker="o")
+        plot(result["best_of_n"], "n", color=color, label=best, ls="--", marker="s")
     axis.set_xlabel("images drawn per episode (mean)")
     axis.set_ylabel("right, mean of tasks")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     figure.tight_layout()
-    with whole_file(path) as temporary:
+    with whole_file(image_path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
     plt.close(figure)

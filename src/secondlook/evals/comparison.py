@@ -14,13 +14,14 @@ from secondlook.errors import InputError
 from secondlook.evals import records
 from secondlook.evals.benchmark import ImageBenchmark, get_benchmark
 from secondlook.evals.intervals import Interval, Sample, above_zero, mean_of_tasks
+from secondlook.evals.records import JobKey, job_key
 from secondlook.io import read_json, versions, write_json, write_text
 from secondlook.registry import benchmarks
 from secondlook.report import page
 
 Which = Literal["first", "final"]
 IMAGES: tuple[Which, ...] = ("first", "final")
-SAME = ("samples", "rounds", "seed", "only", "judge", "options")
+SAME_SETTINGS = ("samples", "rounds", "seed", "only", "judge", "options")
 """Settings that must be the same for all models."""
 
 
@@ -41,56 +42,59 @@ class ModelResult:
     benchmark_name: str
     benchmark: type[ImageBenchmark]
     result: dict[str, Any]
-    episodes: dict[tuple[int, int], EpisodeScores]
+    episodes: dict[JobKey, EpisodeScores]
     """By row and sample, of the tasks that the overall number counts."""
 
 
 def read_results(model: str, folder: Path) -> list[ModelResult]:
     """What ``secondlook eval`` of image benchmarks wrote in the folders of ``folder``. Raises
     InputError where there is nothing."""
-    known = set(benchmarks.names())
-    results = []
-    for path in sorted(folder.glob("*/result.json")):
-        result = read_json(path, dict)
-        name = result.get("settings", {}).get("benchmark")
-        if name not in known:
-            continue
-        benchmark = get_benchmark(name)
+    known_names = set(benchmarks.names())
+    model_results = []
+    for result_path in sorted(folder.glob("*/result.json")):
+        result = read_json(result_path, dict)
+        benchmark_name = result.get("settings", {}).get("benchmark")
+        if benchmark_name not in known_names:
+            continue  # another command's result
+        benchmark = get_benchmark(benchmark_name)
         if issubclass(benchmark, ImageBenchmark):
-            episodes = _episode_scores(path.parent, benchmark)
-            results.append(ModelResult(model, name, benchmark, result, episodes))
-    if not results:
+            episodes = _episode_scores(result_path.parent, benchmark)
+            model_results.append(ModelResult(model, benchmark_name, benchmark, result, episodes))
+    if not model_results:
         raise InputError(
             f"results: {str(folder)!r} has no folder with the result.json of an image benchmark; "
             "run secondlook eval first"
         )
-    return results
+    return model_results
 
 
-def _episode_scores(
-    folder: Path, benchmark: type[ImageBenchmark]
-) -> dict[tuple[int, int], EpisodeScores]:
+def _episode_scores(folder: Path, benchmark: type[ImageBenchmark]) -> dict[JobKey, EpisodeScores]:
+    """Of the episodes whose first and final image both have a score."""
     scores, metric = records.read_scores(folder, benchmark.metrics), benchmark.main_metric()
-    episodes = {}
+    scores_of_job = {}
     for record in records.read_records(folder):
         if not benchmark.counts(record["task"]):
             continue
         rounds = record["rounds"]
-        first = scores.get(rounds[0]["picture"], {}).get(metric)
-        final = scores.get(rounds[record["final"]]["picture"], {}).get(metric)
-        if first is not None and final is not None:
-            job = record["row"], record["k"]
-            episodes[job] = EpisodeScores(record["task"], record["id"], first, final)
-    return episodes
+        first_value = scores.get(rounds[0]["picture"], {}).get(metric)
+        final_value = scores.get(rounds[record["final"]]["picture"], {}).get(metric)
+        if first_value is not None and final_value is not None:
+            scores_of_job[job_key(record)] = EpisodeScores(
+                record["task"], record["id"], first_value, final_value
+            )
+    return scores_of_job
 
 
-def difference(a: ModelResult, b: ModelResult, image: Which) -> Interval:
-    """``a`` less ``b``, over the samples that both have, resampled by prompt."""
+def difference(after: ModelResult, before: ModelResult, image: Which) -> Interval:
+    """``after`` less ``before``, over the samples that both have, resampled by prompt."""
+    # a pair has the same row and sample, so the same prompt and seed
+    common_jobs = sorted(set(after.episodes) & set(before.episodes))
     samples = []
-    for job in sorted(set(a.episodes) & set(b.episodes)):
-        ours, theirs = a.episodes[job], b.episodes[job]
-        task = ours.task if a.benchmark.mean_over == "tasks" else "all"
-        samples.append(Sample(task, ours.id, getattr(ours, image) - getattr(theirs, image)))
+    for job in common_jobs:
+        after_scores, before_scores = after.episodes[job], before.episodes[job]
+        task = after_scores.task if after.benchmark.mean_over == "tasks" else "all"
+        value = getattr(after_scores, image) - getattr(before_scores, image)
+        samples.append(Sample(task, after_scores.id, value))
     return mean_of_tasks(samples)
 
 
@@ -100,7 +104,7 @@ def write(out: Path, results: Sequence[ModelResult]) -> dict[str, Any]:
     by_benchmark: dict[str, list[ModelResult]] = {}
     for result in results:
         by_benchmark.setdefault(result.benchmark_name, []).append(result)
-    tables = [_table(name, of_models) for name, of_models in by_benchmark.items()]
+    tables = [_table(name, model_results) for name, model_results in by_benchmark.items()]
     summary = {"benchmarks": tables, "versions": versions()}
     write_text(out / "table.md", page("table.md", result=summary))
     write_text(out / "table.html", page("table.html", result=summary))
@@ -108,46 +112,49 @@ def write(out: Path, results: Sequence[ModelResult]) -> dict[str, Any]:
     return summary
 
 
-def _table(name: str, of_models: Sequence[ModelResult]) -> dict[str, Any]:
+def _table(name: str, model_results: Sequence[ModelResult]) -> dict[str, Any]:
     """One benchmark's rows: every model, and the differences of neighbours."""
-    _check_same_settings(name, of_models)
-    models = []
-    for m in of_models:
-        row = {key: m.result[key] for key in ("overall", "tasks", "images")}
-        row |= {key: m.result[key] for key in ("missing", "mean_rounds")}
-        models.append({"name": m.model, **row})
+    _check_same_settings(name, model_results)
+    model_rows = []
+    for model_result in model_results:
+        model_row = {"name": model_result.model}
+        for key in ("overall", "tasks", "images", "missing", "mean_rounds"):
+            model_row[key] = model_result.result[key]
+        model_rows.append(model_row)
     differences = []
-    for before, after in pairwise(of_models):
+    for before, after in pairwise(model_results):  # as given: base and sft, sft and grpo
         for image in IMAGES:
-            by = difference(after, before, image)
+            gain = difference(after, before, image)
             differences.append(
                 {
                     "of": after.model,
                     "over": before.model,
                     "image": image,
-                    "difference": by,
-                    "holds": above_zero(by),
+                    "difference": gain,
+                    "holds": above_zero(gain),
                 }
             )
-    first = of_models[0]
+    first_result = model_results[0]
     return {
-        "title": first.result["title"],
-        "note": first.result["note"],
+        "title": first_result.result["title"],
+        "note": first_result.result["note"],
         "benchmark": name,
-        "metric": first.benchmark.main_metric(),
-        "settings": first.result["settings"],
-        "models": models,
+        "metric": first_result.benchmark.main_metric(),
+        "settings": first_result.result["settings"],
+        "models": model_rows,
         "differences": differences,
     }
 
 
-def _check_same_settings(name: str, of_models: Sequence[ModelResult]) -> None:
-    first = of_models[0]
-    for other in of_models[1:]:
-        for key in SAME:
-            theirs, ours = other.result["settings"].get(key), first.result["settings"].get(key)
-            if theirs != ours:
+def _check_same_settings(name: str, model_results: Sequence[ModelResult]) -> None:
+    """Raises InputError that names the first setting in which a model differs from the first."""
+    first, *others = model_results
+    for other in others:
+        for setting in SAME_SETTINGS:
+            first_value = first.result["settings"].get(setting)
+            other_value = other.result["settings"].get(setting)
+            if other_value != first_value:
                 raise InputError(
-                    f"results: {name} of {other.model} has {key} {theirs!r}, of {first.model} "
-                    f"{ours!r}; measure both in the same way"
+                    f"results: {name} of {other.model} has {setting} {other_value!r}, of "
+                    f"{first.model} {first_value!r}; measure both in the same way"
                 )

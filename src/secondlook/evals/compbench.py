@@ -69,10 +69,11 @@ class CompBench(AnsweredBenchmark):
     def rows(self) -> list[Row]:
         rows = []
         for category in CATEGORIES:
-            path = fetch.file(f"t2i_compbench/{category}_val.txt", self.data)
-            for i, (number, prompt) in enumerate(read_lines(path)):
-                where = f"line {number} of {path}"
-                rows.append(Row(f"{category}-{i:03d}", prompt, category, where=where))
+            prompts_path = fetch.file(f"t2i_compbench/{category}_val.txt", self.data)
+            # the index is of the prompts, the number of the file's lines, some of which are empty
+            for index, (line_number, prompt) in enumerate(read_lines(prompts_path)):
+                where = f"line {line_number} of {prompts_path}"
+                rows.append(Row(f"{category}-{index:03d}", prompt, category, where=where))
         return rows
 
     def scorer(self, device: str) -> Scorer:
@@ -88,9 +89,9 @@ class CompBench(AnsweredBenchmark):
     def judge(self) -> str:
         from secondlook.evals.scorers.models import check_model
 
-        answerer = super().judge()
-        spacy_chunker()
-        return f"{answerer} and {check_model('clip_score', self.clip_score)}"
+        answerer_name = super().judge()
+        spacy_chunker()  # raises InputError where spaCy is missing
+        return f"{answerer_name} and {check_model('clip_score', self.clip_score)}"
 
 
 class CompBenchScorer:
@@ -106,40 +107,47 @@ class CompBenchScorer:
         return missing_of(self.answer)
 
     def __call__(self, items: Sequence[tuple[Row, Image.Image]]) -> list[ScoreOrReason]:
-        phrases_of, questions = [], []
+        phrases_of_item: list[list[str]] = []
+        questions: list[tuple[str, Image.Image]] = []
         for row, image in items:
-            phrases = [] if row.task == "non_spatial" else asked_phrases(row.prompt, self.chunker)
-            phrases_of.append(phrases)
+            phrases = []
+            if row.task != "non_spatial":
+                phrases = asked_phrases(row.prompt, self.chunker)
+            phrases_of_item.append(phrases)
             questions += [(f"{phrase}?", image) for phrase in phrases]
+        # all items' questions are asked together, then handed out in their order
         p_yes = iter(self.answer(questions) if questions else [])
         scores: list[ScoreOrReason] = []
-        for phrases, (row, image) in zip(phrases_of, items, strict=True):
+        for (row, image), phrases in zip(items, phrases_of_item, strict=True):
             if row.task == "non_spatial":
                 scores.append(self._cosine(image, row.prompt))
             else:
                 scores.append(self._product([(phrase, next(p_yes)) for phrase in phrases]))
         return scores
 
-    def _product(self, answers: Sequence[tuple[str, float | None]]) -> ScoreOrReason:
-        known = []
-        for phrase, p in answers:
-            if p is None:
+    def _product(self, p_yes_of_phrases: Sequence[tuple[str, float | None]]) -> ScoreOrReason:
+        """The product of P(yes), 1 of none; why not, where an answer is missing."""
+        known_p_yes = []
+        for phrase, p_yes in p_yes_of_phrases:
+            if p_yes is None:
                 return f"no answer to {phrase!r}{why_missing(self.answer)}"
-            known.append(p)
-        return {"value": float(np.prod(known)), "p_yes": answers}
+            known_p_yes.append(p_yes)
+        return {"value": float(np.prod(known_p_yes)), "p_yes": p_yes_of_phrases}
 
     def _cosine(self, image: Image.Image, prompt: str) -> ScoreOrReason:
         from secondlook.evals.scorers.models import NotANumber
 
         try:
-            return {"value": float(self.clip.images([image])[0] @ self.clip.texts([prompt])[0])}
+            image_embedding, text_embedding = self.clip.images([image]), self.clip.texts([prompt])
         except NotANumber as error:
             return str(error)
+        return {"value": float(image_embedding[0] @ text_embedding[0])}  # unit vectors
 
 
 def asked_phrases(prompt: str, chunker: Chunker) -> list[str]:
     """What a prompt's picture is asked for; none where the prompt has no noun phrase."""
-    return [chunk for chunk in chunker(prompt) if chunk not in NOT_ASKED][:MAX_PHRASES]
+    phrases = [phrase for phrase in chunker(prompt) if phrase not in NOT_ASKED]
+    return phrases[:MAX_PHRASES]
 
 
 @cache

@@ -47,11 +47,12 @@ class DPGBench(AnsweredBenchmark):
         return DependentQuestions(answerer(self.vqa, self.url, device), dpg_score)
 
     def more_results(self, final_scores: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        answers = []
-        try:
+        tuples_and_answers = []
+        try:  # scores come from files, which may be damaged
             for score in final_scores:
-                answers += [(text, answer) for text, answer in score["answers"]]
-            return {"categories": categories(answers)}
+                for question_tuple, answer in score["answers"]:
+                    tuples_and_answers.append((question_tuple, answer))
+            return {"categories": categories(tuples_and_answers)}
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise InputError(
                 f"scores: some hold no answers ({error!r}); remove scores-*.jsonl to score again"
@@ -60,10 +61,11 @@ class DPGBench(AnsweredBenchmark):
 
 def dpg_score(answers: Mapping[int, float], parents: Parents) -> float:
     """Mean over questions; in their order each becomes 0 where a parent has become 0."""
-    values = dict(answers)
+    values = dict(answers)  # in the table's order
     for question in values:
-        if any(values.get(parent) == 0 for parent in parents.get(question, ())):
-            values[question] = 0.0
+        for parent in parents.get(question, ()):
+            if values.get(parent) == 0:  # also one that was set to 0 here
+                values[question] = 0.0
     return float(np.mean(list(values.values())))
 
 
@@ -71,10 +73,11 @@ def categories(answers: Sequence[tuple[str, float]]) -> dict[str, float]:
     """Mean raw answer of each category, from pairs of a question's tuple, as "attribute - color
     (cup, red)", and its answer: of the broad category before the dash, and of the detailed one
     before the bracket."""
-    by_category: dict[str, list[float]] = {}
-    for text, answer in answers:
-        detailed = text.split("(")[0].strip()
-        broad = detailed.split("-")[0].strip()
-        for name in dict.fromkeys((broad, detailed)):
-            by_category.setdefault(name, []).append(answer)
-    return {name: float(np.mean(values)) for name, values in by_category.items()}
+    answers_of_category: dict[str, list[float]] = {}
+    for question_tuple, answer in answers:
+        detailed = question_tuple.split("(")[0].strip()  # "attribute - color"
+        broad = detailed.split("-")[0].strip()  # "attribute"
+        answers_of_category.setdefault(broad, []).append(answer)
+        if detailed != broad:
+            answers_of_category.setdefault(detailed, []).append(answer)
+    return {name: float(np.mean(values)) for name, values in answers_of_category.items()}

@@ -33,15 +33,16 @@ class DSG(AnsweredBenchmark):
         return DependentQuestions(answerer(self.vqa, self.url, device), dsg_score)
 
 
-def source_of(item: str) -> str:
+def source_of(item_id: str) -> str:
     """Where a prompt is from: "tifa" of "tifa_12"."""
-    return item.rstrip("0123456789").rstrip("_")
+    return item_id.rstrip("0123456789").rstrip("_")
 
 
 def dsg_score(answers: Mapping[int, float], parents: Parents) -> float:
     """Mean over questions, each 0 where a parent's raw answer is 0."""
     values = []
     for question, answer in answers.items():
-        invalid = any(answers.get(parent) == 0 for parent in parents.get(question, ()))
-        values.append(0.0 if invalid else answer)
+        # raw answers: a parent that is not valid itself does not count as no
+        parent_answers = [answers.get(parent) for parent in parents.get(question, ())]
+        values.append(0.0 if 0 in parent_answers else answer)
     return float(np.mean(values))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from secondlook.data.labelled_images import Pair
     from secondlook.engine.engine import Engine
 
-PART = 256
+PICTURES_A_WRITE = 256
 """Pictures between two writings."""
 
 
@@ -43,19 +43,20 @@ def evaluate(engine: Engine, pairs: list[Pair], threshold: float = 0.5) -> list[
     """One row a pair: name, prompt, p_yes, yes, and the reason that the model writes after its own
     (greedy) verdict; where a picture cannot be read, ``p_yes``, ``yes`` and ``reason`` are None and
     ``error`` says why."""
-    readable: list[tuple[Prompt, Image]] = []
-    errors: dict[int, str] = {}
-    for i, pair in enumerate(pairs):
+    readable_items: list[tuple[Prompt, Image]] = []
+    error_of_pair: dict[int, str] = {}
+    for index, pair in enumerate(pairs):
         try:
-            readable.append((pair.asked(), pair.open()))
+            readable_items.append((pair.asked(), pair.open()))
         except InputError as error:
-            errors[i] = f"{pair.where}: {error}" if pair.where else str(error)
-    scores = iter(score(SelfJudge(engine), readable))
-    rows = []
-    for i, pair in enumerate(pairs):
+            error_of_pair[index] = f"{pair.where}: {error}" if pair.where else str(error)
+    # scored together, then handed out to the readable pairs in their order
+    scores = iter(score(SelfJudge(engine), readable_items))
+    verdict_rows = []
+    for index, pair in enumerate(pairs):
         row: dict[str, Any] = {"image": pair.name, "prompt": pair.prompt}
-        if i in errors:
-            row |= {"p_yes": None, "yes": None, "reason": None, "error": errors[i]}
+        if index in error_of_pair:
+            row |= {"p_yes": None, "yes": None, "reason": None, "error": error_of_pair[index]}
         else:
             verdict = next(scores)
             assert verdict is not None  # the model itself always answers
@@ -63,29 +64,31 @@ def evaluate(engine: Engine, pairs: list[Pair], threshold: float = 0.5) -> list[
             row |= {"p_yes": p_yes, "yes": p_yes > threshold, "reason": f"{verdict.reason}."}
         if pair.good is not None:
             row["good"] = pair.good
-        rows.append(row)
-    return rows
+        verdict_rows.append(row)
+    return verdict_rows
 
 
 def _finished_rows(rows: list[dict[str, Any]], pairs: list[Pair]) -> list[dict[str, Any]]:
     """The first rows of an interrupted call that are whole and of the first pairs; from one that is
     not on all is judged anew, and so are pictures that could not be read."""
-    finished = []
-    for row, pair in zip(rows, pairs, strict=False):
-        whole = (
+    finished_rows = []
+    for row, pair in zip(rows, pairs, strict=False):  # the call was interrupted: fewer rows
+        is_whole = (
             finite(row.get("p_yes"), 0, 1)
             and isinstance(row.get("yes"), bool)
             and isinstance(row.get("reason"), str)
         )
-        if not whole or (row.get("image"), row.get("prompt")) != (pair.name, pair.prompt):
+        is_of_pair = row.get("image") == pair.name and row.get("prompt") == pair.prompt
+        if not (is_whole and is_of_pair):
             break
-        finished.append(row)
-    return finished
+        finished_rows.append(row)
+    return finished_rows
 
 
 def _list_digest(pairs: list[Pair]) -> str:
-    """By which another list of pairs is known."""
+    """A hash by which another list of pairs is known."""
     listed = [(pair.name, pair.prompt, pair.good, pair.source_name) for pair in pairs]
+    # names of files may hold bytes that are no UTF-8
     return sha256(repr(listed).encode("utf-8", "backslashreplace")).hexdigest()
 
 
@@ -94,39 +97,47 @@ def write(engine: Engine, pairs: list[Pair], settings: Settings, out: Path) -> I
     interrupted call has judged with the same settings is not judged again. Raises InputError where
     ``out`` holds verdicts of other settings."""
     part_file = out / "verdicts.jsonl.part"
-    head = vars(settings) | {"pairs": len(pairs), "list": _list_digest(pairs)}
-    earlier_head, *earlier_rows = stored_rows(part_file) or [head]
-    if earlier_head != head:
+    # its first row says what the verdicts depend on, the others are verdicts
+    header = vars(settings) | {"pairs": len(pairs), "list": _list_digest(pairs)}
+    earlier_header, *earlier_rows = stored_rows(part_file) or [header]
+    if earlier_header != header:
         raise InputError(
             f"out: {str(out)!r} holds verdicts of other settings that were interrupted; use "
             "another folder"
         )
     rows = _finished_rows(earlier_rows, pairs)
     yield len(rows)
-    seconds, n_earlier = 0.0, len(rows)
-    write_text(part_file, "")
-    append_rows(part_file, [head, *rows])
+    judging_seconds, num_earlier = 0.0, len(rows)
+    write_text(part_file, "")  # without the rows that are judged anew
+    append_rows(part_file, [header, *rows])
     while len(rows) < len(pairs):
+        next_pairs = pairs[len(rows) : len(rows) + PICTURES_A_WRITE]
         began = time.perf_counter()
-        new_rows = evaluate(engine, pairs[len(rows) : len(rows) + PART], settings.threshold)
-        seconds += time.perf_counter() - began
+        new_rows = evaluate(engine, next_pairs, settings.threshold)
+        judging_seconds += time.perf_counter() - began
         append_rows(part_file, new_rows)
         rows += new_rows
         yield len(rows)
-    judged = [row for row in rows if row["p_yes"] is not None]
-    if not judged:
+    judged_rows, unreadable = [], []
+    for row in rows:
+        if row["p_yes"] is None:
+            unreadable.append(row["error"])
+        else:
+            judged_rows.append(row)
+    if not judged_rows:
         part_file.unlink()  # the pictures may be mended
-        raise InputError(f"images: none of {len(rows)} pictures can be read ({rows[0]['error']})")
+        raise InputError(f"images: none of {len(rows)} pictures can be read ({unreadable[0]})")
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
     write_text(out / "verdicts.jsonl", "".join(lines))
+    num_judged_now = len(rows) - num_earlier
     result = {
-        "pairs": len(judged),
-        "unreadable": [row["error"] for row in rows if row["p_yes"] is None],
-        "yes": sum(row["yes"] for row in judged),
-        "mean_p_yes": sum(row["p_yes"] for row in judged) / len(judged),
-        "images_per_second": (len(rows) - n_earlier) / seconds if seconds else None,
+        "pairs": len(judged_rows),
+        "unreadable": unreadable,
+        "yes": sum(row["yes"] for row in judged_rows),
+        "mean_p_yes": sum(row["p_yes"] for row in judged_rows) / len(judged_rows),
+        "images_per_second": num_judged_now / judging_seconds if judging_seconds else None,
         "settings": vars(settings),
         "versions": versions(),
     }
     write_json(out / "result.json", result)
-    part_file.unlink()
+    part_file.unlink()  # after the result, so that a call that ends in between goes on

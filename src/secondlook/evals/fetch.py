@@ -140,12 +140,14 @@ SEEDS = {
 }
 """The training prompts of T2I-CompBench by kind, 700 each, and their hashes: seeds of which a
 language model makes captions."""
-FILES |= {
-    f"t2i_compbench/{kind}_train.txt": Source(
-        "Karine-Huang/T2I-CompBench", "1b70949", f"examples/dataset/{kind}_train.txt", hash_, "MIT"
+for _kind, _sha256 in SEEDS.items():
+    FILES[f"t2i_compbench/{_kind}_train.txt"] = Source(
+        "Karine-Huang/T2I-CompBench",
+        "1b70949",
+        f"examples/dataset/{_kind}_train.txt",
+        _sha256,
+        "MIT",
     )
-    for kind, hash_ in SEEDS.items()
-}
 
 
 def stated(names: Iterable[str]) -> dict[str, dict[str, str]]:
@@ -155,9 +157,8 @@ def stated(names: Iterable[str]) -> dict[str, dict[str, str]]:
 
 def cache() -> Path:
     """Where fetched files are kept."""
-    return (
-        Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "secondlook" / "benchmarks"
-    )
+    cache_home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return cache_home / "secondlook" / "benchmarks"
 
 
 def file(name: str, data: Path | None = None, server: str = SERVER) -> Path:
@@ -169,11 +170,12 @@ def file(name: str, data: Path | None = None, server: str = SERVER) -> Path:
     """
     source, path = FILES[name], (data or cache()) / name
     if not path.is_file():
-        if data is not None:
+        if data is not None:  # nothing is fetched into a folder that somebody else filled
             raise InputError(
                 f"data: {str(path)!r} is missing; give a folder with {name}, or none to fetch it"
             )
         _fetch(source, path, server)
+    # also of a file that was there: others write to the cache, and people mend files
     if sha256(path.read_bytes()).hexdigest() != source.sha256:
         raise InputError(
             f"data: {str(path)!r} is not {source.repository}'s at {source.commit[:9]} (its hash "
@@ -188,7 +190,7 @@ def fetch_all(folder: Path, server: str = SERVER) -> dict[str, Source]:
     for name in FILES:
         if not (folder / name).is_file():
             _fetch(FILES[name], folder / name, server)
-        file(name, folder)
+        file(name, folder)  # checks its hash
     write_json(folder / "SOURCES.json", stated(FILES))
     return FILES
 
@@ -197,9 +199,9 @@ def seeds(folder: Path) -> list[str]:
     """The distinct seed prompts of a folder that ``fetch_all`` filled. Raises InputError."""
     prompts = []
     for kind in SEEDS:
-        path = file(f"t2i_compbench/{kind}_train.txt", folder)
-        prompts += [prompt for _, prompt in read_lines(path)]
-    return list(dict.fromkeys(prompts))
+        for _, prompt in read_lines(file(f"t2i_compbench/{kind}_train.txt", folder)):
+            prompts.append(prompt)
+    return list(dict.fromkeys(prompts))  # without repetitions, in their order
 
 
 def _fetch(source: Source, path: Path, server: str) -> None:

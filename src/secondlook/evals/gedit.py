@@ -68,9 +68,9 @@ class GEdit(AnsweredBenchmark):
     )
 
     def rows(self) -> list[Row]:
-        path = fetch.file(self.files[0], self.data)
+        edits_path = fetch.file(self.files[0], self.data)
         rows = []
-        for key, edit in read_json(path, dict).items():
+        for key, edit in read_json(edits_path, dict).items():
             if self.images is None:
                 raise InputError("images: GEdit-Bench's pictures are needed; give their folder")
             source = self.images / edit["id"]
@@ -78,7 +78,7 @@ class GEdit(AnsweredBenchmark):
                 raise InputError(
                     f"images: {str(source)!r} is missing; GEdit-Bench's pictures must lie there"
                 )
-            where = f"{key!r} of {path}"
+            where = f"{key!r} of {edits_path}"
             rows.append(Row(key, edit["prompt"], edit["edit_type"], source=source, where=where))
         return rows
 
@@ -114,40 +114,44 @@ class GEditScorer:
         return missing_of(self.ask)
 
     def __call__(self, items: Sequence[tuple[Row, Image.Image]]) -> list[ScoreOrReason]:
-        questions = []
+        questions = []  # two an item: what was edited, then quality
         for row, image in items:
             assert row.source is not None
             about_edit = in_words(EDIT_QUESTION.format(row.prompt), read_image(row.source), image)
             about_quality = in_words(QUALITY_QUESTION, image)
+            # the same bodies, but their answers are read as scores
             questions.append(Question(about_edit.body, two_scores))
             questions.append(Question(about_quality.body, two_scores))
-        answers = self.ask(questions)
-        return [self._score(*pair) for pair in zip(answers[::2], answers[1::2], strict=True)]
+        answers = self.ask(questions)  # all at once: they are answered together
+        scores = []
+        for edit_scores, quality_scores in zip(answers[::2], answers[1::2], strict=True):
+            scores.append(self._score(edit_scores, quality_scores))
+        return scores
 
     def _score(
-        self, edit: tuple[float, float] | None, quality: tuple[float, float] | None
+        self, edit_scores: tuple[float, float] | None, quality_scores: tuple[float, float] | None
     ) -> ScoreOrReason:
-        if edit is None or quality is None:
-            unanswered = "what was edited" if edit is None else "quality"
+        """VIEScore: of each question the lesser score, of both the geometric mean."""
+        if edit_scores is None or quality_scores is None:
+            unanswered = "what was edited" if edit_scores is None else "quality"
             return f"no two scores of {unanswered}{why_missing(self.ask)}"
-        sc, pq = min(edit), min(quality)
+        sc, pq = min(edit_scores), min(quality_scores)
         return {"overall": float(np.sqrt(sc * pq)), "semantic_consistency": sc, "quality": pq}
 
 
 def two_scores(choice: dict[str, Any]) -> tuple[float, float]:
     """Two numbers from 0 to 10 of an answer: those of its last JSON object with scores. Raises
     Unanswered."""
-    listed = [
-        found["scores"]
-        for found in json_in(text_of(choice), dict)
-        if isinstance(found.get("scores"), list)
-    ]
-    if not listed or len(listed[-1]) != 2:
+    last_scores: list[Any] = []  # models think aloud: what comes last is the answer
+    for json_object in json_in(text_of(choice), dict):
+        if isinstance(json_object.get("scores"), list):
+            last_scores = json_object["scores"]
+    if len(last_scores) != 2:
         raise Unanswered("its answer has no two scores")
-    one, other = map(_number, listed[-1])
-    if not (0 <= one <= 10 and 0 <= other <= 10):
+    first_score, second_score = map(_number, last_scores)
+    if not (0 <= first_score <= 10 and 0 <= second_score <= 10):  # NaN is beyond too
         raise Unanswered("its answer has scores beyond 0 to 10")
-    return one, other
+    return first_score, second_score
 
 
 def _number(value: Any) -> float:

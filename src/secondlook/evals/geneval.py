@@ -43,7 +43,7 @@ THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9
 """Confidence above which an object counts."""
 MAX_OBJECTS = 16
 """Of one class, the most confident."""
-GREY = np.array((153, 153, 153), np.uint8)
+GREY = np.array((153, 153, 153), np.uint8)  # (3,) RGB
 """#999999, the background of an object whose colour is asked for."""
 COLOR_SENTENCES = (
     "a photo of a {color} {name}",
@@ -64,11 +64,12 @@ class GenEval(ImageBenchmark):
     clip: str = Field(CLIP, description="A CLIP; default: ViT-L/14.")
 
     def rows(self) -> list[Row]:
-        path = fetch.file(self.files[0], self.data)
-        rows = []
-        for i, (number, metadata) in enumerate(read_rows(path)):
-            prompt, task, where = metadata["prompt"], metadata["tag"], f"line {number} of {path}"
-            rows.append(Row(f"{i:05d}", prompt, task, metadata, where=where))
+        metadata_path = fetch.file(self.files[0], self.data)
+        rows: list[Row] = []
+        for line_number, metadata in read_rows(metadata_path):
+            row_id = f"{len(rows):05d}"  # from 0 on, as GenEval numbers its folders
+            where = f"line {line_number} of {metadata_path}"
+            rows.append(Row(row_id, metadata["prompt"], metadata["tag"], metadata, where=where))
         return rows
 
     def scorer(self, device: str) -> Scorer:
@@ -105,15 +106,17 @@ class GenEvalScorer:
         for row, image in items:
             try:
                 objects = self.detector(image)
-                right, why = verdict(row.facts, objects, partial(self.colors, image))
+                is_right, why = verdict(row.facts, objects, partial(self.colors, image))
             except NotANumber as error:
                 scores.append(str(error))
                 continue
-            listed = []
-            for found in objects:
-                confidence = round(found.confidence, 4)
-                listed.append({"class": found.name, "box": found.box, "confidence": confidence})
-            scores.append({"value": float(right), "why": why, "objects": listed})
+            object_rows = []  # kept with the score, to look at
+            for detected in objects:
+                confidence = round(detected.confidence, 4)
+                object_rows.append(
+                    {"class": detected.name, "box": detected.box, "confidence": confidence}
+                )
+            scores.append({"value": float(is_right), "why": why, "objects": object_rows})
         return scores
 
 
@@ -123,7 +126,7 @@ class ObjectColors:
 
     def __init__(self, clip: Clip):
         self.clip = clip
-        self.word_embeddings = cache(self._word_embeddings)
+        self.word_embeddings = cache(self._word_embeddings)  # few classes, thousands of pictures
 
     def _word_embeddings(self, name: str) -> Tensor:
         """Of each colour word beside an object's ``name`` (10, D)."""
@@ -131,24 +134,27 @@ class ObjectColors:
 
         sentences = []
         for color in COLORS:
-            sentences += [form.format(color=color, name=name) for form in COLOR_SENTENCES]
+            for template in COLOR_SENTENCES:
+                sentences.append(template.format(color=color, name=name))
         embeddings = self.clip.texts(sentences)  # (10 * 3, D)
-        means = embeddings.reshape(len(COLORS), len(COLOR_SENTENCES), -1).mean(1)
-        return torch.nn.functional.normalize(means, dim=-1)
+        color_means = embeddings.reshape(len(COLORS), len(COLOR_SENTENCES), -1).mean(1)  # (10, D)
+        # a mean of unit vectors is shorter than one
+        return torch.nn.functional.normalize(color_means, dim=-1)
 
     def __call__(self, image: Image.Image, objects: Sequence[DetectedObject]) -> list[str]:
         """The colour of each object: of its box, with #999999 outside its mask."""
         if not objects:
             return []
-        pixels = np.asarray(image.convert("RGB"))
+        pixels = np.asarray(image.convert("RGB"))  # (H, W, 3)
         crops = []
-        for found in objects:
-            alone = Image.fromarray(np.where(found.mask[..., None], pixels, GREY))
-            x1, y1, x2, y2 = map(int, found.box)
-            crops.append(alone.crop((x1, y1, x2, y2)))
+        for detected in objects:
+            masked_image = Image.fromarray(np.where(detected.mask[..., None], pixels, GREY))
+            x1, y1, x2, y2 = map(int, detected.box)
+            crops.append(masked_image.crop((x1, y1, x2, y2)))
+        crop_embeddings = self.clip.images(crops)  # (objects, D)
         colors = []
-        for embedding, found in zip(self.clip.images(crops), objects, strict=True):
-            cosines = embedding @ self.word_embeddings(found.name).T  # (10,)
+        for embedding, detected in zip(crop_embeddings, objects, strict=True):
+            cosines = embedding @ self.word_embeddings(detected.name).T  # (10,)
             colors.append(COLORS[int(cosines.argmax())])
         return colors
 
@@ -167,16 +173,16 @@ def verdict(
     of them; a clause that failed is no position's target.
     """
     threshold = COUNTING_THRESHOLD if metadata["tag"] == "counting" else THRESHOLD
-    by_class: dict[str, list[DetectedObject]] = {}
-    for found in sorted(objects, key=lambda o: -o.confidence):
-        of_class = by_class.setdefault(found.name, [])
-        if found.confidence > threshold and len(of_class) < MAX_OBJECTS:
-            of_class.append(found)
+    objects_of_class: dict[str, list[DetectedObject]] = {}  # the surest first
+    for detected in sorted(objects, key=lambda detected: -detected.confidence):
+        of_class = objects_of_class.setdefault(detected.name, [])
+        if detected.confidence > threshold and len(of_class) < MAX_OBJECTS:
+            of_class.append(detected)
 
     matched: list[list[DetectedObject] | None] = []  # of each clause, None where it failed
     failures = []
     for clause in metadata.get("include", []):
-        of_class = by_class.get(clause["class"], [])
+        of_class = objects_of_class.get(clause["class"], [])
         chosen = of_class[: clause["count"]]
         failure = ""
         if len(chosen) < clause["count"]:
@@ -189,14 +195,16 @@ def verdict(
             failures.append(failure)
         matched.append(None if failure else chosen)
 
+    # exact counts only: "two clocks" excludes three
     for clause in metadata.get("exclude", []):
-        there = len(by_class.get(clause["class"], []))
-        if there >= clause["count"]:
-            failures.append(f"expected {clause['class']}<{clause['count']}, found {there}")
+        num_found = len(objects_of_class.get(clause["class"], []))
+        if num_found >= clause["count"]:
+            failures.append(f"expected {clause['class']}<{clause['count']}, found {num_found}")
     return not failures, "; ".join(failures)
 
 
 def _color_failure(clause: dict[str, Any], colors: Sequence[str]) -> str:
+    """Why the chosen objects are not of a clause's colour; "" where they are."""
     if all(color == clause["color"] for color in colors):
         return ""
     return f"expected {clause['color']} {clause['class']}, found {', '.join(colors)}"
@@ -207,13 +215,15 @@ def _position_failure(
     chosen: Sequence[DetectedObject],
     matched: Sequence[list[DetectedObject] | None],
 ) -> str:
-    relation, target = clause["position"]
-    targets = matched[target]
-    if targets is None:
+    """Why a relation does not hold between all chosen objects and all of the clause that it is
+    relative to; "" where it does."""
+    relation, target_index = clause["position"]  # an index of the include clauses
+    target_objects = matched[target_index]
+    if target_objects is None:
         return f"no target for {clause['class']} to be {relation}"
-    for one in chosen:
-        for other in targets:
-            if relation not in relations(one.box, other.box):
+    for detected in chosen:
+        for target in target_objects:
+            if relation not in relations(detected.box, target.box):
                 return f"expected {clause['class']} {relation} target"
     return ""
 
@@ -226,11 +236,13 @@ def relations(a: tuple[float, ...], b: tuple[float, ...]) -> set[str]:
     half of the unreduced offset's length.
     """
     box_a, box_b = np.asarray(a, float), np.asarray(b, float)
-    offset = (box_a[:2] + box_a[2:] - box_b[:2] - box_b[2:]) / 2
-    sizes = (box_a[2:] - box_a[:2]) + (box_b[2:] - box_b[:2])
-    reduced = np.sign(offset) * np.maximum(np.abs(offset) - 0.1 * sizes, 0)
-    if np.all(np.abs(reduced) < 1e-3):
+    # (2,) each: along x, along y
+    offset = (box_a[:2] + box_a[2:] - box_b[:2] - box_b[2:]) / 2  # of the centres
+    summed_sizes = (box_a[2:] - box_a[:2]) + (box_b[2:] - box_b[:2])
+    reduced_offset = np.sign(offset) * np.maximum(np.abs(offset) - 0.1 * summed_sizes, 0)
+    if np.all(np.abs(reduced_offset) < 1e-3):  # near or on each other: no relation
         return set()
-    dx, dy = reduced / np.linalg.norm(offset)
+    dx, dy = reduced_offset / np.linalg.norm(offset)
+    # y grows downwards
     held = {"left of": dx < -0.5, "right of": dx > 0.5, "above": dy < -0.5, "below": dy > 0.5}
-    return {name for name, holds in held.items() if holds}
+    return {name for name, is_held in held.items() if is_held}

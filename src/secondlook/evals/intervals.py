@@ -30,11 +30,11 @@ NO_DATA = float("nan")
 RESAMPLES = 2000
 
 
-def interval_text(x: Interval) -> str:
+def interval_text(interval: Interval) -> str:
     """ "0.850 [0.812, 0.883]"; "none" where there was nothing to average."""
-    if np.isnan(x["mean"]):
+    if np.isnan(interval["mean"]):
         return "none"
-    return f"{x['mean']:.3f} [{x['low']:.3f}, {x['high']:.3f}]"
+    return "{mean:.3f} [{low:.3f}, {high:.3f}]".format(**interval)
 
 
 def signed_text(difference: Interval) -> str:
@@ -60,46 +60,57 @@ def bootstrap(
     resampled within their stratum; the statistic is given each stratum's rows together.
     """
     rng = np.random.default_rng(seed)
-    together = {name: np.concatenate(list(parts)) for name, parts in units.items() if len(parts)}
-    if not together:
+    all_rows: dict[str, np.ndarray] = {}  # of each stratum that has any: (rows, …)
+    for stratum, unit_rows in units.items():
+        if len(unit_rows):
+            all_rows[stratum] = np.concatenate(list(unit_rows))
+    if not all_rows:
         return {"mean": NO_DATA, "low": NO_DATA, "high": NO_DATA}
-    resampled = []
+    resampled_values = []
     for _ in range(RESAMPLES):
-        drawn = {}
-        for name in together:
-            parts = units[name]
-            picks = rng.integers(len(parts), size=len(parts))
-            drawn[name] = np.concatenate([parts[i] for i in picks])
-        value = statistic(drawn)
+        drawn_rows = {}
+        for stratum in all_rows:
+            unit_rows = units[stratum]
+            # as many units as there are, with replacement; a unit brings all of its rows
+            picks = rng.integers(len(unit_rows), size=len(unit_rows))
+            drawn_rows[stratum] = np.concatenate([unit_rows[i] for i in picks])
+        value = statistic(drawn_rows)
         if np.isfinite(value):  # it may be undefined: no wrong image in this resample
-            resampled.append(value)
-    low, high = np.percentile(resampled, [2.5, 97.5]) if resampled else (NO_DATA, NO_DATA)
-    return {"mean": float(statistic(together)), "low": float(low), "high": float(high)}
+            resampled_values.append(value)
+    low, high = NO_DATA, NO_DATA
+    if resampled_values:
+        low, high = np.percentile(resampled_values, [2.5, 97.5]).tolist()
+    # the point estimate is of the data themselves, not the resamples' mean
+    return {"mean": float(statistic(all_rows)), "low": low, "high": high}
 
 
 def group_by_prompt(prompts: Sequence[str]) -> list[list[int]]:
-    """The places of each distinct prompt, in the prompts' order of appearance."""
-    places: dict[str, list[int]] = {}
+    """The indices of each distinct prompt, in the prompts' order of appearance."""
+    indices_of_prompt: dict[str, list[int]] = {}
     for i, prompt in enumerate(prompts):
-        places.setdefault(prompt, []).append(i)
-    return list(places.values())
+        indices_of_prompt.setdefault(prompt, []).append(i)
+    return list(indices_of_prompt.values())
 
 
 def by_prompt(samples: Sequence[Sample]) -> dict[str, list[np.ndarray]]:
     """Samples as the units of `bootstrap`: task -> one array of values per distinct prompt."""
-    grouped: dict[str, dict[str, list[float]]] = {}
+    values_of_task: dict[str, dict[str, list[float]]] = {}
     for sample in samples:
-        grouped.setdefault(sample.task, {}).setdefault(sample.prompt, []).append(sample.value)
-    return {task: [np.array(v) for v in prompts.values()] for task, prompts in grouped.items()}
+        values_of_prompt = values_of_task.setdefault(sample.task, {})
+        values_of_prompt.setdefault(sample.prompt, []).append(sample.value)
+    units = {}
+    for task, values_of_prompt in values_of_task.items():
+        units[task] = [np.array(values) for values in values_of_prompt.values()]  # (images,) each
+    return units
 
 
 def mean_of_tasks(samples: Sequence[Sample]) -> Interval:
     """GenEval's overall: the unweighted mean of the tasks' means over images."""
 
-    def mean(tasks: dict[str, np.ndarray]) -> float:
-        return float(np.mean([values.mean() for values in tasks.values()]))
+    def task_mean(values_of_task: dict[str, np.ndarray]) -> float:
+        return float(np.mean([values.mean() for values in values_of_task.values()]))
 
-    return bootstrap(by_prompt(samples), mean)
+    return bootstrap(by_prompt(samples), task_mean)
 
 
 def agreement(
@@ -108,11 +119,11 @@ def agreement(
     """A model's yes or no against the truth: accuracy, balanced accuracy (with an interval over
     prompts), Cohen's kappa, and how often it says yes."""
     columns = np.stack([np.array(truth), np.array(verdicts)], 1)  # (images, 2)
-    units = {"all": [columns[places] for places in group_by_prompt(prompts)]}
+    units = {"all": [columns[indices] for indices in group_by_prompt(prompts)]}
 
-    def balanced(rows: dict[str, np.ndarray]) -> float:
-        right, yes = rows["all"].T
-        if right.all() or not right.any():
+    def balanced(drawn_rows: dict[str, np.ndarray]) -> float:
+        right, yes = drawn_rows["all"].T  # (images,) each
+        if right.all() or not right.any():  # one of the two recalls is 0/0
             return NO_DATA
         return float(balanced_accuracy_score(right, yes))
 

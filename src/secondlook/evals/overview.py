@@ -14,28 +14,29 @@ from secondlook.report import page
 def read_results(out: Path) -> dict[str, dict[str, Any]]:
     """The results in the folders of ``out`` that are named as benchmarks. Raises InputError for one
     that cannot be read."""
-    known = set(benchmarks.names())
-    results = {}
-    for path in sorted(out.glob("*/result.json")):
-        if path.parent.name in known:
-            results[path.parent.name] = read_json(path, dict)
-    return results
+    known_names = set(benchmarks.names())
+    result_of_benchmark = {}
+    for result_path in sorted(out.glob("*/result.json")):
+        folder_name = result_path.parent.name
+        if folder_name in known_names:
+            result_of_benchmark[folder_name] = read_json(result_path, dict)
+    return result_of_benchmark
 
 
 def write(out: Path, settings: dict[str, Any], skipped: dict[str, str]) -> dict[str, Any]:
     """all.html and, last, result.json over the results in ``out``; returns the result. ``skipped``
     says of each benchmark without one why there is none."""
-    headlines, pages = {}, {}
-    for name, result in read_results(out).items():
-        benchmark = get_benchmark(name)
-        headlines[name] = benchmark.headline(result)
-        pages[name] = benchmark.page
+    headlines, page_of_benchmark = {}, {}
+    for benchmark_name, result in read_results(out).items():
+        benchmark = get_benchmark(benchmark_name)
+        headlines[benchmark_name] = benchmark.headline(result)
+        page_of_benchmark[benchmark_name] = benchmark.page  # what the row's name links to
     overview = {
         "settings": settings,
         "benchmarks": headlines,
         "skipped": skipped,
         "versions": versions(),
     }
-    write_text(out / "all.html", page("all.html", result=overview, pages=pages))
+    write_text(out / "all.html", page("all.html", result=overview, pages=page_of_benchmark))
     write_json(out / "result.json", overview)
     return overview

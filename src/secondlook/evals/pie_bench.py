@@ -82,10 +82,10 @@ class PIEBench(ImageBenchmark):
                 "pie_bench/mapping_file.json"
             )
         folder = self.data / "pie_bench"
-        path = folder / "mapping_file.json"
+        mapping_path = folder / "mapping_file.json"
         rows = []
-        for key, edit in read_json(path, dict).items():
-            rows.append(edit_row(key, edit, folder, f"{key!r} of {path}"))
+        for key, edit in read_json(mapping_path, dict).items():
+            rows.append(edit_row(key, edit, folder, f"{key!r} of {mapping_path}"))
         return rows
 
     def scorer(self, device: str) -> Scorer:
@@ -103,8 +103,9 @@ def edit_row(key: str, edit: Any, folder: Path, where: str) -> Row:
     """One edit of mapping_file.json. Raises InputError that says ``where`` it stands."""
     if not isinstance(edit, dict):
         raise InputError(f"data: {where} is not an object")
-    picture = folder / "annotation_images" / text_field(edit, "image_path", where)
-    target = text_field(edit, "editing_prompt", where).replace("[", "").replace("]", "")
+    picture_path = folder / "annotation_images" / text_field(edit, "image_path", where)
+    marked_prompt = text_field(edit, "editing_prompt", where)  # "a [red] cup": what is new in []
+    target_prompt = marked_prompt.replace("[", "").replace("]", "")
     instruction = text_field(edit, "editing_instruction", where)
     edit_type = str(edit.get("editing_type_id"))
     if edit_type not in map(str, range(len(EDIT_TYPES))):
@@ -112,36 +113,37 @@ def edit_row(key: str, edit: Any, folder: Path, where: str) -> Row:
             f"editing_type_id: it is {edit_type!r} in {where}; it must be from 0 to "
             f"{len(EDIT_TYPES) - 1}"
         )
-    facts = {"mask": mask_runs(edit.get("mask"), where), "target": target}
-    if not picture.is_file():
+    facts = {"mask": mask_runs(edit.get("mask"), where), "target": target_prompt}
+    if not picture_path.is_file():
         raise InputError(
-            f"images: {str(picture)!r} is missing; PIE-Bench's pictures must lie there"
+            f"images: {str(picture_path)!r} is missing; PIE-Bench's pictures must lie there"
         )
-    return Row(key, instruction, EDIT_TYPES[int(edit_type)], facts, picture, where)
+    return Row(key, instruction, EDIT_TYPES[int(edit_type)], facts, picture_path, where)
 
 
 def mask_runs(mask: Any, where: str) -> list[int]:
     """A mask as PIE-Bench stores it: [start, length, …] over the pixels of a square picture, row by
     row; what goes beyond its end is cut off, as released. Raises InputError."""
-    whole = (
+    well_formed = (
         isinstance(mask, list)
         and len(mask) % 2 == 0
-        and all(finite(n, 0, SIDE**2) and n == int(n) for n in mask)
+        and all(finite(number, 0, SIDE**2) and number == int(number) for number in mask)
     )
-    if not whole:
+    if not well_formed:
         raise InputError(
             f"mask: it is not [start, length, …] within {SIDE} x {SIDE} pixels in {where}"
         )
-    return [int(n) for n in mask]
+    return [int(number) for number in mask]
 
 
 def mask_of(runs: Sequence[int]) -> np.ndarray:
     """A mask (SIDE, SIDE) from its runs, true where the edit belongs; its frame is always true."""
-    flat = np.zeros(SIDE * SIDE, bool)
-    for start, n in zip(runs[::2], runs[1::2], strict=True):
-        flat[start : start + n] = True
-    mask = flat.reshape(SIDE, SIDE)
-    mask[[0, -1]] = mask[:, [0, -1]] = True
+    flat_mask = np.zeros(SIDE * SIDE, bool)
+    for start, length in zip(runs[::2], runs[1::2], strict=True):
+        flat_mask[start : start + length] = True
+    mask = flat_mask.reshape(SIDE, SIDE)
+    mask[[0, -1]] = True  # the frame, as released
+    mask[:, [0, -1]] = True
     return mask
 
 
@@ -163,23 +165,27 @@ class PIEScorer:
         return scores
 
     def _score(self, row: Row, image: Image.Image) -> dict[str, Any]:
+        """All metrics of one picture. Raises NotANumber."""
         from secondlook.evals.scorers.background import background
 
         assert row.source is not None
         source, mask = read_image(row.source), mask_of(row.facts["mask"])
-        if source.size != mask.shape:
+        if source.size != mask.shape:  # a square, so that width and height are no matter
             source = source.resize(mask.shape, Image.Resampling.BICUBIC)
         edited = image.resize(source.size, Image.Resampling.BICUBIC)
         score: dict[str, Any] = {}
-        for name, value in background(source, edited, mask).items():
-            score[name] = None if np.isnan(value) else value
+        for metric, value in background(source, edited, mask).items():
+            score[metric] = None if np.isnan(value) else value  # JSON has no NaN
         score["structure"] = self.structure(source, edited)
 
-        edited_part = Image.fromarray(np.where(mask[..., None], np.asarray(edited), np.uint8(0)))
-        target = self.clip.texts([row.facts["target"]])[0]
-        whole, part = self.clip.images([edited, edited_part]) @ target
-        score["clip_whole"] = max(100 * float(whole), 0.0)
-        score["clip_edited"] = max(100 * float(part), 0.0)
+        # all but the mask is black, as released
+        edited_pixels = np.where(mask[..., None], np.asarray(edited), np.uint8(0))  # (H, W, 3)
+        edited_part = Image.fromarray(edited_pixels)
+        target_embedding = self.clip.texts([row.facts["target"]])[0]  # (D,)
+        whole_cosine, part_cosine = self.clip.images([edited, edited_part]) @ target_embedding
+        # CLIPScore: 100 times the cosine, not below 0
+        score["clip_whole"] = max(100 * float(whole_cosine), 0.0)
+        score["clip_edited"] = max(100 * float(part_cosine), 0.0)
         return score
 
 
@@ -188,22 +194,21 @@ class Structure:
     self-similarities, cosines of the keys of a DINO's last block (Splice, arXiv 2201.00424). Values
     are 0 to 255, as PIE-Bench's released code gives them."""
 
-    def __init__(self, path: str = DINO, device: str = "cpu"):
+    def __init__(self, model_path: str = DINO, device: str = "cpu"):
         from transformers import ViTModel
 
         from secondlook.evals.scorers.models import loading
 
-        with loading("dino", path, "ViT"):
+        with loading("dino", model_path, "ViT"):
             self.model: Any = (
-                ViTModel.from_pretrained(path, add_pooling_layer=False).to(device).eval()
+                ViTModel.from_pretrained(model_path, add_pooling_layer=False).to(device).eval()
             )
         self.device = device
-        self.keys: torch.Tensor | None = None  # of the last picture that was seen, (1, tokens, D)
-        key_layers = [
-            layer
-            for name, layer in self.model.named_modules()
-            if name.endswith(("attention.key", "k_proj"))
-        ]
+        self.keys: torch.Tensor | None = None  # of the last picture that was seen, (tokens, D)
+        key_layers = []
+        for layer_name, layer in self.model.named_modules():
+            if layer_name.endswith(("attention.key", "k_proj")):  # by version
+                key_layers.append(layer)
         key_layers[-1].register_forward_hook(self._keep)
 
     def _keep(self, layer: Any, inputs: Any, keys: torch.Tensor) -> None:
@@ -215,16 +220,18 @@ class Structure:
 
         from secondlook.evals.scorers.background import to_unit
 
+        # ImageNet's, (3, 1, 1) each
         mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[..., None, None]
         side = self.model.config.image_size
         with torch.inference_mode():
+            # 0 to 255 though mean and std are of 0 to 1, as released: published values are so
             pixels = torch.nn.functional.interpolate(
                 to_unit(image) * 255, (side, side), mode="bilinear", antialias=True
-            )
+            )  # (1, 3, side, side)
             self.model(pixel_values=((pixels - mean) / std).to(self.device))
-            assert self.keys is not None
-            keys = torch.nn.functional.normalize(self.keys, dim=-1)
-            return keys @ keys.T
+            assert self.keys is not None  # the hook has set them
+            unit_keys = torch.nn.functional.normalize(self.keys, dim=-1)  # (tokens, D)
+            return unit_keys @ unit_keys.T
 
     def __call__(self, source: Image.Image, edited: Image.Image) -> float:
         difference = self._self_similarity(source) - self._self_similarity(edited)

@@ -20,7 +20,7 @@ from pydantic import Field
 from secondlook.errors import InputError
 from secondlook.evals import fetch
 from secondlook.evals.benchmark import MODEL_HELP, Benchmark, EvalSession, Row
-from secondlook.evals.intervals import Interval, bootstrap, interval_text
+from secondlook.evals.intervals import bootstrap, group_by_prompt, interval_text
 from secondlook.evals.records import stored
 from secondlook.io import (
     append_rows,
@@ -35,6 +35,8 @@ from secondlook.registry import register_benchmark
 from secondlook.types import Request, SamplingParams, WorkerShard
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from secondlook.engine.engine import Engine
 
 SPLITS = ("random", "popular", "adversarial")
@@ -69,11 +71,12 @@ class POPE(Benchmark):
         """All questions; ``facts`` has picture and label."""
         rows = []
         for split in SPLITS:
-            path = fetch.file(f"pope/coco_pope_{split}.json", self.data)
-            for number, question in read_rows(path):
+            questions_path = fetch.file(f"pope/coco_pope_{split}.json", self.data)
+            for line_number, question in read_rows(questions_path):
+                row_id = f"{split}-{question['question_id']}"  # its numbers begin anew a split
                 facts = {"image": question["image"], "label": question["label"]}
-                name, where = f"{split}-{question['question_id']}", f"line {number} of {path}"
-                rows.append(Row(name, question["text"], split, facts, where=where))
+                where = f"line {line_number} of {questions_path}"
+                rows.append(Row(row_id, question["text"], split, facts, where=where))
         return rows
 
     @cached_property
@@ -84,22 +87,23 @@ class POPE(Benchmark):
             raise InputError(
                 "images: POPE's pictures are needed; give the folder of COCO's val2014"
             )
-        rows = self.rows()
-        if self.only:
-            rows = [row for split in SPLITS for row in _of_split(rows, split)[: self.only]]
-        faults: dict[str, str] = {}
-        for name in dict.fromkeys(row.facts["image"] for row in rows):
+        asked_rows = []
+        rows_of_split = by_split(self.rows())
+        for of_split in rows_of_split.values():
+            asked_rows += of_split[: self.only] if self.only else of_split
+        fault_of_picture: dict[str, str] = {}
+        for picture_name in dict.fromkeys(row.facts["image"] for row in asked_rows):
             try:
-                read_image(self.images / name)
+                read_image(self.images / picture_name)
             except InputError as error:
-                faults[name] = str(error)
-        readable = [row for row in rows if row.facts["image"] not in faults]
-        if len(rows) - len(readable) > MAX_UNREADABLE * len(rows):
+                fault_of_picture[picture_name] = str(error)
+        readable = [row for row in asked_rows if row.facts["image"] not in fault_of_picture]
+        if len(asked_rows) - len(readable) > MAX_UNREADABLE * len(asked_rows):
             raise InputError(
-                f"images: {str(self.images)!r} lacks {len(faults)} pictures, first "
-                f"{next(iter(faults))}; give the folder of COCO's val2014 pictures"
+                f"images: {str(self.images)!r} lacks {len(fault_of_picture)} pictures, first "
+                f"{next(iter(fault_of_picture))}; give the folder of COCO's val2014 pictures"
             )
-        return readable, list(faults.values())
+        return readable, list(fault_of_picture.values())
 
     def check(self) -> None:
         super().check()
@@ -119,30 +123,33 @@ class POPE(Benchmark):
         """Ask this process's questions that have no answer yet: a row of answers-RANK.jsonl
         each."""
         shard = WorkerShard.of_environment()
-        own = rows[shard.rank :: shard.size]
-        answered = read_answers(session.out)
-        left = [row for row in own if row.id not in answered]
-        if left:
+        own_rows = rows[shard.rank :: shard.size]
+        answer_of_row = read_answers(session.out)
+        rows_left = [row for row in own_rows if row.id not in answer_of_row]
+        if rows_left:  # else no model is loaded
             engine = session.load_engine(self.model)
-            for start in range(0, len(left), engine.batch):
-                session.progress("asking", len(own) - len(left) + start, len(own))
-                part = left[start : start + engine.batch]
-                texts = self._answers(engine, part)
-                told = []
-                for row, text in zip(part, texts, strict=True):
-                    told.append({"id": row.id, "answer": text})
-                append_rows(session.out / f"answers-{shard.rank:03d}.jsonl", told)
-        session.progress("asking", len(own), len(own))
+            for start in range(0, len(rows_left), engine.batch):
+                num_done = len(own_rows) - len(rows_left) + start
+                session.progress("asking", num_done, len(own_rows))
+                batch_rows = rows_left[start : start + engine.batch]
+                texts = self._answers(engine, batch_rows)
+                answer_rows = []
+                for row, text in zip(batch_rows, texts, strict=True):
+                    answer_rows.append({"id": row.id, "answer": text})
+                append_rows(session.out / f"answers-{shard.rank:03d}.jsonl", answer_rows)
+        session.progress("asking", len(own_rows), len(own_rows))
 
     def _answers(self, engine: Engine, rows: Sequence[Row]) -> list[str]:
+        """The model's answer in words to each question."""
         assert self.images is not None
-        pictures = {}
-        for name in {row.facts["image"] for row in rows}:
-            pictures[name] = read_image(self.images / name)
+        pictures: dict[str, Image] = {}  # questions share pictures
         requests = []
         for row in rows:
-            segments = engine.template.ask(pictures[row.facts["image"]], row.prompt)
-            requests.append(Request("ask", segments, 0))
+            picture_name = row.facts["image"]
+            if picture_name not in pictures:
+                pictures[picture_name] = read_image(self.images / picture_name)
+            segments = engine.template.ask(pictures[picture_name], row.prompt)
+            requests.append(Request("ask", segments, 0))  # no seed is needed: greedy
         greedy = SamplingParams("text", temperature=0.0)
         turns = engine.write(requests, greedy, MAX_TOKENS)
         return [engine.template.words(turn.tokens) for turn in turns]
@@ -154,17 +161,21 @@ class POPE(Benchmark):
         were not asked, and why."""
         from secondlook.report import page
 
-        splits = {}
-        for split in SPLITS:
-            places = [i for i, row in enumerate(rows) if row.task == split]
-            if places:
-                of_split = [rows[i] for i in places]
-                splits[split] = split_scores(of_split, [texts[i] for i in places])
+        text_of_row = {}
+        answers = []
+        for row, text in zip(rows, texts, strict=True):
+            text_of_row[row.id] = text
+            answers.append({"id": row.id, **row.facts, "answer": text})
+        splits, f1_means, accuracies = {}, [], []
+        for split, of_split in by_split(rows).items():
+            if of_split:
+                scores = split_scores(of_split, [text_of_row[row.id] for row in of_split])
+                splits[split] = scores
+                f1_means.append(scores["f1"]["mean"])
+                accuracies.append(scores["accuracy"])
         result = {
-            "overall": {
-                "f1": float(np.mean([scores["f1"]["mean"] for scores in splits.values()])),
-                "accuracy": float(np.mean([scores["accuracy"] for scores in splits.values()])),
-            },
+            # the unweighted mean of the splits
+            "overall": {"f1": float(np.mean(f1_means)), "accuracy": float(np.mean(accuracies))},
             "splits": splits,
             "questions": len(rows),
             "left_out": list(faults),
@@ -172,9 +183,6 @@ class POPE(Benchmark):
             "sources": fetch.stated(f"pope/coco_pope_{split}.json" for split in SPLITS),
             "versions": versions(),
         }
-        answers = []
-        for row, text in zip(rows, texts, strict=True):
-            answers.append({"id": row.id, **row.facts, "answer": text})
         write_json(out / "answers.json", answers)
         write_text(out / "pope.html", page("pope.html", result=result))
         write_json(out / "result.json", result)
@@ -182,10 +190,10 @@ class POPE(Benchmark):
 
     def lines(self, result: dict[str, Any]) -> list[str]:
         lines = []
-        for split, row in result["splits"].items():
+        for split, scores in result["splits"].items():
             lines.append(
-                f"  {split:12} F1 {interval_text(row['f1'])}  accuracy {row['accuracy']:.3f}  yes "
-                f"{row['yes_rate']:.3f}"
+                f"  {split:12} F1 {interval_text(scores['f1'])}  accuracy "
+                f"{scores['accuracy']:.3f}  yes {scores['yes_rate']:.3f}"
             )
         if result["left_out"]:
             lines.append(
@@ -203,24 +211,29 @@ class POPE(Benchmark):
         return {"only": only}
 
 
-def _of_split(rows: Sequence[Row], split: str) -> list[Row]:
-    return [row for row in rows if row.task == split]
+def by_split(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows of every split, in `SPLITS`' order."""
+    rows_of_split: dict[str, list[Row]] = {split: [] for split in SPLITS}
+    for row in rows:
+        rows_of_split[row.task].append(row)
+    return rows_of_split
 
 
 def read_answers(out: Path) -> dict[str, str]:
     """A question's id -> the model's answer, of all questions that are answered."""
-    answers = {}
+    answer_of_row = {}
     for row in stored(out, "answers"):
         if isinstance(row.get("id"), str) and isinstance(row.get("answer"), str):
-            answers[row["id"]] = row["answer"]
-    return answers
+            answer_of_row[row["id"]] = row["answer"]
+    return answer_of_row
 
 
 def is_yes(text: str) -> bool:
     """Whether an answer is a yes as POPE's released evaluate.py reads it: unless the first sentence
     has the word No, no or not."""
-    words = text.split(".")[0].replace(",", "").split(" ")
-    return not {"No", "no", "not"} & set(words)
+    first_sentence = text.split(".")[0].replace(",", "")
+    # case counts, as released: "NO" is a yes
+    return not {"No", "no", "not"} & set(first_sentence.split(" "))
 
 
 def is_clear(text: str) -> bool:
@@ -233,24 +246,24 @@ def is_clear(text: str) -> bool:
 def split_scores(rows: Sequence[Row], texts: Sequence[str]) -> dict[str, Any]:
     """F1 of yes with an interval over pictures, accuracy, share of yes, and share of answers that
     are not clear (and are read by the rule all the same)."""
-    labels = np.array([row.facts["label"] == "yes" for row in rows])
-    answers = np.array([is_yes(text) for text in texts])
+    # (questions, 2) bool: whether yes is right, and whether it is the answer
+    columns = np.array(
+        [(row.facts["label"] == "yes", is_yes(text)) for row, text in zip(rows, texts, strict=True)]
+    )
+    labels, answers = columns.T
+    # a picture's questions are resampled together
+    indices_of_pictures = group_by_prompt([row.facts["image"] for row in rows])
+    units = {"all": [columns[indices] for indices in indices_of_pictures]}
     return {
-        "f1": _f1([row.facts["image"] for row in rows], labels, answers),
+        "f1": bootstrap(units, _f1),
         "accuracy": float(np.mean(labels == answers)),
         "yes_rate": float(np.mean(answers)),
         "unclear_rate": float(np.mean([not is_clear(text) for text in texts])),
     }
 
 
-def _f1(pictures: Sequence[str], labels: np.ndarray, answers: np.ndarray) -> Interval:
-    by_picture: dict[str, list[tuple[bool, bool]]] = {}
-    for picture, label, answer in zip(pictures, labels, answers, strict=True):
-        by_picture.setdefault(picture, []).append((label, answer))
-
-    def f1(units: dict[str, np.ndarray]) -> float:
-        label, answer = units["all"].T
-        both = float((label & answer).sum())
-        return 2 * both / max(1.0, float(label.sum() + answer.sum()))
-
-    return bootstrap({"all": [np.array(pairs) for pairs in by_picture.values()]}, f1)
+def _f1(drawn_rows: dict[str, np.ndarray]) -> float:
+    """2 TP / (2 TP + FP + FN); 0 where neither a label nor an answer is yes."""
+    labels, answers = drawn_rows["all"].T  # (questions,) each
+    true_positives = float((labels & answers).sum())
+    return 2 * true_positives / max(1.0, float(labels.sum() + answers.sum()))

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from secondlook.errors import InputError
 from secondlook.evals.benchmark import Metrics, Row
@@ -24,8 +24,20 @@ ROUNDING = 1e-3
 Record = dict[str, Any]
 """An episode as it is stored: row, k (which sample), id, prompt, task, seed, final, rounds, fresh,
 and attempt where it was drawn anew."""
-Job = tuple[int, int]
-"""A row's number and a sample's."""
+JobKey = tuple[int, int]
+"""A row's number and a sample's: the record's ``row`` and ``k``."""
+
+
+class Job(NamedTuple):
+    """One sample of a row, to be drawn with this seed."""
+
+    row: int
+    sample: int
+    seed: int
+
+    @property
+    def key(self) -> JobKey:
+        return self.row, self.sample
 
 
 @dataclass(frozen=True)
@@ -51,70 +63,78 @@ class EvalSettings:
 
 def begin(out: Path, settings: EvalSettings, sampling: dict[str, Any]) -> None:
     """Write the settings down; a folder of other ones is refused. Raises InputError."""
-    now = json.loads(json.dumps(asdict(settings) | {"sampling": sampling}))
-    same_config(out, now)
+    # through JSON, so that they compare equal to what is read from the file (tuples become lists)
+    config = json.loads(json.dumps(asdict(settings) | {"sampling": sampling}))
+    same_config(out, config)
     (out / "pictures").mkdir(parents=True, exist_ok=True)
-    write_json(out / "config.json", now)
+    write_json(out / "config.json", config)
 
 
 def stored(out: Path, kind: str) -> list[dict[str, Any]]:
     """All processes' rows of a kind (episodes, scores, missing); torn ones are left out."""
-    rows = []
-    for path in sorted(out.glob(f"{kind}-*.jsonl")):
-        rows += stored_rows(path)
-    return rows
+    all_rows = []
+    for rank_path in sorted(out.glob(f"{kind}-*.jsonl")):
+        all_rows += stored_rows(rank_path)
+    return all_rows
 
 
 # ---------------------------------------------------------------------------------------- episodes
 
 
-def jobs_of(n_rows: int, settings: EvalSettings) -> list[tuple[int, int, int]]:
-    """(row, sample, seed) of every job. No two have one seed up to 1,000 samples and 10,000
-    rows."""
+def jobs_of(n_rows: int, settings: EvalSettings) -> list[Job]:
+    """Every job, by row, then sample. No two have one seed up to 1,000 samples and 10,000 rows."""
     jobs = []
-    for i in range(n_rows):
-        for k in range(settings.samples):
-            jobs.append((i, k, settings.seed * 10**7 + i * 1000 + k))
+    for row_index in range(n_rows):
+        for sample in range(settings.samples):
+            seed = settings.seed * 10**7 + row_index * 1000 + sample
+            jobs.append(Job(row_index, sample, seed))
     return jobs
+
+
+def job_key(record: Record) -> JobKey:
+    """The job that a record is of."""
+    return record["row"], record["k"]
 
 
 def read_records(out: Path) -> list[Record]:
     """What was drawn, one record a job (its latest attempt), in the jobs' order."""
-    latest: dict[Job, Record] = {}
+    latest: dict[JobKey, Record] = {}
     for record in stored(out, "episodes"):
         if not _is_record(record):
             continue
-        job = record["row"], record["k"]
-        known = latest.get(job)
-        if known is None or record.get("attempt", 0) > known.get("attempt", 0):
-            latest[job] = record
-    return [latest[job] for job in sorted(latest)]
+        key = job_key(record)
+        # of equal attempts (two processes drew the same) the first one is kept
+        if key not in latest or record.get("attempt", 0) > latest[key].get("attempt", 0):
+            latest[key] = record
+    return [latest[key] for key in sorted(latest)]
 
 
 def read_episodes(out: Path, rows: Sequence[Row], settings: EvalSettings) -> list[Record]:
     """`read_records` of a benchmark with these rows. Raises InputError for records of other rows:
     the folder is another benchmark's, or the data have changed."""
-    records = read_records(out)
-    for record in records:
-        i, k = record["row"], record["k"]
-        if i >= len(rows) or k >= settings.samples or rows[i].prompt != record["prompt"]:
+    all_records = read_records(out)
+    for record in all_records:
+        row_index, sample = job_key(record)
+        known = row_index < len(rows) and sample < settings.samples
+        if not known or rows[row_index].prompt != record["prompt"]:
             raise InputError(
-                f"out: {str(out)!r} holds a picture of {record['prompt']!r} as row {i}, sample "
-                f"{k}, which is no row of these data; use another folder"
+                f"out: {str(out)!r} holds a picture of {record['prompt']!r} as row {row_index}, "
+                f"sample {sample}, which is no row of these data; use another folder"
             )
-    return records
+    return all_records
 
 
 def own_episodes(
     out: Path, rows: Sequence[Row], settings: EvalSettings, shard: WorkerShard
 ) -> list[Record]:
     """The records of this process's jobs, whoever drew them."""
-    own = []
+    own_records = []
     for record in read_episodes(out, rows, settings):
-        job = record["row"] * settings.samples + record["k"]
-        if job % shard.size == shard.rank:
-            own.append(record)
-    return own
+        row_index, sample = job_key(record)
+        job_index = row_index * settings.samples + sample  # its place in `jobs_of`
+        if job_index % shard.size == shard.rank:
+            own_records.append(record)
+    return own_records
 
 
 def all_drawn(out: Path, rows: Sequence[Row], settings: EvalSettings) -> bool:
@@ -133,11 +153,14 @@ def _is_record(record: dict[str, Any]) -> bool:
     if not isinstance(rounds, list) or not isinstance(fresh, list):
         return False
     numbers = [record.get("row"), record.get("k"), record.get("final"), record.get("attempt", 0)]
-    if not all(type(n) is int and n >= 0 for n in numbers) or record["final"] >= len(rounds):
-        return False
-    if not all(isinstance(record.get(name), str) for name in ("prompt", "task", "id")):
-        return False
-    return all(_is_round(shown) for shown in (*rounds, *fresh))
+    for number in numbers:
+        if type(number) is not int or number < 0:  # True is an int, but no number of a row
+            return False
+    for text_key in ("prompt", "task", "id"):
+        if not isinstance(record.get(text_key), str):
+            return False
+    # ``final`` is an index of ``rounds``, which are one or more then
+    return record["final"] < len(rounds) and all(map(_is_round, (*rounds, *fresh)))
 
 
 def _is_round(shown: Any) -> bool:
@@ -155,32 +178,32 @@ def _is_round(shown: Any) -> bool:
 
 def score_fault(score: Mapping[str, Any], metrics: Metrics) -> str:
     """Which metric is missing, is no number or lies outside its range; "" where none does."""
-    for name, valid in metrics.items():
-        value = score.get(name)
-        if value is None and valid.optional and name in score:
-            continue
+    for metric_name, valid in metrics.items():
+        value = score.get(metric_name)
+        if value is None and valid.optional and metric_name in score:
+            continue  # it says that it is undefined, which is not the same as not saying it
         if not finite(value, valid.low - ROUNDING, valid.high + ROUNDING):
-            return f"{name} is {value}, not a number from {valid.low:g} to {valid.high:g}"
+            return f"{metric_name} is {value}, not a number from {valid.low:g} to {valid.high:g}"
     return ""
 
 
 def read_scores(out: Path, metrics: Metrics) -> dict[str, dict[str, Any]]:
     """The picture's name -> its score, of all pictures that have one."""
-    scores = {}
+    score_of_picture = {}
     for score in stored(out, "scores"):
         if isinstance(score.get("picture"), str) and not score_fault(score, metrics):
-            scores[score["picture"]] = score
-    return scores
+            score_of_picture[score["picture"]] = score
+    return score_of_picture
 
 
 def unscored(records: Sequence[Record], scores: Mapping[str, Any]) -> list[tuple[int, str]]:
     """Row and name of every picture without a score."""
-    return [
-        (record["row"], name)
-        for record in records
-        for name in pictures_of(record)
-        if name not in scores
-    ]
+    without_score = []
+    for record in records:
+        for picture_name in pictures_of(record):
+            if picture_name not in scores:
+                without_score.append((record["row"], picture_name))
+    return without_score
 
 
 def missing_reasons(out: Path) -> dict[str, str]:

@@ -31,23 +31,23 @@ def write(
     """curve.png where there are fresh images, benchmark.html and, last, result.json; returns the
     result."""
     scores = records.read_scores(out, benchmark.metrics)
+    distinct_rows = {record["row"] for record in episodes}
     result = summarize(benchmark, settings, episodes, scores, records.missing_reasons(out)) | {
-        "rows": len({record["row"] for record in episodes}),
+        "rows": len(distinct_rows),
         "title": benchmark.title,
         "note": benchmark.note,
         "settings": asdict(settings),
         "sources": fetch.stated(benchmark.files),
         "versions": versions(),
     }
-    picture = ""
+    curve_src = ""
     if "curve" in result:
         plot_curves({Path(settings.model).name: result}, out / "curve.png")
-        picture = embed(read_image(out / "curve.png"))
-    shown = gallery(out, benchmark.main_metric(), episodes, scores)
-    write_text(
-        out / "benchmark.html", page("benchmark.html", result=result, curve=picture, gallery=shown)
-    )
-    write_json(out / "result.json", result)
+        curve_src = embed(read_image(out / "curve.png"))
+    strips = gallery(out, benchmark.main_metric(), episodes, scores)
+    html = page("benchmark.html", result=result, curve=curve_src, gallery=strips)
+    write_text(out / "benchmark.html", html)
+    write_json(out / "result.json", result)  # last: where it is, all of it is
     return result
 
 
@@ -65,40 +65,60 @@ def summarize(
     Episodes with a missing score are left out, counted and named, with the ``reasons`` of their
     pictures.
     """
-    main = benchmark.main_metric()
-    whole, left_out = [], []
-    for record in episodes:
-        missing = [name for name in pictures_of(record) if name not in scores]
-        if not missing:
-            whole.append(record)
-        for name in missing:
-            reason = reasons.get(name, "it was not scored")
-            row = {"id": record["id"], "sample": record["k"], "picture": name, "why": reason}
-            left_out.append(row)
-    counted = [record for record in whole if benchmark.counts(record["task"])]
+    main_metric, mean_over = benchmark.main_metric(), benchmark.mean_over
+    scored_episodes, left_out = _without_missing(episodes, scores, reasons)
+    episodes_of_task: dict[str, list[Record]] = {record["task"]: [] for record in episodes}
+    counted_episodes = []  # those of the overall number
+    for record in scored_episodes:
+        episodes_of_task[record["task"]].append(record)
+        if benchmark.counts(record["task"]):
+            counted_episodes.append(record)
 
-    tasks = {}
-    for task in dict.fromkeys(record["task"] for record in episodes):
-        of_task = [record for record in whole if record["task"] == task]
-        tasks[task] = first_and_final(of_task, scores, main, benchmark.mean_over)
+    tasks = {}  # also those of which no episode has its scores
+    for task, of_task in episodes_of_task.items():
+        tasks[task] = first_and_final(of_task, scores, main_metric, mean_over)
+    metrics = {}
+    for metric in benchmark.metrics:
+        metrics[metric] = first_and_final(counted_episodes, scores, metric, mean_over)
     result: dict[str, Any] = {
-        "overall": first_and_final(counted, scores, main, benchmark.mean_over),
+        "overall": first_and_final(counted_episodes, scores, main_metric, mean_over),
         "tasks": tasks,
-        "metrics": {
-            metric: first_and_final(counted, scores, metric, benchmark.mean_over)
-            for metric in benchmark.metrics
-        },
-        "images": len(whole),
-        "missing": len(episodes) - len(whole),
+        "metrics": metrics,
+        "images": len(scored_episodes),
+        "missing": len(episodes) - len(scored_episodes),
         "left_out": left_out,
         "mean_rounds": float(np.mean([len(record["rounds"]) for record in episodes])),
     }
-    result |= judge_agreement(counted, scores, main)
-    if settings.fresh and settings.fresh >= settings.rounds - 1 and counted:
-        trials = [_trial(record, scores, main) for record in counted]
+    result |= judge_agreement(counted_episodes, scores, main_metric)
+    # the curve needs as many independent images as an episode can have
+    if settings.fresh and settings.fresh >= settings.rounds - 1 and counted_episodes:
+        trials = [_trial(record, scores, main_metric) for record in counted_episodes]
         result |= curve(trials, settings.rounds, settings.fresh + 1)
-    finals = [scores[record["rounds"][record["final"]]["picture"]] for record in whole]
-    return result | benchmark.more_results(finals)
+    final_scores = []
+    for record in scored_episodes:
+        final_round = record["rounds"][record["final"]]
+        final_scores.append(scores[final_round["picture"]])
+    return result | benchmark.more_results(final_scores)
+
+
+def _without_missing(
+    episodes: Sequence[Record], scores: Scores, reasons: Mapping[str, str]
+) -> tuple[list[Record], list[dict[str, Any]]]:
+    """The episodes of which every picture has a score, and a row for each picture of the others
+    that has none."""
+    scored_episodes: list[Record] = []
+    left_out: list[dict[str, Any]] = []
+    for record in episodes:
+        missing_rows = []
+        for picture_name in pictures_of(record):
+            if picture_name not in scores:
+                reason = reasons.get(picture_name, "it was not scored")
+                about_picture = {"picture": picture_name, "why": reason}
+                missing_rows.append({"id": record["id"], "sample": record["k"], **about_picture})
+        if not missing_rows:
+            scored_episodes.append(record)
+        left_out += missing_rows
+    return scored_episodes, left_out
 
 
 def first_and_final(
@@ -106,64 +126,77 @@ def first_and_final(
 ) -> dict[str, Any]:
     """A metric's mean on first and final images and the mean gain, with the number of samples.
     Samples for which it is undefined (None) do not count."""
-    samples: dict[str, list[Sample]] = {"first": [], "final": [], "gain": []}
+    first_samples, final_samples, gain_samples = [], [], []
     for record in episodes:
-        rounds, final_round = record["rounds"], record["final"]
-        first = scores[rounds[0]["picture"]][metric]
-        final = scores[rounds[final_round]["picture"]][metric]
-        if first is None or final is None:
+        rounds, final_index = record["rounds"], record["final"]
+        first_value = scores[rounds[0]["picture"]][metric]
+        final_value = scores[rounds[final_index]["picture"]][metric]
+        if first_value is None or final_value is None:
             continue
-        task = record["task"] if mean_over == "tasks" else "all"
-        for name, value in (("first", first), ("final", final), ("gain", final - first)):
-            samples[name].append(Sample(task, record["id"], value))
-    means: dict[str, Any] = {name: mean_of_tasks(values) for name, values in samples.items()}
-    return means | {"images": len(samples["first"])}
+        # the mean over images is that of one task which has them all
+        task, prompt_id = record["task"] if mean_over == "tasks" else "all", record["id"]
+        first_samples.append(Sample(task, prompt_id, first_value))
+        final_samples.append(Sample(task, prompt_id, final_value))
+        gain_samples.append(Sample(task, prompt_id, final_value - first_value))  # paired
+    return {
+        "first": mean_of_tasks(first_samples),
+        "final": mean_of_tasks(final_samples),
+        "gain": mean_of_tasks(gain_samples),
+        "images": len(first_samples),
+    }
 
 
 def judge_agreement(episodes: Sequence[Record], scores: Scores, metric: str) -> dict[str, Any]:
     """The model's verdicts on all its images against scores that are right or wrong, and how often
     first images are right; nothing where scores are in between."""
-    truth, verdicts, ids = [], [], []
-    first_values: list[float] = []
-    by_id: dict[str, list[float]] = {}
+    # of every round of every episode
+    true_values, verdicts, prompt_ids = [], [], []
+    first_values: dict[str, list[float]] = {}  # of each prompt's first images
     for record in episodes:
         for shown in record["rounds"]:
-            truth.append(scores[shown["picture"]][metric])
+            true_values.append(scores[shown["picture"]][metric])
             verdicts.append(shown["yes"])
-            ids.append(record["id"])
-        first_values.append(scores[record["rounds"][0]["picture"]][metric])
-        by_id.setdefault(record["id"], []).append(first_values[-1])
-    if not truth or not set(truth) <= {0.0, 1.0}:
+            prompt_ids.append(record["id"])
+        first_value = scores[record["rounds"][0]["picture"]][metric]
+        first_values.setdefault(record["id"], []).append(first_value)
+    if not true_values or not set(true_values) <= {0.0, 1.0}:
         return {}
+    images_right, any_right = [], []
+    for values in first_values.values():
+        images_right += values
+        any_right.append(max(values))
     return {
-        "judge": agreement([value == 1.0 for value in truth], verdicts, ids),
-        "images_right": float(np.mean(first_values)),
-        "prompts_with_any_right": float(np.mean([max(values) for values in by_id.values()])),
+        "judge": agreement([value == 1.0 for value in true_values], verdicts, prompt_ids),
+        "images_right": float(np.mean(images_right)),
+        "prompts_with_any_right": float(np.mean(any_right)),
     }
 
 
 def _trial(record: Record, scores: Scores, metric: str) -> Trial:
+    """An episode's images beside best-of-N's: the episode's first and the fresh ones."""
+
     def judged(shown: dict[str, Any]) -> JudgedImage:
         return JudgedImage(shown["yes"], shown["p_yes"], scores[shown["picture"]][metric])
 
-    rounds = tuple(judged(shown) for shown in record["rounds"])
-    fresh = tuple(judged(shown) for shown in record["fresh"])
-    return Trial(record["task"], record["id"], rounds, (rounds[0], *fresh))
+    of_episode = tuple(judged(shown) for shown in record["rounds"])
+    best_of_n = (of_episode[0], *(judged(shown) for shown in record["fresh"]))
+    return Trial(record["task"], record["id"], of_episode, best_of_n)
 
 
 def gallery(
     out: Path, metric: str, episodes: Sequence[Record], scores: Scores, n: int = 8
 ) -> list[dict[str, Any]]:
     """Some episodes to look at, spread over the rows."""
-    first_samples = [record for record in episodes if record["k"] == 0]
-    step = max(1, len(first_samples) // n)
+    one_per_row = [record for record in episodes if record["k"] == 0]
+    step = max(1, len(one_per_row) // n)
     strips = []
-    for record in first_samples[::step][:n]:
-        rounds = []
+    for record in one_per_row[::step][:n]:
+        shown_rounds = []
         for shown in record["rounds"]:
-            name = shown["picture"]
-            picture = embed(read_image(out / "pictures" / name))
-            rounds.append(shown | {"src": picture, "score": scores.get(name, {}).get(metric)})
-        about = {key: record[key] for key in ("prompt", "task", "final")}
-        strips.append(about | {"rounds": rounds})
+            picture_name = shown["picture"]
+            image_src = embed(read_image(out / "pictures" / picture_name))
+            score = scores.get(picture_name, {}).get(metric)  # None: the page says "missing"
+            shown_rounds.append(shown | {"src": image_src, "score": score})
+        about_episode = {key: record[key] for key in ("prompt", "task", "final")}
+        strips.append(about_episode | {"rounds": shown_rounds})
     return strips

@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from secondlook.engine.engine import Engine
 from secondlook.episode import SamplingConfig, run_episodes
@@ -26,7 +27,7 @@ from secondlook.evals.benchmark import (
     Row,
     Scorer,
 )
-from secondlook.evals.records import EvalSettings, Job, Record
+from secondlook.evals.records import EvalSettings, Job, JobKey, Record, job_key
 from secondlook.io import append_rows, read_image, write_image
 from secondlook.llm.missing import missing_of, tell_missing
 from secondlook.types import Prompt, WorkerShard
@@ -37,7 +38,9 @@ if TYPE_CHECKING:
 MAX_MISSING = 0.05
 """Share of pictures that may be without a score."""
 SCORED_TOGETHER = 16
+"""Pictures between two writings of scores."""
 Progress = Callable[[int, int], None]
+"""Told how many are done, and of how many."""
 
 
 def run_image_benchmark(benchmark: ImageBenchmark, session: EvalSession) -> dict[str, Any] | None:
@@ -47,6 +50,7 @@ def run_image_benchmark(benchmark: ImageBenchmark, session: EvalSession) -> dict
     settings = settings_of(benchmark, session.name, sampling)
     rows, metrics, out = benchmark.checked_rows, benchmark.metrics, session.out
     shard = WorkerShard.of_environment()
+    # first of all, so that a folder of other settings is refused before anything is read of it
     records.begin(out, settings, asdict(sampling))
 
     damaged = damaged_jobs(out, rows, settings, shard, metrics)
@@ -57,23 +61,18 @@ def run_image_benchmark(benchmark: ImageBenchmark, session: EvalSession) -> dict
             session.say(f"scored again: {score.get('picture')}: {fault}")
 
     if damaged or not records.all_drawn(out, rows, settings):
-        benchmark.try_out_judge()
+        benchmark.try_out_judge()  # a judge that cannot answer is known before hours of drawing
         engine = session.load_engine(benchmark.model)
+        drawing = partial(session.progress, "drawing")
+        draw(engine, rows, settings, sampling, out, shard, drawing, damaged)
 
-        def drawn(done: int, total: int) -> None:
-            session.progress("drawing", done, total)
-
-        draw(engine, rows, settings, sampling, out, shard, drawn, damaged)
-
-    own = records.own_episodes(out, rows, settings, shard)
-    if records.unscored(own, records.read_scores(out, metrics)):  # else no model is loaded
-
-        def scored(done: int, total: int) -> None:
-            session.progress("scoring", done, total)
-
+    own_records = records.own_episodes(out, rows, settings, shard)
+    if records.unscored(own_records, records.read_scores(out, metrics)):  # else no model is loaded
         scorer = benchmark.scorer(session.device)
-        score_pictures(scorer, rows, settings, out, shard, scored, metrics)
+        scoring = partial(session.progress, "scoring")
+        score_pictures(scorer, rows, settings, out, shard, scoring, metrics)
 
+    # other processes may still draw or score: whoever finds all of it there writes the result
     if not complete(out, rows, settings, metrics):
         return None
     return report.write(out, benchmark, settings, records.read_episodes(out, rows, settings))
@@ -97,8 +96,10 @@ def sampling_of(benchmark: ImageBenchmark) -> SamplingConfig:
 
 def settings_of(benchmark: ImageBenchmark, name: str, sampling: SamplingConfig) -> EvalSettings:
     """What the scores of a benchmark with these options depend on."""
-    shared = ImageBenchmark.model_fields
-    own = {key: value for key, value in benchmark.settings().items() if key not in shared}
+    own_options = {}  # without those that every image benchmark has
+    for option_name, option_value in benchmark.settings().items():
+        if option_name not in ImageBenchmark.model_fields:
+            own_options[option_name] = option_value
     return EvalSettings(
         benchmark=name,
         model=benchmark.model,
@@ -110,7 +111,7 @@ def settings_of(benchmark: ImageBenchmark, name: str, sampling: SamplingConfig) 
         edit_guidance=sampling.edit_guidance,
         only=benchmark.only,
         judge=benchmark.judge(),
-        options=own,
+        options=own_options,
     )
 
 
@@ -118,10 +119,10 @@ def complete(out: Path, rows: Sequence[Row], settings: EvalSettings, metrics: Me
     """Whether every picture is drawn and all but a few have their scores."""
     if not records.all_drawn(out, rows, settings):
         return False
-    every = records.read_episodes(out, rows, settings)
-    n_pictures = sum(len(records.pictures_of(record)) for record in every)
-    n_unscored = len(records.unscored(every, records.read_scores(out, metrics)))
-    return n_unscored <= MAX_MISSING * n_pictures
+    all_records = records.read_episodes(out, rows, settings)
+    num_pictures = sum(len(records.pictures_of(record)) for record in all_records)
+    num_unscored = len(records.unscored(all_records, records.read_scores(out, metrics)))
+    return num_unscored <= MAX_MISSING * num_pictures
 
 
 # ----------------------------------------------------------------------------------------- drawing
@@ -135,104 +136,122 @@ def draw(
     out: Path,
     shard: WorkerShard = WorkerShard(),
     progress: Progress = lambda *_: None,
-    redo: Collection[Job] = (),
+    redo: Collection[JobKey] = (),
 ) -> None:
     """Draw (or edit), judge and redraw this process's jobs: pictures/*.png and a row of
     episodes-RANK.jsonl each. Jobs to ``redo`` get pictures of other names, so that no older score
     counts for them."""
-    done = {}
+    attempt_of_job: dict[JobKey, int] = {}  # of the jobs that are drawn
     for record in records.read_episodes(out, rows, settings):
-        done[record["row"], record["k"]] = record.get("attempt", 0)
-    scored_stems = {
-        _stem(score["picture"])
-        for score in records.stored(out, "scores")
-        if isinstance(score.get("picture"), str)
-    }
-    jobs = records.jobs_of(len(rows), settings)[shard.rank :: shard.size]
-    left = [job for job in jobs if job[:2] not in done or job[:2] in redo]
-    for start in range(0, len(left), engine.batch):
-        progress(len(jobs) - len(left) + start, len(jobs))
-        part = left[start : start + engine.batch]
-        lines = []
-        for (i, k, seed), episode, fresh in _episodes(engine, rows, part, settings, sampling):
-            attempt = done.get((i, k), -1) + 1
-            while _attempt_stem(i, k, attempt) in scored_stems:
+        attempt_of_job[job_key(record)] = record.get("attempt", 0)
+    scored_stems = set()
+    for score in records.stored(out, "scores"):
+        if isinstance(score.get("picture"), str):
+            scored_stems.add(_stem(score["picture"]))
+    own_jobs = records.jobs_of(len(rows), settings)[shard.rank :: shard.size]
+    jobs_left = [job for job in own_jobs if job.key not in attempt_of_job or job.key in redo]
+    for start in range(0, len(jobs_left), engine.batch):
+        progress(len(own_jobs) - len(jobs_left) + start, len(own_jobs))
+        batch_jobs = jobs_left[start : start + engine.batch]
+        drawn_records = []
+        for drawn in _episodes(engine, rows, batch_jobs, settings, sampling):
+            job = drawn.job
+            attempt = attempt_of_job.get(job.key, -1) + 1
+            # also names of records that are lost, but whose scores are there
+            while _attempt_stem(job, attempt) in scored_stems:
                 attempt += 1
-            record = {
-                "row": i,
-                "k": k,
-                "id": rows[i].id,
-                "prompt": rows[i].prompt,
-                "task": rows[i].task,
-                "seed": seed,
-            }
-            if attempt:
-                record["attempt"] = attempt
-            stem = _attempt_stem(i, k, attempt)
-            record["final"] = episode.final
-            record["rounds"] = _write_rounds(out, stem, episode.rounds)
-            record["fresh"] = _write_rounds(out, f"{stem}-fresh", fresh)
-            lines.append(record)
-        append_rows(out / f"episodes-{shard.rank:03d}.jsonl", lines)
-    progress(len(jobs), len(jobs))
+            drawn_records.append(_write_episode(out, rows[job.row], drawn, attempt))
+        # after the pictures: a record says that they are there
+        append_rows(out / f"episodes-{shard.rank:03d}.jsonl", drawn_records)
+    progress(len(own_jobs), len(own_jobs))
+
+
+class _Drawn(NamedTuple):
+    """A job's episode, and the independent first images beside it."""
+
+    job: Job
+    episode: Episode
+    fresh: list[Round]
 
 
 def _episodes(
     engine: Engine,
     rows: Sequence[Row],
-    jobs: Sequence[tuple[int, int, int]],
+    jobs: Sequence[Job],
     settings: EvalSettings,
     sampling: SamplingConfig,
-) -> list[tuple[tuple[int, int, int], Episode, list[Round]]]:
-    """Of each job its episode, and the independent first images beside it."""
+) -> list[_Drawn]:
+    """Draw a batch of jobs."""
     prompts = []
-    for i, _, _ in jobs:
-        source = rows[i].source
-        prompts.append(Prompt(rows[i].prompt, read_image(source) if source else None))
-    seeds = [seed for _, _, seed in jobs]
+    for job in jobs:
+        row = rows[job.row]
+        prompts.append(Prompt(row.prompt, read_image(row.source) if row.source else None))
+    seeds = [job.seed for job in jobs]
     episodes = run_episodes(engine, prompts, seeds, settings.rounds, sampling)
 
-    n_fresh = settings.fresh
-    fresh_prompts = [prompt for prompt in prompts for _ in range(n_fresh)]
-    # seeds that no episode has
-    fresh_seeds = [10**12 + seed * 100 + n for seed in seeds for n in range(n_fresh)]
-    fresh: list[Episode] = []
+    num_fresh = settings.fresh
+    fresh_prompts: list[Prompt] = []
+    fresh_seeds: list[int] = []
+    for prompt, seed in zip(prompts, seeds, strict=True):
+        first_seed = 10**12 + seed * 100  # seeds that no episode has
+        fresh_prompts += [prompt] * num_fresh
+        fresh_seeds += range(first_seed, first_seed + num_fresh)
+    fresh_episodes: list[Episode] = []
     if fresh_prompts:
+        # one token is the verdict; best-of-N needs no reason
         verdict_only = replace(sampling, reason_tokens=1)
-        fresh = run_episodes(engine, fresh_prompts, fresh_seeds, 1, verdict_only)
+        fresh_episodes = run_episodes(engine, fresh_prompts, fresh_seeds, 1, verdict_only)
 
-    together = []
-    for n, (job, episode) in enumerate(zip(jobs, episodes, strict=True)):
-        beside = [e.rounds[0] for e in fresh[n * n_fresh : (n + 1) * n_fresh]]
-        together.append((job, episode, beside))
-    return together
+    drawn_jobs = []
+    for index, job in enumerate(jobs):
+        of_job = fresh_episodes[index * num_fresh : (index + 1) * num_fresh]
+        fresh_rounds = [episode.rounds[0] for episode in of_job]
+        drawn_jobs.append(_Drawn(job, episodes[index], fresh_rounds))
+    return drawn_jobs
+
+
+def _write_episode(out: Path, row: Row, drawn: _Drawn, attempt: int) -> Record:
+    """Write an episode's pictures; returns its record."""
+    job = drawn.job
+    stem = _attempt_stem(job, attempt)
+    record: Record = {
+        "row": job.row,
+        "k": job.sample,
+        "id": row.id,
+        "prompt": row.prompt,
+        "task": row.task,
+        "seed": job.seed,
+    }
+    if attempt:
+        record["attempt"] = attempt
+    record["final"] = drawn.episode.final
+    record["rounds"] = _write_rounds(out, stem, drawn.episode.rounds)
+    record["fresh"] = _write_rounds(out, f"{stem}-fresh", drawn.fresh)
+    return record
 
 
 def _write_rounds(out: Path, stem: str, rounds: Sequence[Round]) -> list[dict[str, Any]]:
     """Write the rounds' pictures; returns what the record says of each."""
-    written = []
-    for t, shown in enumerate(rounds, 1):
-        name = f"{stem}-{t}.png"
-        write_image(out / "pictures" / name, shown.image)
-        written.append(
-            {
-                "picture": name,
-                "yes": shown.yes,
-                "p_yes": round(shown.p_yes, 5),
-                "reason": shown.reason,
-            }
+    round_rows = []
+    for round_number, shown in enumerate(rounds, 1):
+        picture_name = f"{stem}-{round_number}.png"
+        write_image(out / "pictures" / picture_name, shown.image)
+        p_yes = round(shown.p_yes, 5)
+        round_rows.append(
+            {"picture": picture_name, "yes": shown.yes, "p_yes": p_yes, "reason": shown.reason}
         )
-    return written
+    return round_rows
 
 
-def _attempt_stem(row: int, k: int, attempt: int) -> str:
+def _attempt_stem(job: Job, attempt: int) -> str:
     """How the names of a job's pictures begin: "00003-1", and ".2" where it is drawn anew."""
-    return f"{row:05d}-{k}" + (f".{attempt}" if attempt else "")
+    first_stem = f"{job.row:05d}-{job.sample}"
+    return f"{first_stem}.{attempt}" if attempt else first_stem
 
 
-def _stem(picture: str) -> str:
-    """The job's (and attempt's) part of a picture's name."""
-    return "-".join(picture.split("-")[:2])
+def _stem(picture_name: str) -> str:
+    """The job's (and attempt's) part of a picture's name: "00003-1" of "00003-1-fresh-2.png"."""
+    return "-".join(picture_name.split("-")[:2])
 
 
 def damaged_jobs(
@@ -241,22 +260,23 @@ def damaged_jobs(
     settings: EvalSettings,
     shard: WorkerShard = WorkerShard(),
     metrics: Metrics = VALUE_IN_UNIT,
-) -> dict[Job, str]:
+) -> dict[JobKey, str]:
     """This process's jobs of which a picture is missing or, without a score yet, cannot be read;
     and why."""
     scores = records.read_scores(out, metrics)
-    damaged = {}
+    reason_of_job = {}
     for record in records.own_episodes(out, rows, settings, shard):
-        for name in records.pictures_of(record):
-            path = out / "pictures" / name
-            if name in scores and path.is_file():
+        for picture_name in records.pictures_of(record):
+            picture_path = out / "pictures" / picture_name
+            # a scored picture was read once; opening thousands again would only take time
+            if picture_name in scores and picture_path.is_file():
                 continue
             try:
-                read_image(path)
+                read_image(picture_path)
             except InputError as error:
-                damaged[record["row"], record["k"]] = str(error)
+                reason_of_job[job_key(record)] = str(error)
                 break
-    return damaged
+    return reason_of_job
 
 
 # ----------------------------------------------------------------------------------------- scoring
@@ -278,52 +298,59 @@ def score_pictures(
     is asked for again the next time. Raises Stopped where more than a twentieth of this process's
     pictures have none.
     """
-    own = records.own_episodes(out, rows, settings, shard)
-    left = records.unscored(own, records.read_scores(out, metrics))
-    reasons: Counter[str] = Counter()
-    for start in range(0, len(left), SCORED_TOGETHER):
-        progress(start, len(left))
-        part = left[start : start + SCORED_TOGETHER]
+    own_records = records.own_episodes(out, rows, settings, shard)
+    unscored = records.unscored(own_records, records.read_scores(out, metrics))
+    count_of_reason: Counter[str] = Counter()
+    for start in range(0, len(unscored), SCORED_TOGETHER):
+        progress(start, len(unscored))
         for missing_answers in missing_of(scorer):
-            missing_answers.begin()
-        scores, missing = _score_part(scorer, rows, out, part, metrics)
-        reasons.update(row["why"] for row in missing)
-        append_rows(out / f"scores-{shard.rank:03d}.jsonl", scores)
-        if missing:
-            append_rows(out / f"missing-{shard.rank:03d}.jsonl", missing)
-    progress(len(left), len(left))
-    _check_missing(reasons, own)
+            missing_answers.begin()  # reasons are those of this batch
+        batch = unscored[start : start + SCORED_TOGETHER]
+        score_rows, missing_rows = _score_batch(scorer, rows, out, batch, metrics)
+        count_of_reason.update(row["why"] for row in missing_rows)
+        append_rows(out / f"scores-{shard.rank:03d}.jsonl", score_rows)
+        if missing_rows:
+            append_rows(out / f"missing-{shard.rank:03d}.jsonl", missing_rows)
+    progress(len(unscored), len(unscored))
+    _check_missing(count_of_reason, own_records)
     tell_missing(scorer)
 
 
-def _score_part(
+def _score_batch(
     scorer: Scorer,
     rows: Sequence[Row],
     out: Path,
-    part: Sequence[tuple[int, str]],
+    batch: Sequence[tuple[int, str]],
     metrics: Metrics,
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """Rows for the pictures that have a score, and for those that have none."""
-    scores: list[dict[str, Any]] = []
-    missing = []
-    answers = scorer([(rows[i], read_image(out / "pictures" / name)) for i, name in part])
-    for (_, name), score in zip(part, answers, strict=True):
-        if isinstance(score, Mapping):
-            fault = records.score_fault(score, metrics)
+    """Rows for the pictures that have a score, and for those that have none. ``batch`` has each
+    picture's row and name."""
+    scored_items = []
+    for row_index, picture_name in batch:
+        scored_items.append((rows[row_index], read_image(out / "pictures" / picture_name)))
+    scores_or_reasons = scorer(scored_items)
+    score_rows: list[dict[str, Any]] = []
+    missing_rows: list[dict[str, str]] = []
+    for (_, picture_name), score_or_reason in zip(batch, scores_or_reasons, strict=True):
+        if isinstance(score_or_reason, Mapping):
+            fault = records.score_fault(score_or_reason, metrics)
             if not fault:
-                scores.append({"picture": name, **score})
+                score_rows.append({"picture": picture_name, **score_or_reason})
                 continue
         else:
-            fault = score
-        missing.append({"picture": name, "why": fault})
-    return scores, missing
+            fault = score_or_reason
+        missing_rows.append({"picture": picture_name, "why": fault})
+    return score_rows, missing_rows
 
 
-def _check_missing(reasons: Counter[str], own: Sequence[Record]) -> None:
-    n_pictures = sum(len(records.pictures_of(record)) for record in own)
-    if reasons.total() > MAX_MISSING * n_pictures:
-        commonest, n = reasons.most_common(1)[0]
+def _check_missing(count_of_reason: Counter[str], own_records: Sequence[Record]) -> None:
+    """Raises Stopped where too many pictures got no score."""
+    # of all of its pictures, so that the few that a resumed run asks again do not stop it
+    num_pictures = sum(len(records.pictures_of(record)) for record in own_records)
+    num_missing = count_of_reason.total()
+    if num_missing > MAX_MISSING * num_pictures:
+        commonest_reason, count = count_of_reason.most_common(1)[0]
         raise Stopped(
-            f"scores: {reasons.total()} of {n_pictures} pictures got none ({n}: {commonest}); at "
-            f"most {MAX_MISSING:.0%} may be missing"
+            f"scores: {num_missing} of {num_pictures} pictures got none ({count}: "
+            f"{commonest_reason}); at most {MAX_MISSING:.0%} may be missing"
         )

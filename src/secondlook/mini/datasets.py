@@ -12,7 +12,7 @@ from torch import Tensor
 
 from secondlook.data.sft_dataset import short
 from secondlook.errors import InputError
-from secondlook.mini.world import edits, samples
+from secondlook.mini.world import edit_samples, edits, samples
 from secondlook.mini.world.edits import Edit
 from secondlook.mini.world.language import NUMBERS, Spec, phrase, plurals
 from secondlook.mini.world.reader import judge
@@ -206,7 +206,7 @@ def edit_pictures(
     """``n`` edits of ``kinds`` in their shares."""
     items = []
     for _ in range(n):
-        edit = edits.edit_lesson(rng, kinds)
+        edit = edit_samples.edit_lesson(rng, kinds)
         source_image = Image.fromarray(render(edit.source))
         target_image = Image.fromarray(render(edit.target))
         items.append(EditPicture(edit, source_image, target_image))
@@ -215,7 +215,7 @@ def edit_pictures(
 
 def wrong_edits(rng: np.random.Generator, p: EditPicture, n: int) -> list[Image.Image]:
     """``n`` pictures that are no right edit."""
-    return [Image.fromarray(render(edits.wrong_edit(rng, p.edit))) for _ in range(n)]
+    return [Image.fromarray(render(edit_samples.wrong_edit(rng, p.edit))) for _ in range(n)]
 
 
 def prompts(

@@ -23,7 +23,8 @@ def to_unit(image: Image.Image, size: tuple[int, int] | None = None) -> torch.Te
     image = image.convert("RGB")
     if size and image.size != size:
         image = image.resize(size, Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.asarray(image, np.float32) / 255).permute(2, 0, 1)[None]
+    pixels = torch.from_numpy(np.asarray(image, np.float32) / 255)  # (H, W, 3)
+    return pixels.permute(2, 0, 1)[None]
 
 
 def background(source: Image.Image, edited: Image.Image, mask: np.ndarray) -> dict[str, float]:
@@ -32,10 +33,13 @@ def background(source: Image.Image, edited: Image.Image, mask: np.ndarray) -> di
     the source's size."""
     if mask.all():
         return dict.fromkeys(("mse", "psnr", "ssim"), math.nan)
-    outside = torch.from_numpy(~mask).float()
-    one, other = to_unit(source) * outside, to_unit(edited, source.size) * outside
-    mse = float(((one.double() - other.double()) ** 2).mean())
+    outside = torch.from_numpy(~mask).float()  # (H, W)
+    # (1, 3, H, W) each, 0 inside the mask
+    source_outside = to_unit(source) * outside
+    edited_outside = to_unit(edited, source.size) * outside
+    # the mean is over the whole frame: the larger the mask, the smaller the error, as released
+    mse = float(((source_outside.double() - edited_outside.double()) ** 2).mean())
     psnr = 10 * math.log10(1 / max(mse, LEAST_MSE))
-    alike = ssim(other, one, data_range=1.0, sigma=1.5, kernel_size=11)
-    assert isinstance(alike, torch.Tensor)
-    return {"mse": mse, "psnr": psnr, "ssim": float(alike)}
+    similarity = ssim(edited_outside, source_outside, data_range=1.0, sigma=1.5, kernel_size=11)
+    assert isinstance(similarity, torch.Tensor)  # a tuple where more is asked for
+    return {"mse": mse, "psnr": psnr, "ssim": float(similarity)}

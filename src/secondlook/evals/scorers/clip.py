@@ -17,18 +17,19 @@ class Clip:
     """A CLIP of transformers. ``option`` is the one that names it. Raises InputError for a model
     that is none."""
 
-    def __init__(self, path: str = CLIP, device: str = "cpu", option: str = "clip"):
+    def __init__(self, model_path: str = CLIP, device: str = "cpu", option: str = "clip"):
         from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
-        with loading(option, path, "CLIP model"):
-            self.model: Any = CLIPModel.from_pretrained(path).to(device).eval()
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
-            self.processor: Any = AutoImageProcessor.from_pretrained(path)
+        with loading(option, model_path, "CLIP model"):
+            self.model: Any = CLIPModel.from_pretrained(model_path).to(device).eval()
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(model_path)
+            self.processor: Any = AutoImageProcessor.from_pretrained(model_path)
         self.device = device
 
     @torch.inference_mode()
     def texts(self, sentences: Sequence[str]) -> Tensor:
         """Unit embeddings (n, D). Raises NotANumber."""
+        # cut off at CLIP's 77 tokens
         inputs = self.tokenizer(
             list(sentences), padding=True, truncation=True, return_tensors="pt"
         ).to(self.device)

@@ -30,7 +30,7 @@ def pooled(features: Any) -> Tensor:
 
 
 @contextmanager
-def loading(option: str, path: str, what: str) -> Iterator[None]:
+def loading(option: str, model_path: str, what: str) -> Iterator[None]:
     """Whatever goes wrong while a scorer's model is loaded. Raises InputError that names the option
     and the model."""
     try:
@@ -38,14 +38,14 @@ def loading(option: str, path: str, what: str) -> Iterator[None]:
     except Exception as error:  # transformers raises whatever a foreign or damaged file leads it to
         reason = str(error).split("\n")[0] or type(error).__name__
         raise InputError(
-            f"{option}: {path!r} is no {what} that transformers loads ({reason})"
+            f"{option}: {model_path!r} is no {what} that transformers loads ({reason})"
         ) from error
 
 
-def check_model(option: str, path: str) -> str:
+def check_model(option: str, model_path: str) -> str:
     """The model's name, once its config could be read. Raises InputError that names the option."""
     from transformers import AutoConfig
 
-    with loading(option, path, "model"):
-        AutoConfig.from_pretrained(path)
-    return path
+    with loading(option, model_path, "model"):
+        AutoConfig.from_pretrained(model_path)
+    return model_path

@@ -26,7 +26,7 @@ SIDE = 480
 """Side of the pictures that T2I-CompBench's BLIP sees, whatever size its positions were stored
 for."""
 MAX_WORDS, MAX_TOKENS = 50, 35
-"""Of a question: the rest is cut off."""
+"""Of a question, as released: the rest is cut off."""
 Answerer = Callable[[Sequence[tuple[str, Image.Image]]], list[float | None]]
 """P(yes) of each (question, picture); None where it is missing."""
 
@@ -54,78 +54,84 @@ class Blip:
     Raises InputError for a model that is no BLIP of this kind.
     """
 
-    def __init__(self, path: str = BLIP, device: str = "cpu", batch: int = 16):
+    def __init__(self, model_path: str = BLIP, device: str = "cpu", batch: int = 16):
         from transformers import AutoImageProcessor, AutoTokenizer, BlipForQuestionAnswering
 
-        with loading("vqa", path, "BLIP"):
-            self.model: Any = BlipForQuestionAnswering.from_pretrained(path).to(device).eval()
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
-            self.processor: Any = AutoImageProcessor.from_pretrained(path)
+        with loading("vqa", model_path, "BLIP"):
+            self.model: Any = BlipForQuestionAnswering.from_pretrained(model_path).to(device).eval()
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(model_path)
+            self.processor: Any = AutoImageProcessor.from_pretrained(model_path)
         self.device, self.batch = device, batch
-        self.words = [
-            self.tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in ("yes", "no")
-        ]
-        text = self.model.config.text_config
-        self.enc = text.bos_token_id + 1  # [ENC] follows [DEC]
-        if self.enc >= text.vocab_size:
+        yes_ids = self.tokenizer("yes", add_special_tokens=False)["input_ids"]
+        no_ids = self.tokenizer("no", add_special_tokens=False)["input_ids"]
+        self.yes_no_ids = [yes_ids[0], no_ids[0]]
+        text_config = self.model.config.text_config
+        self.enc_id = text_config.bos_token_id + 1  # [ENC] follows [DEC]
+        if self.enc_id >= text_config.vocab_size:
             raise InputError(
-                f"vqa: {path!r} has {text.vocab_size} words and none after {text.bos_token_id}; "
-                "[ENC] is missing"
+                f"vqa: {model_path!r} has {text_config.vocab_size} words and none after "
+                f"{text_config.bos_token_id}; [ENC] is missing"
             )
 
     def __call__(self, items: Sequence[tuple[str, Image.Image]]) -> list[float | None]:
-        questions = self.tokenizer(
-            [as_blip_reads(question) for question, _ in items],
-            truncation=True,
-            max_length=MAX_TOKENS,
-        )["input_ids"]
+        images = [image for _, image in items]
+        texts = [as_blip_reads(question) for question, _ in items]
+        ids_of_questions = self.tokenizer(texts, truncation=True, max_length=MAX_TOKENS)[
+            "input_ids"
+        ]
         # batches of one length, so that none is padded: transformers 5.23 drops the mask between
         # the answer and the question
-        by_length: dict[int, list[int]] = {}
-        for i, ids in enumerate(questions):
-            by_length.setdefault(len(ids), []).append(i)
-        states_of = self._image_states([image for _, image in items])
+        indices_of_length: dict[int, list[int]] = {}
+        for index, ids in enumerate(ids_of_questions):
+            indices_of_length.setdefault(len(ids), []).append(index)
+        states_of_image = self._image_states(images)
         p_yes: list[float | None] = [None] * len(items)
-        for places in by_length.values():
-            for start in range(0, len(places), self.batch):
-                part = places[start : start + self.batch]
-                states = torch.stack([states_of[id(items[i][1])] for i in part])
-                values = self._p_yes([questions[i] for i in part], states)
-                for i, p in zip(part, values, strict=True):
-                    p_yes[i] = p if math.isfinite(p) else None
+        for indices in indices_of_length.values():
+            for start in range(0, len(indices), self.batch):
+                batch_indices = indices[start : start + self.batch]
+                batch_ids = [ids_of_questions[index] for index in batch_indices]
+                batch_states = [states_of_image[id(images[index])] for index in batch_indices]
+                batch_p_yes = self._p_yes(batch_ids, torch.stack(batch_states))
+                for index, value in zip(batch_indices, batch_p_yes, strict=True):
+                    p_yes[index] = value if math.isfinite(value) else None
         return p_yes
 
     @torch.inference_mode()
     def _image_states(self, images: Sequence[Image.Image]) -> dict[int, torch.Tensor]:
         """Each picture's id -> its states (patches + 1, D); a picture of several questions is seen
         once."""
-        distinct = list({id(image): image for image in images}.values())
-        states_of: dict[int, torch.Tensor] = {}
-        for start in range(0, len(distinct), self.batch):
-            part = distinct[start : start + self.batch]
-            resized = [
-                image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-                for image in part
-            ]
-            inputs = self.processor(images=resized, do_resize=False, return_tensors="pt")
-            states = self.model.vision_model(
+        distinct_images = list({id(image): image for image in images}.values())
+        states_of_image: dict[int, torch.Tensor] = {}
+        for start in range(0, len(distinct_images), self.batch):
+            batch_images = distinct_images[start : start + self.batch]
+            resized_images = []
+            for image in batch_images:
+                rgb_image = image.convert("RGB")
+                resized_images.append(rgb_image.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+            # the processor only scales the values: it would resize to the stored positions' size
+            inputs = self.processor(images=resized_images, do_resize=False, return_tensors="pt")
+            batch_states = self.model.vision_model(
                 pixel_values=inputs["pixel_values"].to(self.device), interpolate_pos_encoding=True
             ).last_hidden_state  # (B, patches + 1, D)
-            for image, state in zip(part, states, strict=True):
-                states_of[id(image)] = state
-        return states_of
+            for image, image_states in zip(batch_images, batch_states, strict=True):
+                states_of_image[id(image)] = image_states
+        return states_of_image
 
     @torch.inference_mode()
     def _p_yes(self, questions: Sequence[Sequence[int]], image_states: torch.Tensor) -> list[float]:
         """Of questions of one length (B, T) about pictures' states (B, patches + 1, D)."""
         ids = torch.tensor(questions, device=self.device)
-        ids[:, 0] = self.enc
-        read = self.model.text_encoder(input_ids=ids, encoder_hidden_states=image_states)
-        start = torch.full((len(ids), 1), self.model.decoder_start_token_id, device=self.device)
+        ids[:, 0] = self.enc_id  # in place of [CLS]
+        question_states = self.model.text_encoder(
+            input_ids=ids, encoder_hidden_states=image_states
+        ).last_hidden_state  # (B, T, D)
+        # the answer's first token follows [DEC]
+        dec_ids = torch.full((len(ids), 1), self.model.decoder_start_token_id, device=self.device)
         logits = self.model.text_decoder(
-            input_ids=start, encoder_hidden_states=read.last_hidden_state
+            input_ids=dec_ids, encoder_hidden_states=question_states
         ).logits[:, -1]  # (B, vocabulary)
-        return logits[:, self.words].float().softmax(-1)[:, 0].tolist()
+        # the softmax of two words' logits is P(yes) / (P(yes) + P(no))
+        return logits[:, self.yes_no_ids].float().softmax(-1)[:, 0].tolist()
 
 
 class Questions:
@@ -140,7 +146,8 @@ class Questions:
         return missing_of(self.asker)
 
     def __call__(self, items: Sequence[tuple[str, Image.Image]]) -> list[float | None]:
-        return self.asker([yes_or_no(ATOMIC.format(q), image) for q, image in items])
+        questions = [yes_or_no(ATOMIC.format(question), image) for question, image in items]
+        return self.asker(questions)
 
 
 def answerer(model: str, url: str = "", device: str = "cpu") -> Answerer:

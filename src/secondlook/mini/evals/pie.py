@@ -34,7 +34,7 @@ from secondlook.evals.intervals import (
 from secondlook.evals.scorers.background import background
 from secondlook.io import versions, write_json, write_text
 from secondlook.mini.evals.sampled import SampledMiniBenchmark, shown_rounds, strips_of_groups
-from secondlook.mini.world import edits
+from secondlook.mini.world import edit_samples, edits
 from secondlook.mini.world.edits import Edit
 from secondlook.mini.world.reader import LEFTOVER, Reading, read
 from secondlook.mini.world.render import render
@@ -142,7 +142,7 @@ def edit_and_measure(
     """Edit, judge and edit again every row of the benchmark; the truth is read from the pictures
     afterwards."""
     seeded: list[tuple[Edit, int]] = []
-    for i, edit in enumerate(edits.benchmark(settings.rows_per_kind, settings.split)):
+    for i, edit in enumerate(edit_samples.benchmark(settings.rows_per_kind, settings.split)):
         for seed in settings.seeds_of(i):
             seeded.append((edit, seed))
     measured: list[MeasuredEpisode] = []
@@ -165,7 +165,7 @@ def baselines(
 ) -> dict[str, dict[str, Interval]]:
     """The identity edit, the source merely encoded and decoded, and a picture drawn from the
     target's caption."""
-    benchmark_edits = edits.benchmark(settings.rows_per_kind, settings.split)
+    benchmark_edits = edit_samples.benchmark(settings.rows_per_kind, settings.split)
     source_images, prompts, seeds = [], [], []
     for i, edit in enumerate(benchmark_edits):
         source_images.append(Image.fromarray(render(edit.source)))

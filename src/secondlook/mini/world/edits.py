@@ -18,7 +18,7 @@ from PIL import Image
 
 from secondlook.errors import InputError
 from secondlook.io import odd_character
-from secondlook.mini.world.language import SEED, check_split, phrase, scene_held_out
+from secondlook.mini.world.language import phrase
 from secondlook.mini.world.reader import (
     LEFTOVER,
     THRESHOLD,
@@ -28,7 +28,7 @@ from secondlook.mini.world.reader import (
     reading_of,
     scene_of,
 )
-from secondlook.mini.world.scene import CELL, COLORS, OBJECTS, SIZE, STEP, Scene, Thing, box, place
+from secondlook.mini.world.scene import CELL, COLORS, OBJECTS, SIZE, STEP, Scene, Thing, box
 
 KINDS = {"recolour": 0.2, "replace": 0.2, "add": 0.2, "remove": 0.2, "move": 0.2}
 PLACES = {
@@ -46,9 +46,6 @@ PLACES = {
 NEAR = STEP * 3 // 4
 """Pixels by which an object's middle may be off the middle of what belongs there (classes differ by
 up to two)."""
-SOURCES = (0.15, 0.35, 0.5)
-"""Shares of one, two and three objects in the sources that training has."""
-_COLORS = tuple(COLORS)  # to be indexed
 
 
 @dataclass(frozen=True)
@@ -135,62 +132,10 @@ def parse(instruction: str, source: Scene) -> Edit:
         raise InputError(
             f"instruction: {instruction!r} holds {odd}; write a plain space or nothing there"
         )
-    thing_of_name = _all_named(source)
-
-    def object_of(name: str) -> Thing:
-        if name not in thing_of_name:
-            raise InputError(
-                f"instruction: {instruction!r} names {name!r}, which is not one object of the "
-                "picture"
-            )
-        return thing_of_name[name]
-
-    def described(text: str) -> tuple[str, str]:
-        if text not in _things():
-            raise InputError(
-                f"instruction: {instruction!r} asks for {text!r}; say for example 'a red star'"
-            )
-        return _things()[text]
-
-    def corner(text: str) -> tuple[int, int]:
-        if text not in PLACES:
-            raise InputError(
-                f"instruction: {instruction!r} names the place {text!r}; known are "
-                f"{', '.join(PLACES)}"
-            )
-        return PLACES[text]
-
-    verb, _, rest = words.partition(" ")
-    old: Thing | None = None  # what goes; None where nothing does
-    new: Thing | None = None  # what comes
-    if verb == "make" and rest.rpartition(" ")[2] in COLORS:
-        name, _, color = rest.rpartition(" ")
-        kind, named_thing = "recolour", object_of(name)
-        old, new = named_thing, replace(named_thing, color=color)
-    elif verb == "replace" and " with " in rest:
-        name, _, description = rest.partition(" with ")
-        kind, named_thing = "replace", object_of(name)
-        old, new = named_thing, Thing(named_thing.y, named_thing.x, *described(description))
-    elif verb == "add" and " at the " in rest:
-        description, _, place_name = rest.partition(" at the ")
-        kind, new = "add", Thing(*corner(place_name), *described(description))
-    elif verb == "remove":
-        kind, old = "remove", object_of(rest)
-    elif verb == "move" and " to the " in rest:
-        name, _, place_name = rest.partition(" to the ")
-        kind, named_thing = "move", object_of(name)
-        y, x = corner(place_name)
-        old, new = named_thing, replace(named_thing, y=y, x=x)
-    else:
-        raise InputError(
-            f"instruction: {instruction!r} cannot be checked; write for example 'make the star "
-            "blue', 'replace the star with a "
-            "red cat', 'add a red cat at the top left', 'remove the star', 'move the star to "
-            "the center'"
-        )
-    things = [thing for thing in source.things if thing != old]
-    if new:
-        things.append(new)
+    kind, old_thing, new_thing = _change(words, _Words(instruction, _all_named(source)))
+    things = [thing for thing in source.things if thing != old_thing]
+    if new_thing:
+        things.append(new_thing)
     target = Scene.of(things)
     if not target.valid() or len(set(target.things)) != len(target.things):
         raise InputError(f"instruction: {instruction!r} puts one object over another")
@@ -199,162 +144,78 @@ def parse(instruction: str, source: Scene) -> Edit:
     return Edit(kind, words, source, target)
 
 
-def propose(rng: np.random.Generator, kind: str, source: Scene) -> Edit | None:
-    """An edit of a scene, or None where a random choice cannot be carried out."""
-    things = source.things
-    thing = things[rng.integers(len(things))]
-    name = named(thing, source, colored=bool(rng.random() < 0.5)) or named(
-        thing, source, colored=True
+@dataclass(frozen=True)
+class _Words:
+    """Looks up an instruction's words. Raises InputError, which quotes the instruction."""
+
+    instruction: str
+    thing_of_name: dict[str, Thing]
+
+    def thing(self, name: str) -> Thing:
+        """The object that "the star" or "the red star" means."""
+        if name not in self.thing_of_name:
+            raise InputError(
+                f"instruction: {self.instruction!r} names {name!r}, which is not one object of the "
+                "picture"
+            )
+        return self.thing_of_name[name]
+
+    def description(self, text: str) -> tuple[str, str]:
+        """ "a red star" -> (class, colour)."""
+        if text not in _things():
+            raise InputError(
+                f"instruction: {self.instruction!r} asks for {text!r}; say for example 'a red star'"
+            )
+        return _things()[text]
+
+    def corner(self, place_name: str) -> tuple[int, int]:
+        """A place's (y, x)."""
+        if place_name not in PLACES:
+            raise InputError(
+                f"instruction: {self.instruction!r} names the place {place_name!r}; known are "
+                f"{', '.join(PLACES)}"
+            )
+        return PLACES[place_name]
+
+
+def _change(words: str, lookup: _Words) -> tuple[str, Thing | None, Thing | None]:
+    """The kind of an edit, the object that goes and the one that comes (None: there is none)."""
+    verb, _, rest = words.partition(" ")
+    if verb == "make" and rest.rpartition(" ")[2] in COLORS:
+        name, _, color = rest.rpartition(" ")
+        thing = lookup.thing(name)
+        return "recolour", thing, replace(thing, color=color)
+    if verb == "replace" and " with " in rest:
+        name, _, description = rest.partition(" with ")
+        thing = lookup.thing(name)
+        return "replace", thing, Thing(thing.y, thing.x, *lookup.description(description))
+    if verb == "add" and " at the " in rest:
+        description, _, place_name = rest.partition(" at the ")
+        corner = lookup.corner(place_name)
+        return "add", None, Thing(*corner, *lookup.description(description))
+    if verb == "remove":
+        return "remove", lookup.thing(rest), None
+    if verb == "move" and " to the " in rest:
+        name, _, place_name = rest.partition(" to the ")
+        thing = lookup.thing(name)
+        y, x = lookup.corner(place_name)
+        return "move", thing, replace(thing, y=y, x=x)
+    raise InputError(
+        f"instruction: {lookup.instruction!r} cannot be checked; write for example 'make the star "
+        "blue', 'replace the star with a red cat', 'add a red cat at the top left', 'remove the "
+        "star', 'move the star to the center'"
     )
-    # all are drawn for every kind, so that each proposal takes as many numbers from ``rng``
-    color, other_name = _any_color(rng), _any_object(rng)
-    place_name = list(PLACES)[rng.integers(len(PLACES))]
-    instruction_of_kind = {
-        "recolour": f"make {name} {color}",
-        "replace": f"replace {name} with {phrase(other_name, 1, color)}",
-        "add": f"add {phrase(other_name, 1, color)} at the {place_name}",
-        "remove": f"remove {name}",
-        "move": f"move {name} to the {place_name}",
-    }
-    instruction = instruction_of_kind[kind]
-    if kind == "add":
-        if len(things) > 3:
-            return None
-    elif name is None or (kind == "replace" and other_name == thing.name):
-        return None
-    try:
-        return parse(instruction, source)
-    except InputError:
-        return None
 
 
-def _any_color(rng: np.random.Generator) -> str:
-    return _COLORS[rng.integers(len(_COLORS))]
-
-
-def _any_object(rng: np.random.Generator) -> str:
-    return OBJECTS[rng.integers(len(OBJECTS))]
-
-
-def _scattered(rng: np.random.Generator, n: int) -> Scene:
-    """``n`` different objects anywhere, in any colours."""
-    names = [OBJECTS[i] for i in rng.choice(len(OBJECTS), size=n, replace=False)]
-    things = []
-    for (y, x), name in zip(place(rng, n), names, strict=True):
-        things.append(Thing(y, x, name, _any_color(rng)))
-    return Scene.of(things)
-
-
-def edit_lesson(rng: np.random.Generator, shares: dict[str, float] = KINDS) -> Edit:
-    """An edit to learn from: neither its source nor its target shows a held-out composition.
-
-    How many objects the source has is drawn first: few scenes of three show nothing that is held
-    out, and what has to be learned is which of them is meant.
-    """
-    kinds, weights = list(shares), np.array(list(shares.values()))
-    while True:
-        kind = kinds[rng.choice(len(kinds), p=weights / weights.sum())]
-        n = 1 + int(rng.choice(len(SOURCES), p=SOURCES))
-        if kind == "remove" and n == 1:  # nothing would be left
-            continue
-        for _ in range(1000):
-            scene = _scattered(rng, n)
-            if scene_held_out(scene):
-                continue
-            edit = propose(rng, kind, scene)
-            if edit and not scene_held_out(edit.target):
-                return edit
-
-
-def benchmark(rows_per_kind: int = 80, split: str = "held-out") -> tuple[Edit, ...]:
-    """Mini-PIE: ``rows_per_kind`` edits of each kind, drawn with seed 43, whose targets are
-    held-out compositions (``split`` "seen": of those that training has). Raises InputError for
-    another split."""
-    check_split(split)
-    rng = np.random.default_rng(SEED)
-    benchmark_rows: list[Edit] = []
-    for kind in KINDS:
-        distinct_edits: dict[tuple[str, Scene], Edit] = {}
-        while len(distinct_edits) < rows_per_kind:
-            edit = propose(rng, kind, _scattered(rng, int(rng.integers(1, 4))))
-            if edit is None:
-                continue
-            if split == "held-out":
-                belongs = scene_held_out(edit.target)  # its source may be held out or not
-            else:
-                belongs = not scene_held_out(edit.target) and not scene_held_out(edit.source)
-            if belongs:
-                distinct_edits.setdefault((edit.instruction, edit.source), edit)
-        benchmark_rows += distinct_edits.values()
-    return tuple(benchmark_rows)
-
-
-def wrong_edit(rng: np.random.Generator, edit: Edit) -> Scene:
-    """A scene that an edit may be mistaken for: not followed (nothing or the wrong thing done), or
-    with something else changed. Never held out; about as many of either."""
-    while True:
-        scene = _unfollowed(rng, edit) if rng.random() < 0.5 else _spoilt(rng, edit)
-        usable = scene and scene.things and scene.valid() and not scene_held_out(scene)
-        if scene and usable and not judge(edit, scene).correct:
-            return scene
-        if rng.random() < 0.02:  # for edits of which hardly any mistake is possible
-            return edit.source
-
-
-def _unfollowed(rng: np.random.Generator, edit: Edit) -> Scene | None:
-    """Nothing was done, or it was done with another object, colour, class or place."""
-    if rng.random() < 0.25:
-        return edit.source
-    if rng.random() < 0.4:
-        other_edit = propose(rng, edit.kind, edit.source)
-        return other_edit.target if other_edit else None
-    things = list(edit.target.things)
-    if not edit.new:
-        return None
-    thing = edit.new[0]
-    things.remove(thing)
-    y, x = list(PLACES.values())[rng.integers(len(PLACES))]
-    moved = replace(thing, y=y, x=x)
-    # the mistakes of all kinds are drawn, in this order, whichever kind the edit is
-    recoloured = replace(thing, color=_any_color(rng))
-    if rng.random() < 0.5:
-        wrongly_replaced = replace(thing, color=_any_color(rng))
-    else:
-        wrongly_replaced = replace(thing, name=_any_object(rng))
-    wrongly_added = (
-        replace(thing, color=_any_color(rng)),
-        replace(thing, name=_any_object(rng)),
-        moved,
-    )
-    mistake_of_kind = {
-        "recolour": recoloured,
-        "replace": wrongly_replaced,
-        "add": wrongly_added[rng.integers(3)],
-        "move": moved,
-    }
-    return Scene.of([*things, mistake_of_kind[edit.kind]])
-
-
-def _spoilt(rng: np.random.Generator, edit: Edit) -> Scene | None:
-    """Followed, with another object changed, gone or added."""
-    things = list(edit.target.things)
-    y, x = (STEP * rng.integers(5, size=2)).tolist()  # a corner of the lattice
-    if not edit.kept or rng.random() < 0.2:
-        if len(things) > 3:
-            return None
-        intruder = Thing(y, x, _any_object(rng), _any_color(rng))
-        return Scene.of([*things, intruder])
-    thing = edit.kept[rng.integers(len(edit.kept))]
-    things.remove(thing)
-    match rng.integers(4):
-        case 0:
-            things.append(replace(thing, color=_any_color(rng)))
-        case 1:
-            things.append(replace(thing, name=_any_object(rng)))
-        case 2:
-            things.append(replace(thing, y=y, x=x))
-        # 3: it is gone
-    return Scene.of(things)
+def edit_of(instruction: str, source: Image.Image | np.ndarray) -> Edit:
+    """An instruction for a picture. Raises InputError also for a picture that is not of this
+    world."""
+    reading = read(source)
+    if not reading.objects or reading.leftover > LEFTOVER:
+        raise InputError(
+            "source: it is not a picture of the miniature's world; its objects cannot be read"
+        )
+    return parse(instruction, scene_of(reading))
 
 
 def _at(objects: Sequence[Detection], thing: Thing) -> Detection | None:
@@ -479,14 +340,3 @@ def _done(edit: Edit) -> str:
     thing = edit.new[0]
     there_is = f"there is {phrase(thing.name, 1, thing.color)}{_where(edit, thing)}"
     return f"{there_is} and the rest is as it was"
-
-
-def edit_of(instruction: str, source: Image.Image | np.ndarray) -> Edit:
-    """An instruction for a picture. Raises InputError also for a picture that is not of this
-    world."""
-    reading = read(source)
-    if not reading.objects or reading.leftover > LEFTOVER:
-        raise InputError(
-            "source: it is not a picture of the miniature's world; its objects cannot be read"
-        )
-    return parse(instruction, scene_of(reading))
