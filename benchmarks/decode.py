@@ -32,7 +32,7 @@ from secondlook.engine.engine import Engine
 from secondlook.io import versions, write_json
 from secondlook.models.janus.model import Janus
 from secondlook.models.janus.template import SPECIALS
-from secondlook.train.memory_plan import SIZES
+from secondlook.train.model_sizes import SIZES
 from secondlook.types import Request, SamplingParams
 
 CODES = 16384

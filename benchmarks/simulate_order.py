@@ -34,7 +34,7 @@ from secondlook.errors import InputError, Stopped
 from secondlook.mini.datasets import EDITS, KINDS
 from secondlook.rewards.reward import Score
 from secondlook.train.distributed import ProcessGroup
-from secondlook.train.memory_plan import edits
+from secondlook.train.model_sizes import edits
 from secondlook.train.rl.algorithms import algorithms
 from secondlook.train.rl.config import RLConfig
 from secondlook.train.rl.loop import RLLoop

@@ -27,7 +27,7 @@ from secondlook.episode import SamplingConfig, run_episodes
 from secondlook.models.janus.model import Janus
 from secondlook.models.janus.segments import Batch, length
 from secondlook.models.janus.template import SPECIALS
-from secondlook.train import memory_plan
+from secondlook.train import memory_plan, model_sizes
 from secondlook.train.rl.config import RLConfig
 from secondlook.types import Prompt, Turn
 
@@ -184,7 +184,7 @@ def parts(log: Log) -> dict:
 def janus_of(size: str, dtype: torch.dtype) -> Janus:
     with torch.device("meta"), no_init_weights():
         net = JanusForConditionalGeneration._from_config(
-            memory_plan.config_of(size), dtype=dtype
+            model_sizes.config_of(size), dtype=dtype
         ).eval()
     net.generation_config.history = "codes"  # as stage 1 leaves it
     return Janus(net, type("Processor", (), {"tokenizer": Words()})())
@@ -209,7 +209,7 @@ def rollout(
     template = length(engine.template.draw("a"), janus.n_patches) - 1
     source, codes = (Image.new("RGB", (1, 1)), (0,) * janus.n_codes) if editing else (None, ())
     prompts = [
-        Prompt(f"a{i // group}" + " a" * (memory_plan.PROMPT - template - 1), source, codes)
+        Prompt(f"a{i // group}" + " a" * (model_sizes.PROMPT - template - 1), source, codes)
         for i in range(episodes)
     ]
 
@@ -258,8 +258,8 @@ def run(
     every verdict is No and every reason cut off, so that all episodes are in step (an untrained
     judge). Peaks are GiB with the weights, the optimizer and the reference as ``plan`` counts
     them."""
-    model, editing = memory_plan.model_of(recipe, config), memory_plan.edits(recipe)
-    planned = memory_plan.account(memory_plan.sizes(model), config, ranks, editing).rollout
+    model, editing = model_sizes.model_of(recipe, config), model_sizes.edits(recipe)
+    planned = memory_plan.account(model_sizes.sizes_of(model), config, ranks, editing).rollout
     besides = sum(size for name, size in planned.items() if name not in DRAWING) / GIB
     janus = janus_of(model, torch.bfloat16 if config.runtime.dtype == "bfloat16" else torch.float32)
     settings = config.rollout

@@ -38,10 +38,11 @@ from secondlook.models.janus.model import Janus
 from secondlook.models.janus.template import ChatTemplate
 from secondlook.models.shipped import locate
 from secondlook.rewards.reward import Score
-from secondlook.train import memory_plan
+from secondlook.train import memory_plan, model_sizes
 from secondlook.train.activation_checkpointing import activation_checkpointing
 from secondlook.train.distributed import ProcessGroup
-from secondlook.train.memory_plan import GIB, PROMPT, REASON, SPARE
+from secondlook.train.memory_plan import GIB, REASON, SPARE
+from secondlook.train.model_sizes import PROMPT
 from secondlook.train.optim import Optimizer
 from secondlook.train.rl.algorithms.ppo import PPO
 from secondlook.train.rl.config import RLConfig
@@ -413,19 +414,17 @@ def run(
     """Peaks in GiB of one update of ``recipe`` on each of ``ranks`` GPUs of ``memory`` GiB, beside
     the plan's account. ``model``: "1b", "7b" or a checkpoint; default: what the recipe's name
     says."""
-    model, editing = model or memory_plan.model_of(recipe, config), memory_plan.edits(recipe)
+    model, editing = model or model_sizes.model_of(recipe, config), model_sizes.edits(recipe)
     on_gpu = config.runtime.device.startswith("cuda")
     flash = on_gpu and config.runtime.dtype == "bfloat16"
-    with weightless(memory_plan.config_of(model), ranks, flash) as held:
+    with weightless(model_sizes.config_of(model), ranks, flash) as held:
         if isinstance(config, RLConfig):
             update_rl(config, ranks, held, editing)
         else:
             update_sft(config, ranks, held, editing)
     most = max(held.peaks, key=held.peaks.__getitem__)
-    planned = (
-        sum(memory_plan.account(memory_plan.sizes(model), config, ranks, editing).update.values())
-        / GIB
-    )
+    account = memory_plan.account(model_sizes.sizes_of(model), config, ranks, editing)
+    planned = sum(account.update.values()) / GIB
     lines = [f"{name}: {peak:.2f} GiB" for name, peak in held.peaks.items()]
     lines.append(
         f"most: {held.peaks[most]:.1f} GiB a rank ({most}); plan: {planned:.1f} GiB "

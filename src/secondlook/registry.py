@@ -68,8 +68,8 @@ class Registry(Generic[T]):
         """A decorator that puts a class or function under ``name`` and returns it unchanged.
 
         The same definition may be registered again (a notebook's cell run twice). Raises InputError
-        for an empty name, and where another thing, the system itself or an installed package already
-        has it.
+        for an empty name, and for one that another thing, the system itself or an installed package
+        has.
         """
         if not isinstance(name, str) or not name.strip():
             raise InputError(f"{self.group}: {name!r} is no name; register under a word")
@@ -84,8 +84,8 @@ class Registry(Generic[T]):
             owner = self._module_of(name)
             if owner is not None and _package(origin(thing)) != _package(owner):
                 raise InputError(
-                    f"{self.group}: {name!r} of {origin(thing)} is a name that {owner} already has; "
-                    "choose another"
+                    f"{self.group}: {name!r} of {origin(thing)} is a name that {owner} already "
+                    "has; choose another"
                 )
             self._registered[name] = thing
             return thing

@@ -16,7 +16,8 @@ from secondlook.engine.model_runner import ModelRunner
 from secondlook.episode import SamplingConfig, run_episodes, stream_episodes
 from secondlook.models import packing, sampling
 from secondlook.models.janus.model import Janus
-from secondlook.train.memory_plan import PROMPT, REASON, config_of, sizes
+from secondlook.train.memory_plan import REASON
+from secondlook.train.model_sizes import PROMPT, config_of, sizes_of
 from secondlook.types import Prompt, RowDrawn, SamplingParams
 
 SECOND = torch.device("cuda", 1)
@@ -193,10 +194,11 @@ def test_no_more_episodes_than_fit(free, fits, monkeypatch):
         dtype=torch.bfloat16,
         net=SimpleNamespace(config=SimpleNamespace(text_config=text)),
     )
-    need, size = Need.of(PROMPT, 576, 3, REASON), sizes("7b")
+    need, sizes = Need.of(PROMPT, 576, 3, REASON), sizes_of("7b")
     most = episodes_that_fit(wide, need, 32)
+    pictures = sizes.image_side**2 * 7 * 512 * 2
     held = [
-        (need.cache(n) + need.kept(n, 7)) * size.column(2) + size.side**2 * 7 * 512 * 2
+        (need.cache(n) + need.kept(n, 7)) * sizes.column_bytes(2) + pictures
         for n in (most, most + 1)
     ]
     assert most == fits and (most == 1 or held[0] <= (free - 4) * 2**30 < held[1] + 2**26)

@@ -10,7 +10,7 @@ import torch
 from secondlook.config import load
 from secondlook.engine.image_codec import ImageCodec
 from secondlook.recipes import find_config
-from secondlook.train import memory_plan
+from secondlook.train import model_sizes
 from secondlook.train.rl.config import RLConfig
 
 ROOT = Path(__file__).parents[2]
@@ -74,9 +74,9 @@ def test_the_cache_grows_a_layer_at_a_time(simulated):
 
 
 def test_a_recipes_model_is_its_own_or_as_its_name_says(tmp_path):
-    of = memory_plan.model_of
+    of = model_sizes.model_of
     assert of(Path("1b/grpo_lora.toml"), RLConfig("out/sft/final")) == "1b"
     assert of(Path("mine.toml"), RLConfig("deepseek-ai/Janus-Pro-7B")) == "7b"
     assert of(Path("mine_7b.toml"), RLConfig("mini")) == "mini"
-    with pytest.raises(memory_plan.InputError, match="--model"):
+    with pytest.raises(model_sizes.InputError, match="--model"):
         of(Path("mine.toml"), RLConfig("out/sft/final"))

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from secondlook.config import changed, load
 from secondlook.models.janus.model import Janus
 from secondlook.recipes import FOLDER as RECIPES
-from secondlook.train import memory_plan
+from secondlook.train import model_sizes
 from secondlook.train.rl.config import RLConfig
 from secondlook.train.sft_config import SFTConfig
 
@@ -36,7 +36,7 @@ def test_as_much_as_with_weights(update, name):
             "reward_checks.max_logprob_diff_p99": 1e9,
         }
     config = changed(load(kind, RECIPES / f"{name}.toml", []), small)
-    with update.weightless(memory_plan.config_of("mini-base"), 1, False) as without:
+    with update.weightless(model_sizes.config_of("mini-base"), 1, False) as without:
         part(config, 1, without, False)
     lists = patch(
         "torch.optim.adam._default_to_fused_or_foreach", lambda *args, **kwargs: (False, True)

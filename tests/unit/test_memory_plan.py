@@ -17,17 +17,9 @@ from secondlook.models import sampling
 from secondlook.models.janus.model import Janus
 from secondlook.models.shipped import locate
 from secondlook.recipes import FOLDER, find_config, name_of
-from secondlook.train.memory_plan import (
-    DEFAULT,
-    GIB,
-    SIZES,
-    SPARE,
-    account,
-    advice,
-    kept_per_token,
-    ranks_needed,
-    sizes,
-)
+from secondlook.train.memory_advice import advice, ranks_needed
+from secondlook.train.memory_plan import DEFAULT, GIB, SPARE, account, kept_per_token
+from secondlook.train.model_sizes import SIZES, sizes_of
 from secondlook.train.optim import freeze, trainable
 from secondlook.train.rl.config import RLConfig
 from secondlook.train.rl.rollout import rollout
@@ -83,7 +75,7 @@ def test_recipes_say_what_table_5_says(path):
         assert job.algorithm == name.split("_")[0]
         assert all(job.rollout.prompts_per_step % ranks == 0 for ranks in (8, 16, 32, 64))
     size = path.parent.name
-    changes, enough = advice(sizes(size), job, 8, 80 * GIB)
+    changes, enough = advice(sizes_of(size), job, 8, 80 * GIB)
     assert enough and not changes, "recipes fit on eight GPUs of 80 GB"
 
 
@@ -94,20 +86,24 @@ def test_the_planner_speaks_of_the_7b_recipe():
 
 
 def test_sizes_of_the_real_models():
-    assert [round((s.trained + s.frozen) / 1e9, 2) for s in map(sizes, SIZES)] == [2.08, 7.41]
+    billions = []
+    for sizes in map(sizes_of, SIZES):
+        billions.append(round((sizes.trained_params + sizes.frozen_params) / 1e9, 2))
+    assert billions == [2.08, 7.41]
     mini = Janus.load(locate("mini-base"))
     freeze(mini)
-    found = sizes("mini-base")
-    assert found.trained == sum(p.numel() for p in trainable(mini).values())
+    mini_sizes = sizes_of("mini-base")
+    assert mini_sizes.trained_params == sum(p.numel() for p in trainable(mini).values())
     adapters = freeze(mini, lora_rank=3)
-    assert adapters and found.adapter * 3 == sum(p.numel() for p in trainable(mini).values())
+    learned = sum(p.numel() for p in trainable(mini).values())
+    assert adapters and mini_sizes.rank_1_params * 3 == learned
 
 
 def test_what_a_pass_keeps_for_the_gradient():
     """Bytes that autograd holds after scoring turns, against the account."""
     janus = Janus.load(locate("mini-base"))
     freeze(janus)
-    engine, size = Engine(janus), sizes("mini-base")
+    engine, sizes = Engine(janus), sizes_of("mini-base")
     prompts = [Prompt("a photo of a cat below a cup")]
     episodes = rollout(engine, prompts, 8, 1, [0], SamplingConfig(3.0, 1.0, 0, 0))
     turns = [turn for episode in episodes for turn in episode.turns if turn.kind == "draw"]
@@ -124,28 +120,28 @@ def test_what_a_pass_keeps_for_the_gradient():
         logp = sampling.score(janus, engine.template, turns)
     prompt = sum(len(s.ids) for t in turns for s in t.segments)
     tokens = 2 * (prompt + sum(len(t.tokens) for t in turns))
-    foretold = tokens * kept_per_token(size, "none", 4, False) * size.layers
+    foretold = tokens * kept_per_token(sizes, "none", 4, False) * sizes.num_layers
     assert logp.requires_grad and 0.85 < sum(kept.values()) / foretold < 1.15
 
 
 def test_the_account_moves_as_it_should():
-    s, config = sizes("7b"), RLConfig("7b", **DEFAULT)
-    whole = account(s, config, 8)
-    assert account(s, config, 16).peak < whole.peak < account(s, config, 4).peak
+    sizes, config = sizes_of("7b"), RLConfig("7b", **DEFAULT)
+    whole = account(sizes, config, 8)
+    assert account(sizes, config, 16).peak < whole.peak < account(sizes, config, 4).peak
     optimizer = whole.update["optimizer"]
-    lora = account(s, changed(config, {"lora_rank": 64}), 8)
+    lora = account(sizes, changed(config, {"lora_rank": 64}), 8)
     assert lora.update["optimizer"] < optimizer / 20
-    offloaded = account(s, changed(config, {"runtime.reference": "offload"}), 8)
+    offloaded = account(sizes, changed(config, {"runtime.reference": "offload"}), 8)
     assert "reference" not in offloaded.update
-    two_copies = account(s, changed(config, {"runtime.dp_shard_degree": 4}), 8)
+    two_copies = account(sizes, changed(config, {"runtime.dp_shard_degree": 4}), 8)
     assert two_copies.update["optimizer"] == 2 * optimizer
     for memory in (24, 48, 80, 141):
-        changes, enough = advice(s, config, 8, memory * GIB)
+        changes, enough = advice(sizes, config, 8, memory * GIB)
         pairs = [change.split(" = ") for change in changes]
         advised = changed(config, {name: json.loads(value) for name, value in pairs})
-        assert enough == (account(s, advised, 8).peak + SPARE <= memory * GIB)
-    ranks = ranks_needed(s, config, 60 * GIB)
-    assert ranks is None or account(s, config, ranks).peak + SPARE <= 60 * GIB
+        assert enough == (account(sizes, advised, 8).peak + SPARE <= memory * GIB)
+    ranks = ranks_needed(sizes, config, 60 * GIB)
+    assert ranks is None or account(sizes, config, ranks).peak + SPARE <= 60 * GIB
 
 
 def test_from_the_command_line(tmp_path):

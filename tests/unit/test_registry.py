@@ -107,7 +107,7 @@ def test_the_miniature_is_a_plugin_like_any(clean_registries):
     def mini(prompt, image):
         return 1.0
 
-    with pytest.raises(InputError, match="'mini' .*secondlook.mini"):
+    with pytest.raises(InputError, match=r"'mini' .*secondlook\.mini"):
         registry.register_reward("mini")(mini)
 
 

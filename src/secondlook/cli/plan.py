@@ -49,6 +49,7 @@ def plan(
     from dataclasses import replace
 
     from secondlook.io import finite, write_json
+    from secondlook.train import memory_advice, model_sizes
     from secondlook.train import memory_plan as plans
     from secondlook.train.rl.config import RLConfig
 
@@ -59,19 +60,20 @@ def plan(
     job: RLConfig | SFTConfig = RLConfig(model or "7b", **plans.DEFAULT)
     if config is not None:
         config, job = _job_of(config, set_)
-        model = model or plans.model_of(config, job)
-        editing = plans.edits(config) if editing is None else editing
+        model = model or model_sizes.model_of(config, job)
+        editing = model_sizes.edits(config) if editing is None else editing
     elif set_:
         raise InputError(f"set: {set_[0]!r} changes a file's settings; give the file with --config")
     model, editing = model or "7b", bool(editing)
-    sizes, available = replace(plans.sizes(model), prompt=prompt), memory * plans.GIB
+    sizes = replace(model_sizes.sizes_of(model), prompt_tokens=prompt)
+    available = memory * plans.GIB
+    billions = (sizes.trained_params + sizes.frozen_params) / 1e9
     account = plans.account(sizes, job, gpus, editing)
     _print_table(
         account,
-        f"GiB of each of {gpus} GPUs: {model}, {(sizes.trained + sizes.frozen) / 1e9:.2f} "
-        "billion parameters",
+        f"GiB of each of {gpus} GPUs: {model}, {billions:.2f} billion parameters",
     )
-    changes, enough = plans.advice(sizes, job, gpus, available, editing)
+    changes, enough = memory_advice.advice(sizes, job, gpus, available, editing)
     held, spare = account.peak / plans.GIB, plans.SPARE / plans.GIB
     fits = not changes and enough
     say(
@@ -81,7 +83,7 @@ def plan(
     )
     if not fits:
         say(f"it would {'fit' if enough else 'not even fit'} with {', '.join(changes)}")
-        ranks = plans.ranks_needed(sizes, job, available, editing)
+        ranks = memory_advice.ranks_needed(sizes, job, available, editing)
         on_ranks = f"{ranks} such GPUs" if ranks else "no number of such GPUs"
         say(f"as it is, it fits on {on_ranks}")
     if isinstance(job, RLConfig) and any(reward.kind == "vlm" for reward in job.rewards):

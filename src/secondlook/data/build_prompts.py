@@ -31,7 +31,7 @@ def shards_of(config: BuildConfig, out: Path) -> tuple[list[Shard], dict[str, li
     benchmarks = decontaminate.Benchmarks(benchmark_prompts, config.share)
     reasons = ("overlap with a benchmark", "twice", "not expanded", "beyond n_prompts")
     left_out: dict[str, list[str]] = {reason: [] for reason in reasons}
-    given_prompts = _given_prompts(config, left_out, out)
+    given_prompts = _given_prompts(config, left_out, out)  # []: a registered source draws them
     total = len(given_prompts) if given_prompts else config.n_prompts
     shards = []
     seen: set[str] = set()
@@ -79,7 +79,8 @@ def write_prompts(path: Path, shards: list[Shard]) -> None:
     """Write down each shard's prompts. Raises InputError where the folder was begun with others."""
     rows = []
     for shard in shards:
-        rows += [{"shard": shard.number, "prompt": prompt.text} for prompt in shard.prompts]
+        for prompt in shard.prompts:
+            rows.append({"shard": shard.number, "prompt": prompt.text})
     if path.exists():
         rows_there = [row for _, row in read_rows(path)]
         if rows_there != rows:
@@ -87,7 +88,8 @@ def write_prompts(path: Path, shards: list[Shard]) -> None:
                 f"prompts: they are not those of {str(path)!r}, with which this folder was begun; "
                 "use another folder"
             )
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    write_text(path, "".join(lines))
 
 
 def check_prompts_of_models(config: BuildConfig, shards: list[Shard]) -> None:
@@ -99,9 +101,13 @@ def check_prompts_of_models(config: BuildConfig, shards: list[Shard]) -> None:
         for prompt in shard.prompts:
             # captions and templates have no line: the text itself says which one it is
             where = where_stated.get(prompt.text, repr(prompt.text))
-            lines.append(Line(prompt.text, Path() if prompt.source else None, where))
-    model_names = [g.model for g in config.generators if g.kind == "model"]
-    for model_name in dict.fromkeys(model_names):  # each tokenizer once
+            source = Path() if prompt.source else None  # whether there is one is all that is asked
+            lines.append(Line(prompt.text, source, where))
+    model_names: dict[str, None] = {}  # in order, each tokenizer once
+    for generator in config.generators:
+        if generator.kind == "model":
+            model_names[generator.model] = None
+    for model_name in model_names:
         check_prompts(ChatTemplate(load_tokenizer(model_name)), lines)
 
 

@@ -37,7 +37,7 @@ def samples_page(config: BuildConfig, out: Path, n: int = 24) -> str:
     for place in chosen_places:
         prompt_rows = rows_by_prompt[prompt_keys[place]][:10]  # one line of pictures
         first_row = prompt_rows[0]
-        strip_pictures = []
+        strip_pictures = []  # rows with their pictures as data: addresses
         for row in prompt_rows:
             shown_quality = None if row["score"] is None else quality(row)
             strip_pictures.append(row | {"src": embed(picture_of(row)), "quality": shown_quality})
@@ -94,7 +94,7 @@ def _counts(
     config: BuildConfig, shard_paths: list[Path]
 ) -> tuple[dict[str, dict[str, Any]], set[str]]:
     """How many pictures of each source there are and of what use they are, and the prompts."""
-    # all but the pictures themselves
+    # all but the pictures: Parquet reads only the columns that it is asked for
     columns = [
         "prompt",
         "source",
@@ -121,10 +121,12 @@ def _counts(
                 }
             counts = source_counts[row["source"]]
             counts["pictures"] += 1
+            # "correct" is None where the judge did not answer
             counts["right"] += row["correct"] is True
             counts["missing"] += row["correct"] is None
             if row["score"] is not None:
                 threshold = config.good_edit if row["source_id"] else config.good_to_draw
+                # between the two a picture is neither drawn nor judged wrong
                 counts["positives"] += quality(row) >= threshold
                 counts["negatives"] += quality(row) < BAD
     return source_counts, prompt_keys

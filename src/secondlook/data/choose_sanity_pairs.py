@@ -46,11 +46,12 @@ def choose(data: Path, out: Path, n: int = 16, sure: float = 0.95, seed: int = 0
         )
     has_edits = any(picture.source_id for picture in chosen)
     read_source = source_files(data) if has_edits else {}
-    prompts = list(dict.fromkeys(picture.prompt for picture in sure_pictures))
+    prompts = list(dict.fromkeys(picture.prompt for picture in sure_pictures))  # each once
     lines: list[dict[str, Any]] = []
     writable_folder(out)
     for i, picture in enumerate(chosen):
         image_name = f"{i:03d}.png"
+        # a line is {"prompt", "image", "good"} and for an edit "source", as sanity_pairs reads it
         good_line: dict[str, Any] = {"prompt": picture.prompt, "image": image_name, "good": True}
         write_bytes(out / image_name, picture.file())
         if picture.source_id:
@@ -99,12 +100,13 @@ def sure_rows(data: Path, sure: float) -> list[SurePicture]:
     shards = sorted(data.glob("images-*.parquet"))
     if not shards:
         raise InputError(f"data: {str(data)!r} holds no images-*.parquet; run data build first")
-    parquet_cache = ParquetCache()
+    parquet_cache = ParquetCache()  # one for all shards: it bounds how many are held open
     sure_pictures = []
     for path in shards:
         shard = Shard(path, parquet_cache)
         for place, words in shard.scan():
-            if words.score is not None and words.score >= sure:
+            if words.score is not None and words.score >= sure:  # None: no answer of the judge
+                # of thousands only a few are chosen: their files are read then
                 read_file = partial(shard.file_of, place)
                 sure_pictures.append(SurePicture(words.prompt, words.source, read_file))
     return sure_pictures

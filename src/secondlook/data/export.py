@@ -29,6 +29,7 @@ def examples(
     Task II has as many right targets as wrong ones. Each prompt's examples depend on the seed and
     the prompt's place alone.
     """
+    # (prompts,) numbers of all that have a picture of any use, in order
     prompts = np.union1d(np.union1d(pool.draw.prompts, pool.judge.prompts), pool.bad.prompts)
     for place, prompt in enumerate(prompts.tolist()):
         rng = np.random.default_rng([seed, place])
@@ -40,6 +41,7 @@ def examples(
         if not bad_rows:
             continue
         if right_rows:
+            # half of them right, half wrong
             num_targets = min(len(right_rows), len(bad_rows), max(1, per_prompt // 2))
             for target in _some(rng, right_rows, num_targets):
                 earlier = _some(rng, bad_rows, short(rng, judge_context))
@@ -52,6 +54,7 @@ def examples(
                     earlier = _some(rng, other_rows, short(rng, judge_context))
                 yield {"task": "judge", "prompt": prompt, "earlier": earlier, "target": target}
         for target in _some(rng, good_rows, per_prompt):
+            # at least one: what is drawn first is task I
             earlier = _some(rng, bad_rows, 1 + short(rng, redraw_context))
             yield {"task": "redraw", "prompt": prompt, "earlier": earlier, "target": target}
 
@@ -72,6 +75,7 @@ def write_examples(
     What a tar holds is a PNG of each picture as the package reads it, wherever it was: no other
     kind of file gets into one. Raises InputError that names the row or line of a picture that
     cannot be read."""
+    # of an earlier call, which may have had more files or another kind
     for stale_path in (*out.glob("examples-*.parquet"), *out.glob("examples-*.tar")):
         stale_path.unlink()
     in_order = list(examples(pool, per_prompt, seed))

@@ -69,6 +69,7 @@ class Folder:
                 f"{len(text_by_key)} prompts (the first: {first_text!r}); "
                 "its prompts must be written as they are asked"
             )
+        # files are named as they lie beside the list
         other_prompts: list[str] = []  # pictures of prompts that are not asked
         beyond_images: list[str] = []  # pictures of a prompt that has more than are wanted
         for prompt_key, files in self.files_by_prompt.items():

@@ -90,7 +90,7 @@ def _stored_pairs(path: Path, prompt: str, left_out: Callable[[str], None]) -> l
     if path.suffix.lower() == ".parquet":
         return _pairs_of_parquet(path, prompt)
     if is_file(path) and path.suffix.lower() not in EXTENSIONS:
-        # a picture under a strange name, or a list that this function does not know
+        # a picture under a strange name, or a list that this function does not know: try to read it
         try:
             read_image(path)
         except InputError as error:
@@ -175,7 +175,7 @@ def _pairs_of_lines(path: Path, image_field: str, prompt: str) -> list[Pair]:
         if _is_path(row.get("source")):
             source_path = _existing(beside(path, row["source"]), where)
         elif row.get("source") is not None:
-            text_field(row, "source", where)
+            text_field(row, "source", where)  # raises an InputError that says what is wrong
         pairs.append(
             Pair(
                 name=image_name,
@@ -232,7 +232,7 @@ def _pairs_of_parquet(path: Path, prompt: str) -> list[Pair]:
                 f"source_image: it is {type(source_bytes).__name__} in {where}; it must hold a "
                 "picture's bytes"
             )
-        # people label "good", data build writes "correct"
+        # people label "good", data build writes "correct"; the latter is null without a score
         label = _label(row.get("good", row.get("correct")), where)
         # without an id the row's place from 0 on, as in datasets
         name = str(number - 1 if row.get("id") is None else row["id"])

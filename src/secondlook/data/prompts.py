@@ -78,7 +78,7 @@ class DrawnPrompts:
     """Prompts that a registered source makes up."""
 
     lines: Sequence[Line] = ()
-    """None is known beforehand."""
+    """What can be checked before a job: no prompt is known beforehand."""
 
     def __init__(self, source: PromptSource, name: str):
         self.source, self.name = source, name
@@ -133,7 +133,7 @@ def open_prompts(
     if hasattr(source_or_list, "draw"):
         return DrawnPrompts(source_or_list, prompts)
     lines = []
-    for number, listed_prompt in enumerate(source_or_list, 1):
+    for number, listed_prompt in enumerate(source_or_list, 1):  # as people count
         prompt = _as_prompt(listed_prompt)
         where = f"prompt {number} of {prompts!r}"
         check_unicode(prompt.text, "prompt", where)

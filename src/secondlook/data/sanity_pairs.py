@@ -30,7 +30,7 @@ def open_sanity_pairs(
 
     A registered function is called as ``(seed, prompt_options)``. Raises InputError.
     """
-    name = prompts if sanity_pairs is None else sanity_pairs
+    name = prompts if sanity_pairs is None else sanity_pairs  # "" is no registered name
     if name in registry.sanity_pairs.names():
         good, bad = registry.sanity_pairs.get(name)(seed, dict(prompt_options))
         if not good or not bad:
@@ -69,6 +69,7 @@ def read_sanity_pairs(path: str | Path) -> SanityPairs:
             raise InputError(
                 f"sanity_pairs: good is {is_good!r} in {where}; it must be true or false"
             )
+        # read here: the run begins with a reward's scores of all of them
         try:
             source_image = read_image(beside(path, source_name)) if source_name else None
             image = read_image(beside(path, image_name))

@@ -18,7 +18,7 @@ from secondlook.models.janus.model import Janus
 from secondlook.train.job_config import Checkpointing
 
 aten = torch.ops.aten
-COSTLY = {
+KEPT_OPERATIONS = {
     aten.mm.default,
     aten.addmm.default,
     aten.bmm.default,
@@ -27,34 +27,36 @@ COSTLY = {
     aten._scaled_dot_product_efficient_attention.default,
     aten._flash_attention_forward.default,
 }
-"""What "selective" keeps: results of multiplications and of attention. All else is cheap and takes
-more than half."""
+"""What "selective" keeps: results of matrix multiplications and of attention. All else (norms, the
+rotation, the activation) is cheap to compute again and takes more than half of the memory."""
 
 
 def _policy(context, op, *args, **kwargs) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if op in COSTLY else CheckpointPolicy.PREFER_RECOMPUTE
+    if op in KEPT_OPERATIONS:
+        return CheckpointPolicy.MUST_SAVE
+    return CheckpointPolicy.PREFER_RECOMPUTE
 
 
 @contextmanager
 def activation_checkpointing(janus: Janus, how: Checkpointing) -> Iterator[None]:
-    """Passes with gradients of the language model, inside. Values and gradients do not depend on
-    it."""
-    model = janus.net.model.language_model
+    """Inside, passes of the language model with gradients keep what ``how`` says: "none" all,
+    "selective" ``KEPT_OPERATIONS``, "full" the layers' inputs. Values and gradients do not depend
+    on it."""
+    language_model = janus.net.model.language_model
     if how == "none":
         yield
         return
-    kwargs: dict = {"use_reentrant": False}
+    options: dict = {"use_reentrant": False}
     if how == "selective":
-        kwargs["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
-    for layer in model.layers:
-        layer.gradient_checkpointing, layer._gradient_checkpointing_func = (
-            True,
-            partial(checkpoint, **kwargs),
-        )
-    model.train()  # transformers repeats only then; these layers have no dropout
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
+    for layer in language_model.layers:
+        layer.gradient_checkpointing = True
+        layer._gradient_checkpointing_func = partial(checkpoint, **options)
+    # transformers checkpoints in training mode only; these layers have no dropout
+    language_model.train()
     try:
         yield
     finally:
-        model.eval()
-        for layer in model.layers:
+        language_model.eval()
+        for layer in language_model.layers:
             layer.gradient_checkpointing = False

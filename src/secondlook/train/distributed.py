@@ -30,20 +30,21 @@ def backend(device: str) -> str:
     return "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
 
 
-def _store_of_this_start(size: int) -> dist.Store | None:
+def _store_of_this_start(world_size: int) -> dist.Store | None:
     """The launcher's store, where ranks find each other, with a prefix for this start: after a
     restart it may still hold the addresses of ranks that are gone. None: another launcher, whose
     store torch finds by the environment."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
-    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return dist.PrefixStore(
-        f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}",
-        dist.TCPStore(*address, size, is_master=False),
-    )
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    restart_count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    # torchrun's own process holds the store, so no rank is its master
+    launcher_store = dist.TCPStore(host, port, world_size, is_master=False)
+    return dist.PrefixStore(f"start-{restart_count}", launcher_store)
 
 
 def _number_of_environment(name: str) -> int:
+    """The variable's number. Raises InputError where it has none."""
     text = os.environ.get(name, "")
     if not text.isdecimal():
         problem = f"is {text!r}" if text else "is missing although RANK is set"
@@ -74,9 +75,9 @@ class ProcessGroup:
         device = str(resolve_device(device))
         if "TORCHELASTIC_RUN_ID" not in os.environ and "RANK" not in os.environ:
             return ProcessGroup(0, 1, device)
-        rank, world_size, local_rank = (
-            _number_of_environment(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-        )
+        rank = _number_of_environment("RANK")
+        world_size = _number_of_environment("WORLD_SIZE")
+        local_rank = _number_of_environment("LOCAL_RANK")
         if world_size > 1 and not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
             raise InputError(
                 "environment: MASTER_ADDR or MASTER_PORT is missing; start the ranks with "
@@ -93,7 +94,7 @@ class ProcessGroup:
             torch.cuda.set_device(device)
         if not dist.is_initialized():
             store = _store_of_this_start(world_size)
-            if store is None:
+            if store is None:  # torch reads the same variables
                 dist.init_process_group(backend(device), timeout=TIMEOUT)
             else:
                 dist.init_process_group(
@@ -119,23 +120,30 @@ class ProcessGroup:
         return values
 
     def all_merge(self, local_items: list[T]) -> list[T]:
-        """The items of which every rank has its ``local_part``."""
-        parts = self.all_gather(local_items)
-        count = sum(len(part) for part in parts)
-        return [parts[i % self.world_size][i // self.world_size] for i in range(count)]
+        """The items of which every rank has its ``local_part``, in their first order."""
+        items_of_ranks = self.all_gather(local_items)
+        num_items = sum(map(len, items_of_ranks))
+        items = []
+        for i in range(num_items):  # item i is the (i // world_size)-th of rank i % world_size
+            items.append(items_of_ranks[i % self.world_size][i // self.world_size])
+        return items
 
     def all_sum(self, numbers: dict[str, float]) -> dict[str, float]:
-        """Each number summed over ranks."""
-        parts = self.all_gather(numbers)
-        return {name: sum(part[name] for part in parts) for name in numbers}
+        """Each number summed over ranks, in the order of ranks: all of them round alike."""
+        numbers_of_ranks = self.all_gather(numbers)
+        sums = {}
+        for name in numbers:
+            sums[name] = sum(rank_numbers[name] for rank_numbers in numbers_of_ranks)
+        return sums
 
     def all_sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Sum the gradients of parameters that every rank has in full."""
-        if self.world_size > 1:
-            for p in parameters:
-                if p.grad is None:
-                    p.grad = torch.zeros_like(p)
-                dist.all_reduce(p.grad)
+        if self.world_size == 1:
+            return
+        for parameter in parameters:
+            if parameter.grad is None:  # this rank had nothing to learn; the others wait for it
+                parameter.grad = torch.zeros_like(parameter)
+            dist.all_reduce(parameter.grad)
 
     @contextmanager
     def all_raise(self) -> Iterator[None]:

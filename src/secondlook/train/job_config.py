@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 CHECKED = ConfigDict(extra="forbid", allow_inf_nan=False)
-"""How pydantic checks a job's settings: no unknown names, no NaN."""
+"""How pydantic checks a job's settings: no unknown names, no infinity, no NaN."""
 
 MAY_CHANGE = ("steps", "runtime")
 """Settings that may have other values when a run is resumed."""

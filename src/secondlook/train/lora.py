@@ -1,6 +1,6 @@
-"""Low-rank adapters by peft, on the language model's layers and the generation aligner and head
-(not on the last layers, whose log-probabilities are computed in parts). Everything else is frozen;
-the reference is the same model with its adapters off.
+"""Low-rank adapters by peft (LoRA, arXiv 2106.09685), on the language model's layers and the
+generation aligner and head (not on the last layers, whose log-probabilities are computed in parts).
+Everything else is frozen; the reference is the same model with its adapters off.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from secondlook.errors import InputError
 from secondlook.models.janus.model import Janus
 
 NAME = "default"
+"""What peft calls the adapter in the names of its weights."""
 
 
 class Adapters:
@@ -34,27 +35,15 @@ class Adapters:
             raise InputError(
                 "lora: peft is not installed; run pip install 'secondlook[lora]'"
             ) from error
-        model: Any = janus.net.model
-        parts = {
-            "model.language_model.layers": model.language_model.layers,
-            "model.generation_aligner": model.generation_aligner,
-            "model.generation_head": model.generation_head,
-        }
-        targets = [
-            f"{prefix}.{name}"
-            for prefix, part in parts.items()
-            for name, m in part.named_modules()
-            if isinstance(m, nn.Linear) and m is not model.generation_head.vision_head
-        ]
         self.janus = janus
         self.config = LoraConfig(
             base_model_name_or_path=base or None,
             r=rank,
             lora_alpha=alpha or 2 * rank,
-            target_modules=targets,
+            target_modules=_adapted_layers(janus),
         )
         janus.requires_grad_(False)
-        torch.manual_seed(seed)
+        torch.manual_seed(seed)  # peft draws A; B is 0, so that training begins at the model
         inject_adapter_in_model(self.config, janus.net, adapter_name=NAME)
 
     @contextmanager
@@ -70,24 +59,43 @@ class Adapters:
         Sums are in float32 at least: in the bfloat16 of a frozen base a small change would be lost
         in part."""
         scale = self.config.lora_alpha / self.config.r
-        found = {}
-        for name, value in weights.items():
+        merged_weights = {}
+        for name, weight in weights.items():
             if ".lora_" in name:
                 continue
-            if name.endswith(".base_layer.weight"):
-                a, b = (weights[name.replace("base_layer", f"lora_{x}.{NAME}")] for x in "AB")
-                kind = torch.promote_types(value.dtype, torch.float32)
-                value = value.to(kind) + scale * (b.to(kind) @ a.to(kind))
-            found[name.replace(".base_layer", "")] = value
-        return found
+            if name.endswith(".base_layer.weight"):  # (out, in)
+                lora_a = weights[name.replace("base_layer", f"lora_A.{NAME}")]  # (rank, in)
+                lora_b = weights[name.replace("base_layer", f"lora_B.{NAME}")]  # (out, rank)
+                dtype = torch.promote_types(weight.dtype, torch.float32)
+                weight = weight.to(dtype) + scale * (lora_b.to(dtype) @ lora_a.to(dtype))
+            merged_weights[name.replace(".base_layer", "")] = weight
+        return merged_weights
 
     def export(self, weights: dict[str, Tensor], folder: Path) -> None:
-        """Write the adapters alone, as peft loads them."""
+        """Write the adapters of a whole state dict alone, as peft loads them."""
         folder.mkdir(parents=True, exist_ok=True)
-        alone = {
-            f"base_model.model.{n.replace(f'.{NAME}', '')}": v.contiguous()
-            for n, v in weights.items()
-            if ".lora_" in n
-        }
-        save_file(alone, folder / "adapter_model.safetensors")
+        adapter_weights = {}
+        for name, weight in weights.items():
+            if ".lora_" in name:
+                # peft's files have its wrapper's prefix, and not the adapter's name
+                stored_name = f"base_model.model.{name.replace(f'.{NAME}', '')}"
+                adapter_weights[stored_name] = weight.contiguous()
+        save_file(adapter_weights, folder / "adapter_model.safetensors")
         self.config.save_pretrained(str(folder))
+
+
+def _adapted_layers(janus: Janus) -> list[str]:
+    """Names in ``janus.net`` of the linear layers that get adapters."""
+    model: Any = janus.net.model
+    adapted_parts = {
+        "model.language_model.layers": model.language_model.layers,
+        "model.generation_aligner": model.generation_aligner,
+        "model.generation_head": model.generation_head,
+    }
+    layer_names = []
+    for prefix, part in adapted_parts.items():
+        for name, module in part.named_modules():
+            is_last_layer = module is model.generation_head.vision_head
+            if isinstance(module, nn.Linear) and not is_last_layer:
+                layer_names.append(f"{prefix}.{name}")
+    return layer_names

@@ -1,7 +1,7 @@
-"""What a recipe needs of a GPU's memory, and what to change where it does not fit.
+"""What a rank holds of a GPU's memory, at the two peaks of a training job: while episodes are
+drawn, and while the policy is updated.
 
-An account of the tensors that a rank holds at the two peaks: while episodes are drawn, and while
-the policy is updated. Drawing is counted where every verdict is No and the episodes are in step,
+An account of tensors. Drawing is counted where every verdict is No and the episodes are in step,
 for a run may come to that. An update is counted at the highest of its moments; what is kept for the
 gradient, per token and layer from the layers' own operations. ``benchmarks/simulate.py`` runs the
 same at full size without weights, ``benchmarks/rl_step.py`` measures it (docs/LOG.md says how near
@@ -10,39 +10,24 @@ they come). Fragments and the CUDA context (a few GB) come on top: ``SPARE``.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import (
-    JanusConfig,
-    JanusForConditionalGeneration,
-    JanusVisionConfig,
-    JanusVQVAEConfig,
-    LlamaConfig,
-)
-from transformers.initialization import no_init_weights
-
-from secondlook.config import changed
 from secondlook.engine.capacity import Need
 from secondlook.engine.image_codec import PIXELS
-from secondlook.errors import InputError
-from secondlook.models.janus import checkpoint
-from secondlook.models.shipped import SHIPPED, locate
+from secondlook.train.job_config import Checkpointing
+from secondlook.train.model_sizes import ModelSizes
 from secondlook.train.rl.config import RLConfig
 from secondlook.train.sft_config import SFTConfig
 
 GIB = 2**30
 SPARE = 4 * GIB
-PROMPT, REASON = 64, 48
-"""Tokens of a prompt with its template, and of a reason."""
+REASON = 48
+"""Tokens of a reason."""
 SOURCE = 6
 """Tokens around the source of an edit."""
-SIZES = {"1b": (24, 2048, 5632, 16), "7b": (30, 4096, 11008, 32)}
-
+FLOAT32 = 4
+"""Bytes of a number of trained weights, gradients and the optimizer, whatever is computed in."""
 
 DEFAULT: dict[str, Any] = {
     "rollout": {"prompts_per_step": 128, "group_size": 7, "rollout_batch_size": 12},
@@ -53,119 +38,6 @@ DEFAULT: dict[str, Any] = {
     },
 }
 """The recipe 7b/grpo, as far as memory goes."""
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """A model in numbers: parameters, and what its language model is made of."""
-
-    trained: int
-    root: int
-    """Of the trained ones, those outside the language model's layers."""
-    frozen: int
-    layers: int
-    width: int
-    inner: int
-    keys: int
-    """Columns of the keys (or values) of a layer."""
-    codes: int
-    patches: int
-    vocabulary: int
-    side: int
-    """Pixels of a drawn image's side."""
-    channels: int
-    """Of the image tokenizer's decoder at full size."""
-    adapter: int = 0
-    """Parameters of adapters of rank 1."""
-    prompt: int = PROMPT
-    """Tokens of the longest prompt with its template."""
-
-    def column(self, size: int) -> int:
-        """Bytes of the keys and values of one token, in a type of ``size`` bytes."""
-        return 2 * self.layers * self.keys * size
-
-
-def config_of(model: str) -> JanusConfig:
-    """Of "1b", "7b", a shipped model's name, a folder or a hub id (which is fetched). Raises
-    InputError for anything else."""
-    if model not in SIZES:
-        return checkpoint.config_of(checkpoint.fetch(locate(model)))
-    layers, width, inner, heads = SIZES[model]
-    return JanusConfig(
-        text_config=LlamaConfig(
-            vocab_size=102400,
-            hidden_size=width,
-            intermediate_size=inner,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            num_key_value_heads=heads,
-        ),
-        vision_config=JanusVisionConfig(projection_dim=width),
-        vq_config=JanusVQVAEConfig(projection_dim=width, image_token_embed_dim=width),
-    )
-
-
-@cache
-def sizes(model: str) -> Sizes:
-    """Of a model by any of ``config_of``'s names."""
-    config = config_of(model)
-    with torch.device("meta"), no_init_weights():
-        net: Any = JanusForConditionalGeneration._from_config(config)
-
-    def count(module) -> int:
-        return sum(p.numel() for p in module.parameters())
-
-    text, vq = config.text_config, config.vq_config
-    frozen = count(net.model.vqmodel) + count(net.model.vision_model)
-    trained, in_layers = count(net) - frozen, count(net.model.language_model.layers)
-    linear = [
-        m
-        for part in (
-            net.model.language_model.layers,
-            net.model.generation_aligner,
-            net.model.generation_head.proj_out,
-        )
-        for m in part.modules()
-        if isinstance(m, torch.nn.Linear)
-    ]
-    return Sizes(
-        trained=trained,
-        root=trained - in_layers,
-        frozen=frozen,
-        layers=text.num_hidden_layers,
-        width=text.hidden_size,
-        inner=text.intermediate_size,
-        keys=text.num_key_value_heads * (text.hidden_size // text.num_attention_heads),
-        codes=vq.num_patches**2,
-        patches=config.vision_config.num_image_tokens,
-        vocabulary=text.vocab_size,
-        side=config.vision_config.image_size,
-        channels=vq.base_channels,
-        adapter=sum(m.in_features + m.out_features for m in linear),
-    )
-
-
-def kept_per_token(s: Sizes, checkpointing: str, size: int, lora: bool) -> float:
-    """Bytes that a layer keeps of a token for the gradient, in a type of ``size`` bytes.
-
-    "selective" keeps the layer's input and the results of its multiplications and of attention;
-    "none" also what the norms, the rotation and the activation need (norms compute in float32).
-    """
-    layer_input = s.width
-    if checkpointing == "full":
-        return layer_input * size
-    multiplied = (
-        3 * s.width + 2 * s.keys + 2 * s.inner + s.width
-    )  # q, o, attention; k, v; gate, up; down
-    kept = layer_input + multiplied
-    if lora and checkpointing == "selective":
-        kept += 3 * s.width + 2 * s.keys + 2 * s.inner  # the adapters' own results
-    if checkpointing == "none":
-        kept += (
-            2 * s.width + s.width + s.keys + 2 * s.inner
-        )  # normed inputs; rotated q and k; activation, product
-        return kept * size + 2 * 4 * s.width
-    return kept * size
 
 
 @dataclass
@@ -184,266 +56,263 @@ class Plan:
 class Division:
     """How a job's weights lie on its ranks."""
 
-    size: int
-    """Bytes of a number that is computed with; trained weights, gradients and optimizer have 4."""
+    itemsize: int
+    """Bytes of a number that is computed with."""
     is_sharded: bool
-    parts: int
+    shard_degree: int
     """Ranks that share one copy of the weights."""
     has_replicas: bool
-    learned: int
-    """Parameters that are trained: all but the frozen encoders', or the adapters'."""
+    learned_params: int
+    """Those that are trained: all but the frozen encoders', or the adapters'."""
 
     @staticmethod
-    def of(s: Sizes, config: RLConfig | SFTConfig, ranks: int) -> Division:
+    def of(sizes: ModelSizes, config: RLConfig | SFTConfig, num_ranks: int) -> Division:
         is_half = config.runtime.dtype == "bfloat16"
-        is_sharded = ranks > 1 or is_half
-        parts = (config.runtime.dp_shard_degree or ranks) if is_sharded else 1
-        learned = config.lora_rank * s.adapter if config.lora_rank else s.trained
+        is_sharded = num_ranks > 1 or is_half
+        shard_degree = (config.runtime.dp_shard_degree or num_ranks) if is_sharded else 1
+        learned_params = sizes.trained_params
+        if config.lora_rank:
+            learned_params = config.lora_rank * sizes.rank_1_params
         return Division(
-            size=2 if is_half else 4,
+            itemsize=2 if is_half else FLOAT32,
             is_sharded=is_sharded,
-            parts=parts,
-            has_replicas=is_sharded and parts < ranks,
-            learned=learned,
+            shard_degree=shard_degree,
+            has_replicas=is_sharded and shard_degree < num_ranks,
+            learned_params=learned_params,
         )
 
 
-def account(s: Sizes, config: RLConfig | SFTConfig, ranks: int, editing: bool = False) -> Plan:
-    """What a rank of ``ranks`` holds when it runs ``config`` on a model of sizes ``s``.
+def account(
+    sizes: ModelSizes, config: RLConfig | SFTConfig, num_ranks: int, editing: bool = False
+) -> Plan:
+    """What a rank of ``num_ranks`` holds when it runs ``config`` on a model of these sizes.
     ``editing``: prompts have sources."""
-    division = Division.of(s, config, ranks)
-    size, parts, learned = division.size, division.parts, division.learned
-    weights = s.trained * 4 / parts
+    division = Division.of(sizes, config, num_ranks)
+    itemsize, shard_degree = division.itemsize, division.shard_degree
+    learned_bytes = division.learned_params * FLOAT32
+    weights = sizes.trained_params * FLOAT32 / shard_degree
     if config.lora_rank:  # the base is frozen and may be in half precision
-        weights = s.trained * size / parts + learned * 4 / parts
-    frozen = s.frozen * size
-    always = {"weights": weights, "optimizer": learned * 8 / parts, "frozen encoders": frozen}
-    update = highest_moment(s, config, ranks, editing)
+        weights = sizes.trained_params * itemsize / shard_degree + learned_bytes / shard_degree
+    frozen_encoders = sizes.frozen_params * itemsize
+    always = {
+        "weights": weights,
+        "optimizer": 2 * learned_bytes / shard_degree,  # AdamW's two moments
+        "frozen encoders": frozen_encoders,
+    }
+    update = highest_moment(sizes, config, num_ranks, editing)
     if not isinstance(config, RLConfig):
-        return Plan(update=always | {"average": learned * 4 / parts} | update)
+        return Plan(update=always | {"average": learned_bytes / shard_degree} | update)
     if not config.lora_rank and config.runtime.reference == "copy":
-        always["reference"] = s.trained * size / parts + frozen
+        always["reference"] = sizes.trained_params * itemsize / shard_degree + frozen_encoders
     if config.algorithm == "ppo":
-        always["value head"] = 4 * 4 * s.width**2
-    return Plan(always | _drawing(s, config, ranks, editing), always | update)
+        # a square matrix, its gradient and two moments; every rank has all of it
+        always["value head"] = 4 * FLOAT32 * sizes.hidden_size**2
+    rollout = rollout_bytes(sizes, config, num_ranks, editing)
+    return Plan(always | rollout, always | update)
 
 
-def _drawing(s: Sizes, config: RLConfig, ranks: int, editing: bool) -> dict[str, float]:
+# --- drawing ---
+
+
+def rollout_bytes(
+    sizes: ModelSizes, config: RLConfig, num_ranks: int, editing: bool
+) -> dict[str, float]:
     """What a rank holds while it draws, besides what is always there."""
-    division = Division.of(s, config, ranks)
-    need = sequences(s, config.rollout.rounds, editing)
-    all_episodes = episodes_of_rank(config, ranks)
-    episodes = min(config.rollout.rollout_batch_size or all_episodes, all_episodes)
-    decoded_at_once = max(1, PIXELS // s.side**2)
-    column = s.column(division.size)
+    division = Division.of(sizes, config, num_ranks)
+    need = episode_need(sizes, config.rollout.rounds, editing)
+    all_episodes = episodes_of_rank(config, num_ranks)
+    # 0: all of the rank's episodes are drawn together
+    num_episodes = min(config.rollout.rollout_batch_size or all_episodes, all_episodes)
+    image_pixels = sizes.image_side**2
+    images_together = max(1, PIXELS // image_pixels)
+    column_bytes = sizes.column_bytes(division.itemsize)
+    # the engine reads weights that are gathered once for all of a rollout
+    gathered_weights = sizes.trained_params * division.itemsize if division.is_sharded else 0
+    # of each pixel that is decoded (``image_codec.HELD``)
+    decoder_bytes = 4 * sizes.decoder_channels * division.itemsize
     return {
-        "gathered weights": s.trained * division.size if division.is_sharded else 0,
-        "key-value cache": need.cache(episodes) * column,
-        "kept sequences": need.kept(episodes, decoded_at_once) * column,
-        "pictures": min(episodes * s.side**2, PIXELS) * 4 * s.channels * division.size,
+        "gathered weights": gathered_weights,
+        "key-value cache": need.cache(num_episodes) * column_bytes,
+        "kept sequences": need.kept(num_episodes, images_together) * column_bytes,
+        "pictures": min(num_episodes * image_pixels, PIXELS) * decoder_bytes,
     }
 
 
-def episodes_of_rank(config: RLConfig, ranks: int) -> int:
+def episodes_of_rank(config: RLConfig, num_ranks: int) -> int:
     """Episodes that a rank draws in a step."""
-    return -(-config.rollout.prompts_per_step // ranks) * config.rollout.group_size
+    return -(-config.rollout.prompts_per_step // num_ranks) * config.rollout.group_size
 
 
-def sequences(s: Sizes, rounds: int, editing: bool) -> Need:
-    """Of an episode of so many images."""
-    image = max(s.codes, s.patches)
-    return Need.of(s.prompt + editing * (image + SOURCE), image, rounds, REASON)
+def episode_need(sizes: ModelSizes, rounds: int, editing: bool) -> Need:
+    """What an episode of so many images needs of the cache."""
+    image_tokens = max(sizes.num_codes, sizes.num_patches)
+    prompt_tokens = sizes.prompt_tokens
+    if editing:  # the source comes with the prompt
+        prompt_tokens += image_tokens + SOURCE
+    return Need.of(prompt_tokens, image_tokens, rounds, REASON)
 
 
-def longest_micro_batches(
-    s: Sizes, config: RLConfig | SFTConfig, editing: bool
-) -> list[tuple[int, bool]]:
-    """Tokens of the longest micro-batches, and whether they are written ones: guidance scores a
-    drawn turn's unconditional branch too."""
+# --- an update ---
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One micro-batch's pass through the model, forward and backward."""
+
+    num_tokens: int
+    is_written: bool
+    """Its targets are words, not codes: the head is then the vocabulary's."""
+
+
+def longest_passes(sizes: ModelSizes, config: RLConfig | SFTConfig, editing: bool) -> list[Pass]:
+    """The longest micro-batch of drawn and the longest of written targets, of those that a job
+    has."""
     micro_batch_size = config.runtime.micro_batch_size
     if isinstance(config, RLConfig):
-        need = sequences(s, config.rollout.rounds, editing)
-        return [
-            (2 * micro_batch_size * need.drawn, False),
-            (micro_batch_size * need.longest, True),
-        ]
-    draw, judge, redraw = config.mix
-    batches = []
-    if draw or redraw:
-        rounds = config.redraw_context + 1 if redraw else 1
-        batches.append((micro_batch_size * sequences(s, rounds, editing).drawn, False))
-    if judge:
-        longest = sequences(s, config.judge_context, editing).longest
-        batches.append((micro_batch_size * longest, True))
-    return batches
+        need = episode_need(sizes, config.rollout.rounds, editing)
+        # guidance scores a drawn turn's unconditional branch too
+        drawn_pass = Pass(2 * micro_batch_size * need.drawn, is_written=False)
+        return [drawn_pass, Pass(micro_batch_size * need.longest, is_written=True)]
+    draw_weight, judge_weight, redraw_weight = config.mix
+    passes = []
+    if draw_weight or redraw_weight:
+        rounds = config.redraw_context + 1 if redraw_weight else 1
+        drawn_tokens = episode_need(sizes, rounds, editing).drawn
+        passes.append(Pass(micro_batch_size * drawn_tokens, is_written=False))
+    if judge_weight:
+        judged_tokens = episode_need(sizes, config.judge_context, editing).longest
+        passes.append(Pass(micro_batch_size * judged_tokens, is_written=True))
+    return passes
+
+
+def kept_per_token(
+    sizes: ModelSizes, checkpointing: Checkpointing, itemsize: int, is_lora: bool
+) -> float:
+    """Bytes that a layer keeps of a token for the gradient, ``itemsize`` a number.
+
+    "full" keeps the layer's input; "selective" also the results of its multiplications and of
+    attention; "none" also what the norms, the rotation and the activation need (norms compute in
+    float32).
+    """
+    hidden_size, kv_size = sizes.hidden_size, sizes.kv_size
+    gate_and_up = 2 * sizes.intermediate_size
+    layer_input = hidden_size
+    if checkpointing == "full":
+        return layer_input * itemsize
+    queries_and_outputs = 3 * hidden_size  # q, attention's result, o
+    keys_and_values = 2 * kv_size
+    down = hidden_size
+    numbers = layer_input + queries_and_outputs + keys_and_values + gate_and_up + down
+    if is_lora and checkpointing == "selective":
+        # the adapters are multiplications too: their results are as wide as the layers' own
+        numbers += queries_and_outputs + keys_and_values + gate_and_up
+    if checkpointing == "selective":
+        return numbers * itemsize
+    normed_inputs = 2 * hidden_size  # of attention and of the MLP
+    rotated = hidden_size + kv_size  # q and k
+    activated = 2 * sizes.intermediate_size  # silu(gate), and its product with up
+    numbers += normed_inputs + rotated + activated
+    return numbers * itemsize + normed_inputs * FLOAT32
 
 
 def highest_moment(
-    s: Sizes, config: RLConfig | SFTConfig, ranks: int, editing: bool
+    sizes: ModelSizes, config: RLConfig | SFTConfig, num_ranks: int, editing: bool
 ) -> dict[str, float]:
     """What an update holds besides what is always there, at its highest moment: amid the layers,
     where the layers outside of them are gathered or get their gradients, in the optimizer's step,
     or where PPO's value head learns."""
-    division = Division.of(s, config, ranks)
-    base = {"gradients": division.learned * 4 / division.parts}
-    # by lists of tensors: a root of all of them
+    division = Division.of(sizes, config, num_ranks)
+    base = {"gradients": division.learned_params * FLOAT32 / division.shard_degree}
+    # AdamW by lists of tensors makes the square roots of all second moments at once
     optimizer_step = base | {"optimizer's step": base["gradients"]}
     moments = [optimizer_step]
     if isinstance(config, RLConfig) and config.algorithm == "ppo":
-        turns = episodes_of_rank(config, ranks) * config.rollout.rounds
+        num_turns = episodes_of_rank(config, num_ranks) * config.rollout.rounds
         # of every token, and of a drawn one's unconditional branch, until the step is over
-        state_tokens = turns * (2 * s.codes + REASON)
-        states = {"states for the value head": state_tokens * s.width * division.size}
-        tokens = turns * (s.codes + REASON) / config.optim.minibatches
-        value_head = {"activations": tokens * s.width * (division.size + 4 * 4)}
+        state_tokens = num_turns * (2 * sizes.num_codes + REASON)
+        state_bytes = state_tokens * sizes.hidden_size * division.itemsize
+        states = {"states for the value head": state_bytes}
+        minibatch_tokens = num_turns * (sizes.num_codes + REASON) / config.optim.minibatches
+        # the states themselves, and four results of the head in float32
+        bytes_per_token = sizes.hidden_size * (division.itemsize + 4 * FLOAT32)
+        value_head = {"activations": minibatch_tokens * bytes_per_token}
         moments = [optimizer_step | states, states | value_head]
         base |= states
-    for tokens, is_written in longest_micro_batches(s, config, editing):
-        moments += _pass_moments(s, config, division, base, tokens, is_written)
+    for longest_pass in longest_passes(sizes, config, editing):
+        moments += _pass_moments(sizes, config, division, base, longest_pass)
     return max(moments, key=lambda moment: sum(moment.values()))
 
 
 def _pass_moments(
-    s: Sizes,
+    sizes: ModelSizes,
     config: RLConfig | SFTConfig,
     division: Division,
     base: dict[str, float],
-    tokens: int,
-    is_written: bool,
+    micro_batch: Pass,
 ) -> list[dict[str, float]]:
     """Moments of one micro-batch's passes, ``base`` included."""
-    size, parts, is_lora = division.size, division.parts, bool(config.lora_rank)
-    checkpointing = config.runtime.activation_checkpointing
-    in_layers = s.trained - s.root
-    layer = in_layers / s.layers
-    # replicas add up their gradients when all layers have theirs
-    replicas_sum = 0.0
-    if division.has_replicas:
-        replicas_sum = division.learned * in_layers / s.trained * 4 / parts
-    all_kept = kept_per_token(s, "none", size, is_lora)
-    computed_again = {
-        "none": 0.0,
-        "selective": all_kept - kept_per_token(s, "selective", size, False),
-        "full": all_kept,
-    }[checkpointing]
-    kept = tokens * kept_per_token(s, checkpointing, size, is_lora) * s.layers
-    in_one_layer = tokens * (computed_again + 2 * s.inner * size)
-    amid_layers = base | {"activations": max(kept, replicas_sum) + in_one_layer}
-    last_layer = s.vocabulary * s.width if is_written and not is_lora else 0
-    amid_layers["logits"] = 2**24 * (4 * 3 + size) + last_layer * size
-    moments = [amid_layers]
+    itemsize, shard_degree = division.itemsize, division.shard_degree
+    is_lora = bool(config.lora_rank)
+    num_tokens, is_written = micro_batch.num_tokens, micro_batch.is_written
+    params_in_layers = sizes.trained_params - sizes.root_params
+    layer_params = params_in_layers / sizes.num_layers
+    word_table_params = sizes.vocab_size * sizes.hidden_size
+
+    amid_layers = base | {
+        "activations": _activations(sizes, config, division, num_tokens),
+        # of so many at a time (``sampling.AT_ONCE``): as computed, and three results in float32
+        "logits": 2**24 * (FLOAT32 * 3 + itemsize),
+    }
+    if is_written and not is_lora:  # the last layer's gradient
+        amid_layers["logits"] += word_table_params * itemsize
     if not division.is_sharded:
-        return moments
-    amid_layers["gathered weights"] = (s.root + 2 * layer) * size  # the next layer's, too
+        return [amid_layers]
+    moments = [amid_layers]
+    # this layer's and the next one's
+    amid_layers["gathered weights"] = (sizes.root_params + 2 * layer_params) * itemsize
     if not is_lora:
         # of one layer in part, of the one before in float32 on their way to other ranks
-        amid_layers["gathered gradients"] = layer * (size / 2 + 4)
-        word_tables = s.vocabulary * s.width
-        outside = 2 * word_tables if is_written else s.root - word_tables
-        outside_gradients = outside * (size + 4 + 4 / parts) + replicas_sum
+        amid_layers["gathered gradients"] = layer_params * (itemsize / 2 + FLOAT32)
+        outside_params = sizes.root_params - word_table_params
+        if is_written:  # the embedding of words and the last layer
+            outside_params = 2 * word_table_params
+        # as computed, in float32 on their way, and this rank's part of their sum
+        bytes_per_param = itemsize + FLOAT32 + FLOAT32 / shard_degree
+        outside_gradients = outside_params * bytes_per_param
+        outside_gradients += _replicas_sum(sizes, division)
         moments.append(base | {"gathered gradients": outside_gradients})
     ends = {
-        "gathered weights": 2 * (s.root + layer) * size,
-        "activations": 2 * tokens * s.width * size,
+        "gathered weights": 2 * (sizes.root_params + layer_params) * itemsize,
+        "activations": 2 * num_tokens * sizes.hidden_size * itemsize,
     }
     return [*moments, base | ends]
 
 
-def advice(
-    s: Sizes, config: RLConfig | SFTConfig, ranks: int, memory: float, editing: bool = False
-) -> tuple[list[str], bool]:
-    """Settings to change ("section.key = value"), the least costly first, until a rank fits into
-    ``memory`` bytes (nothing where it does), and whether it then does."""
-    changes: dict[str, str] = {}
-    while True:
-        plan = account(s, config, ranks, editing)
-        too_high = {name: sum(part.values()) + SPARE > memory for name, part in vars(plan).items()}
-        if not any(too_high.values()):
-            return list(changes.values()), True
-        change = _next_change(s, config, ranks, memory, editing, too_high)
-        if change is None:
-            return list(changes.values()), False
-        config = changed(config, change)
-        for name, value in change.items():
-            changes[name] = f"{name} = {json.dumps(value)}"
+def _activations(
+    sizes: ModelSizes, config: RLConfig | SFTConfig, division: Division, num_tokens: int
+) -> float:
+    """Bytes that are kept for the gradient amid the backward pass: of all layers, and of the one
+    that is computed again."""
+    itemsize, is_lora = division.itemsize, bool(config.lora_rank)
+    checkpointing = config.runtime.activation_checkpointing
+    kept = kept_per_token(sizes, checkpointing, itemsize, is_lora)
+    kept_in_all_layers = num_tokens * kept * sizes.num_layers
+    without_checkpointing = kept_per_token(sizes, "none", itemsize, is_lora)
+    computed_again = {
+        "none": 0.0,
+        "selective": without_checkpointing - kept_per_token(sizes, "selective", itemsize, False),
+        "full": without_checkpointing,
+    }[checkpointing]
+    # with the gradients of gate and up
+    in_one_layer = num_tokens * (computed_again + 2 * sizes.intermediate_size * itemsize)
+    # the replicas' sum is made when the layers' activations are gone: the higher of both counts
+    return max(kept_in_all_layers, _replicas_sum(sizes, division)) + in_one_layer
 
 
-def _next_change(
-    s: Sizes,
-    config: Any,
-    ranks: int,
-    memory: float,
-    editing: bool,
-    too_high: dict[str, bool],
-) -> dict[str, Any] | None:
-    """The least costly change for the peaks that are too high; None: there is none left."""
-    is_rl, runtime = isinstance(config, RLConfig), config.runtime
-    checkpointing = runtime.activation_checkpointing
-    if too_high["rollout"] and config.rollout.rollout_batch_size != 1:
-        largest = largest_rollout_batch(s, config, ranks, memory, editing)
-        return {"rollout.rollout_batch_size": largest or 1}
-    if too_high["update"] and checkpointing != "full":
-        costlier = {"none": "selective", "selective": "full"}
-        return {"runtime.activation_checkpointing": costlier[checkpointing]}
-    if too_high["update"] and runtime.micro_batch_size > 1:
-        return {"runtime.micro_batch_size": runtime.micro_batch_size // 2}
-    if runtime.dp_shard_degree and runtime.dp_shard_degree < ranks:
-        return {"runtime.dp_shard_degree": 0}
-    if is_rl and runtime.reference == "copy" and not config.lora_rank:
-        return {"runtime.reference": "offload"}
-    if not config.lora_rank and not getattr(config.optim, "muon_lr_ratio", 0.0):
-        return {"lora_rank": 64}
-    return None
-
-
-def largest_rollout_batch(
-    s: Sizes, config: RLConfig, ranks: int, memory: float, editing: bool = False
-) -> int:
-    """The most episodes that a rank draws together in ``memory`` bytes; 0 where there is no room
-    for one."""
-    for episodes in range(episodes_of_rank(config, ranks), 0, -1):
-        tried = changed(config, {"rollout.rollout_batch_size": episodes})
-        rollout = account(s, tried, ranks, editing).rollout
-        if sum(rollout.values()) + SPARE <= memory:
-            return episodes
-    return 0
-
-
-def ranks_needed(
-    s: Sizes,
-    config: RLConfig | SFTConfig,
-    memory: float,
-    editing: bool = False,
-    max_ranks: int = 1024,
-) -> int | None:
-    """The fewest ranks (1, 2, 4 …) on which ``config`` fits as it is; None: not on
-    ``max_ranks``."""
-    config, ranks = changed(config, {"runtime.dp_shard_degree": 0}), 1
-    while ranks <= max_ranks:
-        if account(s, config, ranks, editing).peak + SPARE <= memory:
-            return ranks
-        ranks *= 2
-    return None
-
-
-def model_of(recipe: Path, config: RLConfig | SFTConfig) -> str:
-    """The model that a recipe is for, by a name that ``sizes`` knows: its own where it is at hand,
-    else the size that the model, the recipe's folder or its file is named for ("7b/grpo.toml",
-    "my_grpo_7b.toml"). Raises InputError where none says it."""
-    own = Path(config.model)
-    if config.model in SHIPPED or (own / "config.json").is_file():
-        return config.model
-    # "Janus-Pro-7B" is known without being fetched
-    for text in (own.name, recipe.parent.name, recipe.stem):
-        for size in SIZES:
-            if size in text.lower().replace("-", "_").split("_"):
-                return size
-    raise InputError(
-        f"model: {config.model!r} of {str(recipe)!r} is not here; say with --model how large it "
-        "is (1b, 7b, …)"
-    )
-
-
-def edits(recipe: Path) -> bool:
-    """Whether a recipe is for edits, by its name ("7b/edit_grpo.toml")."""
-    return "edit" in recipe.stem.split("_")
+def _replicas_sum(sizes: ModelSizes, division: Division) -> float:
+    """Bytes of the layers' gradients that replicas add up when all layers have theirs."""
+    if not division.has_replicas:
+        return 0.0
+    params_in_layers = sizes.trained_params - sizes.root_params
+    learned_in_layers = division.learned_params * params_in_layers / sizes.trained_params
+    return learned_in_layers * FLOAT32 / division.shard_degree

@@ -23,14 +23,18 @@ def freeze(
     adapters of that rank, which are returned. ``base`` is the model's name."""
     for module in (janus.net.model.vqmodel, janus.net.model.vision_model):
         module.requires_grad_(False)
-    return Adapters(janus, lora_rank, lora_alpha, seed, base) if lora_rank else None
+    if not lora_rank:
+        return None
+    return Adapters(janus, lora_rank, lora_alpha, seed, base)
 
 
 def trainable(janus: Janus) -> nn.ParameterDict:
     """What is trained, as a part of a run's state."""
-    return nn.ParameterDict(
-        {n.replace(".", "/"): p for n, p in janus.net.named_parameters() if p.requires_grad}
-    )
+    parameters = {}
+    for name, parameter in janus.net.named_parameters():
+        if parameter.requires_grad:
+            parameters[name.replace(".", "/")] = parameter  # torch allows no dots in its keys
+    return nn.ParameterDict(parameters)
 
 
 def hidden_modules(net: nn.Module) -> list[nn.Module]:
@@ -64,13 +68,16 @@ class Optimizer:
         muon_modules: Sequence[nn.Module] = (),
         muon_lr: float = 0.0,
     ):
-        named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-        self.names = {p: name for name, p in named}
-        self.parameters = [p for _, p in named]
         self.max_grad_norm = max_grad_norm
-        in_muon = {id(p) for m in muon_modules for p in m.parameters() if p.ndim >= 2}
-        matrices = [p for p in self.parameters if id(p) in in_muon]
-        others = [p for p in self.parameters if id(p) not in in_muon]
+        self.names: dict[nn.Parameter, str] = {}
+        """Of each trained parameter, in the module's order."""
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                self.names[parameter] = name
+        self.parameters = list(self.names)
+        muon_ids = _ids_of_matrices(muon_modules)
+        matrices = [p for p in self.parameters if id(p) in muon_ids]
+        others = [p for p in self.parameters if id(p) not in muon_ids]
         adamw = torch.optim.AdamW(others, lr, betas=(0.9, 0.95), eps=eps, weight_decay=weight_decay)
         self.optimizers: list[tuple[torch.optim.Optimizer, float]] = [(adamw, lr)]
         """Each with the rate that a step's factor multiplies."""
@@ -83,9 +90,9 @@ class Optimizer:
         gradients are clipped, their norm before that, and whether the step was refused."""
         metrics: dict[str, float] = {}
         if self.max_grad_norm is not None:
-            norm = self._clip()
-            is_finite = math.isfinite(norm)
-            metrics["grad_norm"] = norm if is_finite else 0.0
+            grad_norm = self._clip()
+            is_finite = math.isfinite(grad_norm)
+            metrics["grad_norm"] = grad_norm if is_finite else 0.0  # NaN would spoil the average
             metrics["refused_steps"] = float(not is_finite)
         if not metrics.get("refused_steps"):
             for optimizer, lr in self.optimizers:
@@ -98,12 +105,14 @@ class Optimizer:
     def _clip(self) -> float:
         """Clip the gradients; returns their norm before."""
         assert self.max_grad_norm is not None
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
-        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        if isinstance(grad_norm, DTensor):  # of sharded gradients: summed over ranks only here
+            grad_norm = grad_norm.full_tensor()
+        return float(grad_norm)
 
     def clear_gradients(self) -> None:
-        for p in self.parameters:
-            p.grad = None
+        for parameter in self.parameters:
+            parameter.grad = None
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """What each parameter's updates have left behind, by the parameter's name. Of a parameter
@@ -111,28 +120,45 @@ class Optimizer:
         find their places."""
         state: dict[str, dict[str, Tensor]] = {}
         for optimizer, _ in self.optimizers:
-            for p in _parameters(optimizer):
-                state[self.names[p]] = dict(optimizer.state.get(p) or _initial(optimizer, p))
+            for parameter in _parameters(optimizer):
+                parameter_state = optimizer.state.get(parameter)
+                if not parameter_state:
+                    parameter_state = _initial_state(optimizer, parameter)
+                state[self.names[parameter]] = dict(parameter_state)
         return state
 
     def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
         for optimizer, _ in self.optimizers:
-            for p in _parameters(optimizer):
-                optimizer.state[p] = dict(state[self.names[p]])
+            for parameter in _parameters(optimizer):
+                optimizer.state[parameter] = dict(state[self.names[parameter]])
+
+
+def _ids_of_matrices(modules: Sequence[nn.Module]) -> set[int]:
+    """Which parameters (by ``id``) of some modules are matrices or convolutions."""
+    matrix_ids = set()
+    for module in modules:
+        for parameter in module.parameters():
+            if parameter.ndim >= 2:
+                matrix_ids.add(id(parameter))
+    return matrix_ids
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
+    parameters: list[nn.Parameter] = []
+    for group in optimizer.param_groups:
+        parameters += group["params"]
+    return parameters
 
 
-def _initial(optimizer: torch.optim.Optimizer, p: nn.Parameter) -> dict[str, Tensor]:
+def _initial_state(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
     """An optimizer's state of a parameter before its first update."""
     if isinstance(optimizer, Muon):
-        return {"momentum": torch.zeros_like(p)}
+        return {"momentum": torch.zeros_like(parameter)}
+    # AdamW's, by the names that torch gives them
     return {
         "step": torch.tensor(0.0),
-        "exp_avg": torch.zeros_like(p),
-        "exp_avg_sq": torch.zeros_like(p),
+        "exp_avg": torch.zeros_like(parameter),
+        "exp_avg_sq": torch.zeros_like(parameter),
     }
 
 
@@ -142,16 +168,22 @@ class WeightAverage:
 
     def __init__(self, net: nn.Module, decay: float):
         self.decay = decay
-        self.live = {n: p for n, p in net.named_parameters() if p.requires_grad}
-        self.mean = {n: p.detach().clone() for n, p in self.live.items()}
+        self.live: dict[str, nn.Parameter] = {}
+        """The weights that are trained, by name."""
+        self.mean: dict[str, Tensor] = {}
+        """Their averages; while ``applied``, the trained weights."""
+        for name, parameter in net.named_parameters():
+            if parameter.requires_grad:
+                self.live[name] = parameter
+                self.mean[name] = parameter.detach().clone()
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """After update ``step``, counted from 0. The first ones count more, so that the average
         leaves the weights that it began with."""
         decay = min(self.decay, (step + 1) / (step + 10))
-        for name, p in self.live.items():
-            self.mean[name].lerp_(p, 1 - decay)
+        for name, parameter in self.live.items():
+            self.mean[name].lerp_(parameter, 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -164,14 +196,14 @@ class WeightAverage:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        for name, p in self.live.items():
-            live = p.clone()
-            p.copy_(self.mean[name])
-            self.mean[name].copy_(live)
+        for name, parameter in self.live.items():
+            live_weight = parameter.clone()
+            parameter.copy_(self.mean[name])
+            self.mean[name].copy_(live_weight)
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.mean
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        for name, value in state.items():
-            self.mean[name].copy_(value)
+        for name, average in state.items():
+            self.mean[name].copy_(average)

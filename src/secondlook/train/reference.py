@@ -18,17 +18,19 @@ from secondlook.types import Turn
 
 
 class Reference:
-    """Of the policy ``shards``, which has not been trained yet."""
+    """The reference of a policy ``shards`` that has not been trained yet."""
 
     def __init__(self, config: RLConfig, shards: ShardedModel):
-        self.adapters, self.shards = shards.adapters, shards
+        self.adapters = shards.adapters
+        self.shards = shards
+        """The model that is asked: the policy's own where it has adapters, which are then off."""
         if self.adapters is None:
-            offload = config.runtime.reference == "offload"
-            janus = Janus.load(config.model, "cpu" if offload else shards.ranks.device)
+            runtime, ranks = config.runtime, shards.ranks
+            is_offloaded = runtime.reference == "offload"
+            janus = Janus.load(config.model, "cpu" if is_offloaded else ranks.device)
             janus.requires_grad_(False)
-            runtime = config.runtime
             self.shards = ShardedModel(
-                janus, shards.ranks, runtime.dtype, runtime.dp_shard_degree, offload=offload
+                janus, ranks, runtime.dtype, runtime.dp_shard_degree, offload=is_offloaded
             )
 
     def movable(self) -> nn.ParameterDict:
@@ -39,21 +41,20 @@ class Reference:
                 "config: auto_recovery.on_decline is 'move_reference'; with lora_rank the "
                 "reference is the model itself, use 'lower_beta'"
             )
-        frozen = ("model.vqmodel.", "model.vision_model.")
-        named = self.shards.janus.net.named_parameters()
-        return nn.ParameterDict(
-            {n.replace(".", "/"): p for n, p in named if not n.startswith(frozen)}
-        )
+        frozen_prefixes = ("model.vqmodel.", "model.vision_model.")
+        parameters = {}
+        for name, parameter in self.shards.janus.net.named_parameters():
+            if not name.startswith(frozen_prefixes):
+                parameters[name.replace(".", "/")] = parameter  # named as by ``optim.trainable``
+        return nn.ParameterDict(parameters)
 
     @torch.no_grad()
     def become(self, policy: ShardedModel) -> None:
-        """The policy as it is now."""
-        theirs = trainable(policy.janus)
-        for name, p in self.movable().items():
-            own, new = (
-                x.to_local() if isinstance(x, DTensor) else x for x in (p.data, theirs[name].data)
-            )
-            own.copy_(new)
+        """Take over the policy's weights as they are now."""
+        policy_parameters = trainable(policy.janus)
+        for name, own_parameter in self.movable().items():
+            # both are sharded alike, so each rank copies its own part; the devices may differ
+            _local(own_parameter.data).copy_(_local(policy_parameters[name].data))
 
     @torch.no_grad()
     def score(self, template: ChatTemplate, turns: list[Turn]) -> Tensor:
@@ -62,3 +63,8 @@ class Reference:
             return self.shards.run(sampling.score, self.shards.janus, template, turns)
         with self.adapters.off():
             return self.shards.run(sampling.score, self.shards.janus, template, turns)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor, all of it where it is not sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -39,25 +39,28 @@ class Schedule:
     def at(self, step: int) -> float:
         """The learning rate of update ``step``, counted from 0."""
         if self.linear_decay:
+            # the lower of both: a short run may still warm up where its decay begins
             return min(self._warmup(step), self._linear(step))
         if step < self.warmup_steps:
             return self._warmup(step)
         if step < self.convert_step:
-            done = (step - self.warmup_steps) / max(1, self.convert_step - self.warmup_steps)
-            return self.lr + (self.convert_lr - self.lr) * done
+            # from lr, at the warm-up's end, to convert_lr
+            progress = (step - self.warmup_steps) / max(1, self.convert_step - self.warmup_steps)
+            return self.lr + (self.convert_lr - self.lr) * progress
         return self._cosine(step)
 
     def _warmup(self, step: int) -> float:
         if step >= self.warmup_steps:
             return self.lr
-        return self.lr * (step + 1) / self.warmup_steps
+        return self.lr * (step + 1) / self.warmup_steps  # update 0 learns already
 
     def _linear(self, step: int) -> float:
         decay_steps = max(1.0, self.linear_decay * self.steps)
+        # above lr until the last ``decay_steps``: ``at`` takes the lower of both
         return self.lr * (self.steps - step) / decay_steps
 
     def _cosine(self, step: int) -> float:
-        start = self.convert_step or self.warmup_steps
-        high = self.convert_lr if self.convert_step else self.lr
-        done = min(1.0, (step - start) / max(1, self.steps - start))
-        return self.min_lr + (high - self.min_lr) * 0.5 * (1 + math.cos(math.pi * done))
+        first_step = self.convert_step or self.warmup_steps
+        first_lr = self.convert_lr if self.convert_step else self.lr
+        progress = min(1.0, (step - first_step) / max(1, self.steps - first_step))
+        return self.min_lr + (first_lr - self.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))

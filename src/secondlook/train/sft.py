@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -39,7 +40,29 @@ from secondlook.train.trainer import Stateful, Trainer, set_up_process
 from secondlook.types import ImageCodes, Segment, TokenIds
 
 MIN_READ = 1000
-"""Pictures after which a share of them that cannot be read is taken for the data's."""
+"""Pictures that must have been read before the job is stopped for those that cannot be."""
+
+
+@dataclass(frozen=True)
+class BatchReport:
+    """What a rank tells the others of its part of a batch."""
+
+    reason_tokens: int
+    read: int
+    """Pictures of its examples."""
+    unreadable: int
+    """Pictures that could not be read, and in whose places others were taken."""
+    problem: str
+    """Why it cannot be learned; "": it can."""
+
+
+@dataclass(frozen=True)
+class _MicroBatch:
+    """Which of a rank's examples of a task go through the model together."""
+
+    part: slice
+    weight: float
+    """0: an example that is only repeated, because another rank has one more micro-batch."""
 
 
 class SFTJob:
@@ -88,13 +111,17 @@ class SFTJob:
         for place in places:
             if Path(place).is_dir():
                 check_built(Path(place))
+        tasks = []
+        for task, weight in zip(TASKS, config.mix, strict=True):
+            if weight:  # a task that is never drawn needs no pictures
+                tasks.append(task)
         pool = Pool(
             config.data,
             config.good_to_draw,
             config.good_to_judge,
             config.good_edit,
             config.data_weights,
-            tasks=[task for task, weight in zip(TASKS, config.mix, strict=True) if weight],
+            tasks=tasks,
             problem=self._problem,
             reason_problem=self._reason_problem,
         )
@@ -105,12 +132,16 @@ class SFTJob:
     def _problem(self, prompt: str, is_edit: bool) -> str:
         """What keeps the model from reading a prompt; "": nothing."""
         try:
-            self.template.edit((), prompt) if is_edit else self.template.draw(prompt)
+            if is_edit:
+                self.template.edit((), prompt)  # the source's codes do not matter here
+            else:
+                self.template.draw(prompt)
         except InputError as error:
             return str(error)
         return ""
 
     def _reason_problem(self, reason: str) -> str:
+        """What keeps a reason from being taught; "": nothing."""
         # a token is at least a byte, and encoding all of a large set takes minutes
         if len(reason.encode()) <= MAX_REASON:
             return ""
@@ -126,29 +157,31 @@ class SFTJob:
         if self.coming is None:
             self.coming = self.batches.from_step(step)
         batch = next(self.coming)
-        has_own = self.ranks.rank < batch.counts[2]  # else the example is another rank's
+        reports = self.ranks.all_gather(self._report(batch))
+        for report in reports:
+            if report.problem:
+                raise InputError(report.problem)
+        read = sum(report.read for report in reports)
+        unreadable = sum(report.unreadable for report in reports)
+        self._count_unreadable(step, batch.unreadable, read, unreadable)
+        return batch, sum(report.reason_tokens for report in reports)
+
+    def _report(self, batch: SFTBatch) -> BatchReport:
+        """Of this rank's part of a batch."""
         reason_tokens, problem = 0, batch.problem
+        has_own = self.ranks.rank < batch.counts[2]  # else the example is another rank's
         try:
             for example in batch.judging if has_own else []:
-                reason_tokens += len(self._answer(example)) - 1
+                reason_tokens += len(self._answer(example)) - 1  # without the verdict
         except InputError as error:
             problem = f"data: a reason cannot be taught: {error}"
-        reports = self.ranks.all_gather((reason_tokens, batch.read, len(batch.unreadable), problem))
-        problems = [problem for _, _, _, problem in reports if problem]
-        if problems:
-            raise InputError(problems[0])
-        self._count_unreadable(
-            step,
-            batch.unreadable,
-            read=sum(read for _, read, _, _ in reports),
-            unreadable=sum(unreadable for _, _, unreadable, _ in reports),
-        )
-        return batch, sum(tokens for tokens, _, _, _ in reports)
+        return BatchReport(reason_tokens, batch.read, len(batch.unreadable), problem)
 
     def _count_unreadable(
         self, step: int, own_problems: tuple[str, ...], read: int, unreadable: int
     ) -> None:
-        """Tell this rank's problems, and count all ranks' pictures. Raises Stopped."""
+        """Tell this rank's problems, and count all ranks' pictures of a step. Raises Stopped, on
+        all ranks alike, where too many cannot be read."""
         for text in own_problems:
             if text not in self._told:
                 self._told.add(text)
@@ -165,30 +198,36 @@ class SFTJob:
 
     @torch.no_grad()
     def codes(self, pictures: list[Scored]) -> list[tuple[int, ...]]:
-        """Each picture as the drawing path has it; encoded once, while it is among those drawn
-        last."""
-        new = {p.index: p.image for p in pictures if not self.code_cache.touch(p.index)}
-        if new:
-            encoded = self.janus.to_codes(list(new.values())).cpu().numpy()  # (pictures, codes)
-            for index, codes in zip(new, encoded, strict=True):
+        """Each picture's codes, as the drawing path has it. A picture is encoded once, as long as
+        it is among those that the cache keeps."""
+        new_images = {}
+        for picture in pictures:
+            if not self.code_cache.touch(picture.index):
+                new_images[picture.index] = picture.image
+        if new_images:
+            images = list(new_images.values())
+            new_codes = self.janus.to_codes(images).cpu().numpy()  # (images, codes)
+            for index, codes in zip(new_images, new_codes, strict=True):
                 self.code_cache.add(index, codes)
-        return [self.code_cache[p.index] for p in pictures]
+        return [self.code_cache[picture.index] for picture in pictures]
 
     # --- losses ---
 
     def draw_loss(self, examples: list[Example], dropped: list[bool]) -> Tensor:
-        """Tasks I and III: the sum of the cross-entropy of the targets' codes."""
-        rows: list[tuple[Segment, ...]] = []
+        """Tasks I and III: the sum of the cross-entropy of the targets' codes. ``dropped`` says
+        which examples go without their prompt."""
+        contexts: list[tuple[Segment, ...]] = []
         for example, is_dropped in zip(examples, dropped, strict=True):
-            segments = self._draw_segments(example)
-            rows.append(self.template.unconditional(segments) if is_dropped else segments)
-        targets: list[TokenIds | ImageCodes] = [
-            ImageCodes(c) for c in self.codes([e.target for e in examples])
-        ]
-        losses, _ = cross_entropy(self.janus, rows, targets)
+            context = self._draw_context(example)
+            contexts.append(self.template.unconditional(context) if is_dropped else context)
+        targets: list[TokenIds | ImageCodes] = []
+        for codes in self.codes([example.target for example in examples]):
+            targets.append(ImageCodes(codes))
+        losses, _ = cross_entropy(self.janus, contexts, targets)  # (tokens of all targets,)
         return losses.sum()
 
-    def _draw_segments(self, example: Example) -> tuple[Segment, ...]:
+    def _draw_context(self, example: Example) -> tuple[Segment, ...]:
+        """What stands before the picture that is drawn."""
         source = self.codes([example.source])[0] if example.source else ()
         if example.earlier:
             earlier_codes = self.codes(list(example.earlier))
@@ -203,38 +242,46 @@ class SFTJob:
 
     def judge_losses(self, examples: list[Example]) -> tuple[Tensor, Tensor]:
         """Task II: the sums of the cross-entropy of the verdicts and of the reasons' tokens."""
-        rows: list[tuple[Segment, ...]] = []
-        for example in examples:
-            images = [picture.image for picture in (*example.earlier, example.target)]
-            reasons = [picture.reason for picture in example.earlier]
-            source = example.source.image if example.source else None
-            rows.append(self.template.judge(example.prompt, images, reasons, source))
+        contexts: list[tuple[Segment, ...]] = []
         answers: list[TokenIds | ImageCodes] = []
         for example in examples:
+            images = [picture.image for picture in (*example.earlier, example.target)]
+            # the reason of the target is what is learned
+            reasons = [picture.reason for picture in example.earlier]
+            source = example.source.image if example.source else None
+            contexts.append(self.template.judge(example.prompt, images, reasons, source))
             answers.append(TokenIds(self._answer(example)))
-        losses, is_first = cross_entropy(self.janus, rows, answers)
+        # (tokens of all answers,) both; an answer's first token is its verdict
+        losses, is_first = cross_entropy(self.janus, contexts, answers)
         return losses[is_first].sum(), losses[~is_first].sum()
 
     # --- one step ---
 
-    def _micro_batches(self, n: int) -> list[tuple[slice, float]]:
-        """The micro-batches of this rank's part of ``n`` examples of a task, with their weight: as
-        many on every rank, for they gather weights together; one that would be empty repeats an
-        example with weight 0."""
-        own, size = len(self.ranks.local_part(range(n))), self.config.runtime.micro_batch_size
-        starts = range(0, math.ceil(n / self.ranks.world_size), size)
-        return [(slice(k, k + size), 1.0) if k < own else (slice(1), 0.0) for k in starts]
+    def _micro_batches(self, num_examples: int) -> list[_MicroBatch]:
+        """The micro-batches of this rank's part of all ranks' examples of a task: as many on every
+        rank, for they gather weights together; one that would be empty repeats an example with
+        weight 0."""
+        num_own = len(self.ranks.local_part(range(num_examples)))
+        num_largest = math.ceil(num_examples / self.ranks.world_size)  # the first rank's
+        batch_size = self.config.runtime.micro_batch_size
+        micro_batches = []
+        for start in range(0, num_largest, batch_size):
+            if start < num_own:
+                micro_batches.append(_MicroBatch(slice(start, start + batch_size), weight=1.0))
+            else:
+                micro_batches.append(_MicroBatch(slice(1), weight=0.0))
+        return micro_batches
 
     def step(self, step: int) -> dict[str, float]:
         """One update; returns its metrics."""
         batch, reason_tokens = self.next_batch(step)
-        n_draw, n_redraw, n_judge = batch.counts
+        num_draw, num_redraw, num_judge = batch.counts
         sums: dict[str, float] = {}
         mode = self.config.runtime.activation_checkpointing
         with activation_checkpointing(self.janus, mode):
-            self._backward_drawing("draw_loss", batch.drawing, n_draw, sums)
-            self._backward_drawing("redraw_loss", batch.redrawing, n_redraw, sums)
-            self._backward_judging(batch.judging, n_judge, reason_tokens, sums)
+            self._backward_drawing("draw_loss", batch.drawing, num_draw, sums)
+            self._backward_drawing("redraw_loss", batch.redrawing, num_redraw, sums)
+            self._backward_judging(batch.judging, num_judge, reason_tokens, sums)
         metrics = self.ranks.all_sum(sums | {"unreadable": float(len(batch.unreadable))})
         lr = self.schedule.at(step)
         metrics |= self.optimizer.step(lr) | {"lr": lr}
@@ -242,32 +289,48 @@ class SFTJob:
         return metrics
 
     def _backward_drawing(
-        self, name: str, examples: list[tuple[Example, bool]], n: int, sums: dict[str, float]
+        self,
+        loss_name: str,
+        examples: list[tuple[Example, bool]],
+        num_examples: int,
+        sums: dict[str, float],
     ) -> None:
-        """Add the gradients of one drawing task, of which all ranks have ``n`` examples, and its
+        """Add the gradients of one drawing task, of which all ranks have ``num_examples``, and its
         mean loss to ``sums``."""
-        tokens = max(1, n) * self.janus.n_codes
-        for part, weight in self._micro_batches(n):
-            some = [example for example, _ in examples[part]]
-            dropped = [is_dropped for _, is_dropped in examples[part]]
-            self.codes([picture for example in some for picture in example.pictures])
-            loss = self.shards.run(self.draw_loss, some, dropped) * (weight / tokens)
-            (loss * n / self.config.batch_size).backward()
-            sums[name] = sums.get(name, 0.0) + loss.item()
+        num_tokens = max(1, num_examples) * self.janus.n_codes
+        for micro_batch in self._micro_batches(num_examples):
+            batch_examples, dropped = [], []
+            pictures: list[Scored] = []
+            for example, is_dropped in examples[micro_batch.part]:
+                batch_examples.append(example)
+                dropped.append(is_dropped)
+                pictures += example.pictures
+            self.codes(pictures)  # all encoded together, before the pass asks for them one by one
+            loss_sum = self.shards.run(self.draw_loss, batch_examples, dropped)
+            loss = loss_sum * (micro_batch.weight / num_tokens)  # parts add up to a token's mean
+            # a task counts by its part of the step's examples
+            (loss * num_examples / self.config.batch_size).backward()
+            sums[loss_name] = sums.get(loss_name, 0.0) + loss.item()
 
     def _backward_judging(
-        self, examples: list[Example], n: int, reason_tokens: int, sums: dict[str, float]
+        self,
+        examples: list[Example],
+        num_examples: int,
+        reason_tokens: int,
+        sums: dict[str, float],
     ) -> None:
-        """The same of the judging task, whose verdicts and reasons are averaged for themselves."""
+        """The same of the judging task: verdicts are averaged over all ranks' examples, reasons
+        over all of their ``reason_tokens``."""
         verdict_weight = self.config.verdict_weight
-        for part, weight in self._micro_batches(n):
-            verdict, reason = self.shards.run(self.judge_losses, examples[part])
-            verdict = verdict * (weight / n)
-            reason = reason * (weight / max(1, reason_tokens))
-            loss = verdict_weight * verdict + (1 - verdict_weight) * reason
-            (loss * n / self.config.batch_size).backward()
-            sums["verdict_loss"] = sums.get("verdict_loss", 0.0) + verdict.item()
-            sums["reason_loss"] = sums.get("reason_loss", 0.0) + reason.item()
+        for micro_batch in self._micro_batches(num_examples):
+            batch_examples = examples[micro_batch.part]
+            verdict_sum, reason_sum = self.shards.run(self.judge_losses, batch_examples)
+            verdict_loss = verdict_sum * (micro_batch.weight / num_examples)
+            reason_loss = reason_sum * (micro_batch.weight / max(1, reason_tokens))
+            loss = verdict_weight * verdict_loss + (1 - verdict_weight) * reason_loss
+            (loss * num_examples / self.config.batch_size).backward()
+            sums["verdict_loss"] = sums.get("verdict_loss", 0.0) + verdict_loss.item()
+            sums["reason_loss"] = sums.get("reason_loss", 0.0) + reason_loss.item()
 
 
 def train_sft(config: SFTConfig, out: str | Path) -> None:

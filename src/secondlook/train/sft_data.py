@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -57,43 +58,52 @@ class SFTBatches(Dataset):
         """All ranks' examples: those that draw, redraw and judge, and which of the first two go
         without their prompt. Judged ones come in pairs, a right and a wrong picture of a prompt."""
         config, rng = self.config, np.random.default_rng([self.config.seed, step])
-        tasks = rng.choice(3, size=config.batch_size, p=np.array(config.mix) / sum(config.mix))
-        n_draw, n_judge, n_redraw = (tasks.tolist().count(i) for i in range(3))
-        drawing = [self.pool.drawing(rng) for _ in range(n_draw)]
-        redrawing = [self.pool.redrawing(rng, config.redraw_context) for _ in range(n_redraw)]
+        probabilities = np.array(config.mix) / sum(config.mix)
+        tasks = rng.choice(len(TASKS), size=config.batch_size, p=probabilities)  # (examples,)
+        num_draw, num_judge, num_redraw = np.bincount(tasks, minlength=len(TASKS)).tolist()
+        # the order of the random draws below is part of what a seed means: keep it
+        drawing = [self.pool.drawing(rng) for _ in range(num_draw)]
+        redrawing = [self.pool.redrawing(rng, config.redraw_context) for _ in range(num_redraw)]
         judging: list[Choice] = []
-        for _ in range(-(-n_judge // 2)):
+        for _ in range(math.ceil(num_judge / 2)):  # two at a time, so there may be one too many
             judging += self.pool.judging(rng, config.judge_context)
-        dropped = rng.random(n_draw + n_redraw) < config.prompt_dropout
-        return drawing, redrawing, judging[:n_judge], dropped.tolist()
+        is_dropped = rng.random(num_draw + num_redraw) < config.prompt_dropout
+        return drawing, redrawing, judging[:num_judge], is_dropped.tolist()
 
     def __getitem__(self, step: int) -> SFTBatch:
         drawing, redrawing, judging, dropped = self.choose(step)
         counts = len(drawing), len(redrawing), len(judging)
         unreadable: list[str] = []
         try:
-            draw = self._read_own(step, "draw", drawing, unreadable)
-            redraw = self._read_own(step, "redraw", redrawing, unreadable)
-            judge = self._read_own(step, "judge", judging, unreadable)
+            own_drawing = self._read_own(step, "draw", drawing, unreadable)
+            own_redrawing = self._read_own(step, "redraw", redrawing, unreadable)
+            own_judging = self._read_own(step, "judge", judging, unreadable)
         except InputError as error:
             # as data: an exception in another process loses its one sentence
             return SFTBatch([], [], [], counts, problem=str(error))
+        # [False]: of the example that is another rank's; not strict, for it may be nobody's
         draw_dropped = self.ranks.local_part(dropped[: len(drawing)]) or [False]
         redraw_dropped = self.ranks.local_part(dropped[len(drawing) :]) or [False]
+        num_pictures = 0
+        for example in (*own_drawing, *own_redrawing, *own_judging):
+            num_pictures += len(example.pictures)
         return SFTBatch(
-            list(zip(draw, draw_dropped, strict=False)),
-            list(zip(redraw, redraw_dropped, strict=False)),
-            judge,
-            counts,
-            sum(len(example.pictures) for example in (*draw, *redraw, *judge)),
-            tuple(unreadable),
+            drawing=list(zip(own_drawing, draw_dropped, strict=False)),
+            redrawing=list(zip(own_redrawing, redraw_dropped, strict=False)),
+            judging=own_judging,
+            counts=counts,
+            read=num_pictures,
+            unreadable=tuple(unreadable),
         )
 
     def _read_own(
         self, step: int, task: str, choices: list[Choice], unreadable: list[str]
     ) -> list[Example]:
-        """This rank's examples of a task; the first of all ranks' where it has none."""
-        places = self.ranks.local_part(range(len(choices))) or list(range(min(1, len(choices))))
+        """This rank's examples of a task; the first of all ranks' where it has none, and nothing
+        where nobody has one."""
+        places = self.ranks.local_part(range(len(choices)))
+        if not places and choices:
+            places = [0]
         return [self._read(step, task, place, choices[place], unreadable) for place in places]
 
     def _read(
@@ -105,13 +115,13 @@ class SFTBatches(Dataset):
         config = self.config
         for attempt in range(MAX_TRIES):
             try:
-                if task == "judge":
+                if task == "judge":  # pictures that are seen have no codes: all are read
                     return self.pool.read(choice)
                 return self.pool.read(choice, self.known)
             except InputError as error:
                 unreadable.append(str(error))
             rng = np.random.default_rng([config.seed, step, TASKS.index(task), place, attempt])
-            if task == "judge":
+            if task == "judge":  # right pictures stand at even places, wrong ones at odd places
                 choice = self.pool.judging(rng, config.judge_context)[place % 2]
             elif task == "draw":
                 choice = self.pool.drawing(rng)
@@ -124,19 +134,19 @@ class SFTBatches(Dataset):
 
     def from_step(self, step: int) -> Iterator[SFTBatch]:
         """The batches of ``step`` and those after it."""
-        steps = range(step, self.config.steps)
-        workers = self.config.runtime.dataloader_workers
-        if not workers:
-            return (self[s] for s in steps)
+        coming_steps = range(step, self.config.steps)
+        num_workers = self.config.runtime.dataloader_workers
+        if not num_workers:
+            return map(self.__getitem__, coming_steps)  # each when it is asked for
         # forked workers share the pool's memory
-        context = "fork" if sys.platform == "linux" else None
+        start_method = "fork" if sys.platform == "linux" else None
         loader = DataLoader(
             self,
-            batch_size=None,
-            sampler=steps,
-            num_workers=workers,
+            batch_size=None,  # a step's batch is one item
+            sampler=coming_steps,
+            num_workers=num_workers,
             collate_fn=_unchanged,
-            multiprocessing_context=context,
+            multiprocessing_context=start_method,
         )
         return iter(loader)
 
@@ -146,8 +156,8 @@ def _unchanged(batch: Any) -> Any:
 
 
 class CodeCache:
-    """The codes of the pictures that were encoded last, as 16-bit numbers: 1.5 kB each, so at most
-    .4 GB."""
+    """The codes of the pictures that were asked for last, as 16-bit numbers: 1.5 kB a picture with
+    what the dictionary takes, so at most .4 GB."""
 
     def __init__(self, max_pictures: int = 2**18):
         self.max_pictures = max_pictures
@@ -164,6 +174,7 @@ class CodeCache:
         return False
 
     def add(self, index: int | str, codes: np.ndarray) -> None:
+        """Keep a picture's codes (codes,); the one that was asked for longest ago may go."""
         smallest_type = np.min_scalar_type(int(codes.max(initial=0)))
         self._codes[index] = codes.astype(smallest_type)
         if len(self._codes) > self.max_pictures:

@@ -73,7 +73,7 @@ class ShardedModel:
         """Frozen encoders' weights as they were read, where bfloat16 holds less (on the first
         rank's CPU): they are written as they were."""
         if ranks.world_size == 1 and dtype == "float32":
-            return
+            return  # nothing to divide, nothing to round
         if not dist.is_initialized():  # bfloat16 without a launcher
             dist.init_process_group(
                 backend(ranks.device), store=dist.HashStore(), rank=0, world_size=1
@@ -88,52 +88,62 @@ class ShardedModel:
         model: Any = self.janus.net.model
         return [model.vqmodel, model.vision_model]
 
+    def _encoder_parameters(self) -> set[nn.Parameter]:
+        parameters: set[nn.Parameter] = set()
+        for encoder in self._frozen_encoders():
+            parameters.update(encoder.parameters())
+        return parameters
+
     def _frozen_to_bfloat16(self) -> None:
         """Frozen weights need no float32: nothing is added to them while training."""
-        in_encoders = {id(p) for part in self._frozen_encoders() for p in part.parameters()}
-        for name, p in self.janus.net.named_parameters():
-            if p.requires_grad:
+        encoder_parameters = self._encoder_parameters()
+        for name, parameter in self.janus.net.named_parameters():
+            if parameter.requires_grad:
                 continue
-            half = p.data.to(torch.bfloat16)
-            is_kept = self.ranks.is_main and id(p) in in_encoders
-            if is_kept and not torch.equal(half.to(p.dtype), p.data):
-                self.exact_encoders[name] = p.data.cpu()
-            p.data = half
+            weight = parameter.data
+            half_weight = weight.to(torch.bfloat16)
+            is_written = self.ranks.is_main and parameter in encoder_parameters
+            if is_written and not torch.equal(half_weight.to(weight.dtype), weight):
+                self.exact_encoders[name] = weight.cpu()
+            parameter.data = half_weight
 
     def _shard(self, mesh: DeviceMesh, dtype: Dtype) -> None:
         model: Any = self.janus.net.model
         is_on_cpu = self.ranks.device.split(":")[0] == "cpu"
-        for part in self._frozen_encoders():
-            part.to(self.ranks.device)
-        encoder_parameters = {p for part in self._frozen_encoders() for p in part.parameters()}
-        policy = MixedPrecisionPolicy()
+        for encoder in self._frozen_encoders():
+            encoder.to(self.ranks.device)  # FSDP does not move what it ignores
+        precision = MixedPrecisionPolicy()
         if dtype == "bfloat16":
-            policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+            precision = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
         offload_policy = CPUOffloadPolicy() if self.offload and not is_on_cpu else OffloadPolicy()
+        # layers before the root, which takes all parameters that are left
         for layer in model.language_model.layers:
-            fully_shard(layer, mesh=mesh, mp_policy=policy, offload_policy=offload_policy)
+            fully_shard(layer, mesh=mesh, mp_policy=precision, offload_policy=offload_policy)
         self.root = fully_shard(
             _AnyPass(self.janus.net),
             mesh=mesh,
-            mp_policy=policy,
+            mp_policy=precision,
             offload_policy=offload_policy,
-            ignored_params=encoder_parameters,
+            ignored_params=self._encoder_parameters(),
         )
-        self.fsdp_modules = [m for m in self.root.modules() if isinstance(m, FSDPModule)]
-        for module in self.fsdp_modules:  # gradients are summed: losses have a global denominator
-            module.set_gradient_divide_factor(1.0)
-            module.set_force_sum_reduction_for_comms(True)
+        self.fsdp_modules: list[FSDPModule] = []
+        for module in self.root.modules():
+            if isinstance(module, FSDPModule):
+                # gradients are summed: losses have a global denominator
+                module.set_gradient_divide_factor(1.0)
+                module.set_force_sum_reduction_for_comms(True)
+                self.fsdp_modules.append(module)
 
     def run(self, function: Callable, *args: Any) -> Any:
         """``function(*args)``, which computes with the model. All ranks must call it, with tokens
-        of the same head."""
+        of the same head ("code" or "text"): each head's layers are gathered by all together."""
         if self.root is None:
             with self.on_device():
                 return function(*args)
         # one argument that FSDP does not look into: it would make every dataclass in it anew, turns
         # code by code, and pictures that were read ahead would be read again
         result = self.root(partial(function, *args))
-        if not torch.is_grad_enabled():  # else its weights wait for the backward pass
+        if not torch.is_grad_enabled():  # else the root's weights wait for the backward pass
             self.root.reshard()
         return result
 
@@ -143,7 +153,7 @@ class ShardedModel:
         if self.root is None:
             yield
             return
-        self.root.set_reshard_after_forward(False)
+        self.root.set_reshard_after_forward(False)  # the engine's passes leave all gathered
         for module in self.fsdp_modules:
             module.unshard()
         try:
@@ -151,11 +161,13 @@ class ShardedModel:
         finally:
             for module in self.fsdp_modules:
                 module.reshard()
+                # as FSDP has it at first: layers do, the root's weights stay for the backward pass
                 module.set_reshard_after_forward(module is not self.root, recurse=False)
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
-        """Weights that are not divided but offloaded, back on the device."""
+        """Inside, weights that are offloaded but not divided are on the device (FSDP moves divided
+        ones itself)."""
         if self.offload:
             self.janus.to(self.ranks.device)
         yield
@@ -179,7 +191,7 @@ class ShardedModel:
                 if self.adapters is not None:
                     self.adapters.export(weights, temporary / "adapter")
                     weights = self.adapters.merged(weights)
-                weights |= self.exact_encoders
+                weights |= self.exact_encoders  # in place of the rounded ones
                 for name, weight in weights.items():
                     if weight.dtype == torch.bfloat16:
                         weights[name] = weight.float()
@@ -198,8 +210,8 @@ def _mesh(ranks: ProcessGroup, shard_degree: int) -> DeviceMesh:
         )
     if degree == ranks.world_size:
         return init_device_mesh(device_type, (degree,))
+    # of a mesh with two axes FSDP shards over the last, and replicates over the first
+    num_replicas = ranks.world_size // degree
     return init_device_mesh(
-        device_type,
-        (ranks.world_size // degree, degree),
-        mesh_dim_names=("replicas", "shards"),
+        device_type, (num_replicas, degree), mesh_dim_names=("replicas", "shards")
     )

@@ -48,13 +48,19 @@ ALLOWED_CLASSES = {
     "pathlib": ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"),
     "pathlib._local": ("PosixPath", "WindowsPath"),
 }
-"""What a table of contents is made of, beside torch's types of numbers."""
-FLOAT, INT, BOOL = (type(np.dtype(name)) for name in ("float64", "int64", "bool"))
-NUMPY_NUMBERS: list[Any] = [np.dtype, FLOAT, INT, BOOL, np.float64(0).__reduce__()[0]]
+"""What a table of contents is made of, by module, beside torch's types of numbers."""
+NUMPY_NUMBERS: list[Any] = [
+    np.dtype,
+    type(np.dtype("float64")),
+    type(np.dtype("int64")),
+    type(np.dtype("bool")),
+    np.float64(0).__reduce__()[0],  # the function that makes any of numpy's numbers anew
+]
 """What numpy's numbers among the plain values are made of."""
 
 
 def state_folder(out: Path, step: int) -> Path:
+    """Where the state after ``step`` finished steps is, in a run's folder ``out``."""
     return out / STATES / f"step-{step:08d}"
 
 
@@ -62,7 +68,7 @@ def saved_steps(out: Path) -> list[int]:
     """Steps of which a folder holds a whole state, in order."""
     steps = []
     for path in (out / STATES).glob("step-*"):
-        match = re.fullmatch(r"step-(\d{8,})", path.name)
+        match = re.fullmatch(r"step-(\d{8,})", path.name)  # not "….tmp", which is torn
         if match:
             steps.append(int(match[1]))
     return sorted(steps)
@@ -70,20 +76,20 @@ def saved_steps(out: Path) -> list[int]:
 
 def save_state(parts: dict[str, Any], folder: Path, ranks: ProcessGroup) -> None:
     """Write ``parts`` (names to state dicts) whole or not at all. Collective."""
-    temporary = folder.with_name(folder.name + ".tmp")
+    temporary_folder = folder.with_name(folder.name + ".tmp")
     if ranks.is_main:
-        shutil.rmtree(temporary, ignore_errors=True)
-    ranks.barrier()
+        shutil.rmtree(temporary_folder, ignore_errors=True)
+    ranks.barrier()  # nobody writes before it is empty
     try:
         with _one_process_is_fine():
-            dcp.save(parts, checkpoint_id=temporary, no_dist=ranks.world_size == 1)
+            dcp.save(parts, checkpoint_id=temporary_folder, no_dist=ranks.world_size == 1)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(temporary_folder, ignore_errors=True)
         raise
     if ranks.is_main:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(temporary, folder)
-    ranks.barrier()
+        shutil.rmtree(folder, ignore_errors=True)  # a folder is renamed onto an empty place only
+        os.replace(temporary_folder, folder)
+    ranks.barrier()  # nobody goes on before it has its name
 
 
 def load_state(parts: dict[str, Any], folder: Path, ranks: ProcessGroup) -> None:
@@ -101,6 +107,9 @@ def remove_torn_states(out: Path) -> None:
 
 
 class _ContentsUnpickler(pickle.Unpickler):
+    """Reads a table of contents. Raises UnpicklingError where it names anything else than
+    ``ALLOWED_CLASSES``."""
+
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
@@ -110,28 +119,34 @@ class _ContentsUnpickler(pickle.Unpickler):
 
 
 class _DataOnlyReader(dcp.FileSystemReader):
+    """torch's reader, but for how it unpickles the table of contents."""
+
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         with open(Path(self.path) / ".metadata", "rb") as file:
             metadata = _ContentsUnpickler(file).load()
+        # as torch's own method goes on
         metadata.storage_meta = metadata.storage_meta or StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata
 
 
 class _DataOnlyPlanner(DefaultLoadPlanner):
+    """torch's planner, but for how it unpickles values that are no tensors."""
+
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
         with safe_globals(NUMPY_NUMBERS):
-            plain = torch.load(value, weights_only=True)
-        # torch puts the value in its place, which it does not offer for one that is read already
-        again = io.BytesIO()
-        torch.save(plain, again)
-        again.seek(0)
-        super().load_bytes(read_item, again)
+            plain_value = torch.load(value, weights_only=True)
+        # torch puts the value in its place, which it does not offer for one that is read already:
+        # it gets what was found harmless, written again
+        written_again = io.BytesIO()
+        torch.save(plain_value, written_again)
+        written_again.seek(0)
+        super().load_bytes(read_item, written_again)
 
 
 @contextmanager
 def _no_tracebacks() -> Iterator[None]:
-    """Without those that torch logs of errors that it raises as well."""
+    """Inside, torch does not log the tracebacks of errors that it raises as well."""
 
     def is_ours(record: logging.LogRecord) -> bool:
         return record.module != "state_dict_loader"
@@ -145,7 +160,7 @@ def _no_tracebacks() -> Iterator[None]:
 
 @contextmanager
 def _one_process_is_fine() -> Iterator[None]:
-    """Without torch's remark that a run of one has no process group."""
+    """Inside, torch does not warn that a run of one process has no process group."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is")
         yield

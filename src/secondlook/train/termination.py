@@ -39,37 +39,41 @@ def noted(out: Path) -> Iterator[None]:
     """A job in the folder ``out``. Where it stopped itself or could not use its input (Stopped,
     InputError), ranks that torchrun starts again raise the same at once; a new start removes the
     note of an earlier one. Ends the process where the job was asked to end."""
-    run, path, first = (
-        os.environ.get("TORCHELASTIC_RUN_ID"),
-        out / NOTE,
-        WorkerShard.of_environment().rank == 0,
-    )
-    if path.exists():
-        before = read_json(path, dict)
-        if run is not None and before.get("run") == run and _of_this_start(before):
-            raise (InputError if before.get("code") == 2 else Stopped)(before.get("sentence", ""))
-        if first and not restarts():
-            path.unlink(missing_ok=True)
+    launch_id = os.environ.get("TORCHELASTIC_RUN_ID")  # None: no torchrun
+    note_path = out / NOTE
+    is_first_rank = WorkerShard.of_environment().rank == 0
+    if note_path.exists():
+        note = read_json(note_path, dict)
+        if launch_id is not None and note.get("run") == launch_id and _of_this_start(note):
+            error_class = InputError if note.get("code") == 2 else Stopped
+            raise error_class(note.get("sentence", ""))
+        if is_first_rank and not restarts():
+            note_path.unlink(missing_ok=True)
             print(
-                f"secondlook: {path} is removed; why an earlier start ended no longer counts",
+                f"secondlook: {note_path} is removed; why an earlier start ended no longer counts",
                 file=sys.stderr,
             )
     try:
         with EndRequest(loading=True):
             yield
     except (Saved, EndRequested) as ending:
-        if first:
+        if is_first_rank:
+            # the sentence of Saved says it already
             goes_on = "" if isinstance(ending, Saved) else "; the same command goes on"
             print(f"secondlook: {ending}{goes_on}", file=sys.stderr)
         tell(SAVED)
-        sys.exit(SAVED if run is None else 0)
+        # torchrun starts ranks that end with another code again
+        sys.exit(SAVED if launch_id is None else 0)
     except (Stopped, InputError) as error:
-        code = 2 if isinstance(error, InputError) else 1
-        if run is not None:
-            with suppress(OSError):  # it is only told
-                write_json(
-                    path, {"sentence": str(error), "code": code, "run": run, "time": time.time()}
-                )
+        if launch_id is not None:
+            new_note = {
+                "sentence": str(error),
+                "code": 2 if isinstance(error, InputError) else 1,
+                "run": launch_id,
+                "time": time.time(),
+            }
+            with suppress(OSError):  # a note that cannot be written must not hide the error
+                write_json(note_path, new_note)
         raise
 
 
@@ -82,16 +86,18 @@ def _of_this_start(note: dict[str, Any]) -> bool:
     """Whether a note was left since the launcher was started. Of several machines each counts its
     own restarts, so the count alone does not tell: then the note is younger than the launcher's
     file."""
-    code = os.environ.get("SECONDLOOK_CODE")
-    launched = Path(code).stat().st_ctime if code and Path(code).exists() and not told() else None
-    when = note.get("time")
-    return bool(restarts()) or (
-        launched is not None and isinstance(when, int | float) and when > launched
-    )
+    if restarts():
+        return True
+    code_file = os.environ.get("SECONDLOOK_CODE")
+    if not code_file or not Path(code_file).exists() or told():
+        return False
+    note_time = note.get("time")  # seconds since 1970, as st_ctime
+    launch_time = Path(code_file).stat().st_ctime
+    return isinstance(note_time, int | float) and note_time > launch_time
 
 
 def tell(code: int) -> None:
-    """Say with which code the launcher should end."""
+    """Write down with which exit code the launcher should end, where it asked for it."""
     if "SECONDLOOK_CODE" in os.environ:
         with suppress(OSError):
             Path(os.environ["SECONDLOOK_CODE"]).write_text(f"{code}\n")

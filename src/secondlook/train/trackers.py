@@ -92,8 +92,10 @@ class WeightsAndBiases:
         self.run.log({**metrics, "step": step})
 
     def log_images(self, name: str, images: Sequence[CaptionedImage], step: int) -> None:
-        shown = [self.wandb.Image(each.image, caption=each.caption) for each in images]
-        self.run.log({name: shown, "step": step})
+        wandb_images = []
+        for captioned in images:
+            wandb_images.append(self.wandb.Image(captioned.image, caption=captioned.caption))
+        self.run.log({name: wandb_images, "step": step})
 
     def close(self) -> None:
         self.run.finish()
@@ -117,9 +119,10 @@ class Trackio:
         self.trackio.log(metrics, step=step)
 
     def log_images(self, name: str, images: Sequence[CaptionedImage], step: int) -> None:
-        for i, each in enumerate(images):
-            picture = self.trackio.Image(each.image, caption=each.caption)
-            self.trackio.log({f"{name}/{i}": picture}, step=step)
+        # one name each: trackio takes no lists of pictures
+        for i, captioned in enumerate(images):
+            trackio_image = self.trackio.Image(captioned.image, caption=captioned.caption)
+            self.trackio.log({f"{name}/{i}": trackio_image}, step=step)
 
     def close(self) -> None:
         self.trackio.finish()
@@ -138,6 +141,7 @@ def check_trackers(report_to: Sequence[str]) -> None:
     for name in report_to:
         if name not in TRACKERS:
             raise InputError(f"config: report_to has {name!r}; choose from {', '.join(TRACKERS)}")
+        # find_spec fails for a module that is loaded without one
         if name not in sys.modules and find_spec(name) is None:
             raise InputError(
                 f"config: report_to has {name!r}, which is not installed; run pip install {name}, "
@@ -155,16 +159,20 @@ def open_trackers(
 def episode_strip(episode: Episode) -> CaptionedImage:
     """An episode as one picture, its rounds side by side, with what was said of each."""
     images = [episode.prompt.source] if episode.prompt.source else []
-    images += [r.image for r in episode.rounds]
-    width = sum(image.width for image in images) + GAP * (len(images) - 1)
-    strip = Image.new("RGB", (width, max(image.height for image in images)), "white")
+    captions = [episode.prompt.text]
+    for number, each_round in enumerate(episode.rounds, 1):
+        images.append(each_round.image)
+        captions.append(f"{number}. {each_round.reason} (P(yes) {each_round.p_yes:.2f})")
+    total_width = sum(image.width for image in images) + GAP * (len(images) - 1)
+    max_height = max(image.height for image in images)
+    strip = Image.new("RGB", (total_width, max_height), "white")
     left = 0
     for image in images:
         strip.paste(image, (left, 0))
         left += image.width + GAP
-    verdicts = [f"{i}. {r.reason} (P(yes) {r.p_yes:.2f})" for i, r in enumerate(episode.rounds, 1)]
-    return CaptionedImage(strip, " | ".join([episode.prompt.text, *verdicts]))
+    return CaptionedImage(strip, " | ".join(captions))
 
 
 def _project(variable: str) -> str:
+    """The project's name of an environment variable, else our own."""
     return os.environ.get(variable) or PROJECT

@@ -56,13 +56,16 @@ from secondlook.train.termination import Saved
 from secondlook.train.trackers import CaptionedImage, Tracker, check_trackers, open_trackers
 
 CONFIG, METRICS, ORIGIN = "config.json", "metrics.jsonl", "origin.json"
+"""Files of a run's folder; ORIGIN says what the run began with."""
 LAYOUT = 2
-"""Of a run's folder; changes where states of an earlier one cannot be read any more."""
+"""Version of the folder; changes where states of an earlier one cannot be read any more."""
 STATES_KEPT = 2
-"""The last ones; those of ``keep_steps`` stay too."""
+"""How many of the last states stay; those of ``keep_steps`` stay too."""
 
 
 class Stateful(Protocol):
+    """A part of a job with a state of its own: a network, an optimizer …"""
+
     def state_dict(self) -> Any: ...
     def load_state_dict(self, state: Any) -> Any: ...
 
@@ -112,13 +115,15 @@ class Trainer:
         """Steps that are finished."""
         self._last_step = 0
         self._present_step = 0
-        """The step of the loop's present round, counted from 1."""
+        """The step that the loop is in, counted from 1."""
         self._is_finished = True
         """Whether the job has called finish_step in it."""
         self._saved_step: int | None = None
+        """The last step whose state this process wrote."""
         self._averages = _Averages()
         self._trackers: list[Tracker] = []
-        self._shown = ""
+        self._shown_metrics = ""
+        """Beside the progress bar."""
         check_trackers(self.runtime.report_to)
         self._open_folder(weights)
 
@@ -142,12 +147,14 @@ class Trainer:
                 yield self.step
                 if not self._is_finished:
                     raise RuntimeError("a job must call finish_step in each of its steps")
-                asked = any(self.ranks.all_gather(end_request.came))
-                if (asked or self.due(self.runtime.save_every)) and self._saved_step != self.step:
+                # where one rank was asked, all leave after the same step
+                is_asked = any(self.ranks.all_gather(end_request.came))
+                is_due = is_asked or self.due(self.runtime.save_every)
+                if is_due and self._saved_step != self.step:  # the job may have saved it itself
                     self.save()
-                description = f"{self.out.name} {self._shown}"
+                description = f"{self.out.name} {self._shown_metrics}"
                 progress.update(bar, description=description, completed=self.step)
-                if asked and self.step < last_step:
+                if is_asked and self.step < last_step:
                     raise Saved(
                         f"asked to end; {self.out} has the state of step {self.step}, and the "
                         "same command goes on"
@@ -185,10 +192,11 @@ class Trainer:
         row |= probes or {}
         if not row:
             return
-        self._shown = " ".join(f"{name} {value:.3g}" for name, value in list(row.items())[:3])
+        first_metrics = list(row.items())[:3]
+        self._shown_metrics = " ".join(f"{name} {value:.3g}" for name, value in first_metrics)
         if self.ranks.is_main:
-            rounded = {name: float(f"{value:.6g}") for name, value in row.items()}
-            append_rows(self.out / METRICS, [{"step": self.step} | rounded])
+            rounded_row = {name: float(f"{value:.6g}") for name, value in row.items()}
+            append_rows(self.out / METRICS, [{"step": self.step} | rounded_row])
         for tracker in self._trackers:
             tracker.log_metrics(row, self.step)
 
@@ -215,9 +223,9 @@ class Trainer:
         save_state(self._state(), state_folder(self.out, self.step), self.ranks)
         self._saved_step = self.step
         if self.ranks.is_main:
-            needed = set(self.keep_steps())
+            needed_steps = set(self.keep_steps())
             for old_step in saved_steps(self.out)[:-STATES_KEPT]:
-                if old_step not in needed:
+                if old_step not in needed_steps:
                     shutil.rmtree(state_folder(self.out, old_step))
 
     def load(self, step: int | None = None) -> None:
@@ -235,6 +243,7 @@ class Trainer:
                 load_state(state, folder, self.ranks)
             except (Exception, CheckpointException) as error:  # the latter is none of the former
                 problem = _first_line(error)
+            # all ranks take over the same state: one that all of them could read
             if not any(self.ranks.all_gather(problem)):
                 for name, part in self.parts.items():
                     part.load_state_dict(state[name])
@@ -282,43 +291,47 @@ class Trainer:
     def _check_origin(self, weights: str) -> None:
         """Whether the folder can be gone on with: its layout and the weights that the run began
         with. Other versions of what it runs on are only worth a warning. Raises InputError."""
-        path = self.out / ORIGIN
-        origin: dict[str, Any] = read_json(path, dict) if path.exists() else {}
+        origin_path = self.out / ORIGIN
+        origin: dict[str, Any] = {}
+        if origin_path.exists():
+            origin = read_json(origin_path, dict)
         if origin.get("layout") != LAYOUT:
             raise InputError(
                 f"out: {str(self.out)!r} was begun by another version of secondlook, whose states "
                 "this one does not read; begin anew in another folder"
             )
-        if not isinstance(origin.get("weights"), str) or not isinstance(
-            origin.get("versions"), dict
-        ):
+        has_weights = isinstance(origin.get("weights"), str)
+        if not has_weights or not isinstance(origin.get("versions"), dict):
             raise InputError(
-                f"config: {str(path)!r} is not what a run writes; begin in another folder"
+                f"config: {str(origin_path)!r} is not what a run writes; begin in another folder"
             )
         if origin["weights"] != weights:
             raise InputError(
                 f"config: the weights of model {self.config.get('model')!r} are not those that "
                 f"{self.out} was begun with; bring those back, or use another folder"
             )
-        now = versions()
-        others = [
-            f"{name} {version}"
-            for name, version in origin["versions"].items()
-            if now.get(name) != version
-        ]
-        if others:
+        present_versions = versions()
+        changed_versions = []
+        for name, version in origin["versions"].items():
+            if present_versions.get(name) != version:
+                changed_versions.append(f"{name} {version}")
+        if changed_versions:
             warnings.warn(
-                f"{self.out} was begun with {', '.join(others)}: it goes on, perhaps not to the "
-                "bit",
-                stacklevel=4,
+                f"{self.out} was begun with {', '.join(changed_versions)}: it goes on, perhaps not "
+                "to the bit",
+                stacklevel=4,  # the line that makes the Trainer
             )
 
     def _trim_metrics(self) -> None:
         """Remove rows of later steps than the present one, and torn lines."""
-        path = self.out / METRICS
-        if path.exists():
-            rows = [row for row in stored_rows(path) if finite(row.get("step"), 0, self.step)]
-            write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+        metrics_path = self.out / METRICS
+        if not metrics_path.exists():
+            return
+        kept_lines = []
+        for row in stored_rows(metrics_path):
+            if finite(row.get("step"), 0, self.step):
+                kept_lines.append(json.dumps(row) + "\n")
+        write_text(metrics_path, "".join(kept_lines))
 
 
 class _Averages:
@@ -330,7 +343,7 @@ class _Averages:
     def clear(self) -> None:
         self.sums: dict[str, float] = {}
         self.counts: dict[str, int] = {}
-        self.began = time.perf_counter()
+        self.start_seconds = time.perf_counter()
 
     def add(self, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
@@ -339,10 +352,10 @@ class _Averages:
 
     def take(self) -> dict[str, float]:
         """The means, and the seconds that the steps took; then a new average begins."""
-        row = {name: total / self.counts[name] for name, total in self.sums.items()}
-        row["seconds"] = time.perf_counter() - self.began
+        means = {name: total / self.counts[name] for name, total in self.sums.items()}
+        means["seconds"] = time.perf_counter() - self.start_seconds
         self.clear()
-        return row
+        return means
 
 
 def _progress_bar(is_shown: bool) -> Progress:
@@ -358,6 +371,8 @@ def _progress_bar(is_shown: bool) -> Progress:
 
 def _first_line(error: BaseException) -> str:
     """What an error says, in one line; of torch's checkpoint errors, what the first rank said."""
-    failures = getattr(error, "failures", None)
-    cause = next(iter(failures.values()))[0] if failures else error
+    cause = error
+    failures = getattr(error, "failures", None)  # by rank: (error, traceback)
+    if failures:
+        cause = next(iter(failures.values()))[0]
     return (str(cause) or repr(cause)).splitlines()[0]

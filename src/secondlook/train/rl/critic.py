@@ -129,6 +129,7 @@ class Critic:
                 if index in position_of_index:  # the others are on other ranks
                     part_turns.append(turns[position_of_index[index]])
                     part_states.append(states[position_of_index[index]])
+            # collective: also where this rank has none of a minibatch's turns
             weight_sums = self.ranks.all_sum({"weight": total_weight(part_turns)})
             own_loss = self._backward(part_turns, part_states, weight_sums["weight"], clip_range)
             self.ranks.all_sum_gradients(self.value_head.parameters())
@@ -145,7 +146,7 @@ class Critic:
     ) -> float:
         """This rank's part of a minibatch's value loss, whose gradient is left in the head."""
         total_loss = 0.0
-        for head in HEADS:
+        for head in HEADS:  # each has its own output of the value head
             head_states: list[Tensor] = []  # (n, D) each
             token_weights: list[float] = []
             old_values: list[float] = []
@@ -156,7 +157,7 @@ class Critic:
                     token_weights += [turn.token_weight] * len(turn.values)
                     old_values += turn.values
                     returns += turn.returns
-            if not head_states or not denominator:
+            if not head_states or not denominator:  # 0: no rank has a turn that weighs anything
                 continue
             values = self.value_head(torch.cat(head_states), head)  # (N,)
             loss = value_loss(

@@ -33,7 +33,7 @@ def best_and_worst(trajectories: list[Trajectory]) -> list[Episode]:
     groups_by_spread: list[tuple[float, Trajectory, Trajectory]] = []
     for group in groups_of(trajectories):
         final_scores = np.array([trajectory.image_scores[trajectory.final] for trajectory in group])
-        if not np.isfinite(final_scores).any():
+        if not np.isfinite(final_scores).any():  # nanargmax of nothing but NaN would fail
             continue
         # NaN, a missing score, is neither the best nor the worst
         best_index = int(np.nanargmax(final_scores))

@@ -91,11 +91,12 @@ class Agreement:
         own_differences = {key: np.concatenate(parts) for key, parts in self.differences.items()}
         self.differences.clear()
         by_key = self._gather_differences(own_differences)
+        # by kind of token only at first: later differences are those that updates made
         if not self.agreed:
             for (name, rounding_factor), key_differences in by_key.items():
                 self._compare(name, np.abs(key_differences), rounding_factor)
         self.agreed = True
-        differences_N = np.concatenate(list(by_key.values()))
+        differences_N = np.concatenate(list(by_key.values()))  # of all kinds of tokens together
         distances_N = np.abs(differences_N)
         ratio_N = np.exp(differences_N.astype(np.float64))  # scored / sampled probability
         is_outside = (ratio_N < 1 - self.clip_low) | (ratio_N > 1 + self.clip_high)

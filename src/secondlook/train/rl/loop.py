@@ -100,6 +100,7 @@ class RLLoop:
         episodes_of_rank = n_episodes // self.ranks.world_size
         # 0: all of this rank's episodes are decoded together
         batch_size = config.rollout.rollout_batch_size or episodes_of_rank
+        # not bounded: as many together as the config says, whatever memory is free
         self.engine = Engine(self.janus, batch_size, bounded=False)
         self.sampling = sampling_of(config, self.janus)
         self.algorithm = algorithm_class(config, self.janus, self.ranks)

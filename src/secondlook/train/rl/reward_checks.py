@@ -32,8 +32,8 @@ def check_reward(
             f"reward: {n_missing} of {len(scores)} sanity pictures got no score; the judge is not "
             f"working{why_missing(reward)}"
         )
-    values = np.array([each.value for each in scores if each is not None])
-    good_values, bad_values = values[: len(good)], values[len(good) :]
+    values = np.array([each.value for each in scores if each is not None])  # none is missing
+    good_values, bad_values = values[: len(good)], values[len(good) :]  # in the order asked
     # (good, bad): every known-good picture against every known-bad one
     is_separated = good_values[:, None] > bad_values[None, :]
     separation = float(np.mean(is_separated))
@@ -70,6 +70,7 @@ class RewardChecks:
         Raises Stopped; ``why`` says why scores are missing (``why_missing``).
         """
         max_missing = self.config.max_missing
+        # without a "yes_rate" no episode has all of its scores, however few are missing
         if metrics["missing"] > max_missing or "yes_rate" not in metrics:
             raise Stopped(
                 f"reward: {metrics['missing']:.0%} of the scores are missing; at most "
@@ -94,6 +95,7 @@ class RewardChecks:
         Raises Stopped after too many."""
         share_commonest = max(metrics["yes_rate"], 1 - metrics["yes_rate"])
         share_wrong = 1 - metrics["agreement"]
+        # infinite: no share is as large, so that verdicts which are not taught stop nothing
         max_share = self.config.single_verdict_share if self.verdicts_learn else math.inf
         is_single = share_commonest >= max_share and metrics["agreement"] <= 1 - MIN_WRONG
         self.single_verdict_steps = self.single_verdict_steps + 1 if is_single else 0

@@ -70,10 +70,10 @@ def gather_trajectories(own: list[Trajectory], ranks: ProcessGroup) -> list[Traj
 def describe(trajectories: list[Trajectory]) -> dict[str, float]:
     """What to watch: scores and correctness by round, of first and final images, verdicts and their
     agreement with the reward, what redrawing gains."""
-    complete = [t for t in trajectories if t.is_complete]
+    complete = [trajectory for trajectory in trajectories if trajectory.is_complete]
     all_scores: list[Score | None] = []
     for trajectory in trajectories:
-        all_scores += trajectory.scores
+        all_scores += trajectory.scores  # also those of episodes that lack another one
     n_images, n_missing = len(all_scores), all_scores.count(None)
     metrics = {"missing": n_missing / n_images, "images": float(n_images)}
     if complete:
@@ -94,6 +94,7 @@ def _metrics_by_round(complete: list[Trajectory]) -> dict[str, float]:
             if i > 0:
                 gains_of_round[i].append(image_score - image_scores[i - 1])
     metrics = {}
+    # fewer episodes reach a later round: each mean is over those that do
     for i in range(len(scores_of_round)):  # rounds count from 1 in metrics
         metrics[f"score_{i + 1}"] = float(np.mean(scores_of_round[i]))
         if i > 0:

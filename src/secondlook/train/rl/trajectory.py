@@ -131,7 +131,7 @@ class Trajectory:
 
     @property
     def drawing_turns(self) -> list[TrajectoryTurn]:
-        return [turn for turn in self.turns if not turn.is_verdict]
+        return [turn for turn in self.turns if not turn.is_verdict]  # edits and redraws too
 
     @property
     def judge_turns(self) -> list[TrajectoryTurn]:
@@ -139,6 +139,7 @@ class Trajectory:
 
     def without_episode(self) -> Trajectory:
         """Scores and verdicts alone, small enough to be told to all ranks."""
+        # pictures and tokens stay on the rank that drew them
         bare_turns = [replace(turn, sampled=None) for turn in self.turns]
         return replace(self, turns=bare_turns, episode=None)
 

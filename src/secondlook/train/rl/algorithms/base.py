@@ -61,6 +61,7 @@ class Algorithm:
         prompt, by the settings of ``[advantage]``."""
         advantage_config = self.config.advantage
         for group in groups_of(trajectories):
+            # one list for each trajectory, one entry for each of its turns
             advantages_of_group = group_advantages(
                 [trajectory.image_scores for trajectory in group],
                 [trajectory.verdicts for trajectory in group],
