@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from fuzz_answers import ANSWERS, Answer
-from fuzz_targets import Target, targets
+from fuzz_target import Target
+from fuzz_targets import targets
 from mutate import mutate
 from secondlook.errors import InputError, Stopped
 

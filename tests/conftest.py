@@ -84,3 +84,21 @@ def engine(janus):
     from secondlook.engine.engine import Engine
 
     return Engine(janus)
+
+
+@pytest.fixture(scope="module")
+def judge_url():
+    """Address of a judge's server with the models of ``cases/unfriendly_judge.py``."""
+    from judge_server import Server
+
+    with Server() as server:
+        yield server.url
+
+
+@pytest.fixture
+def add_model(monkeypatch):
+    """Adds a model to that server for one test: ``add_model(name, answer)``, where ``answer`` gets
+    a request's body."""
+    from judge_server import unfriendly
+
+    return lambda name, answer: monkeypatch.setitem(unfriendly.MODELS, name, answer)

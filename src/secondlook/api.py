@@ -303,8 +303,7 @@ class Model:
         images = as_list(image, Picture)
         prompts = one_each("prompt", prompt, len(images), str)
         sources = one_each("source", source, len(images), Picture | None)
-        template = self.engine.template
-        requests = []
+        template, requests = self.engine.template, []
         for i, judged in enumerate(images):
             edited = sources[i]
             source_image = None if edited is None else open_picture(edited)
@@ -349,8 +348,7 @@ class Model:
         at_least("max_tokens", max_tokens)
         images = as_list(image, Picture)
         questions = one_each("question", question, len(images), str)
-        template = self.engine.template
-        requests = []
+        template, requests = self.engine.template, []
         for shown, text in zip(images, questions, strict=True):
             requests.append(Request("ask", template.ask(open_picture(shown), text), seed=0))
         greedy = SamplingParams("text", temperature=0.0)

@@ -73,14 +73,8 @@ def plan(
         "billion parameters",
     )
     changes, fits_with_changes = plans.advice(sizes, job, gpus, available_bytes, editing)
-    peak_gib, spare_gib = account.peak / plans.GIB, plans.SPARE / plans.GIB
-    fits = not changes and fits_with_changes
-    say(
-        f"{'fits' if fits else 'does not fit'}: {peak_gib:.1f} GiB, and {spare_gib:.0f} for "
-        f"fragments and the CUDA context, are {peak_gib + spare_gib:.1f} of {memory:g}"
-    )
-    if not fits:
-        say(f"it would {'fit' if fits_with_changes else 'not even fit'} with {', '.join(changes)}")
+    _say_whether_it_fits(account, memory, changes, fits_with_changes)
+    if changes or not fits_with_changes:
         num_ranks = plans.ranks_needed(sizes, job, available_bytes, editing)
         on_ranks = f"{num_ranks} such GPUs" if num_ranks else "no number of such GPUs"
         say(f"as it is, it fits on {on_ranks}")
@@ -88,13 +82,29 @@ def plan(
         say("the judge's server is not counted; it needs GPUs of its own")
     if json_:
         account_row = {
-            "fits": fits,
+            "fits": not changes and fits_with_changes,
             "changes": changes,
             "enough": fits_with_changes,
             "bytes": vars(account),
             "spare": plans.SPARE,
         }
         write_json(json_, json.loads(json.dumps(account_row)))
+
+
+def _say_whether_it_fits(
+    account: Plan, memory: float, changes: list[str], fits_with_changes: bool
+) -> None:
+    """``memory`` is GiB of a GPU; ``changes`` are what would have to be set otherwise."""
+    from secondlook.train.memory_plan import GIB, SPARE
+
+    peak_gib, spare_gib = account.peak / GIB, SPARE / GIB
+    fits = not changes and fits_with_changes
+    say(
+        f"{'fits' if fits else 'does not fit'}: {peak_gib:.1f} GiB, and {spare_gib:.0f} for "
+        f"fragments and the CUDA context, are {peak_gib + spare_gib:.1f} of {memory:g}"
+    )
+    if not fits:
+        say(f"it would {'fit' if fits_with_changes else 'not even fit'} with {', '.join(changes)}")
 
 
 def _job_of(config: Path, settings: list[str]) -> tuple[Path, RLConfig | SFTConfig]:
