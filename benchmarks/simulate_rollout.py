@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import JanusForConditionalGeneration
 from transformers.initialization import no_init_weights
 
-import decode as decode_benchmark
+import decode as decode_benchmark  # not Words itself: this module's class has that name
 from secondlook.engine import engine as engine_module
 from secondlook.engine import image_codec, model_runner, running_batch
 from secondlook.engine.engine import Engine
