@@ -50,6 +50,12 @@ class _NoModules:
     register_user_hooks = clear_user_hooks = __enter__ = __exit__ = _nothing
 
 
+def without_mask(index: Tensor | None) -> Tensor | None:
+    """A mask as places, as many as it has: it picks all of them."""
+    is_mask = index is not None and index.dtype == torch.bool
+    return index.long().flatten() if is_mask else index  # type: ignore[union-attr]
+
+
 class Memory(MemTracker):
     """Counts the bytes of all tensors that are made inside. A number read from a tensor that has
     none is 1, and a mask picks every place: what depends on values is counted at its most."""
@@ -67,13 +73,7 @@ class Memory(MemTracker):
             if func is torch.ops.aten.equal.default:
                 return True
             if func is torch.ops.aten.index.Tensor:
-                args = (
-                    args[0],
-                    [
-                        i if i is None or i.dtype != torch.bool else i.long().flatten()
-                        for i in args[1]
-                    ],
-                )
+                args = (args[0], [without_mask(index) for index in args[1]])
         return super().__torch_dispatch__(func, types, args, kwargs)
 
     @property

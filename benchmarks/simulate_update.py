@@ -275,15 +275,14 @@ def run(
             update_rl(config, ranks, held, editing)
         else:
             update_sft(config, ranks, held, editing)
-    most = max(held.peaks, key=held.peaks.__getitem__)
-    planned = (
-        sum(memory_plan.account(memory_plan.sizes(model), config, ranks, editing).update.values())
-        / GIB
-    )
+    highest_phase = max(held.peaks, key=held.peaks.__getitem__)
+    largest_peak = held.peaks[highest_phase]
+    account = memory_plan.account(memory_plan.sizes(model), config, ranks, editing)
+    planned_gib = sum(account.update.values()) / GIB
     lines = [f"{name}: {peak:.2f} GiB" for name, peak in held.peaks.items()]
     lines.append(
-        f"most: {held.peaks[most]:.1f} GiB a rank ({most}); plan: {planned:.1f} GiB "
-        f"({planned / held.peaks[most] - 1:+.0%})"
+        f"most: {largest_peak:.1f} GiB a rank ({highest_phase}); plan: {planned_gib:.1f} GiB "
+        f"({planned_gib / largest_peak - 1:+.0%})"
     )
     if "value head" in held.peaks:
         lines.append(
@@ -293,7 +292,7 @@ def run(
     return {
         "name": "update",
         "peaks": held.peaks,
-        "plan": planned,
-        "fits": held.peaks[most] + SPARE / GIB <= memory,
+        "plan": planned_gib,
+        "fits": largest_peak + SPARE / GIB <= memory,
         "lines": lines,
     }
