@@ -13,7 +13,6 @@ measured bandwidth, and multiplying at the measured peak.
 
 import argparse
 import platform
-import time
 from pathlib import Path
 from statistics import median
 
@@ -28,8 +27,9 @@ from transformers import (
     LlamaConfig,
 )
 
+from measuring import clock, settings_of, watch, write_result
 from secondlook.engine.engine import Engine
-from secondlook.io import versions, write_json
+from secondlook.io import versions
 from secondlook.models.janus.model import Janus
 from secondlook.models.janus.template import SPECIALS
 from secondlook.train.model_sizes import SIZES
@@ -48,12 +48,12 @@ class Words:
         self.added_tokens_decoder: dict[int, str] = {}
 
     def __call__(self, text: str, add_special_tokens: bool = False) -> dict[str, list[int]]:
-        found = []
+        token_ids = []
         while text:
             word = next((w for w in WORDS if text.startswith(w)), text[0])
-            found.append(self.ids.get(word, len(WORDS)))
+            token_ids.append(self.ids.get(word, len(WORDS)))
             text = text[len(word) :]
-        return {"input_ids": found}
+        return {"input_ids": token_ids}
 
     def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
         return "".join(WORDS[i] for i in ids if len(SPECIALS) <= i < len(WORDS))
@@ -62,12 +62,12 @@ class Words:
 def new_janus(args, small_encoders: bool = False) -> Janus:
     """Random weights. The seeing encoder is small, for drawing does not use it; with
     ``small_encoders`` the VQ is, too."""
-    layers, width, inner, heads = (
-        SIZES[args.size]
-        if args.size
-        else (args.layers, args.width, args.width * 8 // 3 // 64 * 64, args.width // 64)
-    )
-    side = round(args.codes**0.5)
+    if args.size:
+        layers, width, inner, heads = SIZES[args.size]
+    else:
+        layers, width = args.layers, args.width
+        inner, heads = width * 8 // 3 // 64 * 64, width // 64  # as Llama has them
+    side = round(args.codes**0.5)  # an image is side x side codes, of 16 x 16 pixels each
     config = JanusConfig(
         text_config=LlamaConfig(
             vocab_size=102400 if args.size else getattr(args, "vocabulary", 1024),
@@ -102,9 +102,8 @@ def new_janus(args, small_encoders: bool = False) -> Janus:
             config, dtype=getattr(torch, args.dtype)
         ).eval()
     torch.nn.init.normal_(net.model.generation_embeddings.weight)
-    torch.nn.init.normal_(
-        net.model.generation_head.vision_head.weight, std=1.0
-    )  # varied codes, no ties
+    # varied codes, no ties
+    torch.nn.init.normal_(net.model.generation_head.vision_head.weight, std=1.0)
     net.generation_config.generation_kwargs = {"boi_token_id": WORDS.index("<begin_of_image>")}
     net.generation_config.guidance_scale = args.guidance
     (
@@ -118,22 +117,23 @@ def new_janus(args, small_encoders: bool = False) -> Janus:
 @torch.inference_mode()
 def original(janus: Janus, ids: torch.Tensor, args) -> torch.Tensor:
     """As the published code draws: two rows a sample, the conditional one first."""
-    rows = ids.repeat_interleave(2, 0)
-    rows[1::2, 1:-1] = janus.tokenizer.pad_token_id
+    rows = ids.repeat_interleave(2, 0)  # (2 samples, tokens)
+    rows[1::2, 1:-1] = janus.tokenizer.pad_token_id  # all but the first and the last token
     return grown(janus, janus.embed_text(rows), args.codes, args.guidance)
 
 
 def grown(janus: Janus, embeds: torch.Tensor, codes: int, guidance: float) -> torch.Tensor:
     """The published loop: a cache that grows, the head on every row, then the mixing; greedy."""
-    net, cache, drawn = janus.net, None, []
+    net, cache, drawn_codes = janus.net, None, []
     for _ in range(codes):
         out = net.model.language_model(inputs_embeds=embeds, use_cache=True, past_key_values=cache)
         cache = out.past_key_values
-        logits = net.model.generation_head(out.last_hidden_state[:, -1])
-        mixed = logits[1::2] + guidance * (logits[::2] - logits[1::2])
-        drawn.append(torch.softmax(mixed, -1).argmax(-1))
-        embeds = janus.embed_codes(drawn[-1].repeat_interleave(2)[:, None])
-    return torch.stack(drawn, 1)
+        logits = net.model.generation_head(out.last_hidden_state[:, -1])  # (2 samples, vocabulary)
+        cond, uncond = logits[::2], logits[1::2]
+        mixed = uncond + guidance * (cond - uncond)
+        drawn_codes.append(torch.softmax(mixed, -1).argmax(-1))  # (samples,)
+        embeds = janus.embed_codes(drawn_codes[-1].repeat_interleave(2)[:, None])
+    return torch.stack(drawn_codes, 1)  # (samples, codes)
 
 
 @torch.inference_mode()
@@ -158,75 +158,59 @@ def ours(janus: Janus, ids: torch.Tensor, args) -> torch.Tensor:
         return await engine.generate(request, sampling_params, args.codes)
 
     turns = engine.run(drawn(text) for text in texts(len(ids), args.group))
-    return torch.tensor([t.tokens for t in turns], device=ids.device)
+    return torch.tensor([turn.tokens for turn in turns], device=ids.device)
 
 
 def texts(n: int, group: int = 1) -> list[str]:
     """Prompts, ``group`` in a row the same; of equal length, for the original loop has no
     padding."""
-    return [
-        f"a photo of {chr(ord('a') + i // group % 26)}{chr(ord('a') + i // group // 26)}"
-        for i in range(n)
-    ]
-
-
-def watch(device: str):
-    """Start to watch memory; the returned function says the peak since then, less what was used
-    before, in bytes."""
-    if device != "cpu":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        return lambda: torch.cuda.max_memory_allocated() - before
-
-    def status(key: str) -> int:
-        return int(Path("/proc/self/status").read_text().split(key)[1].split()[0]) * 1024
-
-    Path("/proc/self/clear_refs").write_text("5")
-    before = status("VmRSS:")
-    return lambda: status("VmHWM:") - before
-
-
-def clock(device: str) -> float:
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return time.perf_counter()
+    prompts = []
+    for i in range(n):
+        tens, ones = divmod(i // group, 26)
+        prompts.append(f"a photo of {chr(ord('a') + ones)}{chr(ord('a') + tens)}")
+    return prompts
 
 
 def machine(args) -> tuple[float, float]:
     """Bytes a second read and operations a second multiplied, the best of five."""
-    dtype = getattr(torch, args.dtype)
-    big = torch.ones(2**28 if args.device == "cpu" else 2**31, dtype=dtype, device=args.device)
-    side = 2048 if args.device == "cpu" else 8192
+    dtype, on_cpu = getattr(torch, args.dtype), args.device == "cpu"
+    vector = torch.ones(2**28 if on_cpu else 2**31, dtype=dtype, device=args.device)
+    side = 2048 if on_cpu else 8192
     square = torch.randn(side, side, dtype=dtype, device=args.device)
-    read, multiplied = [], []
+    read_seconds, multiply_seconds = [], []
     for _ in range(5):
         start = clock(args.device)
-        big.sum() if args.device == "cpu" else torch.add(big, 1, out=big)
-        read.append(clock(args.device) - start)
+        if on_cpu:
+            vector.sum()
+        else:
+            torch.add(vector, 1, out=vector)
+        read_seconds.append(clock(args.device) - start)
         start = clock(args.device)
         square @ square
-        multiplied.append(clock(args.device) - start)
-    moved = big.nbytes * (1 if args.device == "cpu" else 2)
-    return moved / min(read), 2 * side**3 / min(multiplied)
+        multiply_seconds.append(clock(args.device) - start)
+    moved_bytes = vector.nbytes * (1 if on_cpu else 2)  # add writes as much as it reads
+    return moved_bytes / min(read_seconds), 2 * side**3 / min(multiply_seconds)
 
 
 def bound(janus: Janus, batch: int, prompt: int, args, bandwidth: float, peak: float) -> float:
     """Seconds that drawing ``batch`` images takes at least."""
-    text, size = janus.net.config.text_config, janus.net.lm_head.weight.element_size()
-    layers = sum(p.numel() for p in janus.net.model.language_model.layers.parameters())
+    config, item_size = janus.net.config.text_config, janus.net.lm_head.weight.element_size()
     head = janus.net.model.generation_head
-    rows = 2 * batch
-    total = 0.0
+    layer_weights = sum(p.numel() for p in janus.net.model.language_model.layers.parameters())
+    head_weights = sum(p.numel() for p in head.parameters())
+    num_rows = 2 * batch  # each image's conditional and unconditional one
+    seconds = 0.0
     for step in range(args.codes):
-        states = 2 * rows * (prompt + step) * text.hidden_size * text.num_hidden_layers
-        moved = size * (layers + sum(p.numel() for p in head.parameters()) + states)
+        # keys and values of all positions so far, in every layer
+        cached = 2 * num_rows * (prompt + step) * config.hidden_size * config.num_hidden_layers
+        moved_bytes = item_size * (layer_weights + head_weights + cached)
         operations = (
-            2 * rows * (layers + head.proj_out.weight.numel())
+            2 * num_rows * (layer_weights + head.proj_out.weight.numel())
             + 2 * batch * head.vision_head.weight.numel()
-            + 2 * states
+            + 2 * cached
         )
-        total += max(moved / bandwidth, operations / peak)
-    return total
+        seconds += max(moved_bytes / bandwidth, operations / peak)
+    return seconds
 
 
 WAYS = {"original": original, "transformers": transformers, "ours": ours}
@@ -236,10 +220,10 @@ def compare(
     janus: Janus, batch: int, args, bandwidth: float, peak: float, console: Console
 ) -> dict:
     template = Engine(janus).template
-    ids = torch.tensor(
-        [[i for s in template.draw(t) for i in s.ids] for t in texts(batch, args.group)],
-        device=args.device,
-    )
+    prompt_ids = []
+    for text in texts(batch, args.group):
+        prompt_ids.append([token for segment in template.draw(text) for token in segment.ids])
+    ids = torch.tensor(prompt_ids, device=args.device)  # (batch, tokens)
     seconds: dict[str, list[float]] = {way: [] for way in args.ways}
     memory: dict[str, int] = {}
     drawn: dict[str, torch.Tensor] = {}
@@ -254,19 +238,20 @@ def compare(
             seconds[way].append(clock(args.device) - start)
             memory[way] = max(memory.get(way, 0), peak_memory())
     row: dict = {"batch": batch, "seconds": seconds, "peak_memory": memory}
-    row["images_per_second"] = {way: batch / median(s) for way, s in seconds.items()}
-    least = bound(janus, batch, ids.shape[1], args, bandwidth, peak)
-    row["of_bound"] = least / median(seconds["ours"])
+    row["images_per_second"] = {way: batch / median(times) for way, times in seconds.items()}
+    least_seconds = bound(janus, batch, ids.shape[1], args, bandwidth, peak)
+    row["of_bound"] = least_seconds / median(seconds["ours"])
     for way in args.ways:
         if way == "ours":
             continue
+        # turn by turn, so that both ways met the same machine
         ratios = sorted(a / b for a, b in zip(seconds[way], seconds["ours"], strict=True))
         row[f"vs_{way}"], row[f"vs_{way}_spread"] = median(ratios), [ratios[0], ratios[-1]]
         row[f"equal_{way}"] = (drawn[way] == drawn["ours"]).float().mean().item()
     return row
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -285,7 +270,41 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def ratio_text(row: dict, way: str) -> str:
+    """How many times as fast as ``way`` this engine was, with the spread; "" where it did not
+    run."""
+    if f"vs_{way}" not in row:
+        return ""
+    low, high = row[f"vs_{way}_spread"]
+    return f"{row[f'vs_{way}']:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def result_table(rows: list[dict], ways: list[str], title: str) -> Table:
+    """A line for each batch."""
+    table = Table(title=title)
+    speed_columns = [f"images/s {way}" for way in ways]
+    others = ("vs original", "vs transformers", "of bound", "equal codes")
+    for name in ("batch", *speed_columns, *others):
+        table.add_column(name, justify="right")
+    for row in rows:
+        speeds = [f"{row['images_per_second'][way]:.4f}" for way in ways]
+        equal_shares = [f"{row[key]:.4f}" for key in row if key.startswith("equal_")]
+        table.add_row(
+            str(row["batch"]),
+            *speeds,
+            ratio_text(row, "original"),
+            ratio_text(row, "transformers"),
+            f"{row['of_bound']:.2f}",
+            " ".join(equal_shares),
+        )
+    return table
+
+
+def main() -> None:
+    args = parse_arguments()
     torch.set_num_threads(args.threads)
     console = Console()
     janus = new_janus(args)
@@ -293,51 +312,30 @@ def main() -> None:
     with torch.inference_mode():
         start = clock(args.device)
         janus.to_images(torch.zeros(1, args.codes, dtype=torch.long, device=args.device))
-        picture = clock(args.device) - start
+        picture_seconds = clock(args.device) - start
+    if args.device == "cpu":
+        machine_name = platform.processor() or platform.machine()
+    else:
+        machine_name = torch.cuda.get_device_name()
     result: dict = {
         "rows": [],
         "machine": {
-            "name": torch.cuda.get_device_name()
-            if args.device != "cpu"
-            else platform.processor() or platform.machine(),
+            "name": machine_name,
             "bytes_per_second": bandwidth,
             "operations_per_second": peak,
-            "seconds_a_picture": picture,
+            "seconds_a_picture": picture_seconds,
         },
-        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
+        "settings": settings_of(args),
         "parameters": sum(p.numel() for p in janus.net.parameters()),
         "versions": versions(),
     }
     for batch in args.batch:
         row = compare(janus, batch, args, bandwidth, peak, console)
-        row["first_image"] = {way: min(s) + picture for way, s in row["seconds"].items()}
+        row["first_image"] = {way: min(s) + picture_seconds for way, s in row["seconds"].items()}
         result["rows"].append(row)
-        if args.json:
-            args.json.parent.mkdir(parents=True, exist_ok=True)
-            write_json(args.json, result)
-    table = Table(title=f"bandwidth {bandwidth / 1e9:.0f} GB/s, peak {peak / 1e9:.0f} Gflop/s")
-    for name in (
-        "batch",
-        *(f"images/s {w}" for w in args.ways),
-        "vs original",
-        "vs transformers",
-        "of bound",
-        "equal codes",
-    ):
-        table.add_column(name, justify="right")
-    for row in result["rows"]:
-        versus = [
-            f"{row[f'vs_{w}']:.2f} [{row[f'vs_{w}_spread'][0]:.2f}, {row[f'vs_{w}_spread'][1]:.2f}]"
-            if f"vs_{w}" in row
-            else ""
-            for w in ("original", "transformers")
-        ]
-        equal = [f"{row[k]:.4f}" for k in row if k.startswith("equal_")]
-        speeds = [f"{row['images_per_second'][w]:.4f}" for w in args.ways]
-        table.add_row(
-            str(row["batch"]), *speeds, *versus, f"{row['of_bound']:.2f}", " ".join(equal)
-        )
-    console.print(table)
+        write_result(args.json, result)  # after each batch: the next may not fit
+    title = f"bandwidth {bandwidth / 1e9:.0f} GB/s, peak {peak / 1e9:.0f} Gflop/s"
+    console.print(result_table(result["rows"], args.ways, title))
 
 
 if __name__ == "__main__":

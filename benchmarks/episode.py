@@ -13,48 +13,63 @@ often.
 """
 
 import argparse
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
 import torch
 from rich.console import Console
 
-from decode import SIZES, clock, grown, new_janus, texts, watch
+from decode import SIZES, grown, new_janus, texts
+from measuring import clock, settings_of, watch, write_result
 from secondlook.engine.engine import Engine
 from secondlook.episode import SamplingConfig, run_episodes
-from secondlook.io import versions, write_json
+from secondlook.io import versions
 from secondlook.models.janus.model import Janus
 from secondlook.models.janus.segments import assemble
 from secondlook.types import Prompt
 
 
+@dataclass
+class History:
+    """What an episode of the public way has so far."""
+
+    prompt: str
+    images: list = field(default_factory=list)
+    codes: list[tuple[int, ...]] = field(default_factory=list)
+    reasons: list[tuple[int, ...]] = field(default_factory=list)
+
+    def drawing_segments(self, template) -> tuple:
+        """What the next image is drawn from."""
+        if not self.codes:
+            return template.draw(self.prompt)
+        return template.redraw(self.prompt, self.codes, self.reasons)
+
+
 @torch.inference_mode()
 def public(janus: Janus, template, prompts: list[str], args) -> None:
     """Draw, judge, and draw again, whatever the verdict was."""
-    n = len(prompts)
-    images: list[list] = [[] for _ in range(n)]
-    codes: list[list] = [[] for _ in range(n)]
-    reasons: list[list] = [[] for _ in range(n)]
-    for turn in range(args.rounds):
-        chains = [
-            template.redraw(p, c, r) if turn else template.draw(p)
-            for p, c, r in zip(prompts, codes, reasons, strict=True)
-        ]
-        rows = [row for chain in chains for row in (chain, template.unconditional(chain))]
+    histories = [History(prompt) for prompt in prompts]
+    for _ in range(args.rounds):
+        rows = []  # of each prompt the conditional one and the unconditional one
+        for history in histories:
+            segments = history.drawing_segments(template)
+            rows += [segments, template.unconditional(segments)]
         drawn = grown(janus, assemble(janus, rows).embeds, args.codes, args.guidance)
-        pictures = janus.to_images(drawn)
-        again = janus.to_codes(pictures).tolist()
-        for i in range(n):
-            images[i].append(pictures[i])
-            codes[i].append(tuple(again[i]))
-        asked = [
-            template.judge(p, im, r) for p, im, r in zip(prompts, images, reasons, strict=True)
-        ]
-        for i, reason in enumerate(written(janus, assemble(janus, asked).embeds, args.reason)):
-            reasons[i].append(tuple(reason))
+        images = janus.to_images(drawn)
+        # the public script encodes what it has just decoded
+        encoded = janus.to_codes(images).tolist()
+        for i, history in enumerate(histories):
+            history.images.append(images[i])
+            history.codes.append(tuple(encoded[i]))
+        judged = [template.judge(each.prompt, each.images, each.reasons) for each in histories]
+        reasons = written(janus, assemble(janus, judged).embeds, args.reason)
+        for history, reason in zip(histories, reasons, strict=True):
+            history.reasons.append(tuple(reason))
 
 
 def written(janus: Janus, embeds: torch.Tensor, steps: int) -> list[list[int]]:
+    """Greedy tokens of verdicts with their reasons, until all have ended, at most ``steps``."""
     cache, tokens = None, []
     ended = torch.zeros(len(embeds), dtype=torch.bool, device=embeds.device)
     for _ in range(steps):
@@ -73,12 +88,11 @@ def written(janus: Janus, embeds: torch.Tensor, steps: int) -> list[list[int]]:
 def ours(janus: Janus, prompts: list[str], args):
     engine = Engine(janus, batch=len(prompts))
     sampling = SamplingConfig(args.guidance, 1.0, 0, 0, args.reason)
-    return run_episodes(
-        engine, [Prompt(p) for p in prompts], list(range(len(prompts))), args.rounds, sampling
-    )
+    seeds = list(range(len(prompts)))
+    return run_episodes(engine, [Prompt(text) for text in prompts], seeds, args.rounds, sampling)
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -96,7 +110,11 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=5.0)
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
     console, janus = Console(), new_janus(args, small_encoders=True)
     janus.history = "codes"
     template = Engine(janus).template
@@ -117,7 +135,7 @@ def main() -> None:
             seconds[way].append(clock(args.device) - start)
             memory[way] = max(memory[way], peak())
     ratios = sorted(a / b for a, b in zip(seconds["public"], seconds["ours"], strict=True))
-    verdicts = [r.yes for e in episodes for r in e.rounds]
+    verdicts = [each.yes for episode in episodes for each in episode.rounds]
     result = {
         "vs_public": median(ratios),
         "vs_public_spread": [ratios[0], ratios[-1]],
@@ -126,7 +144,7 @@ def main() -> None:
         "images": len(verdicts),
         "images_public": args.episodes * args.rounds,
         "yes_rate": sum(verdicts) / len(verdicts),
-        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
+        "settings": settings_of(args),
         "versions": versions(),
     }
     took = {way: min(times) for way, times in seconds.items()}
@@ -137,9 +155,7 @@ def main() -> None:
         f"{took['ours']:.1f} s for {len(verdicts)}: "
         f"{result['vs_public']:.2f} times [{ratios[0]:.2f}, {ratios[-1]:.2f}]"
     )
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        write_json(args.json, result)
+    write_result(args.json, result)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from transformers import JanusForConditionalGeneration
 from transformers.initialization import no_init_weights
 
-from decode import SIZES, watch
+from decode import SIZES
+from measuring import settings_of, watch, write_result
 from secondlook.engine.engine import Engine
 from secondlook.io import versions, write_json
 from secondlook.models.janus import convert
@@ -28,13 +29,14 @@ from secondlook.types import Request, SamplingParams
 
 TINY = Path(__file__).parents[1] / "tests" / "golden" / "official_tiny"
 SHARD = 2**31
+"""Bytes from which on a weight file is written."""
 
 
 def config(size: str) -> dict:
     """The tiny checkpoint's original config.json at full size."""
     layers, width, inner, heads = SIZES[size]
-    said = json.loads((TINY / "config.json").read_text())
-    said["language_config"] |= {
+    tiny_config = json.loads((TINY / "config.json").read_text())
+    tiny_config["language_config"] |= {
         "hidden_size": width,
         "intermediate_size": inner,
         "num_hidden_layers": layers,
@@ -43,46 +45,45 @@ def config(size: str) -> dict:
         "vocab_size": 102400,
         "max_position_embeddings": 16384,
     }
-    said["vision_config"]["params"]["select_layer"] = -1
-    for part, key in (
+    tiny_config["vision_config"]["params"]["select_layer"] = -1
+    for part, width_key in (
         ("aligner", "n_embed"),
         ("gen_aligner", "n_embed"),
         ("gen_head", "n_embed"),
         ("gen_head", "image_token_embed"),
     ):
-        said[f"{part}_config"]["params"][key] = width
-    return said | {"torch_dtype": "bfloat16"}
+        tiny_config[f"{part}_config"]["params"][width_key] = width
+    return tiny_config | {"torch_dtype": "bfloat16"}
 
 
 def write(folder: Path, size: str) -> None:
     """That config with random weights in bfloat16, in shards, and the tiny checkpoint's
     tokenizer."""
-    said = config(size)
+    original_config = config(size)
     shutil.copytree(TINY / "tokenizer", folder)
-    write_json(folder / "config.json", said)
+    write_json(folder / "config.json", original_config)
     with torch.device("meta"), no_init_weights():
-        net = JanusForConditionalGeneration._from_config(convert.config_of(said, 835))
+        net = JanusForConditionalGeneration._from_config(convert.config_of(original_config, 835))
     torch.manual_seed(0)
-    places: dict[str, str] = {}
+    file_of_weight: dict[str, str] = {}
     shard: dict[str, torch.Tensor] = {}
 
     def flush() -> None:
-        name = f"model-{len(set(places.values())) + 1:05}.safetensors"
-        save_file(shard, folder / name)
-        places.update(dict.fromkeys(shard, name))
+        file_name = f"model-{len(set(file_of_weight.values())) + 1:05}.safetensors"
+        save_file(shard, folder / file_name)
+        file_of_weight.update(dict.fromkeys(shard, file_name))
         shard.clear()
 
     for name, tensor in convert.to_original(net.state_dict().items()):
-        norm = tensor.ndim == 1 and name.endswith("weight")
-        shard[name] = (
-            torch.ones(tensor.shape, dtype=torch.bfloat16)
-            if norm
-            else torch.randn(tensor.shape).mul(0.02).bfloat16()
-        )
-        if sum(t.nbytes for t in shard.values()) > SHARD:
+        is_norm = tensor.ndim == 1 and name.endswith("weight")
+        if is_norm:
+            shard[name] = torch.ones(tensor.shape, dtype=torch.bfloat16)
+        else:
+            shard[name] = torch.randn(tensor.shape).mul(0.02).bfloat16()
+        if sum(weight.nbytes for weight in shard.values()) > SHARD:
             flush()
     flush()
-    write_json(folder / "model.safetensors.index.json", {"weight_map": places})
+    write_json(folder / "model.safetensors.index.json", {"weight_map": file_of_weight})
 
 
 def main() -> None:
@@ -109,33 +110,31 @@ def main() -> None:
             raise SystemExit(f"the checkpoint could not be written to {args.folder}")
     peak, start = watch("cpu"), time.perf_counter()
     janus = Janus.load(args.folder, args.device, getattr(torch, args.dtype))
-    loaded, memory = time.perf_counter() - start, peak()
-    size = sum(t.nbytes for t in janus.net.state_dict().values())
+    load_seconds, load_peak = time.perf_counter() - start, peak()
+    model_bytes = sum(weight.nbytes for weight in janus.net.state_dict().values())
     engine = Engine(janus)
     peak, start = watch(args.device), time.perf_counter()
     segments = engine.template.draw("a photo of a cat below a cup")
     [turn] = engine.draw(
         [Request("draw", segments, 0)], SamplingParams("code", guidance=5.0, top_k=4096)
     )
-    drawn = time.perf_counter() - start
+    draw_seconds = time.perf_counter() - start
     start = time.perf_counter()
     engine.pictures([turn.tokens])
     result = {
         "parameters": sum(p.numel() for p in janus.net.parameters()),
-        "model_bytes": size,
-        "load_seconds": loaded,
-        "load_peak_over_model": memory / size,
-        "draw_seconds": drawn,
+        "model_bytes": model_bytes,
+        "load_seconds": load_seconds,
+        "load_peak_over_model": load_peak / model_bytes,
+        "draw_seconds": draw_seconds,
         "draw_peak_bytes": peak(),
         "picture_seconds": time.perf_counter() - start,
         "different_codes": len(set(turn.tokens)),
-        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
+        "settings": settings_of(args),
         "versions": versions(),
     }
     print(json.dumps(result, indent=1))
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        write_json(args.json, result)
+    write_result(args.json, result)
 
 
 if __name__ == "__main__":

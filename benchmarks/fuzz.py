@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from fuzz_answers import ANSWERS, Answer
-from fuzz_targets import Target, targets
+from fuzz_target import Target
+from fuzz_targets import targets
 from mutate import mutate
 from secondlook.errors import InputError, Stopped
 
@@ -57,20 +58,23 @@ class Report:
 
 @contextlib.contextmanager
 def in_time(seconds: float) -> Iterator[None]:
+    """Inside, Hang is raised after so many seconds."""
+
     def ring(*_: Any) -> None:
         raise Hang(f"{HANG} {seconds:.0f} seconds")
 
-    before = signal.signal(signal.SIGALRM, ring)
+    handler_before = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGALRM, handler_before)
 
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
+    """Inside, nothing is printed and no warning shown."""
     with (
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(io.StringIO()),
@@ -95,48 +99,65 @@ def tried(
         report.counts["accepted"] += not wrong
     except (InputError, Stopped) as error:
         report.counts["refused"] += 1
-        said, wrong = str(error), ""
-        if "\n" in said or not said or len(said) > LONGEST:
-            wrong = f"not one sentence: {said[:200]!r}"
-        elif not any(name in said for name in names):
-            wrong = f"{names[0]} is not named in: {said[:300]}"
-        elif HANG in said:
-            wrong = f"caught by the reader: {said[:300]}"
+        wrong = wrong_refusal(str(error), names)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:
+    except BaseException as error:  # also a hang, and what is no Exception
         wrong = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     if wrong:
         report.faults.append((case, wrong))
 
 
+def wrong_refusal(sentence: str, names: Sequence[str]) -> str:
+    """What is wrong with a refusal, or ""."""
+    if "\n" in sentence or not sentence or len(sentence) > LONGEST:
+        return f"not one sentence: {sentence[:200]!r}"
+    if not any(name in sentence for name in names):
+        return f"{names[0]} is not named in: {sentence[:300]}"
+    if HANG in sentence:
+        return f"caught by the reader: {sentence[:300]}"
+    return ""
+
+
 def try_file(
     target: Target, report: Report, case: int, seed: int, folder: Path, keep: Path | None = None
 ) -> None:
+    """Read a copy of the target's folder with the file spoiled, or one of its kind made anew."""
     rng = random.Random(f"{seed}/{target.name}/{case}")
     data = mutate(target.data, rng, target.json_lines)
     if target.rebuilt and rng.random() < 0.5:
         data = target.rebuilt(rng)
-    place = folder / f"{case}"
-    shutil.copytree(target.template, place)
-    (place / target.file).write_bytes(data)
+    case_folder = folder / f"{case}"
+    shutil.copytree(target.template, case_folder)
+    (case_folder / target.file).write_bytes(data)
     if keep:
-        shutil.copytree(place, keep, dirs_exist_ok=True)
-    names = (Path(target.file).name, str(place), *target.names)
+        shutil.copytree(case_folder, keep, dirs_exist_ok=True)
+
+    def read() -> Any:
+        return target.read(case_folder)
+
+    def check(contents: Any) -> str:
+        return target.check(data, contents)
+
+    names = (Path(target.file).name, str(case_folder), *target.names)
     try:
-        tried(
-            report, case, lambda: target.read(place), lambda found: target.check(data, found), names
-        )
+        tried(report, case, read, check, names)
     finally:
-        shutil.rmtree(place)
+        shutil.rmtree(case_folder)
 
 
 def try_answer(answer: Answer, report: Report, case: int, seed: int) -> None:
+    """Ask a judge whose answers have mishaps. A refusal need not name anything."""
     rng = random.Random(f"{seed}/{answer.name}/{case}")
-    given: list[bytes] = []
-    tried(
-        report, case, lambda: answer.ask(rng, given), lambda found: answer.check(found, given), [""]
-    )
+    given_answers: list[bytes] = []
+
+    def ask() -> Any:
+        return answer.ask(rng, given_answers)
+
+    def check(results: Any) -> str:
+        return answer.check(results, given_answers)
+
+    tried(report, case, ask, check, [""])
 
 
 def run(
@@ -149,28 +170,32 @@ def run(
 ) -> list[Report]:
     """So many cases, spread over all targets (or those whose names begin with ``only``)."""
     reports = []
-    with tempfile.TemporaryDirectory() as temporary:
-        home = Path(temporary)
+    with tempfile.TemporaryDirectory() as temporary_folder:
+        home = Path(temporary_folder)
         with quietly():
-            chosen = [t for t in targets(home / "templates") if t.name.startswith(only)]
-        asked = [a for a in ANSWERS if a.name.startswith(only)]
-        for k, target in enumerate(chosen):
-            reports.append(Report(target.name))
-            for i in (
-                [case]
-                if case is not None
-                else range(files // len(chosen) + (k < files % len(chosen)))
-            ):
-                try_file(target, reports[-1], i, seed, home, keep)
-        for k, answer in enumerate(asked):
-            reports.append(Report(answer.name))
-            for i in (
-                [case]
-                if case is not None
-                else range(answers // len(asked) + (k < answers % len(asked)))
-            ):
-                try_answer(answer, reports[-1], i, seed)
+            all_targets = targets(home / "templates")
+        chosen_targets = [target for target in all_targets if target.name.startswith(only)]
+        chosen_answers = [answer for answer in ANSWERS if answer.name.startswith(only)]
+        for place, target in enumerate(chosen_targets):
+            report = Report(target.name)
+            for number in case_numbers(files, len(chosen_targets), place, case):
+                try_file(target, report, number, seed, home, keep)
+            reports.append(report)
+        for place, answer in enumerate(chosen_answers):
+            report = Report(answer.name)
+            for number in case_numbers(answers, len(chosen_answers), place, case):
+                try_answer(answer, report, number, seed)
+            reports.append(report)
     return reports
+
+
+def case_numbers(total: int, num_targets: int, place: int, case: int | None) -> Sequence[int]:
+    """Of ``total`` cases those of the target at ``place``: as many for each, the first ones get the
+    rest. ``case``: that one alone."""
+    if case is not None:
+        return [case]
+    each, rest = divmod(total, num_targets)
+    return range(each + (place < rest))
 
 
 def main() -> None:
@@ -186,15 +211,19 @@ def main() -> None:
     args = parser.parse_args()
     reports = run(args.files, args.answers, args.seed, args.only, args.case, args.keep)
     print(f"{'target':34}{'cases':>7}{'accepted':>10}{'refused':>9}{'faults':>8}")
-    for r in reports:
+    num_faults = 0
+    for report in reports:
+        num_faults += len(report.faults)
+        counts = report.counts
         print(
-            f"{r.name:34}{r.counts['cases']:7}{r.counts['accepted']:10}{r.counts['refused']:9}{len(r.faults):8}"
+            f"{report.name:34}{counts['cases']:7}{counts['accepted']:10}{counts['refused']:9}"
+            f"{len(report.faults):8}"
         )
-    for r in reports:
-        for number, why in r.faults:
-            print(f"fault: --only {r.name} --case {number} --seed {args.seed}: {why}")
+    for report in reports:
+        for number, why in report.faults:
+            print(f"fault: --only {report.name} --case {number} --seed {args.seed}: {why}")
     sys.stdout.flush()
-    sys.exit(any(r.faults for r in reports))
+    sys.exit(num_faults > 0)
 
 
 if __name__ == "__main__":

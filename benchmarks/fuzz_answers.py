@@ -7,7 +7,8 @@ import json
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -22,7 +23,14 @@ from secondlook.rewards.vlm import VLMReward, in_words, yes_or_no
 
 SHORT, LONG = "a red star", "a red star " * 12
 LIKELIEST = [("Yes", 0.6), ("No", 0.25), (" yes", 0.1), ("no", 0.01), ("It", 0.01)]
-HURRY = {"attempts": 1, "backoff": 0.0, "patience": 0.0, "start_patience": 0.0, "timeout": 5.0}
+HURRY: dict[str, Any] = {
+    "attempts": 1,
+    "backoff": 0.0,
+    "patience": 0.0,
+    "start_patience": 0.0,
+    "timeout": 5.0,
+}
+"""An endpoint's settings under which nothing is waited for."""
 STATUSES = (200, 200, 200, 200, 200, 200, 201, 204, 301, 400, 401, 404, 413, 429, 500, 503)
 HEADERS = (
     {},
@@ -51,10 +59,11 @@ def completion(text: str, logprobs: Any = None) -> dict[str, Any]:
 def whole(body: dict[str, Any]) -> dict[str, Any]:
     """What a judge answers to a request."""
     if body.get("logprobs"):
-        top = [
-            {"token": t, "logprob": math.log(p), "bytes": list(t.encode())} for t, p in LIKELIEST
-        ]
-        return completion("Yes", {"content": [top[0] | {"top_logprobs": top}]})
+        top_tokens = []
+        for token, probability in LIKELIEST:
+            logprob = math.log(probability)
+            top_tokens.append({"token": token, "logprob": logprob, "bytes": list(token.encode())})
+        return completion("Yes", {"content": [top_tokens[0] | {"top_logprobs": top_tokens}]})
     if "JSON list" in json.dumps(body):
         return completion('["Is there a star?", "Is it red?"]')
     return completion("There is a red star.")
@@ -64,19 +73,15 @@ def asked(rng: random.Random, given: list[bytes], ask: Callable[[Asker], Any]) -
     """``ask`` of a server whose every answer may have a mishap; ``given`` collects them."""
 
     async def handle(self: Any, request: httpx.Request) -> httpx.Response:
-        data = mutate(
-            json.dumps(whole(json.loads(request.content))).encode(), rng, json_lines=False
-        )
+        whole_answer = json.dumps(whole(json.loads(request.content)))
+        data = mutate(whole_answer.encode(), rng, json_lines=False)
         given.append(data)
         status, headers = rng.choice(STATUSES), rng.choice(HEADERS)
         return httpx.Response(
             status, headers=headers, stream=httpx.ByteStream(data), request=request
         )
 
-    known = {f.name for f in fields(Endpoint)}
-    endpoint = Endpoint(
-        "http://127.0.0.1:9/v1", "judge", **{k: v for k, v in HURRY.items() if k in known}
-    )
+    endpoint = Endpoint("http://127.0.0.1:9/v1", "judge", **HURRY)  # nobody listens there
 
     async def no_sleep(*_: Any) -> None:
         return None
@@ -98,47 +103,44 @@ class Answer:
 
 
 def said_by(data: bytes) -> float | None:
-    """P(yes) of an answer, read anew."""
-    top = json.loads(data)["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-    mass = [
-        sum(math.exp(t["logprob"]) for t in top if str(t["token"]).strip().lower() == word)
-        for word in ("yes", "no")
-    ]
-    return mass[0] / sum(mass)
+    """P(yes) of an answer, read anew: of all forms of yes and no that are listed."""
+    top_tokens = json.loads(data)["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+    mass = {"yes": 0.0, "no": 0.0}
+    for listed in top_tokens:
+        word = str(listed["token"]).strip().lower()
+        if word in mass:
+            mass[word] += math.exp(listed["logprob"])
+    return mass["yes"] / (mass["yes"] + mass["no"])
 
 
-def right_probability(found: list[Any], given: list[bytes]) -> str:
-    [p] = found
-    if p is None:
+def right_probability(probabilities: list[Any], given: list[bytes]) -> str:
+    [p_yes] = probabilities
+    if p_yes is None:
         return ""
-    if not isinstance(p, float) or not 0 <= p <= 1:
-        return f"P(yes) is {p!r}"
-    return (
-        ""
-        if abs(p - said_by(given[-1])) < 1e-6
-        else f"P(yes) is {p}, the answer says {said_by(given[-1])}"
-    )
+    if not isinstance(p_yes, float) or not 0 <= p_yes <= 1:
+        return f"P(yes) is {p_yes!r}"
+    given_p_yes = said_by(given[-1])
+    if abs(p_yes - given_p_yes) < 1e-6:
+        return ""
+    return f"P(yes) is {p_yes}, the answer says {given_p_yes}"
 
 
-def right_words(found: list[Any], given: list[bytes]) -> str:
-    [text] = found
+def right_words(texts: list[Any], given: list[bytes]) -> str:
+    [text] = texts
     if text is None:
         return ""
-    wanted = json.loads(given[-1])["choices"][0]["message"]["content"]
-    return (
-        ""
-        if isinstance(text, str) and text.strip() and text.strip() in wanted
-        else f"{text!r} of {wanted!r}"
-    )
+    content = json.loads(given[-1])["choices"][0]["message"]["content"]
+    if isinstance(text, str) and text.strip() and text.strip() in content:
+        return ""
+    return f"{text!r} of {content!r}"
 
 
-def right_scores(found: list[Score | None], given: list[bytes]) -> str:
-    for score in found:
-        if score is not None and not (
-            isinstance(score.value, float)
-            and 0 <= score.value <= 1
-            and isinstance(score.reason, str)
-        ):
+def right_scores(scores: list[Score | None], given: list[bytes]) -> str:
+    for score in scores:
+        if score is None:
+            continue
+        is_value = isinstance(score.value, float) and 0 <= score.value <= 1
+        if not is_value or not isinstance(score.reason, str):
             return f"the score is {score}"
     return ""
 
@@ -153,17 +155,17 @@ def _edits(asker: Asker) -> list[Score | None]:
     return VLMReward(asker, reasons=True).edits([(SHORT, image, image)])
 
 
+def _yes_or_no(asker: Asker) -> list[Any]:
+    return asker([yes_or_no(SHORT)])
+
+
+def _words(asker: Asker) -> list[Any]:
+    return asker([in_words(SHORT)])
+
+
 ANSWERS = [
-    Answer(
-        "answer/yes or no",
-        lambda rng, given: asked(rng, given, lambda a: a([yes_or_no(SHORT)])),
-        right_probability,
-    ),
-    Answer(
-        "answer/words",
-        lambda rng, given: asked(rng, given, lambda a: a([in_words(SHORT)])),
-        right_words,
-    ),
-    Answer("answer/judge", lambda rng, given: asked(rng, given, _judge), right_scores),
-    Answer("answer/edits", lambda rng, given: asked(rng, given, _edits), right_scores),
+    Answer("answer/yes or no", partial(asked, ask=_yes_or_no), right_probability),
+    Answer("answer/words", partial(asked, ask=_words), right_words),
+    Answer("answer/judge", partial(asked, ask=_judge), right_scores),
+    Answer("answer/edits", partial(asked, ask=_edits), right_scores),
 ]

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -54,7 +55,7 @@ max_actions = 1000
 """
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -66,7 +67,25 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("out/kills"))
     parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def same_weights(folders: Sequence[Path]) -> bool:
+    """Whether two runs ended with the same weights, to the bit."""
+    killed, whole = [load_file(folder / "final" / "model.safetensors") for folder in folders]
+    if killed.keys() != whole.keys():
+        return False
+    return all(torch.equal(killed[name], whole[name]) for name in killed)
+
+
+def recovery_lines(folder: Path) -> list[str]:
+    """What auto recovery did in a run."""
+    log_path = folder / "acts.jsonl"
+    return log_path.read_text().splitlines() if log_path.exists() else []
+
+
+def main() -> None:
+    args = parse_arguments()
     shutil.rmtree(args.out, ignore_errors=True)
     args.out.mkdir(parents=True)
     config = args.out / "config.toml"
@@ -79,7 +98,7 @@ def main() -> None:
             [sys.executable, "-m", "secondlook.cli", *command], stdout=subprocess.DEVNULL
         )
 
-    lives = []
+    lives: list[dict] = []
     while len(lives) < args.kills:
         process, seconds = start("killed"), rng.uniform(0, args.longest)
         began = time.perf_counter()
@@ -98,28 +117,25 @@ def main() -> None:
         console.print(f"kill {len(lives)} after {seconds:.1f} s, at step {lives[-1]['saved']}")
     if start("killed").wait() or start("whole").wait():
         raise SystemExit("a run failed")
-    a, b = (
-        load_file(args.out / name / "final" / "model.safetensors") for name in ("killed", "whole")
-    )
-    equal = a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-    logs = [(args.out / name / "acts.jsonl") for name in ("killed", "whole")]
-    acts = [p.read_text().splitlines() if p.exists() else [] for p in logs]
+    killed_folder, whole_folder = args.out / "killed", args.out / "whole"
+    are_equal = same_weights([killed_folder, whole_folder])
+    killed_acts, whole_acts = recovery_lines(killed_folder), recovery_lines(whole_folder)
     console.print(
-        f"{args.kills} kills: weights {'equal' if equal else 'DIFFER'}; auto recovery acted "
-        f"{len(acts[1])} times"
+        f"{args.kills} kills: weights {'equal' if are_equal else 'DIFFER'}; auto recovery acted "
+        f"{len(whole_acts)} times"
     )
     if args.json:
         result = {
-            "equal": equal,
+            "equal": are_equal,
             "lives": lives,
-            "acts": len(acts[1]),
-            "same_acts": acts[0] == acts[1],
+            "acts": len(whole_acts),
+            "same_acts": killed_acts == whole_acts,
             "steps": args.steps,
             "seed": args.seed,
             "versions": versions(),
         }
         write_json(args.json, result)
-    sys.exit(not equal)
+    sys.exit(not are_equal)
 
 
 if __name__ == "__main__":

@@ -80,10 +80,10 @@ def _place(data: bytes, rng: random.Random) -> int:
 
 
 def _flip(data: bytes, rng: random.Random) -> bytes:
-    found = bytearray(data)
+    flipped = bytearray(data)
     for _ in range(rng.choice((1, 1, 4, 16)) if data else 0):
-        found[rng.randrange(len(found))] ^= 1 << rng.randrange(8)
-    return bytes(found)
+        flipped[rng.randrange(len(flipped))] ^= 1 << rng.randrange(8)
+    return bytes(flipped)
 
 
 def _cut(data: bytes, rng: random.Random) -> bytes:
@@ -91,33 +91,39 @@ def _cut(data: bytes, rng: random.Random) -> bytes:
 
 
 def _insert(data: bytes, rng: random.Random) -> bytes:
-    at = rng.choice((0, len(data), _place(data, rng), _place(data, rng)))
-    return data[:at] + rng.choice(PIECES) + data[at:]
+    place = rng.choice((0, len(data), _place(data, rng), _place(data, rng)))
+    return data[:place] + rng.choice(PIECES) + data[place:]
 
 
 def _slice(data: bytes, rng: random.Random) -> bytes:
     """Some of it twice, or not at all."""
-    a, b = sorted((_place(data, rng), _place(data, rng)))
-    return data[:b] + data[a:] if rng.random() < 0.5 else data[:a] + data[b:]
+    start, end = sorted((_place(data, rng), _place(data, rng)))
+    if rng.random() < 0.5:
+        return data[:end] + data[start:]
+    return data[:start] + data[end:]
 
 
 def _number(data: bytes, rng: random.Random) -> bytes:
-    found = list(re.finditer(rb"(?<![\w.])-?\d+(\.\d+)?(?![\w.])", data))
-    if not found:
+    """Another number in the place of one."""
+    matches = list(re.finditer(rb"(?<![\w.])-?\d+(\.\d+)?(?![\w.])", data))
+    if not matches:
         return _flip(data, rng)
-    one = rng.choice(found)
-    other = rng.choice((*NUMBERS, rng.choice(found).group()))
-    return data[: one.start()] + other + data[one.end() :]
+    replaced = rng.choice(matches)
+    other_number = rng.choice((*NUMBERS, rng.choice(matches).group()))
+    return data[: replaced.start()] + other_number + data[replaced.end() :]
 
 
 def _encoding(data: bytes, rng: random.Random) -> bytes:
+    """The same text with other line ends or in another encoding."""
     text = data.decode("utf-8", "replace")
-    kind = rng.choice(
+    encoding = rng.choice(
         ("utf-8-sig", "utf-16", "utf-16-le", "utf-32", "latin-1", "cp1252", "cr", "crlf")
     )
-    if kind in ("cr", "crlf"):
-        return text.replace("\n", "\r" if kind == "cr" else "\r\n").encode()
-    return text.encode(kind, "replace")
+    if encoding == "cr":
+        return text.replace("\n", "\r").encode()
+    if encoding == "crlf":
+        return text.replace("\n", "\r\n").encode()
+    return text.encode(encoding, "replace")
 
 
 def _instead(data: bytes, rng: random.Random) -> bytes:
@@ -148,35 +154,43 @@ BYTES = (_flip, _flip, _cut, _cut, _insert, _insert, _slice, _number, _number, _
 
 def _other_value(data: bytes, rng: random.Random, lines: bool) -> bytes:
     """JSON with a value of another kind, a field less, one more or twice."""
-    parts = data.split(b"\n") if lines else [data]
-    at = rng.choice([i for i, part in enumerate(parts) if part.strip()] or [0])
+    texts = data.split(b"\n") if lines else [data]
+    written_lines = [i for i, text in enumerate(texts) if text.strip()]
+    line_index = rng.choice(written_lines or [0])
     try:
-        value = json.loads(parts[at])
+        value = json.loads(texts[line_index])
     except (ValueError, RecursionError):
         return _flip(data, rng)
-    places: list[tuple[Any, Any]] = []
-
-    def collect(part: Any) -> None:
-        keys = (
-            part if isinstance(part, dict) else range(len(part)) if isinstance(part, list) else ()
-        )
-        for key in list(keys)[:200]:
-            places.append((part, key))
-            collect(part[key])
-
-    collect(value)
+    places = _places_in(value)
     if not places:
         return _flip(data, rng)
-    part, key = rng.choice(places)
-    kind = rng.random()
-    if kind < 0.15:
-        del part[key]
-    elif kind < 0.25 and isinstance(part, dict):
-        part[f"{key}x"] = part.pop(key)
-    elif kind < 0.35:
-        other, theirs = rng.choice(places)
-        part[key] = json.loads(json.dumps(other[theirs]))
+    container, key = rng.choice(places)
+    chance = rng.random()
+    if chance < 0.15:
+        del container[key]
+    elif chance < 0.25 and isinstance(container, dict):
+        container[f"{key}x"] = container.pop(key)
+    elif chance < 0.35:
+        other_container, other_key = rng.choice(places)
+        # a copy: a value inside itself could not be written
+        container[key] = json.loads(json.dumps(other_container[other_key]))
     else:
-        part[key] = json.loads(json.dumps(rng.choice(VALUES)))
-    parts[at] = json.dumps(value, ensure_ascii=rng.random() < 0.5).encode("utf-8", "surrogatepass")
-    return b"\n".join(parts)
+        container[key] = json.loads(json.dumps(rng.choice(VALUES)))
+    text = json.dumps(value, ensure_ascii=rng.random() < 0.5)
+    texts[line_index] = text.encode("utf-8", "surrogatepass")
+    return b"\n".join(texts)
+
+
+def _places_in(value: Any) -> list[tuple[Any, Any]]:
+    """(dictionary or list, key or index) of all that is nested in a value, at most 200 of each
+    container."""
+    keys: list[Any] = []
+    if isinstance(value, dict):
+        keys = list(value)
+    elif isinstance(value, list):
+        keys = list(range(len(value)))
+    places = []
+    for key in keys[:200]:
+        places.append((value, key))
+        places += _places_in(value[key])
+    return places

@@ -5,6 +5,8 @@ python benchmarks/reader.py [--pictures 200]
 """
 
 import argparse
+from collections import defaultdict
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -19,22 +21,28 @@ def table(n: int, seed: int = 0) -> dict[str, dict[str, float]]:
     """Row name -> task -> share read as correct."""
     rng = np.random.default_rng(seed)
     by_task: dict[str, list] = {task: [] for task in TASKS}
-    while any(len(v) < n for v in by_task.values()):
+    while min(map(len, by_task.values())) < n:
         spec, scene = sample_scene(rng)
         if len(by_task[spec.tag]) < n:
             by_task[spec.tag].append((spec, scene))
-    rows: dict[str, dict[str, float]] = {"oracle": {}, "shuffled": {}} | {
-        name: {} for name in SPOILERS
-    }
+    rows: dict[str, dict[str, float]] = defaultdict(dict)
     for task, pairs in by_task.items():
-        others = [p[1] for p in pairs[1:]] + [pairs[0][1]]
-        rows["oracle"][task] = float(np.mean([judge(s, render(c)).correct for s, c in pairs]))
-        rows["shuffled"][task] = float(
-            np.mean([judge(s, render(c)).correct for (s, _), c in zip(pairs, others, strict=True)])
-        )
+        specs = [spec for spec, _ in pairs]
+        scenes = [scene for _, scene in pairs]
+        next_scenes = [*scenes[1:], scenes[0]]  # each spec with another one's scene
+        rows["oracle"][task] = share_right(specs, map(render, scenes))
+        rows["shuffled"][task] = share_right(specs, map(render, next_scenes))
         for name, spoil in SPOILERS.items():
-            rows[name][task] = float(np.mean([judge(s, spoil(rng, c)).correct for s, c in pairs]))
+            rows[name][task] = share_right(specs, (spoil(rng, scene) for scene in scenes))
     return rows
+
+
+def share_right(specs: list, pictures: Iterable) -> float:
+    """Share of the pictures that the reader finds to satisfy their specs."""
+    verdicts = []
+    for spec, picture in zip(specs, pictures, strict=True):
+        verdicts.append(judge(spec, picture).correct)
+    return float(np.mean(verdicts))
 
 
 if __name__ == "__main__":

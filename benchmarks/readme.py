@@ -18,12 +18,14 @@ from secondlook.io import write_image
 from secondlook.report import curves
 
 SIDE, WIDTH, HEIGHT = 144, 190, 234
+"""Pixels: of a picture, and of a round with its frame and words."""
 WATCHED = ("first", "final", "agreement", "yes_when_right", "no_when_wrong", "kl")
 
 
-def picture(src: str) -> Image.Image:
+def picture(data_url: str) -> Image.Image:
     """The picture of a data URL."""
-    return Image.open(io.BytesIO(base64.b64decode(src.partition(",")[2]))).convert("RGB")
+    encoded = data_url.partition(",")[2]
+    return Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB")
 
 
 def draw_strip(canvas: Image.Image, strip: dict, x: int, y: int) -> None:
@@ -31,36 +33,35 @@ def draw_strip(canvas: Image.Image, strip: dict, x: int, y: int) -> None:
     green or red."""
     pen = ImageDraw.Draw(canvas)
     pen.text((x, y), strip["prompt"].removeprefix("a photo of "), fill="black", font_size=14)
-    for i, r in enumerate(strip["rounds"]):
+    for i, each in enumerate(strip["rounds"]):
         left, top = x + i * WIDTH, y + 22
-        image = picture(r["src"]).resize((SIDE, SIDE), Image.Resampling.NEAREST)
-        pen.rectangle(
-            (left, top, left + SIDE + 7, top + SIDE + 7),
-            outline="green" if r["right"] else "red",
-            width=3,
-        )
+        image = picture(each["src"]).resize((SIDE, SIDE), Image.Resampling.NEAREST)
+        frame = (left, top, left + SIDE + 7, top + SIDE + 7)
+        pen.rectangle(frame, outline="green" if each["right"] else "red", width=3)
         canvas.paste(image, (left + 4, top + 4))
-        says = "\n".join(textwrap.wrap(f"{'Yes' if r['yes'] else 'No'}: {r['reason']}", 28)[:3])
-        pen.multiline_text((left, top + SIDE + 10), says, fill="black", font_size=12, spacing=2)
+        verdict = f"{'Yes' if each['yes'] else 'No'}: {each['reason']}"
+        text = "\n".join(textwrap.wrap(verdict, 28)[:3])  # three lines have room
+        pen.multiline_text((left, top + SIDE + 10), text, fill="black", font_size=12, spacing=2)
 
 
 def gallery(folder: Path, each: int) -> Image.Image:
     """``each`` episodes of every group of ``folder``/gallery.json that has any, but for those that
     were right at once."""
     groups = json.loads((folder / "gallery.json").read_text())
-    columns = [
-        (name, strips[:each])
-        for name, strips in groups.items()
-        if strips and name != "Right at once"
-    ]
-    widths = [max(len(s["rounds"]) for s in strips) * WIDTH + 30 for _, strips in columns]
-    canvas = Image.new("RGB", (sum(widths), 40 + each * HEIGHT), "white")
+    shown_strips: dict[str, list[dict]] = {}
+    column_widths: dict[str, int] = {}
+    for name, strips in groups.items():
+        if strips and name != "Right at once":
+            shown_strips[name] = strips[:each]
+            most_rounds = max(len(strip["rounds"]) for strip in strips[:each])
+            column_widths[name] = most_rounds * WIDTH + 30
+    canvas = Image.new("RGB", (sum(column_widths.values()), 40 + each * HEIGHT), "white")
     pen, x = ImageDraw.Draw(canvas), 12
-    for (name, strips), width in zip(columns, widths, strict=True):
+    for name, strips in shown_strips.items():
         pen.text((x, 8), name, fill="black", font_size=18)
-        for k, strip in enumerate(strips):
-            draw_strip(canvas, strip, x, 40 + k * HEIGHT)
-        x += width
+        for row, strip in enumerate(strips):
+            draw_strip(canvas, strip, x, 40 + row * HEIGHT)
+        x += column_widths[name]
     return canvas
 
 

@@ -20,9 +20,10 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-from decode import SIZES, watch
+from decode import SIZES
 from fullsize import write
-from secondlook.io import versions, write_json
+from measuring import process_bytes, settings_of, watch, write_result
+from secondlook.io import versions
 from secondlook.rewards.reward import Score
 from secondlook.train.rl.config import (
     PPOConfig,
@@ -39,8 +40,11 @@ class Bright:
     """A judge that needs no time."""
 
     def __call__(self, items):
-        values = [float(np.asarray(image).mean()) / 255 for _, image in items]
-        return [Score(v, v > 0.5, "it is bright") for v in values]
+        scores = []
+        for _, image in items:
+            brightness = float(np.asarray(image).mean()) / 255
+            scores.append(Score(brightness, brightness > 0.5, "it is bright"))
+        return scores
 
 
 def fresh_peak(device: str):
@@ -48,9 +52,9 @@ def fresh_peak(device: str):
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.max_memory_allocated
-    base = int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0]) * 1024
+    bytes_before = process_bytes("VmRSS:")
     peak = watch(device)
-    return lambda: base + peak()
+    return lambda: bytes_before + peak()
 
 
 def measure(args, lora_rank: int) -> dict:
@@ -77,10 +81,11 @@ def measure(args, lora_rank: int) -> dict:
         reward_checks=RewardChecksConfig(max_flat_steps=1000),
     )
     loop = RLLoop(config, Path(args.out), Bright())
-    seen: dict[str, float] = {}
+    seen: dict[str, float] = {}  # of the last step
     learn = loop.policy_update.learn
 
     def timed(rng, turns, *rest):
+        """Learning begins where the rollout has ended."""
         seen["rollout_peak"] = rollout_peak()
         peak, start = fresh_peak(args.device), time.perf_counter()
         metrics = learn(rng, turns, *rest)
@@ -146,16 +151,14 @@ def main() -> None:
     for lora_rank in args.lora_rank:
         with TemporaryDirectory() as args.out:
             rows.append(measure(args, lora_rank))
-        print(json.dumps({k: float(f"{v:.4g}") for k, v in rows[-1].items()}), flush=True)
+        rounded = {name: float(f"{value:.4g}") for name, value in rows[-1].items()}
+        print(json.dumps(rounded), flush=True)
         gc.collect()
         if args.device == "cuda":
             torch.cuda.empty_cache()
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        settings = {
-            k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "out"
-        }
-        write_json(args.json, {"runs": rows, "settings": settings, "versions": versions()})
+    settings = settings_of(args)
+    settings.pop("out", None)  # a temporary folder
+    write_result(args.json, {"runs": rows, "settings": settings, "versions": versions()})
 
 
 if __name__ == "__main__":

@@ -56,22 +56,23 @@ NEAR = 0.1
 
 def named(recipe: Path) -> tuple[int, float]:
     """The GPUs that a recipe says it is for: how many, and the GB of each."""
-    found = re.search(r"For (\w+) GPUs? of (\d+) GB", recipe.read_text())
-    if not found:
+    match = re.search(r"For (\w+) GPUs? of (\d+) GB", recipe.read_text())
+    if not match:
         raise InputError(
             f"{recipe}: it does not say for which GPUs it is; give --ranks and --memory"
         )
-    return 1 if found[1] == "one" else int(found[1]), float(found[2])
+    num_gpus, gigabytes = match.groups()
+    return 1 if num_gpus == "one" else int(num_gpus), float(gigabytes)
 
 
 def load(recipe: Path, settings: Sequence[str] = ()) -> tuple[str, Any]:
     """A recipe's stage ("rl" or "sft") and its settings; ("", None) for one that trains nothing."""
-    said = tomllib.loads(recipe.read_text())
-    if "algorithm" in said:
+    values = tomllib.loads(recipe.read_text())
+    if "algorithm" in values:
         return "rl", configs.load(RLConfig, recipe, list(settings))
-    return (
-        ("sft", configs.load(SFTConfig, recipe, list(settings))) if "data" in said else ("", None)
-    )
+    if "data" in values:
+        return "sft", configs.load(SFTConfig, recipe, list(settings))
+    return "", None
 
 
 def dotted(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -102,13 +103,12 @@ class Task:
         one, whatever the size."""
         if self.part not in ("order", "host"):
             return f"{self.recipe} {self.part}"
-        settings = {
-            name: value
-            for name, value in dotted(asdict(self.config)).items()
-            if name not in OF_SIZE
-        }
-        adapters = self.part == "order" and bool(self.config.lora_rank)
-        return f"{self.part} {self.ranks} {'edit' in self.recipe.stem} {adapters} {settings!r}"
+        settings = dotted(asdict(self.config))
+        for name in OF_SIZE:
+            settings.pop(name, None)
+        has_adapters = self.part == "order" and bool(self.config.lora_rank)
+        is_edit = "edit" in self.recipe.stem
+        return f"{self.part} {self.ranks} {is_edit} {has_adapters} {settings!r}"
 
 
 def tasks_of(recipe: Path, args: argparse.Namespace) -> list[Task]:
@@ -117,13 +117,13 @@ def tasks_of(recipe: Path, args: argparse.Namespace) -> list[Task]:
     if not stage:
         print(f"{name_of(recipe)}: it trains nothing")
         return []
-    ranks, memory = (
-        given or own for given, own in zip((args.ranks, args.memory), named(recipe), strict=True)
-    )
-    wanted = [
-        part for part, stages in PARTS.items() if stage in stages and args.part in (part, "all")
-    ]
-    return [Task(recipe, part, config, ranks, memory, tuple(args.yes)) for part in wanted]
+    own_ranks, own_memory = named(recipe)
+    ranks, memory = args.ranks or own_ranks, args.memory or own_memory
+    tasks = []
+    for part, stages in PARTS.items():
+        if stage in stages and args.part in (part, "all"):
+            tasks.append(Task(recipe, part, config, ranks, memory, tuple(args.yes)))
+    return tasks
 
 
 def run(task: Task) -> dict[str, Any]:
@@ -138,9 +138,10 @@ def run(task: Task) -> dict[str, Any]:
         "memory": task.memory,
         "seconds": time.perf_counter() - began,
     }
-    result["near"] = (
-        "plan" not in result or abs(result["plan"] / max(result["peaks"].values()) - 1) <= NEAR
-    )
+    result["near"] = True  # a part without a plan
+    if "plan" in result:
+        deviation = result["plan"] / max(result["peaks"].values()) - 1
+        result["near"] = abs(deviation) <= NEAR
     return result
 
 
@@ -148,10 +149,8 @@ def simulate(tasks: Sequence[Task], jobs: int) -> Iterator[tuple[Task, dict[str,
     """Results in the order of ``tasks``, ``jobs`` of them at a time; those with one key are run
     once."""
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-        running = {
-            task.key: pool.submit(run, task)
-            for task in {t.key: t for t in reversed(tasks)}.values()
-        }
+        task_of_key = {task.key: task for task in reversed(tasks)}  # the first of equal ones
+        running = {key: pool.submit(run, task) for key, task in task_of_key.items()}
         for task in tasks:
             yield task, running[task.key].result()
 
@@ -183,19 +182,23 @@ def main() -> int:
     results = []
     shown: dict[str, str] = {}
     try:
-        tasks = [task for recipe in args.recipes for task in tasks_of(find_config(recipe), args)]
+        tasks: list[Task] = []
+        for recipe in args.recipes:
+            tasks += tasks_of(find_config(recipe), args)
         for task, result in simulate(tasks, args.jobs):
-            said = "fits" if result["fits"] else "DOES NOT FIT"
-            far = "" if result["near"] else ", PLAN IS FAR OFF"
-            first = shown.setdefault(task.key, name_of(task.recipe))
-            as_of = "" if first == name_of(task.recipe) else f" (as of {first})"
+            recipe_name = name_of(task.recipe)
+            outcome = "fits" if result["fits"] else "DOES NOT FIT"
+            far_off = "" if result["near"] else ", PLAN IS FAR OFF"
+            first_name = shown.setdefault(task.key, recipe_name)
+            as_of = "" if first_name == recipe_name else f" (as of {first_name})"
             print(
-                f"{name_of(task.recipe)}, {task.part}, {task.ranks} x {task.memory:.0f}: "
-                f"{said}{far}{as_of}"
+                f"{recipe_name}, {task.part}, {task.ranks} x {task.memory:.0f}: "
+                f"{outcome}{far_off}{as_of}"
             )
-            for line in result["lines"] if not as_of else ():
-                print(f"  {line}", flush=True)
-            results.append(result | {"recipe": name_of(task.recipe)})
+            if not as_of:  # else its lines stand above already
+                for line in result["lines"]:
+                    print(f"  {line}", flush=True)
+            results.append(result | {"recipe": recipe_name})
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -60,26 +60,22 @@ def make(folder: Path, form: str, n_prompts: int) -> Path:
     from PIL import Image
 
     picture = png(Image.new("RGB", (384, 384), (200, 40, 40)))
-    scores = [(i + 0.5) / PER_PROMPT for i in range(PER_PROMPT)]
-    reasons = [
-        f"{'Yes' if s >= 0.5 else 'No'}, {SENTENCE} number {i}." for i, s in enumerate(scores)
-    ]
+    scores, reasons = [], []  # of each prompt's pictures
+    for i in range(PER_PROMPT):
+        score = (i + 0.5) / PER_PROMPT
+        scores.append(score)
+        reasons.append(f"{'Yes' if score >= 0.5 else 'No'}, {SENTENCE} number {i}.")
     if form == "parquet":
         for start in range(0, n_prompts, PROMPTS_PER_SHARD):
             prompts = range(start, min(n_prompts, start + PROMPTS_PER_SHARD))
-            _shard(
-                folder / f"images-{start // PROMPTS_PER_SHARD:05d}.parquet",
-                prompts,
-                picture,
-                scores,
-                reasons,
-            )
+            shard_path = folder / f"images-{start // PROMPTS_PER_SHARD:05d}.parquet"
+            _shard(shard_path, prompts, picture, scores, reasons)
         return folder
     (folder / "picture.png").write_bytes(picture)
-    rows = [
-        {"img_path": "picture.png", "reason": r, "prob": s, "state": s >= 0.5}
-        for r, s in zip(reasons, scores, strict=True)
-    ]
+    rows = []
+    for reason, score in zip(reasons, scores, strict=True):
+        row = {"img_path": "picture.png", "reason": reason, "prob": score, "state": score >= 0.5}
+        rows.append(row)
     data = json.dumps(rows)
     with open(folder / "data.jsonl", "w", encoding="utf-8") as file:
         for i in range(n_prompts):
@@ -93,21 +89,27 @@ def _shard(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    n = len(prompts) * PER_PROMPT
-    same = pa.DictionaryArray.from_arrays(
-        pa.array(np.zeros(n, dtype=np.int32)), pa.array([picture])
+    num_rows = len(prompts) * PER_PROMPT
+    ids, texts = [], []
+    for number in prompts:
+        ids += [f"{number:06d}-{i:02d}" for i in range(PER_PROMPT)]
+        texts += [prompt(number)] * PER_PROMPT
+    # the same bytes in every row, without a copy for each in Python
+    image_bytes = pa.DictionaryArray.from_arrays(
+        pa.array(np.zeros(num_rows, dtype=np.int32)), pa.array([picture])
     ).cast(pa.binary())
-    nothing = pa.nulls(n, pa.string())
+    no_texts = pa.nulls(num_rows, pa.string())
+    no_numbers = pa.nulls(num_rows, pa.float32())
     table = pa.table(
         {
-            "id": [f"{prompts.start + i // PER_PROMPT:06d}-{i % PER_PROMPT:02d}" for i in range(n)],
-            "prompt": [prompt(p) for p in prompts for _ in range(PER_PROMPT)],
-            "source_id": nothing,
+            "id": ids,
+            "prompt": texts,
+            "source_id": no_texts,
             "score": pa.array(scores * len(prompts), pa.float32()),
             "reason": reasons * len(prompts),
-            "following": pa.nulls(n, pa.float32()),
-            "preserving": pa.nulls(n, pa.float32()),
-            "image": pa.StructArray.from_arrays([same, nothing], names=["bytes", "path"]),
+            "following": no_numbers,
+            "preserving": no_numbers,
+            "image": pa.StructArray.from_arrays([image_bytes, no_texts], names=["bytes", "path"]),
         }
     )
     pq.write_table(table, path, row_group_size=ROWS_PER_GROUP)
@@ -116,18 +118,18 @@ def _shard(
 def own_bytes() -> dict[str, int]:
     """This process's memory: what is its own ("anonymous"), changed by it since it was forked
     ("private"), and of files that all processes share; and the most that it had."""
-    found = {}
+    bytes_of = {}
     for name in ("smaps_rollup", "status"):
-        lines = Path(f"/proc/self/{name}").read_text().splitlines()
-        found |= {
-            line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith("kB")
-        }
-    files = found["Rss"] - found["Anonymous"]
+        for line in Path(f"/proc/self/{name}").read_text().splitlines():
+            if line.endswith("kB"):
+                key, kilobytes, _ = line.split()
+                bytes_of[key.rstrip(":")] = int(kilobytes) * 1024
+    file_bytes = bytes_of["Rss"] - bytes_of["Anonymous"]
     return {
-        "anonymous": found["Anonymous"],
-        "private": found["Private_Dirty"],
-        "files": files,
-        "peak": found["VmHWM"] - files,
+        "anonymous": bytes_of["Anonymous"],
+        "private": bytes_of["Private_Dirty"],
+        "files": file_bytes,
+        "peak": bytes_of["VmHWM"] - file_bytes,
     }
 
 
@@ -175,35 +177,55 @@ def reads(config: SFTConfig, pool: Pool, ranks: int) -> dict[str, Any]:
     read once."""
     seen: list[Counter[int]] = [Counter() for _ in range(ranks)]
     once = True
-    image = data_index.Index.image
+    read_image = data_index.Index.image
     for rank in range(ranks):
 
         def counted(index: Any, row: int, seen: Counter[int] = seen[rank]) -> Any:
             seen[row] += 1
-            return image(index, row)
+            return read_image(index, row)
 
         data_index.Index.image = counted  # type: ignore[method-assign]
         for step in range(config.steps):
             batch = SFTBatches(config, pool, ProcessGroup(rank, ranks))[step]
             sizes = len(batch.drawing), len(batch.redrawing), len(batch.judging)
             once &= sizes == tuple(len(range(rank, n, ranks)) for n in batch.counts)
-    data_index.Index.image = image  # type: ignore[method-assign]
+    data_index.Index.image = read_image  # type: ignore[method-assign]
     chosen: Counter[int] = Counter()
     for step in range(config.steps):
         drawing, redrawing, judging, _ = SFTBatches(config, pool, ProcessGroup()).choose(step)
-        chosen.update(
-            row
-            for choice in (*drawing, *redrawing, *judging)
-            for row in (*choice.earlier, choice.target)
-        )
-    whole = sum(seen, Counter())
-    shared = sum(n > 1 for n in Counter(row for each in seen for row in each).values())
+        for choice in (*drawing, *redrawing, *judging):
+            chosen.update((*choice.earlier, choice.target))
+    reads_of_all: Counter[int] = Counter()
+    ranks_of_row: Counter[int] = Counter()
+    for rank_reads in seen:
+        reads_of_all.update(rank_reads)
+        ranks_of_row.update(rank_reads.keys())
+    num_shared = sum(num_ranks > 1 for num_ranks in ranks_of_row.values())
     return {
-        "reads": [sum(each.values()) / config.steps for each in seen],
+        "reads": [rank_reads.total() / config.steps for rank_reads in seen],
         "chosen": chosen.total() / config.steps,
-        "once": once and whole == chosen,
-        "shared": shared / max(1, len(whole)),
+        "once": once and reads_of_all == chosen,
+        "shared": num_shared / max(1, len(reads_of_all)),
     }
+
+
+def lines_of(
+    measured: dict[str, Any], peaks: dict[str, float], ranks: int, workers: int, made: float
+) -> list[str]:
+    """What is printed of one form. ``peaks`` are GiB, ``made`` the seconds that the data took."""
+    reads_of_ranks = ", ".join(f"{number:.0f}" for number in measured["reads"])
+    return [
+        f"{measured['pictures']:,} pictures, made in {made:.0f} s, indexed in "
+        f"{measured['index_seconds']:.0f} s a rank, "
+        f"{measured['pool'] / measured['pictures']:.0f} bytes a picture",
+        f"a rank {peaks['rank']:.2f} GiB (codes of {measured['codes']:,} pictures in it), a "
+        f"worker {peaks['worker']:.2f} more, a node of {ranks} ranks with {workers} workers each "
+        f"{peaks['node']:.2f} GiB, of {NODE * (1 + workers) / GIB:.1f}",
+        f"a step chooses {measured['chosen']:.0f} pictures; the ranks read {reads_of_ranks}; "
+        f"{READ_ONCE if measured['once'] else 'EXAMPLES READ TWICE OR NEVER'} "
+        f"({measured['shared']:.1%} of the pictures are in examples of two ranks); "
+        f"{measured['seconds_a_read'] * 1e3:.1f} ms a picture",
+    ]
 
 
 def run(
@@ -236,31 +258,19 @@ def run(
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 raise RuntimeError(done.stderr)
-            m = json.loads(done.stdout)
-        rank, worker = m["rank"]["anonymous"], m["worker"]["private"] if workers else 0
-        at_start = ranks * m["at_start"]["peak"] + m["rank"]["files"]
-        node = max(ranks * (rank + workers * worker) + m["rank"]["files"], at_start)
-        fits &= node <= NODE * (1 + workers) and m["once"]
-        peaks |= {
-            f"{form}: rank": rank / GIB,
-            f"{form}: worker": worker / GIB,
-            f"{form}: node": node / GIB,
-        }
-        details[form] = m
-        lines += [
-            f"{form}: {m['pictures']:,} pictures, made in {made:.0f} s, indexed in "
-            f"{m['index_seconds']:.0f} s a rank, "
-            f"{m['pool'] / m['pictures']:.0f} bytes a picture",
-            f"{form}: a rank {rank / GIB:.2f} GiB (codes of {m['codes']:,} pictures in it), a "
-            f"worker {worker / GIB:.2f} more, "
-            f"a node of {ranks} ranks with {workers} workers each {node / GIB:.2f} GiB, of "
-            f"{NODE * (1 + workers) / GIB:.1f}",
-            f"{form}: a step chooses {m['chosen']:.0f} pictures; the ranks read "
-            f"{', '.join(f'{n:.0f}' for n in m['reads'])}; "
-            f"{READ_ONCE if m['once'] else 'EXAMPLES READ TWICE OR NEVER'} "
-            f"({m['shared']:.1%} of the pictures are in examples of two ranks); "
-            f"{m['seconds_a_read'] * 1e3:.1f} ms a picture",
-        ]
+            measured = json.loads(done.stdout)
+        rank = measured["rank"]["anonymous"]
+        worker = measured["worker"]["private"] if workers else 0
+        # a node is fullest at the start, where all ranks make the index, or while it trains
+        at_start = ranks * measured["at_start"]["peak"] + measured["rank"]["files"]
+        node = max(ranks * (rank + workers * worker) + measured["rank"]["files"], at_start)
+        fits &= node <= NODE * (1 + workers) and measured["once"]
+        form_peaks = {"rank": rank / GIB, "worker": worker / GIB, "node": node / GIB}
+        for name, peak in form_peaks.items():
+            peaks[f"{form}: {name}"] = peak
+        details[form] = measured
+        for line in lines_of(measured, form_peaks, ranks, workers, made):
+            lines.append(f"{form}: {line}")
     return {
         "name": f"{recipe.stem}: host",
         "peaks": peaks,

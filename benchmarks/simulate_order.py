@@ -131,13 +131,13 @@ class Recorded(TorchDispatchMode):
         self.calls: list[str] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if any(t is DTensor for t in types):  # it is asked again of the tensors inside
+        if DTensor in types:  # it is asked again of the tensors inside
             return NotImplemented
         if func.namespace in ("c10d", "_c10d_functional"):
-            shapes = tree_leaves(
-                tree_map_only(Tensor, lambda x: str(tuple(x.shape)), (args, kwargs))
-            )
-            self.calls.append(f"{func} {' '.join(s for s in shapes if isinstance(s, str))}")
+            arguments = tree_map_only(Tensor, lambda x: str(tuple(x.shape)), (args, kwargs))
+            # besides tensors' shapes only names of reductions and groups are texts
+            texts = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, str)]
+            self.calls.append(f"{func} {' '.join(texts)}")
         return func(*args, **kwargs or {})
 
 
@@ -238,10 +238,7 @@ class Runner:
         self.judge.case = case
         with Recorded() as recorded:
             try:
-                metrics = loop.step(0)
-                how = ", ".join(
-                    f"{k} {v:.4g}" for k, v in sorted(metrics.items()) if "second" not in k
-                )
+                how = metrics_text(loop.step(0))
             except (InputError, Stopped) as error:
                 how = f"{type(error).__name__}: {error}"
         full = loop.shards.full_state_dict()
@@ -253,10 +250,20 @@ class Runner:
         return Ended(recorded.calls, how, weights, moved)
 
 
+def metrics_text(metrics: dict[str, float]) -> str:
+    """A step's metrics but for those of time, by name."""
+    texts = []
+    for name, value in sorted(metrics.items()):
+        if "second" not in name:
+            texts.append(f"{name} {value:.4g}")
+    return ", ".join(texts)
+
+
 def work(
     rank: int, size: int, store: str, config: RLConfig, cases: Sequence[Case], told: Any
 ) -> None:
-    """One process: all cases in turn."""
+    """One process: all cases in turn. It puts (processes, rank, case, what came) into the queue
+    ``told``."""
     torch.set_num_threads(1)
     try:
         if size > 1:
@@ -282,24 +289,21 @@ def rolled(config: RLConfig, cases: Sequence[Case]) -> dict[tuple[int, int, int]
     told = context.Queue()
     seen: dict[tuple[int, int, int], Ended] = {}
     with TemporaryDirectory() as folder:
-        places = [(0, 1), *((rank, RANKS) for rank in range(RANKS))]
-        started = [
-            context.Process(
-                target=work, args=(rank, size, f"{folder}/store", config, cases, told), daemon=True
-            )
-            for rank, size in places
-        ]
-        for process in started:
+        processes = []
+        for rank, size in [(0, 1), *((rank, RANKS) for rank in range(RANKS))]:
+            arguments = (rank, size, f"{folder}/store", config, cases, told)
+            processes.append(context.Process(target=work, args=arguments, daemon=True))
+        for process in processes:
             process.start()
         try:
-            while len([k for k in seen if k[2] >= 0]) < len(places) * len(cases) and not any(
-                k[2] < 0 for k in seen
-            ):
-                size, rank, i, ended = told.get(timeout=2 * SECONDS)
-                seen[size, rank, i] = ended
+            while len(seen) < len(processes) * len(cases):
+                size, rank, case_index, ended = told.get(timeout=2 * SECONDS)
+                seen[size, rank, case_index] = ended
+                if case_index < 0:  # the others would wait for it
+                    break
         except queue.Empty:
             pass
-        for process in started:
+        for process in processes:
             process.join(timeout=10)
             if process.is_alive():
                 process.terminate()
@@ -311,10 +315,9 @@ def wrong_with(case: Case, ranks: list[Ended], alone: Ended) -> str:
     first = ranks[0]
     for rank, other in enumerate(ranks):
         if other.calls != first.calls:
-            pairs = enumerate(zip(other.calls, first.calls, strict=False))
-            at = next((n for n, (a, b) in pairs if a != b), min(len(other.calls), len(first.calls)))
+            call_number = first_difference(other.calls, first.calls)
             return (
-                f"collective {at} of rank {rank} is not the first rank's "
+                f"collective {call_number} of rank {rank} is not the first rank's "
                 f"({len(other.calls)} and {len(first.calls)} in all)"
             )
         if other.how != first.how:
@@ -324,10 +327,20 @@ def wrong_with(case: Case, ranks: list[Ended], alone: Ended) -> str:
         return f"it ended with {first.how!r}, one process with {alone.how!r}"
     if case.learns != (alone.moved > NEAR):
         return f"one process's weights moved by {alone.moved:.1g}"
-    furthest = max(
-        float(np.abs(first.weights[name] - value).max()) for name, value in alone.weights.items()
-    )
+    distances = []
+    for name, weight in alone.weights.items():
+        distances.append(float(np.abs(first.weights[name] - weight).max()))
+    furthest = max(distances)
     return f"a weight is {furthest:.1g} away from one process's" if furthest > NEAR else ""
+
+
+def first_difference(calls: list[str], others: list[str]) -> int:
+    """The place of the first call that is another one; the end of the shorter list, where it is the
+    beginning of the longer one."""
+    for place, (call, other) in enumerate(zip(calls, others, strict=False)):
+        if call != other:
+            return place
+    return min(len(calls), len(others))
 
 
 _known: dict[str, dict] = {}
@@ -356,22 +369,21 @@ def run(
 def compared(config: RLConfig, cases: Sequence[Case]) -> dict:
     """Whether ranks and one process did the same in all cases, and a line on each."""
     seen = rolled(config, cases)
-    early = [
-        f"rank {rank} of {size}: {ended.how}" for (size, rank, i), ended in seen.items() if i < 0
-    ]
-    lines, good = [], True
+    ended_early = []
+    for (size, rank, case_index), ended in seen.items():
+        if case_index < 0:
+            ended_early.append(f"rank {rank} of {size}: {ended.how}")
+    early_text = "; ".join(ended_early) or "ranks waited for each other"
+    lines, all_right = [], True
     for i, case in enumerate(cases):
-        ranks_of = [seen[RANKS, rank, i] for rank in range(RANKS) if (RANKS, rank, i) in seen]
-        if len(ranks_of) == RANKS and (1, 0, i) in seen:
-            wrong = wrong_with(case, ranks_of, seen[1, 0, i])
+        of_ranks = [seen[RANKS, rank, i] for rank in range(RANKS) if (RANKS, rank, i) in seen]
+        if len(of_ranks) < RANKS or (1, 0, i) not in seen:
+            line = wrong = f"it did not come to its end ({early_text})"
         else:
-            wrong = (
-                f"it did not come to its end ({'; '.join(early) or 'ranks waited for each other'})"
-            )
-        good = good and not wrong
-        calls = len(ranks_of[0].calls) if ranks_of else 0
-        lines.append(
-            f"{case.name}: "
-            f"{wrong or f'{calls} collectives, the same on {RANKS} ranks; weights of one process'}"
-        )
-    return {"name": "order", "peaks": {}, "fits": good, "lines": lines}
+            line = wrong = wrong_with(case, of_ranks, seen[1, 0, i])
+        if not wrong:
+            num_calls = len(of_ranks[0].calls)
+            line = f"{num_calls} collectives, the same on {RANKS} ranks; weights of one process"
+        all_right = all_right and not wrong
+        lines.append(f"{case.name}: {line}")
+    return {"name": "order", "peaks": {}, "fits": all_right, "lines": lines}

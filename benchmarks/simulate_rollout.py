@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import JanusForConditionalGeneration
 from transformers.initialization import no_init_weights
 
-import decode as decode_benchmark
+import decode as decode_benchmark  # not Words itself: this module's class has that name
 from secondlook.engine import engine as engine_module
 from secondlook.engine import image_codec, model_runner, running_batch
 from secondlook.engine.engine import Engine
@@ -43,8 +43,8 @@ class Words(decode_benchmark.Words):
     """Whole words, as Janus's tokenizer has most of them."""
 
     def __call__(self, text: str, add_special_tokens: bool = False) -> dict[str, list[int]]:
-        found = re.findall("|".join(map(re.escape, SPECIALS)) + r"| ?\w+|\W", text)
-        return {"input_ids": [self.ids.get(word, len(self.ids)) for word in found]}
+        words = re.findall("|".join(map(re.escape, SPECIALS)) + r"| ?\w+|\W", text)
+        return {"input_ids": [self.ids.get(word, len(self.ids)) for word in words]}
 
 
 class Bytes(TorchDispatchMode):
@@ -56,11 +56,11 @@ class Bytes(TorchDispatchMode):
         self.at_peak, self.known = at_peak, set[int]()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        found = func(*args, **(kwargs or {}))
-        for x in tree_leaves(found):
-            if isinstance(x, torch.Tensor) and x.device.type == "meta":
-                self._count(x.untyped_storage())
-        return found
+        output = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(output):
+            if isinstance(leaf, torch.Tensor) and leaf.device.type == "meta":
+                self._count(leaf.untyped_storage())
+        return output
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         key, size = storage._cdata, storage.nbytes()
@@ -99,17 +99,23 @@ class Log:
 
     def held(self) -> dict[str, float]:
         """GiB of the cache and of kept sequences now."""
-        storages = {
-            t.untyped_storage()._cdata: t.untyped_storage().nbytes()
-            for k in self.kept
-            for t in tensors(k.keys_values)
+        bytes_of_storage: dict[int, int] = {}  # prefixes may share one
+        for prefix in self.kept:
+            for tensor in tensors(prefix.keys_values):
+                storage = tensor.untyped_storage()
+                bytes_of_storage[storage._cdata] = storage.nbytes()
+        cache_bytes = 0
+        if self.cache is not None:
+            cache_bytes = sum(tensor.nbytes for tensor in tensors(self.cache.stored))
+        return {
+            "key-value cache": cache_bytes / GIB,
+            "kept sequences": sum(bytes_of_storage.values()) / GIB,
         }
-        stored = 0 if self.cache is None else sum(t.nbytes for t in tensors(self.cache.stored))
-        return {"key-value cache": stored / GIB, "kept sequences": sum(storages.values()) / GIB}
 
 
-def tensors(x) -> list[torch.Tensor]:
-    return [t for t in tree_leaves(x) if isinstance(t, torch.Tensor)]
+def tensors(tree) -> list[torch.Tensor]:
+    """All of them in nested lists and tuples."""
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
 def parts(log: Log) -> dict:
@@ -206,12 +212,12 @@ def rollout(
     log = Log(yes, shortest)
     counted = Bytes(lambda: log.peak.update(log.held() | {"step": log.steps}))
     replaced, engine = parts(log), Engine(janus, batch)
-    template = length(engine.template.draw("a"), janus.n_patches) - 1
-    source, codes = (Image.new("RGB", (1, 1)), (0,) * janus.n_codes) if editing else (None, ())
-    prompts = [
-        Prompt(f"a{i // group}" + " a" * (model_sizes.PROMPT - template - 1), source, codes)
-        for i in range(episodes)
-    ]
+    template_tokens = length(engine.template.draw("a"), janus.n_patches) - 1
+    more_words = " a" * (model_sizes.PROMPT - template_tokens - 1)  # one token each
+    source, codes = None, ()
+    if editing:
+        source, codes = Image.new("RGB", (1, 1)), (0,) * janus.n_codes
+    prompts = [Prompt(f"a{i // group}{more_words}", source, codes) for i in range(episodes)]
 
     async def watched(task):
         """Counts those that have begun and not ended."""
@@ -260,36 +266,42 @@ def run(
     them."""
     model, editing = model_sizes.model_of(recipe, config), model_sizes.edits(recipe)
     planned = memory_plan.account(model_sizes.sizes_of(model), config, ranks, editing).rollout
-    besides = sum(size for name, size in planned.items() if name not in DRAWING) / GIB
+    planned_besides = [size for name, size in planned.items() if name not in DRAWING]
+    besides_gib = sum(planned_besides) / GIB
     janus = janus_of(model, torch.bfloat16 if config.runtime.dtype == "bfloat16" else torch.float32)
     settings = config.rollout
     episodes = -(-settings.prompts_per_step // ranks) * settings.group_size
     batch = settings.rollout_batch_size or episodes
     peaks, lines = {}, []
-    for share, shortest in (*((share, SHORT) for share in yes), (0.0, memory_plan.REASON)):
+    for yes_share, shortest in (*((share, SHORT) for share in yes), (0.0, memory_plan.REASON)):
         log, counted = rollout(
-            janus, batch, episodes, settings.rounds, settings.group_size, editing, share, shortest
+            janus,
+            batch,
+            episodes,
+            settings.rounds,
+            settings.group_size,
+            editing,
+            yes_share,
+            shortest,
         )
-        peaks[f"{share:g} yes, reasons of {shortest} tokens and more"] = (
-            besides + counted.peak / GIB
-        )
-        at = ", ".join(f"{name} {size:.1f}" for name, size in log.peak.items() if name in DRAWING)
+        peak_gib = besides_gib + counted.peak / GIB
+        peaks[f"{yes_share:g} yes, reasons of {shortest} tokens and more"] = peak_gib
+        held = [f"{name} {size:.1f}" for name, size in log.peak.items() if name in DRAWING]
         lines.append(
-            f"{share:.0%} Yes, reasons of {shortest} tokens and more: "
-            f"{besides + counted.peak / GIB:.1f} GiB at step "
-            f"{log.peak['step']} of {log.steps} ({at}, all else {besides:.1f}); {log.most} "
-            "episodes under way, "
+            f"{yes_share:.0%} Yes, reasons of {shortest} tokens and more: {peak_gib:.1f} GiB at "
+            f"step {log.peak['step']} of {log.steps} ({', '.join(held)}, all else "
+            f"{besides_gib:.1f}); {log.most} episodes under way, "
             f"{log.places / log.steps:.1f} of {batch} places in use"
         )
-    most, foretold = max(peaks.values()), sum(planned.values()) / GIB
+    largest_peak, planned_gib = max(peaks.values()), sum(planned.values()) / GIB
     lines.append(
-        f"rollout: at most {most:.1f} GiB a rank; plan says {foretold:.1f} "
-        f"({foretold / most - 1:+.0%})"
+        f"rollout: at most {largest_peak:.1f} GiB a rank; plan says {planned_gib:.1f} "
+        f"({planned_gib / largest_peak - 1:+.0%})"
     )
     return {
         "name": "rollout",
         "peaks": peaks,
-        "plan": foretold,
-        "fits": most + memory_plan.SPARE / GIB <= memory,
+        "plan": planned_gib,
+        "fits": largest_peak + memory_plan.SPARE / GIB <= memory,
         "lines": lines,
     }

@@ -21,9 +21,10 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from decode import SIZES, clock, new_janus, texts, watch
+from decode import SIZES, new_janus, texts
+from measuring import clock, settings_of, watch, write_result
 from secondlook.engine.engine import Engine
-from secondlook.io import versions, write_json
+from secondlook.io import versions
 from secondlook.models import sampling
 from secondlook.models.janus.model import Janus
 from secondlook.models.janus.segments import assemble, length
@@ -39,54 +40,48 @@ from secondlook.types import ImageCodes, SamplingParams, TokenIds, Turn
 def turns(janus: Janus, kind: str, n: int, args) -> list[Turn]:
     """Turns that were not sampled: any tokens will do."""
     template, rng = Engine(janus).template, np.random.default_rng(0)
-    found = []
+    made_turns = []
     for i, text in enumerate(texts(n)):
         if kind == "image":
+            turn_kind, sampling_params = "draw", SamplingParams("code", args.guidance)
             tokens = tuple(rng.integers(0, 16384, args.codes).tolist())
-            segments, sampling_params = template.draw(text), SamplingParams("code", args.guidance)
+            segments = template.draw(text)
         else:
-            picture = Image.fromarray(
-                rng.integers(0, 255, (janus.image_size, janus.image_size, 3), dtype=np.uint8)
-            )
-            size = int(rng.integers(args.reason // 2, args.reason + 1))
-            tokens = (template.yes, *rng.integers(10, 100, size - 1).tolist())
-            segments, sampling_params = template.judge(text, [picture], []), SamplingParams("text")
-        found.append(
-            Turn(
-                "draw" if kind == "image" else "judge",
-                segments,
-                tokens,
-                (-1.0,) * len(tokens),
-                sampling_params,
-                i,
-            )
-        )
-    return found
+            turn_kind, sampling_params = "judge", SamplingParams("text")
+            shape = (janus.image_size, janus.image_size, 3)
+            picture = Image.fromarray(rng.integers(0, 255, shape, dtype=np.uint8))
+            num_tokens = int(rng.integers(args.reason // 2, args.reason + 1))
+            tokens = (template.yes, *rng.integers(10, 100, num_tokens - 1).tolist())
+            segments = template.judge(text, [picture], [])
+        logprobs = (-1.0,) * len(tokens)
+        made_turns.append(Turn(turn_kind, segments, tokens, logprobs, sampling_params, i))
+    return made_turns
 
 
 def public(janus: Janus, template, turns: list[Turn]) -> torch.Tensor:
     """Log-probabilities of all turns' tokens, one turn behind another."""
     sampling_params, n = turns[0].sampling_params, len(turns)
-    drawing = sampling_params.head == "code"
-    done = [ImageCodes(t.tokens) if drawing else TokenIds(t.tokens) for t in turns]
-    rows = [(*t.segments, d) for t, d in zip(turns, done, strict=True)]
-    if drawing:
-        rows += [(*template.unconditional(t.segments), d) for t, d in zip(turns, done, strict=True)]
+    is_drawing = sampling_params.head == "code"
+    rows, uncond_rows = [], []
+    for turn in turns:
+        sampled = ImageCodes(turn.tokens) if is_drawing else TokenIds(turn.tokens)
+        rows.append((*turn.segments, sampled))
+        if is_drawing:
+            uncond_rows.append((*template.unconditional(turn.segments), sampled))
     hidden = janus.net.model.language_model(
-        inputs_embeds=assemble(janus, rows).embeds, use_cache=False
-    ).last_hidden_state
-    logits = (janus.code_logits(hidden) if drawing else janus.text_logits(hidden)).float()
-    if drawing:
+        inputs_embeds=assemble(janus, rows + uncond_rows).embeds, use_cache=False
+    ).last_hidden_state  # (rows, padded length, width)
+    logits = (janus.code_logits(hidden) if is_drawing else janus.text_logits(hidden)).float()
+    if is_drawing:
         logits = logits[n:] + sampling_params.guidance * (logits[:n] - logits[n:])
     log_probs = logits[:, :-1].log_softmax(-1)
-    found = []
+    token_log_probs = []
     for i, turn in enumerate(turns):
-        start = length(turn.segments, janus.n_patches) - 1
+        start = length(turn.segments, janus.n_patches) - 1  # the last given token foretells
         tokens = torch.tensor(turn.tokens, device=log_probs.device)
-        found.append(
-            log_probs[i, start : start + len(tokens)].gather(-1, tokens[:, None]).squeeze(-1)
-        )
-    return torch.cat(found)
+        turn_log_probs = log_probs[i, start : start + len(tokens)]  # (tokens, vocabulary)
+        token_log_probs.append(turn_log_probs.gather(-1, tokens[:, None]).squeeze(-1))
+    return torch.cat(token_log_probs)
 
 
 def ours(janus: Janus, template, turns: list[Turn]) -> torch.Tensor:
@@ -127,13 +122,15 @@ def settle(device: str, exactly: bool) -> None:
         torch.cuda.empty_cache()
 
 
-def distance(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> float:
-    """|found - wanted| / |wanted| over all parameters together."""
-    error, size = (
-        torch.stack([x.double().norm() for x in parts]).norm()
-        for parts in ([a - b for a, b in zip(found, wanted, strict=True)], wanted)
-    )
-    return float(error / size)
+def distance(measured: list[torch.Tensor], wanted: list[torch.Tensor]) -> float:
+    """|measured - wanted| / |wanted| over all parameters together."""
+    errors = [a - b for a, b in zip(measured, wanted, strict=True)]
+    return float(norm_of(errors) / norm_of(wanted))
+
+
+def norm_of(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """Of all numbers of several tensors."""
+    return torch.stack([tensor.double().norm() for tensor in tensors]).norm()
 
 
 def compare(janus: Janus, kind: str, n: int, args, console: Console) -> dict:
@@ -144,7 +141,7 @@ def compare(janus: Janus, kind: str, n: int, args, console: Console) -> dict:
     ways = {"public": public, "ours": ours}
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     memory: dict[str, int] = {}
-    found: dict[str, tuple[float, torch.Tensor]] = {}
+    losses_and_logprobs: dict[str, tuple[float, torch.Tensor]] = {}
     gradients: dict[str, list[torch.Tensor]] = {}
     for turn in range(args.repeat + 1):  # the first is for memory and is not timed
         for way in ways if turn % 2 else reversed(ways):
@@ -157,15 +154,16 @@ def compare(janus: Janus, kind: str, n: int, args, console: Console) -> dict:
                 console.status(f"{kind}, {way}, {turn} of {args.repeat}"),
                 activation_checkpointing(janus, how),
             ):
-                found[way] = update(ways[way], janus, template, asked)
+                losses_and_logprobs[way] = update(ways[way], janus, template, asked)
             if turn:
                 seconds[way].append(clock(args.device) - start)
             else:
                 memory[way] = peak()
-            gradients[way] = [p.grad.clone() for p in parameters] if not turn else gradients[way]
+                gradients[way] = [p.grad.clone() for p in parameters]
     for p in parameters:
         p.grad = None
     ratios = sorted(a / b for a, b in zip(seconds["public"], seconds["ours"], strict=True))
+    logprob_difference = losses_and_logprobs["ours"][1] - losses_and_logprobs["public"][1]
     return {
         "turns": n,
         "tokens": sum(len(t.tokens) for t in asked),
@@ -175,7 +173,7 @@ def compare(janus: Janus, kind: str, n: int, args, console: Console) -> dict:
         "memory_ratio": memory["ours"] / memory["public"],
         "seconds": seconds,
         "peak_memory": memory,
-        "largest_logprob_difference": float((found["ours"][1] - found["public"][1]).abs().max()),
+        "largest_logprob_difference": float(logprob_difference.abs().max()),
         "gradient_difference": distance(gradients["ours"], gradients["public"]),
     }
 
@@ -215,10 +213,7 @@ def main() -> None:
             f"{row['largest_logprob_difference']:.1e}, "
             f"gradients by {row['gradient_difference']:.1e}"
         )
-    if args.json:
-        settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        write_json(args.json, result | {"settings": settings, "versions": versions()})
+    write_result(args.json, result | {"settings": settings_of(args), "versions": versions()})
 
 
 if __name__ == "__main__":

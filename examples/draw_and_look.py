@@ -17,7 +17,7 @@ for episode in episodes:
     for round_ in episode.rounds:
         print(f"  {round_.verdict}")
 
-redrawn = [e for e in episodes if len(e.rounds) > 1]
+redrawn = [episode for episode in episodes if len(episode.rounds) > 1]
 print(f"{len(redrawn)} of {len(episodes)} were drawn again")
 
 out = Path("out/draw-and-look")

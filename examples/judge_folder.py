@@ -14,14 +14,14 @@ if len(sys.argv) > 2:
 else:  # no folder given: draw one, half of it something else
     folder, prompt = Path("out/judge-folder"), "a photo of a red star"
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = model.draw([prompt, "a photo of a blue cat"], n=4, rounds=1)
-    for i, episode in enumerate(drawn):
+    episodes = model.draw([prompt, "a photo of a blue cat"], n=4, rounds=1)
+    for i, episode in enumerate(episodes):
         episode.image.save(folder / f"{i}.png")
 
 paths = sorted(path for path in folder.iterdir() if path.suffix in (".png", ".jpg"))
 verdicts = model.judge(paths, prompt)
 
-by_doubt = sorted(zip(paths, verdicts, strict=True), key=lambda pair: -pair[1].p_yes)
-for path, verdict in by_doubt:
+surest_first = sorted(zip(paths, verdicts, strict=True), key=lambda pair: -pair[1].p_yes)
+for path, verdict in surest_first:
     print(f"{path.name}: {verdict}")
-print(f"{sum(v.yes for v in verdicts)} of {len(verdicts)} match")
+print(f"{sum(verdict.yes for verdict in verdicts)} of {len(verdicts)} match")

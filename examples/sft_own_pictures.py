@@ -17,28 +17,29 @@ folder.mkdir(parents=True, exist_ok=True)
 objects = ["star", "cup", "cat", "key", "heart", "moon"]
 rows = []
 for number, name in enumerate(objects):
-    other = objects[number - 1]
-    right = model.draw(f"a photo of a red {name}", n=2, rounds=1, seed=100 * number)
-    wrong = model.draw(f"a photo of a red {other}", n=2, rounds=1, seed=100 * number + 50)
+    prompt, other_prompt = f"a photo of a red {name}", f"a photo of a red {objects[number - 1]}"
+    right_ones = model.draw(prompt, n=2, rounds=1, seed=100 * number)
+    wrong_ones = model.draw(other_prompt, n=2, rounds=1, seed=100 * number + 50)
     pictures = []
-    for episode in right + wrong:
-        good = episode in right
-        path = f"{number}-{len(pictures)}.png"
-        episode.image.save(folder / path)
-        reason = f"There is a red {name}." if good else f"There is no red {name}."
+    for i, episode in enumerate(right_ones + wrong_ones):
+        is_right = i < len(right_ones)
+        image_name = f"{number}-{i}.png"
+        episode.image.save(folder / image_name)
+        reason = f"There is a red {name}." if is_right else f"There is no red {name}."
+        score = 0.95 if is_right else 0.1
         pictures.append(
-            {"img_path": path, "prob": 0.95 if good else 0.1, "reason": reason, "state": good}
+            {"img_path": image_name, "prob": score, "reason": reason, "state": is_right}
         )
-    rows.append({"promptid": number, "prompt": f"a photo of a red {name}", "data": pictures})
-data = folder / "pictures.jsonl"
-data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows.append({"promptid": number, "prompt": prompt, "data": pictures})
+data_path = folder / "pictures.jsonl"
+data_path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 # A few steps, to see that it works; hundreds, to learn something.
 tuned = secondlook.train_sft(
     "mini/sft",  # a recipe that comes along; the rest overrules it
     out="out/own-sft",
     model="mini-base",
-    data=str(data),
+    data=str(data_path),
     steps=2,
     batch_size=6,
 )

@@ -142,12 +142,16 @@ def write(out: Path, folder: Path) -> dict[str, Any]:
             "first"
         )
     rounds, variants = {}, {}
-    for name, m in models.items():
-        if m.curve:
-            points = m.curve["curve"]
-            rounds[name] = [{key: p[key] for key in ("rounds", "images", "final")} for p in points]
-        variants[name] = {key: m.result["overall"][key] for key in ("first", "final", "gain")}
-        variants[name]["judge"] = m.judge["sampled"]["balanced_accuracy"] if m.judge else None
+    for name, model in models.items():
+        if model.curve:
+            rounds[name] = []
+            for point in model.curve["curve"]:
+                shown_keys = ("rounds", "images", "final")
+                rounds[name].append({key: point[key] for key in shown_keys})
+        variants[name] = {key: model.result["overall"][key] for key in ("first", "final", "gain")}
+        variants[name]["judge"] = None
+        if model.judge:
+            variants[name]["judge"] = model.judge["sampled"]["balanced_accuracy"]
     result = {"claims": rows, "variants": variants, "rounds": rounds, "versions": versions()}
     write_text(out / "ablations.md", page("ablations.md", result=result))
     write_text(out / "ablations.html", page("ablations.html", result=result))

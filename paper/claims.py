@@ -67,13 +67,11 @@ def goals(result: dict[str, Any]) -> list[dict[str, Any]]:
     final = rl["overall"]["final"]["mean"]
     add(f"final image at least {MIN_FINAL}", final, final >= MIN_FINAL)
 
-    by_task = {task: row["final"]["mean"] for task, row in rl["tasks"].items()}
-    worst = min(by_task, key=lambda task: by_task[task])
-    add(
-        f"no task's final image below {MIN_TASK} ({worst})",
-        by_task[worst],
-        by_task[worst] >= MIN_TASK,
-    )
+    score_of_task = {task: row["final"]["mean"] for task, row in rl["tasks"].items()}
+    worst_task = min(score_of_task, key=score_of_task.__getitem__)
+    lowest_score = score_of_task[worst_task]
+    goal = f"no task's final image below {MIN_TASK} ({worst_task})"
+    add(goal, lowest_score, lowest_score >= MIN_TASK)
 
     judges = {"its own images": rl["judge"]["every round"]["balanced_accuracy"]["mean"]}
     if "rl" in result["judges"]:

@@ -70,16 +70,17 @@ def read(name: str, folder: Path) -> ModelResults:
     with written_by("eval mini-geneval", geneval / "result.json"):
         for key in NEEDED:
             result[key]
-    curve, judging = folder / "curve" / "result.json", folder / "judging" / "result.json"
+    curve_path, judging_path = folder / "curve" / "result.json", folder / "judging" / "result.json"
+    was_judging = judging_path.is_file()
     return ModelResults(
-        name,
-        result,
-        _read_episodes(geneval / "episodes.json"),
-        read_json(geneval / "gallery.json", dict),
-        read_json(curve, dict) if curve.is_file() else None,
-        read_json(judging, dict) if judging.is_file() else None,
-        read_verdicts(judging.parent) if judging.is_file() else [],
-        folder if (folder / "metrics.jsonl").is_file() else None,
+        name=name,
+        result=result,
+        episodes=_read_episodes(geneval / "episodes.json"),
+        gallery=read_json(geneval / "gallery.json", dict),
+        curve=read_json(curve_path, dict) if curve_path.is_file() else None,
+        judge=read_json(judging_path, dict) if was_judging else None,
+        judge_verdicts=read_verdicts(judging_path.parent) if was_judging else [],
+        training_run=folder if (folder / "metrics.jsonl").is_file() else None,
     )
 
 
@@ -87,7 +88,7 @@ def _read_episodes(path: Path) -> dict[tuple[str, str, int], Episode]:
     episodes = {}
     with written_by("eval mini-geneval", path):
         for episode in read_json(path, list):
-            first(episode), final(episode)
+            first(episode), final(episode)  # what they need is there
             for shown in episode["rounds"]:
                 if type(shown["right"]) is not bool or type(shown["yes"]) is not bool:
                     raise ValueError("right and yes must be true or false")
@@ -119,35 +120,37 @@ def difference(a: ModelResults, b: ModelResults, value: Callable[[Episode], floa
     return mean_of_tasks(samples)
 
 
-def own_verdicts(m: ModelResults) -> list[Verdict]:
+def own_verdicts(model: ModelResults) -> list[Verdict]:
     """A model's verdicts on every image of its own episodes."""
     verdicts = []
-    for (_, prompt, _), episode in m.episodes.items():
-        verdicts += [(prompt, shown["right"], shown["yes"]) for shown in episode["rounds"]]
+    for (_, prompt, _), episode in model.episodes.items():
+        for shown in episode["rounds"]:
+            verdicts.append((prompt, shown["right"], shown["yes"]))
     return verdicts
 
 
-def same_verdicts(m: ModelResults) -> list[Verdict]:
+def same_verdicts(model: ModelResults) -> list[Verdict]:
     """A model's verdicts on the images that all models judge; none where they were not measured."""
-    return [(v.prompt, v.right, v.yes) for v in m.judge_verdicts]
+    return [(each.prompt, each.right, each.yes) for each in model.judge_verdicts]
 
 
 def judge_difference(a: Sequence[Verdict], b: Sequence[Verdict]) -> Interval:
     """Balanced accuracy of a's verdicts minus that of b's, resampled by prompt."""
-    by_prompt: dict[str, list[tuple[int, bool, bool]]] = {}
-    for which, verdicts in enumerate((a, b)):
+    rows_of_prompt: dict[str, list[tuple[int, bool, bool]]] = {}
+    for model_index, verdicts in enumerate((a, b)):
         for prompt, right, yes in verdicts:
-            by_prompt.setdefault(prompt, []).append((which, right, yes))
+            rows_of_prompt.setdefault(prompt, []).append((model_index, right, yes))
 
     def statistic(rows: dict[str, np.ndarray]) -> float:
-        which, right, yes = rows["all"].T
-        of_a, of_b = which == 0, which == 1
+        model_index, right, yes = rows["all"].T  # each (verdicts,)
+        of_a, of_b = model_index == 0, model_index == 1
         return _balanced(right[of_a], yes[of_a]) - _balanced(right[of_b], yes[of_b])
 
-    return bootstrap({"all": [np.array(rows) for rows in by_prompt.values()]}, statistic)
+    return bootstrap({"all": [np.array(rows) for rows in rows_of_prompt.values()]}, statistic)
 
 
 def _balanced(right: np.ndarray, yes: np.ndarray) -> float:
+    """Balanced accuracy; no number where all images are right, or all wrong."""
     if right.all() or not right.any():
         return NO_DATA
     return float((yes[right == 1].mean() + 1 - yes[right == 0].mean()) / 2)
@@ -168,13 +171,12 @@ def compare(models: Sequence[ModelResults]) -> dict[str, Any]:
             "judge": judge_difference(own_verdicts(later), own_verdicts(earlier)),
         }
         if later.judge and earlier.judge:
-            same = judge_difference(same_verdicts(later), same_verdicts(earlier))
-            row["judge_same"] = same
+            row["judge_same"] = judge_difference(same_verdicts(later), same_verdicts(earlier))
         differences.append(row)
     result = {
-        "models": {m.name: m.result for m in models},
+        "models": {model.name: model.result for model in models},
         "differences": differences,
-        "curves": {m.name: m.curve for m in models if m.curve},
+        "curves": {model.name: model.curve for model in models if model.curve},
         "judges": judges,
         "settings": settings,
     }
@@ -185,22 +187,24 @@ def _same_settings(models: Sequence[ModelResults]) -> dict[str, Any]:
     """The settings of all models but for their names. Raises InputError where they differ."""
     settings = dict(models[0].result["settings"])
     del settings["model"]
-    for m in models[1:]:
+    for model in models[1:]:
         for key, value in settings.items():
-            theirs = m.result["settings"].get(key)
-            if theirs != value:
+            other_value = model.result["settings"].get(key)
+            if other_value != value:
                 raise InputError(
-                    f"results: {m.name} has {key} {theirs!r} and {models[0].name} {value!r}; "
-                    "results of different settings are not compared"
+                    f"results: {model.name} has {key} {other_value!r} and {models[0].name} "
+                    f"{value!r}; results of different settings are not compared"
                 )
     return settings
 
 
 def _same_judged_images(models: Sequence[ModelResults]) -> dict[str, dict[str, Any]]:
     """The models' results as judges. Raises InputError where they judged other images."""
-    judges = {m.name: m.judge for m in models if m.judge}
-    images = {(j["settings"]["images"], j["settings"]["seed"]) for j in judges.values()}
-    if len(images) > 1:
+    judges = {model.name: model.judge for model in models if model.judge}
+    image_sets = set()
+    for judge in judges.values():
+        image_sets.add((judge["settings"]["images"], judge["settings"]["seed"]))
+    if len(image_sets) > 1:
         raise InputError(
             "results: the models did not judge the same images with one seed; run eval "
             "mini-judging alike for all"
@@ -217,14 +221,14 @@ def write(out: Path, models: Sequence[ModelResults], notes: str = "") -> dict[st
         plot_curves(result["curves"], out / "curves.png")
         picture = embed(read_image(out / "curves.png"))
     training = {}
-    for m in models:
-        if m.training_run:
-            plotted = curves(m.training_run, out / f"training-{m.name}.png")
-            training[m.name] = embed(read_image(plotted))
+    for model in models:
+        if model.training_run:
+            plot_path = curves(model.training_run, out / f"training-{model.name}.png")
+            training[model.name] = embed(read_image(plot_path))
     html = page(
         "compare.html",
         result=result,
-        gallery={m.name: m.gallery for m in models},
+        gallery={model.name: model.gallery for model in models},
         picture=picture,
         training=training,
         notes=notes,

@@ -52,22 +52,26 @@ def stored_dsg(ratings: Path, stored: Path) -> dict[str, dict[str, float]]:
     """DSG's own check: stored answers of a VQA model against people's ratings of TIFA-160's 800
     images, with dependencies as DSG has them, as DPG-Bench has them, and without. Raises
     InputError."""
-    people: dict[Image, list[float]] = {}
+    ratings_of_image: dict[Image, list[float]] = {}  # several people rate each
     for _, row in table(ratings, ("t2i_model", "item_id", "answer")):
-        people.setdefault((row["t2i_model"], row["item_id"]), []).append(float(row["answer"]))
+        image = row["t2i_model"], row["item_id"]
+        ratings_of_image.setdefault(image, []).append(float(row["answer"]))
     answers, parents = _stored_answers(stored)
-    images = sorted(people)
-    rated = [float(np.mean(people[image])) for image in images]
-    rules = {"dsg": dsg_score, "cascading": dpg_score, "without dependencies": mean_answer}
+    images = sorted(ratings_of_image)
+    mean_ratings = [float(np.mean(ratings_of_image[image])) for image in images]
+    scoring_rules = {"dsg": dsg_score, "cascading": dpg_score, "without dependencies": mean_answer}
     results: dict[str, dict[str, float]] = {}
-    for name, rule in rules.items():
+    for rule_name, score_of in scoring_rules.items():
         scores = []
         for image in images:
-            _, item = image
-            scores.append(rule(answers[image], parents[item]) if image in answers else 0.0)
-        results[name] = correlations(scores, rated)
-    unanswered = sum(image not in answers for image in images)
-    results["images"] = {"n": float(len(images)), "without answers": float(unanswered)}
+            score = 0.0  # of an image without answers
+            if image in answers:
+                _, prompt_id = image
+                score = score_of(answers[image], parents[prompt_id])
+            scores.append(score)
+        results[rule_name] = correlations(scores, mean_ratings)
+    num_unanswered = sum(image not in answers for image in images)
+    results["images"] = {"n": float(len(images)), "without answers": float(num_unanswered)}
     return results
 
 
@@ -87,16 +91,17 @@ def _stored_answers(path: Path) -> tuple[dict[Image, dict[int, float]], dict[str
     for _, row in table(path, columns):
         if row["dsg_prompt_split"] != "tifa160":
             continue
-        number, item = int(row["question_id"]), row["item_id"]
-        yes = row["answer"].strip().lower() == "yes"
-        answers.setdefault((row["t2i_model"], item), {})[number] = float(yes)
-        parents.setdefault(item, {})[number] = parents_of(row["dependency_id"])
-    whole: dict[str, Parents] = {}
-    for item, of_item in parents.items():
-        # an item with a malformed dependency has none
-        malformed = None in of_item.values()
-        whole[item] = {} if malformed else {number: p or () for number, p in of_item.items()}
-    return answers, whole
+        number, prompt_id = int(row["question_id"]), row["item_id"]
+        is_yes = row["answer"].strip().lower() == "yes"
+        answers.setdefault((row["t2i_model"], prompt_id), {})[number] = float(is_yes)
+        parents.setdefault(prompt_id, {})[number] = parents_of(row["dependency_id"])
+    wellformed_parents: dict[str, Parents] = {}
+    for prompt_id, parents_of_question in parents.items():
+        wellformed_parents[prompt_id] = {}
+        if None not in parents_of_question.values():  # one malformed dependency: none counts
+            for number, question_parents in parents_of_question.items():
+                wellformed_parents[prompt_id][number] = question_parents or ()
+    return answers, wellformed_parents
 
 
 def stored_tifa(path: Path) -> dict[str, dict[str, float]]:
@@ -119,16 +124,16 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for the result.")] = Path("out/correlations"),
 ) -> None:
     """DSG's and TIFA's stored answers against people's ratings."""
-    ratings, stored, tifa = (fetch.file(name, data) for name in STORED)
+    ratings_path, answers_path, tifa_path = [fetch.file(name, data) for name in STORED]
     writable_folder(out)
-    results = {"dsg": stored_dsg(ratings, stored), "tifa": stored_tifa(tifa)}
-    shown = Table("", "Spearman", "Kendall")
+    results = {"dsg": stored_dsg(ratings_path, answers_path), "tifa": stored_tifa(tifa_path)}
+    printed_table = Table("", "Spearman", "Kendall")
     for benchmark, rows in results.items():
         for name, row in rows.items():
-            if "spearman" in row:
+            if "spearman" in row:  # else a row of counts
                 rho, tau = f"{row['spearman']:.3f}", f"{row['kendall']:.3f}"
-                shown.add_row(f"{benchmark}: {name}", rho, tau)
-    Console(markup=False, highlight=False).print(shown)
+                printed_table.add_row(f"{benchmark}: {name}", rho, tau)
+    Console(markup=False, highlight=False).print(printed_table)
     sources: dict[str, Any] = {"sources": fetch.stated(STORED), "versions": versions()}
     write_json(out / "result.json", results | sources)
     print(f"written to {out}: result.json")

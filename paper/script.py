@@ -39,12 +39,13 @@ def run_script(function: Callable[..., None]) -> None:
 
 def named_folders(results: list[str]) -> list[tuple[str, Path]]:
     """NAME=FOLDER, taken apart. Raises InputError."""
-    named = []
-    for given in results:
-        name, separator, folder = given.partition("=")
+    named_paths = []
+    for named_folder in results:
+        name, separator, folder = named_folder.partition("=")
         if not (name and separator and folder):
             raise InputError(
-                f"results: {given!r} is not NAME=FOLDER; write for example base=out/mini/base"
+                f"results: {named_folder!r} is not NAME=FOLDER; write for example "
+                "base=out/mini/base"
             )
-        named.append((name, Path(folder)))
-    return named
+        named_paths.append((name, Path(folder)))
+    return named_paths

@@ -36,6 +36,7 @@ def headline_rows(reports: Sequence[Report]) -> list[dict[str, Any]]:
 
     def add(name: str, value_of: Callable[[Report], float]) -> None:
         values = [value_of(report) for report in reports]
+        # of the seeds as a sample: divided by their number less one
         mean, std = float(np.mean(values)), float(np.std(values, ddof=1))
         rows.append({"name": name, "values": values, "mean": mean, "std": std})
 
@@ -53,8 +54,9 @@ def headline_rows(reports: Sequence[Report]) -> list[dict[str, Any]]:
     for i, row in enumerate(any_report["differences"]):
         for key in ("first", "final", "judge", "judge_same"):
             if key in row:
-                name = f"{row['of']} over {row['over']}: {key.replace('_same', ', same images')}"
-                add(name, _value("differences", i, key, "mean"))
+                measured = key.replace("_same", ", same images")
+                value_of = _value("differences", i, key, "mean")
+                add(f"{row['of']} over {row['over']}: {measured}", value_of)
     rounds = any_report["settings"]["rounds"]
     for model in any_report["curves"]:
         add(f"{model}: over best-of-N at equal images", _over_best_of_n(model, rounds))
@@ -65,10 +67,10 @@ def _value(*keys: Any) -> Callable[[Report], float]:
     """Takes the value at a path of keys out of a report."""
 
     def value_of(report: Report) -> float:
-        found: Any = report
+        value: Any = report
         for key in keys:
-            found = found[key]
-        return found
+            value = value[key]
+        return value
 
     return value_of
 
@@ -92,21 +94,23 @@ def write(out: Path, folders: Sequence[Path]) -> list[dict[str, Any]]:
     if len(folders) < 2:
         raise InputError(f"reports: {len(folders)} given; give two or more, of different seeds")
     reports = [read(folder) for folder in folders]
-    for folder, report in zip(folders[1:], reports[1:], strict=True):
-        for key, differs in (
-            ("settings", report["settings"] != reports[0]["settings"]),
-            ("models", list(report["models"]) != list(reports[0]["models"])),
-        ):
-            if differs:
-                raise InputError(
-                    f"reports: {folder} has other {key} than {folders[0]}; compare runs that "
-                    "differ only in the seed"
-                )
+    for folder, report in zip(folders, reports, strict=True):
+        different_part = ""
+        if report["settings"] != reports[0]["settings"]:
+            different_part = "settings"
+        elif list(report["models"]) != list(reports[0]["models"]):
+            different_part = "models"
+        if different_part:
+            raise InputError(
+                f"reports: {folder} has other {different_part} than {folders[0]}; compare runs "
+                "that differ only in the seed"
+            )
     rows = headline_rows(reports)
-    names = [folder.parent.name for folder in folders]
-    write_text(out / "seeds.md", page("seeds.md", rows=rows, names=names))
-    listed = [str(folder) for folder in folders]
-    write_json(out / "result.json", {"rows": rows, "reports": listed, "versions": versions()})
+    run_names = [folder.parent.name for folder in folders]
+    write_text(out / "seeds.md", page("seeds.md", rows=rows, names=run_names))
+    report_paths = [str(folder) for folder in folders]
+    result = {"rows": rows, "reports": report_paths, "versions": versions()}
+    write_json(out / "result.json", result)
     return rows
 
 

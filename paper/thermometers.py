@@ -48,7 +48,8 @@ def python_files(folder: Path) -> list[Path]:
     files = []
     for path in sorted(folder.rglob("*.py")):
         parts = path.relative_to(folder).parts
-        if not any(part.startswith(("test", ".")) for part in parts):
+        is_left_out = any(part.startswith(("test", ".")) for part in parts)
+        if not is_left_out:
             files.append(path)
     return files
 
@@ -117,28 +118,28 @@ def measure(folder: Path) -> Reading:
     files = python_files(folder)
     if not files:
         raise FileNotFoundError(f"{folder} holds no Python file")
-    lines = comments = comprehensions = one_word = assigned = 0
+    num_lines = num_comments = num_comprehensions = num_one_word = num_assigned = 0
     modules_of_name: dict[str, int] = defaultdict(int)
     for path in files:
         source = path.read_text(encoding="utf-8")
         tree = ast.parse(source)
         code_lines, comment_lines = count_lines(source, tree)
-        lines += code_lines
-        comments += comment_lines
-        comprehensions += sum(isinstance(node, COMPREHENSIONS) for node in ast.walk(tree))
+        num_lines += code_lines
+        num_comments += comment_lines
+        num_comprehensions += sum(isinstance(node, COMPREHENSIONS) for node in ast.walk(tree))
         for name in assigned_names(tree):
-            assigned += 1
-            one_word += is_one_word(name)
+            num_assigned += 1
+            num_one_word += is_one_word(name)
         for name in public_names(tree):
             modules_of_name[name] += 1
-    several = sum(count > 1 for count in modules_of_name.values())
+    num_in_several = sum(count > 1 for count in modules_of_name.values())
     return Reading(
         name=folder.resolve().name,
-        lines_of_code=lines,
-        comprehensions_per_1000=1000 * comprehensions / lines,
-        comments_per_100=100 * comments / lines,
-        one_word_names=one_word / max(1, assigned),
-        names_in_several_modules=several / max(1, len(modules_of_name)),
+        lines_of_code=num_lines,
+        comprehensions_per_1000=1000 * num_comprehensions / num_lines,
+        comments_per_100=100 * num_comments / num_lines,
+        one_word_names=num_one_word / max(1, num_assigned),
+        names_in_several_modules=num_in_several / max(1, len(modules_of_name)),
         readme_kb=readme_size(folder),
     )
 
@@ -152,14 +153,15 @@ def main() -> None:
     args = parser.parse_args()
     readings = [measure(folder) for folder in args.folders]
     print(f"{'':20} lines  comprehensions/1000  comments/100  one word  in several  README KB")
-    for r in readings:
+    for reading in readings:
         print(
-            f"{r.name:20} {r.lines_of_code:5}  {r.comprehensions_per_1000:19.1f}  "
-            f"{r.comments_per_100:12.1f}  {r.one_word_names:8.0%}  "
-            f"{r.names_in_several_modules:10.0%}  {r.readme_kb:9.1f}"
+            f"{reading.name:20} {reading.lines_of_code:5}  "
+            f"{reading.comprehensions_per_1000:19.1f}  "
+            f"{reading.comments_per_100:12.1f}  {reading.one_word_names:8.0%}  "
+            f"{reading.names_in_several_modules:10.0%}  {reading.readme_kb:9.1f}"
         )
     if args.json:
-        args.json.write_text(json.dumps([asdict(r) for r in readings], indent=1))
+        args.json.write_text(json.dumps([asdict(reading) for reading in readings], indent=1))
 
 
 if __name__ == "__main__":

@@ -10,10 +10,8 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
-import torch
 
-GOLDEN = Path(__file__).parent / "golden"
-BENCHMARKS = Path(__file__).parents[2] / "shared" / "benchmarks"
+from folders import BENCHMARKS, GOLDEN
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +73,6 @@ def janus(parts):
     """A tiny Janus with random weights whose codes and verdicts are varied."""
     from tiny_model import tiny_janus
 
-    torch.set_num_threads(2)
     return tiny_janus(parts)
 
 
@@ -84,3 +81,21 @@ def engine(janus):
     from secondlook.engine.engine import Engine
 
     return Engine(janus)
+
+
+@pytest.fixture(scope="module")
+def judge_url():
+    """Address of a judge's server with the models of ``cases/unfriendly_judge.py``."""
+    from judge_server import Server
+
+    with Server() as server:
+        yield server.url
+
+
+@pytest.fixture
+def add_model(monkeypatch):
+    """Adds a model to that server for one test: ``add_model(name, answer)``, where ``answer`` gets
+    a request's body."""
+    from judge_server import unfriendly
+
+    return lambda name, answer: monkeypatch.setitem(unfriendly.MODELS, name, answer)

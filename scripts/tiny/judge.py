@@ -13,6 +13,7 @@ import json
 import math
 import sys
 from base64 import b64decode
+from collections.abc import Sequence
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -40,48 +41,61 @@ def share(*parts: bytes) -> float:
     return int.from_bytes(sha256(b"\0".join(parts)).digest()[:4], "big") / 2**32
 
 
+def pick(names: Sequence[str], *parts: bytes) -> str:
+    """One of the names, by ``parts`` alone."""
+    return names[int(len(names) * share(*parts))]
+
+
 def answer(body: dict) -> dict:
     """The first choice of a completion."""
     content = body["messages"][-1]["content"]
     parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
-    text = "".join(part["text"] for part in parts if part["type"] == "text")
-    pixels = []
+    text, pixels = "", []
     for part in parts:
-        if part["type"] == "image_url":
-            image = Image.open(
-                io.BytesIO(b64decode(part["image_url"]["url"].partition(",")[2]))
-            ).convert("RGB")
+        if part["type"] == "text":
+            text += part["text"]
+        elif part["type"] == "image_url":
+            encoded = part["image_url"]["url"].partition(",")[2]  # of a data URL
+            image = Image.open(io.BytesIO(b64decode(encoded))).convert("RGB")
             pixels.append(image.tobytes())
     if body.get("logprobs"):
-        p = min(max(share(text.encode(), *pixels), 0.01), 0.99)
-        likely = [
-            {"token": "Yes", "logprob": math.log(p)},
-            {"token": "No", "logprob": math.log(1 - p)},
-        ]
-        content = [{**likely[0], "top_logprobs": likely}]
-        return {
-            "message": {"role": "assistant", "content": "Yes" if p > 0.5 else "No"},
-            "logprobs": {"content": content},
-        }
+        return verdict(min(max(share(text.encode(), *pixels), 0.01), 0.99))
     if "JSON list" in text and "instructions" in text:
-        made = [
-            f"make it {COLOURS[int(len(COLOURS) * share(text.encode(), bytes([k])))]}"
-            for k in range(3)
-        ]
-        words = json.dumps(list(dict.fromkeys(made)))
+        words = json.dumps(edit_instructions(text))
     elif "JSON list" in text:
-        seed = text.rpartition("\n")[2].encode()
-        made = []
-        for k in range(5):
-            colour, thing = (
-                names[int(len(names) * share(seed, bytes([k, len(names)])))]
-                for names in (COLOURS, THINGS)
-            )
-            made.append(f"a photo of a {colour} {thing}")
-        words = json.dumps(made)
+        words = json.dumps(prompts_for(text))
     else:
         words = "There is a star."
     return {"message": {"role": "assistant", "content": words}, "logprobs": None}
+
+
+def verdict(p_yes: float) -> dict:
+    """Yes or No, with the log-probabilities of both at the first token."""
+    likeliest = [
+        {"token": "Yes", "logprob": math.log(p_yes)},
+        {"token": "No", "logprob": math.log(1 - p_yes)},
+    ]
+    return {
+        "message": {"role": "assistant", "content": "Yes" if p_yes > 0.5 else "No"},
+        "logprobs": {"content": [{**likeliest[0], "top_logprobs": likeliest}]},
+    }
+
+
+def edit_instructions(text: str) -> list[str]:
+    """At most three, each once."""
+    instructions = [f"make it {pick(COLOURS, text.encode(), bytes([k]))}" for k in range(3)]
+    return list(dict.fromkeys(instructions))
+
+
+def prompts_for(text: str) -> list[str]:
+    """Five prompts that depend on the last line of the question."""
+    seed = text.rpartition("\n")[2].encode()
+    prompts = []
+    for k in range(5):
+        colour = pick(COLOURS, seed, bytes([k, len(COLOURS)]))
+        thing = pick(THINGS, seed, bytes([k, len(THINGS)]))
+        prompts.append(f"a photo of a {colour} {thing}")
+    return prompts
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -58,8 +58,9 @@ def load(
     if dtype not in DTYPES:
         raise InputError(f"dtype: {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
     at_least("batch_size", batch_size)
-    given: Any = "auto" if dtype in ("auto", "int8") else getattr(torch, dtype)
-    janus = Janus.load(model, device, given, attention)
+    # int8 begins with the device's own dtype: what is not in 8 bits stays in it
+    loaded_dtype: Any = "auto" if dtype in ("auto", "int8") else getattr(torch, dtype)
+    janus = Janus.load(model, device, loaded_dtype, attention)
     if dtype == "int8":
         janus.in_8_bits()
     return Model(Engine(janus, batch_size), str(model), in_8_bits=dtype == "int8")
@@ -111,15 +112,15 @@ class Model:
 
     @property
     def parameters(self) -> int:
-        """How many numbers its weights are."""
+        """Number of its parameters."""
         return sum(weight.numel() for weight in self.janus.parameters())
 
     def sampling(self, guidance: float | None = None, temperature: float = 1.0) -> SamplingConfig:
         """How episodes are sampled; ``guidance`` is that of drawing and of editing, None the
         checkpoint's own of each. Raises InputError for numbers out of range."""
         check_sampling(guidance, temperature)
-        own = SamplingConfig.of(self.janus.net.generation_config)
-        sampling = replace(own, temperature=temperature)
+        checkpoint_sampling = SamplingConfig.of(self.janus.net.generation_config)
+        sampling = replace(checkpoint_sampling, temperature=temperature)
         if guidance is None:
             return sampling
         return replace(sampling, guidance=guidance, edit_guidance=guidance)
@@ -179,12 +180,13 @@ class Model:
         at_least("n", n)
         at_least("rounds", rounds)
         sampling = self.sampling(guidance, temperature)
-        single = isinstance(prompt, str | Prompt)
-        prompts = [as_prompt(each) for each in as_list(prompt, str | Prompt)]
-        repeated = [each for each in prompts for _ in range(n)]
-        seeds = list(range(seed, seed + len(repeated)))
-        episodes = run_episodes(self.engine, repeated, seeds, rounds, sampling)
-        return episodes[0] if single and n == 1 else episodes
+        is_single = isinstance(prompt, str | Prompt)
+        repeated_prompts: list[Prompt] = []
+        for each in as_list(prompt, str | Prompt):
+            repeated_prompts += [as_prompt(each)] * n  # samples of a prompt side by side
+        seeds = list(range(seed, seed + len(repeated_prompts)))
+        episodes = run_episodes(self.engine, repeated_prompts, seeds, rounds, sampling)
+        return episodes[0] if is_single and n == 1 else episodes
 
     @overload
     def edit(  # type: ignore[overload-overlap]
@@ -246,14 +248,15 @@ class Model:
         instructions = [instruction] if isinstance(instruction, str) else list(instruction)
         for text in instructions:
             check_text("instruction", text, "say what to change")
-        source, codes = open_picture(image), tuple[int, ...]()
+        source_image = open_picture(image)
+        source_codes: tuple[int, ...] = ()  # of a picture that was not drawn: it is encoded
         episodes: list[Episode] = []
         for i, text in enumerate(instructions):
-            prompt = Prompt(text, source, codes)
+            prompt = Prompt(text, source_image, source_codes)
             [episode] = run_episodes(self.engine, [prompt], [seed + i], rounds, sampling)
             episodes.append(episode)
-            final = episode.rounds[episode.final]
-            source, codes = final.image, final.codes
+            final_round = episode.rounds[episode.final]
+            source_image, source_codes = final_round.image, final_round.codes
         return episodes[0] if isinstance(instruction, str) else episodes
 
     @overload
@@ -301,14 +304,16 @@ class Model:
         prompts = one_each("prompt", prompt, len(images), str)
         sources = one_each("source", source, len(images), Picture | None)
         template, requests = self.engine.template, []
-        for each, text, edited in zip(images, prompts, sources, strict=True):
-            before = None if edited is None else open_picture(edited)
-            segments = template.judge(text, [open_picture(each)], [], before)
-            requests.append(Request("judge", segments, seed=0))
+        for i, judged in enumerate(images):
+            edited = sources[i]
+            source_image = None if edited is None else open_picture(edited)
+            segments = template.judge(prompts[i], [open_picture(judged)], [], source_image)
+            requests.append(Request("judge", segments, seed=0))  # greedy: no seed matters
         greedy = SamplingParams("text", temperature=0.0, first=(template.yes, template.no))
         verdicts = []
         for turn in self.engine.write(requests, greedy, SamplingConfig().reason_tokens):
             assert turn.p_yes is not None
+            # the first token is Yes or No, and ", " stands between it and the reason
             reason = template.words(turn.tokens[1:]).lstrip(", ")
             verdicts.append(Verdict(turn.p_yes > threshold, turn.p_yes, reason))
         return verdicts[0] if isinstance(image, Picture) else verdicts
@@ -343,12 +348,11 @@ class Model:
         at_least("max_tokens", max_tokens)
         images = as_list(image, Picture)
         questions = one_each("question", question, len(images), str)
-        template = self.engine.template
-        requests = [
-            Request("ask", template.ask(open_picture(each), text), seed=0)
-            for each, text in zip(images, questions, strict=True)
-        ]
-        turns = self.engine.write(requests, SamplingParams("text", temperature=0.0), max_tokens)
+        template, requests = self.engine.template, []
+        for shown, text in zip(images, questions, strict=True):
+            requests.append(Request("ask", template.ask(open_picture(shown), text), seed=0))
+        greedy = SamplingParams("text", temperature=0.0)
+        turns = self.engine.write(requests, greedy, max_tokens)
         answers = [template.words(turn.tokens) for turn in turns]
         return answers[0] if isinstance(image, Picture) else answers
 
@@ -383,8 +387,8 @@ class Model:
         if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
             raise InputError(f"out: {str(folder)!r} is not empty; name a new folder")
         writable_folder(folder.parent, claimed=False)
-        with whole_folder(folder) as work:
-            self.janus.save(work)
+        with whole_folder(folder) as temporary_folder:
+            self.janus.save(temporary_folder)
         return folder
 
     def push_to_hub(self, repo_id: str, **options: Any) -> Any:

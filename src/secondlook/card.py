@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from secondlook.io import is_file, read_json
 from secondlook.models.shipped import SHIPPED
@@ -66,6 +66,7 @@ def lineage(checkpoint: Path) -> tuple[list[Stage], str]:
         base = config["model"]
         if not Path(base).is_dir():
             break
+        # a folder: the run before, whose own base is what counts
         checkpoint, base = Path(base), ""
     is_published = base in SHIPPED or re.fullmatch(r"[\w.-]+/[\w.-]+", base)
     return stages, base if is_published else ""
@@ -83,17 +84,26 @@ def stage_of(config: Mapping[str, Any]) -> Stage:
 
 
 def public_settings(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(name, value) of nested settings, without addresses, keys and folders of this machine."""
+    """(name, value) of nested settings, without addresses, keys and folders of this machine.
+
+    A name is dotted; a table in a list is named by its place, as ``rewards.0.kind``.
+    """
     items = config.items() if isinstance(config, Mapping) else enumerate(config)
     for key, value in items:
         name = f"{prefix}{key}"
         if PRIVATE.search(str(key)):
             continue
-        is_list_of_tables = isinstance(value, list) and any(isinstance(x, Mapping) for x in value)
-        if is_list_of_tables or (isinstance(value, Mapping) and value):
+        if _is_nested(value):
             yield from public_settings(value, f"{name}.")
         else:
             yield name, without_folder(value)
+
+
+def _is_nested(value: Any) -> bool:
+    """A table that is not empty, or a list with tables in it."""
+    if isinstance(value, list):
+        return any(isinstance(item, Mapping) for item in value)
+    return isinstance(value, Mapping) and bool(value)
 
 
 def without_folder(value: Any) -> str:
@@ -107,29 +117,34 @@ def without_folder(value: Any) -> str:
 
 def score_rows(path: Path) -> list[ScoreRow]:
     """The numbers with intervals of a benchmark's result.json: those of ``overall``, or of its
-    sections where it has none. Raises InputError for a file that is no result."""
-    file = path / "result.json" if path.is_dir() else path
-    result = read_json(file, dict)
+    sections where it has none. ``path`` may be its folder. Raises InputError for a file that is no
+    result."""
+    result_path = path / "result.json" if path.is_dir() else path
+    result = read_json(result_path, dict)
     settings = result.get("settings")
-    named = settings.get("benchmark") if isinstance(settings, dict) else None
-    title = str(result.get("title") or named or file.resolve().parent.name)
-    rows = [ScoreRow(title, *found) for found in _intervals(result.get("overall"), "")]
-    if rows:
-        return rows
-    return [ScoreRow(title, *found) for found in _intervals(result, "")]
+    benchmark = settings.get("benchmark") if isinstance(settings, dict) else None
+    title = str(result.get("title") or benchmark or result_path.resolve().parent.name)
+    intervals = list(_intervals(result.get("overall"), ""))
+    if not intervals:
+        intervals = list(_intervals(result, ""))
+    return [ScoreRow(title, *interval) for interval in intervals]
 
 
 def _intervals(value: Any, name: str, depth: int = 0) -> Iterator[tuple[str, float, float, float]]:
     """(name, mean, low, high) of all intervals in nested dictionaries."""
     if not isinstance(value, dict) or depth > MAX_SCORE_DEPTH:
         return
-    numbers = [value.get(key) for key in ("mean", "low", "high")]
-    if all(isinstance(number, float | int) and math.isfinite(number) for number in numbers):
-        mean, low, high = (float(number) for number in numbers if number is not None)
-        yield name or "score", mean, low, high
+    mean, low, high = value.get("mean"), value.get("low"), value.get("high")
+    if _is_finite(mean) and _is_finite(low) and _is_finite(high):
+        yield name or "score", float(mean), float(low), float(high)
         return
-    for key, inner in value.items():
-        yield from _intervals(inner, f"{name} {key}".strip().replace("_", " "), depth + 1)
+    for key, inner_value in value.items():
+        inner_name = f"{name} {key}".strip().replace("_", " ")
+        yield from _intervals(inner_value, inner_name, depth + 1)
+
+
+def _is_finite(value: Any) -> TypeGuard[float]:
+    return isinstance(value, float | int) and math.isfinite(value)
 
 
 def model_card(

@@ -43,8 +43,8 @@ def load(job: type[T], path: Path, settings: list[str]) -> T:
     Raises InputError that names the file or field, the value and what would be right.
     """
     values = read(path)
-    for setting in settings:
-        _apply(values, setting)
+    for assignment in settings:
+        _apply(values, assignment)
     return parse(job, values, repr(str(path)))
 
 
@@ -67,55 +67,58 @@ def parse(job: type[T], values: dict[str, Any], where: str = "the settings") -> 
     load_config_plugins(values)  # before what they register is asked for
     _refuse_renamed(job, values)
     _check_numbers(job, values, "")
-    checked: Any = job
+    checked_class: Any = job
     if not is_pydantic_dataclass(job):
-        checked = with_config(ConfigDict(extra="forbid", allow_inf_nan=False))(job)
+        checked_class = with_config(ConfigDict(extra="forbid", allow_inf_nan=False))(job)
     try:
-        return TypeAdapter(checked).validate_python(values)
+        return TypeAdapter(checked_class).validate_python(values)
     except ValidationError as error:
         raise InputError(_sentence(job, error, where)) from error
 
 
 def changed(config: T, settings: dict[str, Any]) -> T:
     """A copy of a job's dataclass with other values, named "key" or "section.key"."""
-    new = config
+    new_config = config
     for name, value in settings.items():
-        section, dot, rest = name.partition(".")
-        if dot:
-            value = changed(getattr(new, section), {rest: value})
-        new = dataclasses.replace(new, **{section: value})  # type: ignore[type-var]
-    return new
+        field_name, dot, inner_name = name.partition(".")
+        if dot:  # the field is a section, which is replaced as a whole
+            value = changed(getattr(new_config, field_name), {inner_name: value})
+        new_config = dataclasses.replace(new_config, **{field_name: value})  # type: ignore[type-var]
+    return new_config
 
 
 def known_settings(job: type, prefix: str = "") -> list[str]:
     """Dotted names of all settings of a job, in order."""
     names: list[str] = []
     for name, hint in _hints(job).items():
-        section = _section(hint)
-        names += [prefix + name] if section is None else known_settings(section, f"{prefix}{name}.")
+        section_class = _section(hint)
+        if section_class is None:
+            names.append(prefix + name)
+        else:
+            names += known_settings(section_class, f"{prefix}{name}.")
     return names
 
 
-def _apply(values: dict[str, Any], setting: str) -> None:
+def _apply(values: dict[str, Any], assignment: str) -> None:
     """Put one "section.key=value" into nested dictionaries. Raises InputError."""
-    name, equals, text = setting.partition("=")
-    *sections, key = name.split(".")
+    dotted_name, equals, value_text = assignment.partition("=")
+    *sections, key = dotted_name.split(".")
     if not equals or not key or not all(sections):
-        raise InputError(f"set: {setting!r} is not key=value; write for example --set steps=100")
+        raise InputError(f"set: {assignment!r} is not key=value; write for example --set steps=100")
     table = values
     for section in sections:
         table = table.setdefault(section, {})
         if not isinstance(table, dict):
-            raise InputError(f"set: {setting!r} cannot be set; {section} is no section")
+            raise InputError(f"set: {assignment!r} cannot be set; {section} is no section")
     try:
-        table[key] = tomllib.loads(f"value = {text}")["value"]
+        table[key] = tomllib.loads(f"value = {value_text}")["value"]
     except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
-        if text.lstrip().startswith(("[", "{")):
+        if value_text.lstrip().startswith(("[", "{")):
             raise InputError(
-                f"set: {setting!r} is not TOML ({error}); write lists as [1, 2], tables as "
+                f"set: {assignment!r} is not TOML ({error}); write lists as [1, 2], tables as "
                 f"{{a = 1}}"
             ) from error
-        table[key] = text
+        table[key] = value_text  # a bare word: --set model=mini needs no quotes
 
 
 def _hints(job: type) -> dict[str, Any]:
@@ -127,11 +130,11 @@ def _hints(job: type) -> dict[str, Any]:
 def _section(hint: Any) -> type | None:
     """The dataclass of a field that is a section, also of one that may be missing (``X | None``);
     None for any other field."""
-    parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    classes = [part for part in parts if part is not type(None)]
-    if len(classes) != 1 or not isinstance(classes[0], type):
+    alternatives = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    types_beside_none = [each for each in alternatives if each is not type(None)]
+    if len(types_beside_none) != 1 or not isinstance(types_beside_none[0], type):
         return None
-    return classes[0] if dataclasses.is_dataclass(classes[0]) else None
+    return types_beside_none[0] if dataclasses.is_dataclass(types_beside_none[0]) else None
 
 
 def _refuse_renamed(job: type, values: dict[str, Any]) -> None:
@@ -156,42 +159,45 @@ def _check_numbers(job: type, values: dict[str, Any], prefix: str) -> None:
             raise InputError(
                 f"config: {prefix}{name} = {value!r} is wrong: it must be at least {LEAST[name]}"
             )
-        section = _section(hint)
-        if section is not None and isinstance(value, dict):
-            _check_numbers(section, value, f"{prefix}{name}.")
+        section_class = _section(hint)
+        if section_class is not None and isinstance(value, dict):
+            _check_numbers(section_class, value, f"{prefix}{name}.")
 
 
 def _sentence(job: type, error: ValidationError, where: str) -> str:
     """The first of pydantic's complaints, said in one sentence."""
-    first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"]) or "?"
-    kind, value, message = first["type"], first["input"], first["msg"]
-    if kind == "missing":
+    first_error = error.errors()[0]
+    name = ".".join(map(str, first_error["loc"])) or "?"
+    error_type = first_error["type"]
+    if error_type == "missing":
         return f"config: {name} is missing from {where}; this job needs it"
-    if kind in ("unexpected_keyword_argument", "extra_forbidden"):
+    if error_type in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"config: {name} is not a setting of this job; {_suggestion(job, name)}"
-    message = message.removeprefix("Value error, ")
+    message = first_error["msg"].removeprefix("Value error, ")
     if message.startswith("config: "):  # a section has said it itself
         return message
-    if kind in BOUNDS:
-        bound, words = BOUNDS[kind]
-        message = f"it must be {words} {first['ctx'][bound]}"
-    return f"config: {name} = {value!r} is wrong: {message}"
+    if error_type in BOUNDS:
+        bound_key, bound_words = BOUNDS[error_type]
+        message = f"it must be {bound_words} {first_error['ctx'][bound_key]}"
+    return f"config: {name} = {first_error['input']!r} is wrong: {message}"
 
 
 def _suggestion(job: type, name: str) -> str:
     """What was probably meant by a name that no setting has: the same word in another section, or
     the nearest name."""
-    known = known_settings(job)
-    word = name.rpartition(".")[2]
-    by_word = {setting.rpartition(".")[2]: setting for setting in known}
-    near_words = get_close_matches(word, by_word, n=1, cutoff=0.75)
-    near = get_close_matches(name, known, n=1, cutoff=0.75)
-    if word not in by_word and near:
-        return f"did you mean {near[0]}?"
+    known_names = known_settings(job)
+    section, _, last_word = name.rpartition(".")
+    name_of_word = {known_name.rpartition(".")[2]: known_name for known_name in known_names}
+    near_words = get_close_matches(last_word, name_of_word, n=1, cutoff=0.75)
+    near_names = get_close_matches(name, known_names, n=1, cutoff=0.75)
+    # a word that another section has is likelier misplaced than misspelt
+    if last_word not in name_of_word and near_names:
+        return f"did you mean {near_names[0]}?"
     if near_words:
-        return f"did you mean {by_word[near_words[0]]}?"
-    section = name.rpartition(".")[0]
-    siblings = [setting for setting in known if section and setting.startswith(f"{section}.")]
-    top = dict.fromkeys(setting.partition(".")[0] for setting in known)
-    return f"known are {', '.join(siblings or top)}"
+        return f"did you mean {name_of_word[near_words[0]]}?"
+    listed_names: list[str] = []
+    if section:
+        listed_names = [each for each in known_names if each.startswith(f"{section}.")]
+    if not listed_names:  # the sections and the settings outside of them, each once
+        listed_names = list(dict.fromkeys(each.partition(".")[0] for each in known_names))
+    return f"known are {', '.join(listed_names)}"

@@ -31,44 +31,40 @@ class EndRequest:
         self.came = False
         self.outer: EndRequest | None = None
         self.loading = loading
-        names = (
-            ("SIGUSR1",)
-            if loading or "TORCHELASTIC_RUN_ID" in os.environ
-            else ("SIGUSR1", "SIGTERM")
-        )
-        self.signals: list[signal.Signals] = [
-            getattr(signal, n) for n in names if hasattr(signal, n)
-        ]
-        self.before: dict[signal.Signals, Any] = {}
+        self.signals: list[signal.Signals] = []
+        if hasattr(signal, "SIGUSR1"):  # Windows has none
+            self.signals.append(signal.SIGUSR1)
+        if not loading and "TORCHELASTIC_RUN_ID" not in os.environ:
+            self.signals.append(signal.SIGTERM)
+        self.handlers_before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> EndRequest:
         self.outer, EndRequest.around = EndRequest.around, self
         self.came = self.outer is not None and self.outer.came
         with suppress(ValueError):  # only a process's main thread is told of signals
-            self.before = {s: signal.signal(s, self._note) for s in self.signals}
+            for listened in self.signals:
+                self.handlers_before[listened] = signal.signal(listened, self._note)
         return self
 
     def __exit__(
         self, kind: type | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         EndRequest.around = self.outer
-        for which, handler in self.before.items():
-            signal.signal(which, handler)
+        for listened, handler in self.handlers_before.items():
+            signal.signal(listened, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        """The handler: remembers that the signal came. A second SIGTERM ends the process."""
         if self.came and number == signal.SIGTERM:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        if not self.came and os.environ.get("RANK", "0") == "0":
+        if not self.came and os.environ.get("RANK", "0") == "0":  # one rank tells it
             step = "the first step" if self.loading else "this step"
-            at_once = ", a second TERM ends at once" if "SIGTERM" in self._names() else ""
+            at_once = ", a second TERM ends at once" if signal.SIGTERM in self.signals else ""
             line = f"secondlook: asked to end; saves after {step}{at_once}\n"
             with suppress(OSError):  # Python's own stderr may be amid a line in a handler
                 os.write(2, line.encode())
         self.came = True
-
-    def _names(self) -> list[str]:
-        return [which.name for which in self.signals]
 
 
 def end_requested() -> bool:
@@ -78,12 +74,12 @@ def end_requested() -> bool:
 
 async def sleep_unless_asked_to_end(seconds: float) -> None:
     """Sleep. Raises EndRequested as soon as the job around is asked to end."""
-    loop = asyncio.get_running_loop()
-    until = loop.time() + seconds
+    event_loop = asyncio.get_running_loop()
+    wakes_at = event_loop.time() + seconds
     while True:
         if end_requested():
             raise EndRequested("asked to end while it waited")
-        left = until - loop.time()
-        if left <= 0:
+        seconds_left = wakes_at - event_loop.time()
+        if seconds_left <= 0:
             return
-        await asyncio.sleep(min(left, LONGEST_SLEEP))
+        await asyncio.sleep(min(seconds_left, LONGEST_SLEEP))

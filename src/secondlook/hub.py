@@ -88,8 +88,9 @@ def _checkpoint_of(model: str | Path | Saved) -> Iterator[tuple[Path, Path]]:
     """The folder of the checkpoint that ``model`` means, and the one beside which its run's
     settings are. A model is saved to a temporary folder."""
     if not isinstance(model, str | Path):
-        with tempfile.TemporaryDirectory() as temporary:
-            yield model.save(Path(temporary) / "model"), Path(model.name)
+        with tempfile.TemporaryDirectory() as temporary_folder:
+            # its weights are new files, but its run's settings are where it was loaded from
+            yield model.save(Path(temporary_folder) / "model"), Path(model.name)
         return
     folder = Path(locate(str(model)))
     if is_file(folder / "final" / "config.json"):
@@ -106,9 +107,15 @@ def checkpoint_files(folder: Path) -> list[Path]:
         raise InputError(
             f"folder: {str(folder)!r} is not a checkpoint: it lacks a config.json with model_type"
         )
-    if not any(any(folder.glob(pattern)) for pattern in WEIGHTS):
+    weight_files: list[Path] = []
+    for pattern in WEIGHTS:
+        weight_files += folder.glob(pattern)
+    if not weight_files:
         raise InputError(f"folder: {str(folder)!r} holds no weights (*.safetensors)")
-    return sorted(path for pattern in UPLOADED for path in folder.glob(pattern))
+    uploaded_files: list[Path] = []
+    for pattern in UPLOADED:
+        uploaded_files += folder.glob(pattern)
+    return sorted(uploaded_files)
 
 
 def _write_locally(files: Sequence[Path], card: str, out: Path) -> Path:
@@ -116,10 +123,10 @@ def _write_locally(files: Sequence[Path], card: str, out: Path) -> Path:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"dry-run: {str(out)!r} is not an empty folder; name a new one")
     writable_folder(out.parent, claimed=False)
-    with whole_folder(out) as work:
+    with whole_folder(out) as temporary_folder:
         for path in files:
-            shutil.copyfile(path, work / path.name)
-        write_text(work / CARD, card)
+            shutil.copyfile(path, temporary_folder / path.name)
+        write_text(temporary_folder / CARD, card)
     return out
 
 
@@ -127,14 +134,14 @@ def _upload(files: Sequence[Path], card: str, repo_id: str, private: bool, messa
     """One commit of all files. Raises InputError with the hub's own words where it refuses."""
     import huggingface_hub
 
-    operations: list[Any] = [
-        huggingface_hub.CommitOperationAdd(path.name, str(path)) for path in files
-    ]
+    operations: list[Any] = []
+    for path in files:
+        operations.append(huggingface_hub.CommitOperationAdd(path.name, str(path)))
     operations.append(huggingface_hub.CommitOperationAdd(CARD, card.encode()))
-    api = huggingface_hub.HfApi()
+    hub_api = huggingface_hub.HfApi()
     try:
-        address = api.create_repo(repo_id, private=private, exist_ok=True)
-        api.create_commit(repo_id, operations, commit_message=message)
+        address = hub_api.create_repo(repo_id, private=private, exist_ok=True)
+        hub_api.create_commit(repo_id, operations, commit_message=message)
     except Exception as error:  # the hub's, httpx's and the system's
         reason = " ".join(str(error).split())[:240] or type(error).__name__
         raise InputError(f"repo: {repo_id!r} could not be written on the hub: {reason}") from error

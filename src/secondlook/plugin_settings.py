@@ -13,9 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, make_dataclass
 from difflib import get_close_matches
 from functools import cache, partial
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from secondlook.errors import InputError
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 @cache
@@ -40,8 +43,8 @@ def settings_class(thing: Callable[..., Any], provided: frozenset[str]) -> type:
             fields.append((name, annotation, field(kw_only=True)))
         else:
             # a factory, as a dataclass refuses a list as default
-            default = partial(_same, parameter.default)
-            fields.append((name, annotation, field(kw_only=True, default_factory=default)))
+            default_factory = partial(_same, parameter.default)
+            fields.append((name, annotation, field(kw_only=True, default_factory=default_factory)))
     return make_dataclass(f"{getattr(thing, '__name__', 'Thing')}Settings", fields, frozen=True)
 
 
@@ -50,11 +53,14 @@ def gather_settings(table: Any, own_keys: Sequence[str]) -> Any:
     table as it is."""
     if not isinstance(table, dict):
         return table
-    own: dict[str, Any] = {}
+    own_values: dict[str, Any] = {}
     settings: dict[str, Any] = {}
     for key, value in table.items():
-        (own if key in own_keys else settings)[key] = value
-    return own | {"settings": settings}
+        if key in own_keys:
+            own_values[key] = value
+        else:
+            settings[key] = value
+    return own_values | {"settings": settings}
 
 
 def check_settings(
@@ -73,43 +79,49 @@ def check_settings(
     """
     from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
-    kind = settings_class(thing, provided)
-    if isinstance(values, kind):
+    expected_class = settings_class(thing, provided)
+    if isinstance(values, expected_class):
         return values
     if not isinstance(values, Mapping):
         raise InputError(f"config: {where}: {values!r} is wrong; give a table of settings")
-    rule = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
-    adapter: TypeAdapter[Any] = TypeAdapter(with_config(rule)(kind))
+    strict_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
+    adapter: TypeAdapter[Any] = TypeAdapter(with_config(strict_config)(expected_class))
     try:
         # strict JSON lets a list be a tuple and a text be a path, but no text be a number
         return adapter.validate_json(_as_json(values))
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "?"
-        if first["type"] in ("missing", "missing_keyword_only_argument", "missing_argument"):
-            raise InputError(f"config: {where}: {key} is missing; {name!r} needs it") from error
-        if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-            known = [*kind.__dataclass_fields__, *beside]  # type: ignore[attr-defined]
-            nearest = get_close_matches(key, known, n=1, cutoff=0.75)
-            raise InputError(
-                f"config: {where}: {key} is not a setting of {name!r}; known are "
-                f"{', '.join(known) or 'none'}{f'; did you mean {nearest[0]}?' if nearest else ''}"
-            ) from error
-        message = first["msg"].removeprefix("Value error, ")
-        if message.startswith("config: "):  # the settings' own check has said it
-            raise InputError(message) from error
-        raise InputError(f"config: {where}: {key} = {first['input']!r} is wrong: {message}") from (
-            error
+        known_keys = [*expected_class.__dataclass_fields__, *beside]  # type: ignore[attr-defined]
+        raise InputError(_sentence(error, where, name, known_keys)) from error
+
+
+def _sentence(error: ValidationError, where: str, name: str, known_keys: Sequence[str]) -> str:
+    """The first of pydantic's complaints, said in one sentence. ``known_keys`` are those that may
+    stand in the table of the thing ``name``."""
+    first_error = error.errors()[0]
+    key = ".".join(map(str, first_error["loc"])) or "?"
+    error_type = first_error["type"]
+    if error_type in ("missing", "missing_keyword_only_argument", "missing_argument"):
+        return f"config: {where}: {key} is missing; {name!r} needs it"
+    if error_type in ("unexpected_keyword_argument", "extra_forbidden"):
+        nearest_keys = get_close_matches(key, known_keys, n=1, cutoff=0.75)
+        guess = f"; did you mean {nearest_keys[0]}?" if nearest_keys else ""
+        return (
+            f"config: {where}: {key} is not a setting of {name!r}; known are "
+            f"{', '.join(known_keys) or 'none'}{guess}"
         )
+    message = first_error["msg"].removeprefix("Value error, ")
+    if message.startswith("config: "):  # the settings' own check has said it
+        return message
+    return f"config: {where}: {key} = {first_error['input']!r} is wrong: {message}"
 
 
 def build(thing: Callable[..., Any], settings: Any, **provided: Any) -> Any:
     """Call ``thing`` with its settings and with those of the ``provided`` values that it names."""
     parameters = _parameters(thing)
-    named = {name: value for name, value in provided.items() if name in parameters}
+    wanted_values = {name: value for name, value in provided.items() if name in parameters}
     if hasattr(thing, "Config"):
-        return thing(settings, **named)
-    return thing(**vars(settings), **named)
+        return thing(settings, **wanted_values)
+    return thing(**vars(settings), **wanted_values)
 
 
 def takes(function: Callable[..., Any], name: str) -> bool:

@@ -75,17 +75,17 @@ class Registry(Generic[T]):
             raise InputError(f"{self.group}: {name!r} is no name; register under a word")
 
         def add(thing: T) -> T:
-            known = self._registered.get(name)
-            if known is not None and origin(known) != origin(thing):
+            earlier_thing = self._registered.get(name)
+            if earlier_thing is not None and origin(earlier_thing) != origin(thing):
                 raise InputError(
-                    f"{self.group}: {name!r} is registered by {origin(known)} and by "
+                    f"{self.group}: {name!r} is registered by {origin(earlier_thing)} and by "
                     f"{origin(thing)}; choose another name for one of them"
                 )
-            owner = self._module_of(name)
-            if owner is not None and _package(origin(thing)) != _package(owner):
+            owner_module = self._module_of(name)
+            if owner_module is not None and _package(origin(thing)) != _package(owner_module):
                 raise InputError(
-                    f"{self.group}: {name!r} of {origin(thing)} is a name that {owner} already "
-                    "has; choose another"
+                    f"{self.group}: {name!r} of {origin(thing)} is a name that {owner_module} "
+                    "already has; choose another"
                 )
             self._registered[name] = thing
             return thing
@@ -118,6 +118,7 @@ class Registry(Generic[T]):
             return
         load_environment_plugins()
         entry_point = self._entry_points().get(name)
+        # a plugin that was just loaded may have registered it
         if name not in self._registered and entry_point is not None:
             self._load(entry_point)
 
@@ -143,7 +144,7 @@ class Registry(Generic[T]):
                 f"{self.group}: {entry_point.name!r} is declared by an installed package as "
                 f"{entry_point.value!r}, which cannot be loaded: {_reason(error)}"
             ) from error
-        if entry_point.name in self._registered:
+        if entry_point.name in self._registered:  # the module did it, as it was imported
             return
         if isinstance(loaded, ModuleType):
             raise InputError(
@@ -155,8 +156,8 @@ class Registry(Generic[T]):
 
 def origin(thing: Any) -> str:
     """ "module.name" of a class, a function, or of an object's class."""
-    named = thing if hasattr(thing, "__qualname__") else type(thing)
-    return f"{named.__module__}.{named.__qualname__}"
+    definition = thing if hasattr(thing, "__qualname__") else type(thing)
+    return f"{definition.__module__}.{definition.__qualname__}"
 
 
 def _package(module: str) -> str:
@@ -183,17 +184,17 @@ def load_plugin(plugin: str) -> None:
     fails while it is imported.
     """
     is_file = plugin.endswith(".py")
-    key = str(Path(plugin).resolve()) if is_file else plugin
-    if key in _plugins:
+    plugin_key = str(Path(plugin).resolve()) if is_file else plugin
+    if plugin_key in _plugins:
         return
-    _plugins.add(key)
+    _plugins.add(plugin_key)  # first: while it is imported, it may ask for what it registers
     try:
         if is_file:
             _run_file(Path(plugin))
         else:
             importlib.import_module(plugin)
     except BaseException as error:
-        _plugins.discard(key)
+        _plugins.discard(plugin_key)
         if isinstance(error, InputError) or not isinstance(error, Exception):
             raise
         raise InputError(
@@ -229,15 +230,15 @@ def _run_file(path: Path) -> None:
         raise InputError(f"plugin: {str(path)!r} is not a file; give a .py file that is there")
     # two files of the same name in different folders are two modules
     digest = sha256(str(path.resolve()).encode()).hexdigest()[:8]
-    name = f"secondlook_plugin_{path.stem}_{digest}"
-    spec = importlib.util.spec_from_file_location(name, path)
+    module_name = f"secondlook_plugin_{path.stem}_{digest}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None and spec.loader is not None  # both exist for a path that ends in .py
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their own module up
+    sys.modules[module_name] = module  # dataclasses look their own module up
     try:
         spec.loader.exec_module(module)
     except BaseException:
-        del sys.modules[name]
+        del sys.modules[module_name]
         raise
 
 

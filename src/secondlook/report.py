@@ -38,21 +38,22 @@ def page(template: str, **values: Any) -> str:
 
 def episode_json(episode: Episode, settings: dict[str, Any]) -> dict[str, Any]:
     """An episode without its pictures."""
-    rounds = [
-        {
-            "image": f"round-{i}.png",
-            "yes": r.yes,
-            "p_yes": r.p_yes,
-            "reason": r.reason,
-            "codes": list(r.codes),
-        }
-        for i, r in enumerate(episode.rounds, 1)
-    ]
+    round_rows = []
+    for number, episode_round in enumerate(episode.rounds, 1):
+        round_rows.append(
+            {
+                "image": f"round-{number}.png",
+                "yes": episode_round.yes,
+                "p_yes": episode_round.p_yes,
+                "reason": episode_round.reason,
+                "codes": list(episode_round.codes),
+            }
+        )
     return {
         "prompt": episode.prompt.text,
         "seed": episode.seed,
-        "final": episode.final + 1,
-        "rounds": rounds,
+        "final": episode.final + 1,  # counted from 1, as in the pictures' names
+        "rounds": round_rows,
         "settings": settings,
         "versions": versions(),
     }
@@ -60,23 +61,29 @@ def episode_json(episode: Episode, settings: dict[str, Any]) -> dict[str, Any]:
 
 def _strip(episode: Episode) -> dict[str, Any]:
     """What the pages' templates show of an episode, its pictures as data URLs."""
-    rounds = [
-        {"src": embed(r.image), "yes": r.yes, "p_yes": r.p_yes, "reason": r.reason}
-        for r in episode.rounds
-    ]
-    source = episode.prompt.source
+    round_rows = []
+    for episode_round in episode.rounds:
+        round_rows.append(
+            {
+                "src": embed(episode_round.image),
+                "yes": episode_round.yes,
+                "p_yes": episode_round.p_yes,
+                "reason": episode_round.reason,
+            }
+        )
+    edited_image = episode.prompt.source
     return {
         "prompt": episode.prompt.text,
-        "source": embed(source) if source else None,
+        "source": embed(edited_image) if edited_image else None,
         "seed": episode.seed,
-        "final": episode.final,
-        "rounds": rounds,
+        "final": episode.final,  # counted from 0, as loop.index0 of a template
+        "rounds": round_rows,
     }
 
 
 def filmstrip(episodes: list[Episode], title: str) -> str:
     """Episodes as one page: a row of rounds each."""
-    return page("episode.html", title=title, strips=[_strip(e) for e in episodes])
+    return page("episode.html", title=title, strips=[_strip(episode) for episode in episodes])
 
 
 def episode_strip(episode: Episode) -> str:
@@ -90,57 +97,76 @@ EPISODE_FILES = ("episode.json", "episode.html", "final.png", "source.png", "rou
 def forget_episodes(folder: Path) -> None:
     """Remove the episodes that earlier calls wrote to ``folder`` and its numbered folders, so that
     none is taken for a new one's. Other files stay."""
-    for place in (folder, *(p for p in folder.glob("*") if p.name.isdigit())):
-        if (place / "episode.json").is_file():
-            claim(place)
-            for pattern in EPISODE_FILES:
-                for stale in place.glob(pattern):
-                    stale.unlink()
+    numbered_folders = [path for path in folder.glob("*") if path.name.isdigit()]
+    for episode_folder in (folder, *numbered_folders):
+        if not (episode_folder / "episode.json").is_file():
+            continue
+        claim(episode_folder)
+        for pattern in EPISODE_FILES:
+            for stale_file in episode_folder.glob(pattern):
+                stale_file.unlink()
 
 
 def write_episode(
     folder: Path, episode: Episode, settings: dict[str, Any], claimed: bool = True
 ) -> None:
-    """round-N.png, final.png, of an edit source.png, episode.html and, last, episode.json. An
-    earlier episode's pictures are removed. ``claimed``: the folder is this process's alone until
-    it ends."""
+    """Write round-N.png, final.png, of an edit source.png, episode.html and episode.json.
+
+    An earlier episode's pictures are removed. ``claimed``: the folder is this process's alone
+    until it ends.
+    """
     writable_folder(folder, claimed)
-    for stale in (*folder.glob("round-*.png"), folder / "source.png", folder / "episode.json"):
-        stale.unlink(missing_ok=True)
+    stale_files = [*folder.glob("round-*.png"), folder / "source.png", folder / "episode.json"]
+    for stale_file in stale_files:
+        stale_file.unlink(missing_ok=True)
     if episode.prompt.source:
         write_image(folder / "source.png", episode.prompt.source)
-    for i, r in enumerate(episode.rounds, 1):
-        write_image(folder / f"round-{i}.png", r.image)
+    for number, episode_round in enumerate(episode.rounds, 1):
+        write_image(folder / f"round-{number}.png", episode_round.image)
     write_image(folder / "final.png", episode.image)
     write_text(folder / "episode.html", filmstrip([episode], episode.prompt.text))
+    # last: a folder with this file holds a whole episode
     write_json(folder / "episode.json", episode_json(episode, settings))
 
 
-def curves(folder: Path, path: Path | None = None, names: Sequence[str] = ()) -> Path:
-    """Plot ``names`` (default: all) of a run's metrics.jsonl into ``path`` (default: curves.png in
-    the run's folder)."""
+def curves(run_folder: Path, image_path: Path | None = None, names: Sequence[str] = ()) -> Path:
+    """Plot the metrics ``names`` (default: all) of a run's metrics.jsonl over its steps, three in a
+    row, into ``image_path`` (default: curves.png in the run's folder), which is returned."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    rows = stored_rows(folder / "metrics.jsonl")
-    names = names or [
-        n for n in dict.fromkeys(k for row in rows for k in row) if n not in ("step", "seconds")
-    ]
-    columns = min(3, max(1, len(names)))
-    lines = -(-len(names) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(4.2 * columns, 2.8 * lines), squeeze=False)
-    for axis in axes.flat[len(names) :]:
-        axis.remove()
+    rows = stored_rows(run_folder / "metrics.jsonl")
+    names = names or _metric_names(rows)
+    num_columns = min(3, max(1, len(names)))
+    num_lines = -(-len(names) // num_columns)  # rounded up
+    figure, axes = plt.subplots(
+        num_lines, num_columns, figsize=(4.2 * num_columns, 2.8 * num_lines), squeeze=False
+    )
+    for unused_axis in axes.flat[len(names) :]:
+        unused_axis.remove()
     for axis, name in zip(axes.flat, names, strict=False):
-        points = [(row["step"], row[name]) for row in rows if name in row]
-        axis.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else None, lw=1.2)
+        # some metrics are not there in every row: an evaluation's, a warm-up's
+        measured_rows = [row for row in rows if name in row]
+        marker = "." if len(measured_rows) < 30 else None
+        steps = [row["step"] for row in measured_rows]
+        axis.plot(steps, [row[name] for row in measured_rows], marker=marker, lw=1.2)
         axis.set_title(name, fontsize=10)
         axis.set_xlabel("step", fontsize=8)
         axis.grid(alpha=0.3)
     figure.tight_layout()
-    path = path or folder / "curves.png"
-    figure.savefig(path, dpi=110)
+    image_path = image_path or run_folder / "curves.png"
+    figure.savefig(image_path, dpi=110)
     plt.close(figure)
-    return path
+    return image_path
+
+
+def _metric_names(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """All metrics of a run's rows, in the order in which they first come."""
+    names: list[str] = []
+    for row in rows:
+        for name in row:
+            if name not in ("step", "seconds") and name not in names:
+                names.append(name)
+    return names

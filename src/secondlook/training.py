@@ -33,9 +33,9 @@ def train_sft(config: Settings = NOTHING, out: str | Path = "out/sft", **setting
     """
     from secondlook.train import sft
 
-    loaded = configs.parse(sft.SFTConfig, _values(config, settings), _where(config))
-    sft.train_sft(loaded, writable_folder(Path(out)))
-    return load(Path(out) / "final", _device_of(loaded))
+    job_config = configs.parse(sft.SFTConfig, _values(config, settings), _where(config))
+    sft.train_sft(job_config, writable_folder(Path(out)))
+    return load(Path(out) / "final", job_config.runtime.device)
 
 
 def train_rl(
@@ -73,11 +73,12 @@ def train_rl(
 
     values = _values(config, settings)
     if callable(reward) and not values.get("sanity_pairs"):
+        # such a reward may want anything; a min_separation of the settings' own counts all the same
         values["reward_checks"] = {"min_separation": 0.0, **values.get("reward_checks", {})}
-    loaded = configs.parse(RLConfig, values, _where(config))
-    scored = None if reward is None else as_reward(reward)
-    loop.train_rl(loaded, writable_folder(Path(out)), scored)
-    return load(Path(out) / "final", _device_of(loaded))
+    job_config = configs.parse(RLConfig, values, _where(config))
+    image_reward = None if reward is None else as_reward(reward)
+    loop.train_rl(job_config, writable_folder(Path(out)), image_reward)
+    return load(Path(out) / "final", job_config.runtime.device)
 
 
 def _values(config: Settings, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,15 +86,13 @@ def _values(config: Settings, settings: Mapping[str, Any]) -> dict[str, Any]:
     values = dict(config) if isinstance(config, Mapping) else configs.read(Path(config))
     for name, value in settings.items():
         section = values.get(name)
-        both_sections = isinstance(section, Mapping) and isinstance(value, Mapping)
-        values[name] = {**section, **value} if both_sections else value  # type: ignore[dict-item]
+        if isinstance(section, Mapping) and isinstance(value, Mapping):
+            values[name] = {**section, **value}  # the section's other keys stay
+        else:
+            values[name] = value
     return values
 
 
 def _where(config: Settings) -> str:
+    """What a message calls the settings' source."""
     return "the settings" if isinstance(config, Mapping) else repr(str(config))
-
-
-def _device_of(config: Any) -> str:
-    """The device that a job ran on."""
-    return config.runtime.device

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from conftest import GOLDEN
+from folders import GOLDEN
 from secondlook.engine.engine import Engine
 from secondlook.episode import SamplingConfig, run_episodes
 from secondlook.models import sampling

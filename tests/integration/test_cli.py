@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from PIL import Image
@@ -23,19 +24,14 @@ def model(janus, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def secondlook(tmp_path_factory):
+def secondlook(*args) -> Finished:
     """The command in a process of its own."""
-
-    def run(*args) -> Finished:
-        output = tmp_path_factory.mktemp("output")
-        return run_forked(run_command, [str(arg) for arg in args], output=output)
-
-    return run
+    with TemporaryDirectory() as output:
+        return run_forked(run_command, [str(arg) for arg in args], output=Path(output))
 
 
 @pytest.fixture(scope="module")
-def drawn(secondlook, model, tmp_path_factory) -> tuple[Path, str]:
+def drawn(model, tmp_path_factory) -> tuple[Path, str]:
     out = tmp_path_factory.mktemp("drawn") / "new" / "folder"
     done = secondlook(
         "draw",

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import JanusForConditionalGeneration
 
-from conftest import GOLDEN
+from folders import GOLDEN
 from secondlook.engine.engine import Engine
 from secondlook.errors import InputError, Stopped
 from secondlook.models.janus import checkpoint

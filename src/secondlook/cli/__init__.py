@@ -87,12 +87,12 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(
-            stream, io.TextIOWrapper
-        ):  # characters that the terminal's encoding lacks are escaped
+        if isinstance(stream, io.TextIOWrapper):
+            # characters that the terminal's encoding lacks are escaped
             stream.reconfigure(errors="backslashreplace")
-    if restarts() and (code := told()) is not None:
-        sys.exit(code)  # it has said why
+    # torchrun starts all ranks again when one ends; one that has ended for good told its exit code
+    if restarts() and (exit_code := told()) is not None:
+        sys.exit(exit_code)  # it has said why
     try:
         app()
     except InputError as error:
@@ -108,25 +108,27 @@ def main() -> None:
     except BaseException as error:  # torch's CheckpointException is no Exception
         if interrupted(error):
             _end_interrupted()
-        reason = disk_failure(error)
-        if reason is None:
+        disk_reason = disk_failure(error)
+        if disk_reason is None:
             raise
-        _end(1, f"disk: {reason}; the same command goes on when that is mended")
+        _end(1, f"disk: {disk_reason}; the same command goes on when that is mended")
 
 
 def _end_interrupted() -> NoReturn:
+    """End with 130, and say whether the same command goes on with what is written."""
     words = sys.argv[1:]
-    while words[:1] == ["--plugin"]:
+    while words[:1] == ["--plugin"]:  # an option before the command's name
         words = words[2:]
-    line = " ".join(words)
-    draws_file = line.startswith("draw ") and " --prompts" in line
-    resumed = line.startswith(RESUMED) or draws_file or eval_resumes(words)
-    _end(130, "interrupted; the same command resumes it" if resumed else "interrupted")
+    command_line = " ".join(words)
+    draws_file = command_line.startswith("draw ") and " --prompts" in command_line
+    is_resumed = command_line.startswith(RESUMED) or draws_file or eval_resumes(words)
+    _end(130, "interrupted; the same command resumes it" if is_resumed else "interrupted")
 
 
-def _end(code: int, sentence: str) -> NoReturn:
-    if code in (1, 2):
-        tell(code)
-    line = " ".join(sentence.strip().split("\n"))
-    print(f"secondlook: {visible(line)}", file=sys.stderr)
-    sys.exit(code)
+def _end(exit_code: int, sentence: str) -> NoReturn:
+    """Print one sentence to stderr and end."""
+    if exit_code in (1, 2):  # a restart would end in the same way
+        tell(exit_code)
+    one_line = " ".join(sentence.strip().split("\n"))
+    print(f"secondlook: {visible(one_line)}", file=sys.stderr)
+    sys.exit(exit_code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from pathlib import Path
@@ -25,14 +26,14 @@ CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 def visible(text: str) -> str:
     """``text`` with control characters as Python's escapes (``\\t``, ``\\r``, ``\\x1b``); newlines
     stay."""
-    return CONTROLS.sub(lambda found: repr(found.group())[1:-1], text)
+    return CONTROLS.sub(lambda match: repr(match.group())[1:-1], text)  # without the quotes
 
 
 class VisibleConsole(Console):
     """Control characters of texts and of tables' cells are printed as escapes."""
 
-    def render_str(self, text: str, **how: Any) -> Text:  # type: ignore[override]
-        return super().render_str(visible(text), **how)
+    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+        return super().render_str(visible(text), **options)
 
 
 # Text is printed as users wrote it: no markup, no wrapping. Of torchrun's ranks the first speaks.
@@ -47,21 +48,24 @@ console = VisibleConsole(
 
 def say(*parts: str | tuple[str, str]) -> None:
     """Print one line of texts, or of (text, style)."""
-    pairs = [(part, "") if isinstance(part, str) else part for part in parts]
-    console.print(Text.assemble(*((visible(text), style) for text, style in pairs)))
+    line = Text()
+    for part in parts:
+        text, style = (part, "") if isinstance(part, str) else part
+        line.append(visible(text), style)
+    console.print(line)
 
 
-def interval(x: dict[str, float]) -> str:
+def interval(measured: dict[str, float]) -> str:
     """A mean with its 95 % interval; "none" where there was nothing to average, so that the mean is
     NaN."""
-    return (
-        f"{x['mean']:.3f} [{x['low']:.3f}, {x['high']:.3f}]" if x["mean"] == x["mean"] else "none"
-    )
+    if math.isnan(measured["mean"]):
+        return "none"
+    return f"{measured['mean']:.3f} [{measured['low']:.3f}, {measured['high']:.3f}]"
 
 
-def share(value: float, n: int, what: str) -> str:
-    """A share of ``n`` of them; "none" where there are none."""
-    return f"{value:.3f} of {n} {what}" if n else f"none ({what}: 0)"
+def share(fraction: float, total: int, what: str) -> str:
+    """A fraction of ``total`` of them; "none" where there are none."""
+    return f"{fraction:.3f} of {total} {what}" if total else f"none ({what}: 0)"
 
 
 def progress_bar() -> Progress:

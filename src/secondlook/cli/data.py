@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +21,9 @@ from secondlook.cli.common import (
 from secondlook.models.shipped import locate
 from secondlook.types import WorkerShard
 
+if TYPE_CHECKING:
+    from secondlook.engine.engine import Engine
+
 data_app = typer.Typer(no_args_is_help=True, help="Make training data.")
 
 Built = Annotated[Path, typer.Argument(help="A folder that data build wrote.")]
@@ -35,13 +38,15 @@ def data_fetch(out: Out = Path("out/files")) -> None:
 
     writable_folder(out)
     files = fetch.fetch_all(out)
-    seeds = fetch.seeds(out)
-    write_text(out / "seeds.txt", "".join(f"{seed}\n" for seed in seeds))
-    for repository, commit, licence in sorted(
-        {(f.repository, f.commit, f.licence) for f in files.values()}
-    ):
+    seed_prompts = fetch.seeds(out)
+    write_text(out / "seeds.txt", "".join(f"{prompt}\n" for prompt in seed_prompts))
+    sources = {(each.repository, each.commit, each.licence) for each in files.values()}
+    for repository, commit, licence in sorted(sources):
         say(f"  {repository} at {commit[:9]}: {licence}")
-    say(f"written to {out}: {len(files)} files, SOURCES.json, seeds.txt ({len(seeds)} prompts)")
+    say(
+        f"written to {out}: {len(files)} files, SOURCES.json, seeds.txt "
+        f"({len(seed_prompts)} prompts)"
+    )
 
 
 @data_app.command("build")
@@ -57,33 +62,36 @@ def data_build(config: Config, out: Out = Path("out/data"), set_: Set = []) -> N
     from secondlook.io import read_json, writable_folder
     from secondlook.rewards.config import make_reward
 
-    loaded = configs.load(BuildConfig, config, set_)
-    loaded = replace(loaded, device=own_device(loaded.device))
-    batch = max(g.batch for g in loaded.generators)
-    load = lru_cache(maxsize=1)(lambda model: load_engine(locate(model), loaded.device, batch))
+    build_config = configs.load(BuildConfig, config, set_)
+    build_config = replace(build_config, device=own_device(build_config.device))
+    device = build_config.device
+    largest_batch = max(generator.batch for generator in build_config.generators)
+
+    @lru_cache(maxsize=1)  # generators take turns: one model is in memory at a time
+    def load_generator(model: str) -> Engine:
+        return load_engine(locate(model), device, largest_batch)
+
     writable_folder(out)
-    build(
-        loaded,
-        make_reward(loaded.rewards, loaded.device, reasons=True, prompts=loaded.prompts),
-        out,
-        load,
-        WorkerShard.of_environment(),
-    )
-    manifest = out / "manifest.json"
-    if manifest.exists():
-        told = read_json(manifest, dict)
-        for reason, prompts in told["left_out_prompts"].items():
-            name_left_out(f"prompts left out ({reason})", prompts)
-        for folder, left_out in told.get("folders", {}).items():
-            for what, names in left_out.items():
-                name_left_out(f"{what} ({folder})", names)
-        missing = {name: of["missing"] for name, of in told["sources"].items() if of["missing"]}
-        name_left_out(
-            "sources with pictures that got no score",
-            [f"{name}: {n}" for name, n in missing.items()],
-        )
-    examples = "" if loaded.examples == "none" else "examples-*, "
+    reward = make_reward(build_config.rewards, device, reasons=True, prompts=build_config.prompts)
+    build(build_config, reward, out, load_generator, WorkerShard.of_environment())
+    if (out / "manifest.json").exists():  # the last of several processes writes it
+        _name_all_left_out(read_json(out / "manifest.json", dict))
+    examples = "" if build_config.examples == "none" else "examples-*, "
     say(f"written to {out}: images-*.parquet, {examples}samples.html, manifest.json")
+
+
+def _name_all_left_out(manifest: dict[str, Any]) -> None:
+    """Print what a build did not use, and which of its sources lack scores."""
+    for reason, prompts in manifest["left_out_prompts"].items():
+        name_left_out(f"prompts left out ({reason})", prompts)
+    for folder, left_out in manifest.get("folders", {}).items():
+        for what, names in left_out.items():
+            name_left_out(f"{what} ({folder})", names)
+    sources_with_missing = []
+    for name, counts in manifest["sources"].items():
+        if counts["missing"]:
+            sources_with_missing.append(f"{name}: {counts['missing']}")
+    name_left_out("sources with pictures that got no score", sources_with_missing)
 
 
 @data_app.command("sanity-pairs")
@@ -101,10 +109,8 @@ def data_sanity_pairs(
     from secondlook.data.choose_sanity_pairs import choose
 
     at_least("n", n)
-    say(
-        f"written to {choose(data, out, n, sure, seed)}; look at "
-        f"{out / 'sanity_pairs.html'} before it is used"
-    )
+    pairs_path = choose(data, out, n, sure, seed)
+    say(f"written to {pairs_path}; look at {out / 'sanity_pairs.html'} before it is used")
 
 
 @data_app.command("edits")
@@ -126,6 +132,8 @@ def data_edits(
 
     at_least("pictures", pictures)
     at_least("each", each)
-    path, without = write_instructions(data, out, Endpoint(url, model), pictures, each, good, seed)
-    name_left_out("prompts got no instruction", without)
-    say(f"written to {path}")
+    written_path, prompts_without = write_instructions(
+        data, out, Endpoint(url, model), pictures, each, good, seed
+    )
+    name_left_out("prompts got no instruction", prompts_without)
+    say(f"written to {written_path}")

@@ -17,7 +17,7 @@ from secondlook.errors import InputError
 from secondlook.io import finite, read_json, same_config, writable_folder, write_json, write_text
 from secondlook.models.shipped import locate
 from secondlook.report import page, write_episode
-from secondlook.types import EpisodeFinished
+from secondlook.types import Episode, EpisodeFinished
 
 CONFIG, SUMMARY, INDEX = "config.json", "summary.json", "index.html"
 PART = 512
@@ -48,35 +48,45 @@ class Job:
     """Its folder: number of the prompt and of the sample, from 1."""
 
 
-def draw_list(prompts: Path, settings: ListSettings, out: Path, how: dict[str, Any]) -> None:
+def draw_list(
+    prompts_path: Path, settings: ListSettings, out: Path, loading: dict[str, Any]
+) -> None:
     """Draw ``settings.n`` episodes of each prompt of a file into folders of ``out``, and write
     summary.json and index.html. Sample j of prompt i has the seed ``seed + i * n + j``.
+    ``loading`` are arguments of ``load_model``.
 
     Episodes that are there whole are not drawn again. Raises InputError where ``out`` was begun
     with other settings or prompts.
     """
-    lines = read_prompts(prompts)
+    lines = read_prompts(prompts_path)
     locate(settings.model)
     writable_folder(out)
-    _check_folder(out, settings, lines, prompts)
-    jobs = [
-        Job(line, settings.seed + i * settings.n + j, f"{i + 1:05d}-{j + 1}")
-        for i, line in enumerate(lines)
-        for j in range(settings.n)
-    ]
-    missing = [job for job in jobs if not _is_whole(out / job.name, job)]
-    if len(missing) < len(jobs):
-        say(f"{len(jobs) - len(missing)} of {len(jobs)} episodes are there")
-    if missing:
-        model = load_model(settings.model, **how)
+    _check_folder(out, settings, lines, prompts_path)
+    jobs = _jobs_of(lines, settings)
+    missing_jobs = [job for job in jobs if not _is_whole(out / job.name, job)]
+    if len(missing_jobs) < len(jobs):
+        say(f"{len(jobs) - len(missing_jobs)} of {len(jobs)} episodes are there")
+    if missing_jobs:
+        model = load_model(settings.model, **loading)
         check_prompts(model.engine.template, lines)
-        _draw_missing(model, settings, missing, len(jobs), out)
-    episodes = [read_json(out / job.name / "episode.json", dict) for job in jobs]
-    summary = summarize(episodes, len(lines))
+        _draw_missing(model, settings, missing_jobs, len(jobs), out)
+    episode_rows = [read_json(out / job.name / "episode.json", dict) for job in jobs]
+    summary = summarize(episode_rows, len(lines))
     write_json(out / SUMMARY, summary)
-    write_text(out / INDEX, _index_page(jobs, episodes, summary, str(prompts), settings))
+    index_page = _index_page(jobs, episode_rows, summary, str(prompts_path), settings)
+    write_text(out / INDEX, index_page)
     say_summary(summary)
     say(f"written to {out}: {INDEX}, {SUMMARY}, a folder of each episode")
+
+
+def _jobs_of(lines: Sequence[Line], settings: ListSettings) -> list[Job]:
+    """``settings.n`` episodes of each prompt, side by side."""
+    jobs: list[Job] = []
+    for line_number, line in enumerate(lines, 1):
+        for sample_number in range(1, settings.n + 1):
+            seed = settings.seed + len(jobs)  # = seed + i * n + j, both counted from 0
+            jobs.append(Job(line, seed, f"{line_number:05d}-{sample_number}"))
+    return jobs
 
 
 def refuse_list_folder(out: Path) -> None:
@@ -98,106 +108,115 @@ def say_summary(summary: dict[str, Any]) -> None:
     )
 
 
-def summarize(episodes: Sequence[dict[str, Any]], prompts: int) -> dict[str, Any]:
+def summarize(episode_rows: Sequence[dict[str, Any]], num_prompts: int) -> dict[str, Any]:
     """Shares and means over episodes (``episode.json``). The verdicts are the model's own."""
-    finals = [e["rounds"][e["final"] - 1] for e in episodes]
-    n = len(episodes)
+    num_images = yes_first = yes_final = 0
+    p_yes_final = []
+    for episode in episode_rows:
+        final_round = episode["rounds"][episode["final"] - 1]  # counted from 1
+        num_images += len(episode["rounds"])
+        yes_first += episode["rounds"][0]["yes"]
+        yes_final += final_round["yes"]
+        p_yes_final.append(final_round["p_yes"])
+    num_episodes = len(episode_rows)
     return {
-        "prompts": prompts,
-        "episodes": n,
-        "mean_rounds": sum(len(e["rounds"]) for e in episodes) / n,
-        "yes_first": sum(e["rounds"][0]["yes"] for e in episodes) / n,
-        "yes_final": sum(r["yes"] for r in finals) / n,
-        "mean_p_yes_final": sum(r["p_yes"] for r in finals) / n,
+        "prompts": num_prompts,
+        "episodes": num_episodes,
+        "mean_rounds": num_images / num_episodes,
+        "yes_first": yes_first / num_episodes,
+        "yes_final": yes_final / num_episodes,
+        "mean_p_yes_final": sum(p_yes_final) / num_episodes,
     }
 
 
-def _check_folder(out: Path, settings: ListSettings, lines: list[Line], prompts: Path) -> None:
-    """A folder goes on with the settings and the prompts that it was begun with. Raises
-    InputError."""
-    listed = [[line.text, str(line.source or "")] for line in lines]
-    digest = sha256(json.dumps(listed).encode()).hexdigest()[:16]
-    now = asdict(settings) | {"prompts": str(prompts), "prompts_digest": digest}
-    path = out / CONFIG
-    if path.exists():
-        before = read_json(path, dict)
-        if "prompts_digest" not in before:
+def _check_folder(
+    out: Path, settings: ListSettings, lines: Sequence[Line], prompts_path: Path
+) -> None:
+    """Write config.json. A folder goes on with the settings and the prompts that it was begun with;
+    the list itself may have moved. Raises InputError."""
+    listed_prompts = [[line.text, str(line.source or "")] for line in lines]
+    prompts_digest = sha256(json.dumps(listed_prompts).encode()).hexdigest()[:16]
+    new_config = asdict(settings)
+    new_config |= {"prompts": str(prompts_path), "prompts_digest": prompts_digest}
+    config_path = out / CONFIG
+    if config_path.exists():
+        old_config = read_json(config_path, dict)
+        if "prompts_digest" not in old_config:
             raise InputError(f"out: {str(out)!r} is the folder of another job; use another folder")
-        same_config(out, now, may_change=("prompts", "prompts_digest"))
-        if before["prompts_digest"] != digest:
+        same_config(out, new_config, may_change=("prompts", "prompts_digest"))
+        if old_config["prompts_digest"] != prompts_digest:
             raise InputError(
-                f"prompts: {str(prompts)!r} has other prompts than those that {str(out)!r} was "
-                "begun with; bring those back, or use another folder"
+                f"prompts: {str(prompts_path)!r} has other prompts than those that {str(out)!r} "
+                "was begun with; bring those back, or use another folder"
             )
     elif any(out.glob("*/episode.json")) or (out / "episode.json").exists():
         raise InputError(
             f"out: {str(out)!r} holds episodes that were not drawn from a list; use another folder"
         )
-    write_json(path, now)
+    write_json(config_path, new_config)
 
 
 def _is_whole(folder: Path, job: Job) -> bool:
     """Whether a folder has this episode. Its episode.json is written last."""
-    path = folder / "episode.json"
-    if not path.exists():
+    episode_path = folder / "episode.json"
+    if not episode_path.exists():
         return False
     try:
-        episode = read_json(path, dict)
+        episode = read_json(episode_path, dict)
         if (episode["prompt"], episode["seed"]) != (job.line.text, job.seed):
             return False
-        names = ["final.png", *(r["image"] for r in episode["rounds"])]
+        picture_names = ["final.png"]
         if job.line.source is not None:
-            names.append("source.png")
-        numbers = [r["p_yes"] for r in episode["rounds"]]
-        return (
-            all((folder / name).is_file() for name in names)
-            and all(finite(p_yes, 0, 1) for p_yes in numbers)
-            and finite(episode["final"], 1, len(numbers))
-        )
-    except (InputError, LookupError, TypeError):
+            picture_names.append("source.png")
+        for each in episode["rounds"]:
+            picture_names.append(each["image"])
+            if not finite(each["p_yes"], 0, 1):
+                return False
+        has_pictures = all((folder / name).is_file() for name in picture_names)
+        return has_pictures and finite(episode["final"], 1, len(episode["rounds"]))
+    except (InputError, LookupError, TypeError):  # damaged, or another program's
         return False
 
 
 def _draw_missing(
     model: Model, settings: ListSettings, jobs: Sequence[Job], total: int, out: Path
 ) -> None:
-    """Draw episodes and write each as it is finished."""
+    """Draw episodes and write each as it is finished. ``total`` counts those that are there too."""
     sampling = model.sampling(settings.guidance, settings.temperature)
-    written = {"model": settings.model, "max_rounds": settings.rounds} | asdict(sampling)
+    episode_settings = {"model": settings.model, "max_rounds": settings.rounds} | asdict(sampling)
     with progress_bar() as progress:
-        bar = progress.add_task("drawing", total=total, completed=total - len(jobs))
+        task_id = progress.add_task("drawing", total=total, completed=total - len(jobs))
         for start in range(0, len(jobs), PART):
             part = jobs[start : start + PART]
-            for job, finished in _finished(model, part, settings.rounds, sampling):
-                write_episode(out / job.name, finished.episode, written)
-                progress.advance(bar)
+            for job, episode in _finished_episodes(model, part, settings.rounds, sampling):
+                write_episode(out / job.name, episode, episode_settings)
+                progress.advance(task_id)
 
 
-def _finished(
+def _finished_episodes(
     model: Model, jobs: Sequence[Job], rounds: int, sampling: SamplingConfig
-) -> Iterator[tuple[Job, EpisodeFinished]]:
+) -> Iterator[tuple[Job, Episode]]:
     """Episodes in the order in which they are finished."""
     prompts = [job.line.prompt() for job in jobs]
     seeds = [job.seed for job in jobs]
     for event in stream_episodes(model.engine, prompts, seeds, rounds, sampling):
         if isinstance(event, EpisodeFinished):
-            yield jobs[event.prompt_index], event
+            yield jobs[event.prompt_index], event.episode
 
 
 def _index_page(
     jobs: Sequence[Job],
-    episodes: Sequence[dict[str, Any]],
+    episode_rows: Sequence[dict[str, Any]],
     summary: dict[str, Any],
     prompts: str,
     settings: ListSettings,
 ) -> str:
     """All episodes under their prompts; the pictures are those of the episodes' folders."""
-    strips = []
-    for job, episode in zip(jobs, episodes, strict=True):
-        edited = f"{job.name}/source.png" if job.line.source is not None else None
-        strips.append(episode | {"folder": job.name, "source": edited})
-    n = settings.n
-    groups = [
-        {"prompt": jobs[i].line.text, "strips": strips[i : i + n]} for i in range(0, len(jobs), n)
-    ]
+    groups: list[dict[str, Any]] = []
+    for i, job in enumerate(jobs):
+        if i % settings.n == 0:  # the first sample of a prompt
+            groups.append({"prompt": job.line.text, "strips": []})
+        edited_picture = f"{job.name}/source.png" if job.line.source is not None else None
+        strip = episode_rows[i] | {"folder": job.name, "source": edited_picture}
+        groups[-1]["strips"].append(strip)
     return page("drawn.html", groups=groups, summary=summary, prompts=prompts, settings=settings)

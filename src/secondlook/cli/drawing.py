@@ -64,44 +64,51 @@ def draw(
     at_least("n", 1 if n is None else n)
     at_least("batch", batch)
     check_sampling(guidance, temperature)
-    how = {"device": device, "batch": batch, "dtype": dtype, "attention": attention}
+    loading = {"device": device, "batch": batch, "dtype": dtype, "attention": attention}
     if prompts is not None:
         if prompt:
             raise InputError("prompt: it is given and --prompts too; give one of them")
         from secondlook.cli.draw_list import ListSettings, draw_list
 
         settings = ListSettings(model, n or 1, rounds, seed, guidance, temperature)
-        draw_list(prompts, settings, out or Path("out") / prompts.stem, how)
+        draw_list(prompts, settings, out or Path("out") / prompts.stem, loading)
         return
     check_text("prompt", prompt, "say what to draw")
-    options = {"rounds": rounds, "seed": seed, "guidance": guidance, "temperature": temperature}
-    _draw_one(prompt, model, n or 4, options, out or Path("out/draw"), how)
+    sampling = {"rounds": rounds, "seed": seed, "guidance": guidance, "temperature": temperature}
+    _draw_one(prompt, model, n or 4, sampling, out or Path("out/draw"), loading)
 
 
 def _draw_one(
-    prompt: str, model: str, n: int, options: dict[str, Any], out: Path, how: dict[str, Any]
+    prompt: str,
+    model_name: str,
+    num_samples: int,
+    sampling: dict[str, Any],
+    out: Path,
+    loading: dict[str, Any],
 ) -> None:
-    """``options`` are those of ``Model.draw``, ``how`` those of ``load_model``."""
+    """Draw one prompt and write its episodes. ``sampling`` are arguments of ``Model.draw``,
+    ``loading`` those of ``load_model``."""
     from dataclasses import asdict
 
     from secondlook.cli.draw_list import refuse_list_folder
     from secondlook.io import writable_folder
     from secondlook.report import forget_episodes, write_episode
 
-    locate(model)
+    # all that can be wrong with the names is found before a model is loaded
+    locate(model_name)
     writable_folder(out)
     refuse_list_folder(out)
-    loaded = load_model(model, **how)
+    model = load_model(model_name, **loading)
     with console.status("drawing, looking, redrawing …"):
-        episodes = loaded.draw([prompt], n, **options)
-    sampling = loaded.sampling(options["guidance"], options["temperature"])
-    settings = {"model": model, "max_rounds": options["rounds"]} | asdict(sampling)
+        episodes = model.draw([prompt], num_samples, **sampling)
+    sampling_config = model.sampling(sampling["guidance"], sampling["temperature"])
+    settings = {"model": model_name, "max_rounds": sampling["rounds"]} | asdict(sampling_config)
     forget_episodes(out)
-    for i, episode in enumerate(episodes, 1):
-        write_episode(out if n == 1 else out / str(i), episode, settings)
-    for i, episode in enumerate(episodes, 1):
-        _print_episode(episode, f"{i}/{n}" if n > 1 else "")
-    folders = " (one folder each)" if n > 1 else ""
+    for number, episode in enumerate(episodes, 1):
+        write_episode(out if num_samples == 1 else out / str(number), episode, settings)
+    for number, episode in enumerate(episodes, 1):
+        _print_episode(episode, f"{number}/{num_samples}" if num_samples > 1 else "")
+    folders = " (one folder each)" if num_samples > 1 else ""
     say(f"written to {out}: round-1.png …, final.png, episode.json, episode.html{folders}")
 
 
@@ -131,30 +138,31 @@ def edit(
     check_sampling(guidance, temperature)
     for instruction in instructions:
         check_text("instruction", instruction, "say what to change")
-    source = read_image(image)
+    source_image = read_image(image)
     locate(model)
     writable_folder(out)
     refuse_list_folder(out)
-    loaded = load_model(model, device, dtype=dtype, attention=attention)
+    editor = load_model(model, device, dtype=dtype, attention=attention)
     with console.status("editing, looking, editing again …"):
-        episodes = loaded.edit(
-            source,
+        episodes = editor.edit(
+            source_image,
             instructions,
             rounds=rounds,
             seed=seed,
             guidance=guidance,
             temperature=temperature,
         )
-    sampling = asdict(loaded.sampling(guidance, temperature))
-    settings = {"model": model, "image": str(image), "max_rounds": rounds} | sampling
+    sampling_config = editor.sampling(guidance, temperature)
+    settings = {"model": model, "image": str(image), "max_rounds": rounds} | asdict(sampling_config)
     forget_episodes(out)
-    several = len(episodes) > 1
-    for i, episode in enumerate(episodes, 1):
-        write_episode(out / str(i) if several else out, episode, settings)
-        _print_episode(episode, f"{i}/{len(episodes)}" if several else "")
-    if several:
+    are_several = len(episodes) > 1
+    for number, episode in enumerate(episodes, 1):
+        write_episode(out / str(number) if are_several else out, episode, settings)
+        _print_episode(episode, f"{number}/{len(episodes)}" if are_several else "")
+    folders = ""
+    if are_several:
         write_image(out / "final.png", episodes[-1].image)
-    folders = " (one folder an instruction, final.png of the last beside them)" if several else ""
+        folders = " (one folder an instruction, final.png of the last beside them)"
     say(
         f"written to {out}: source.png, round-1.png …, final.png, episode.json, "
         f"episode.html{folders}"
@@ -162,8 +170,10 @@ def edit(
 
 
 def _print_episode(episode: Episode, which: str) -> None:
+    """A line of the prompt and one of each round. ``which``: "2/4" of several episodes."""
     say((episode.prompt.text, "bold"), (f"  seed {episode.seed} {which}", "dim"))
-    for i, r in enumerate(episode.rounds, 1):
-        verdict = ("Yes", "green") if r.yes else ("No ", "red")
-        final = ("  <- final", "blue") if i - 1 == episode.final else ""
-        say(f"  round {i}: ", verdict, f" p(yes) {r.p_yes:.2f}  {r.reason}", final)
+    for round_index, each in enumerate(episode.rounds):
+        verdict = ("Yes", "green") if each.yes else ("No ", "red")
+        final_mark = ("  <- final", "blue") if round_index == episode.final else ""
+        reason = f" p(yes) {each.p_yes:.2f}  {each.reason}"
+        say(f"  round {round_index + 1}: ", verdict, reason, final_mark)

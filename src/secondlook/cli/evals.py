@@ -130,12 +130,12 @@ def run_benchmark(
 
 def _without_score(result: dict[str, Any]) -> list[str]:
     """One name a sample, and why its first picture without a score has none."""
-    named: dict[tuple[str, int], str] = {}
+    name_of_sample: dict[tuple[str, int], str] = {}
     for missing in result.get("left_out", []):
         if isinstance(missing, dict):
             sample = missing["id"], missing["sample"]
-            named.setdefault(sample, f"{missing['picture']} ({missing['why']})")
-    return list(named.values())
+            name_of_sample.setdefault(sample, f"{missing['picture']} ({missing['why']})")
+    return list(name_of_sample.values())
 
 
 @contextmanager
@@ -149,19 +149,20 @@ def _session(name: str, out: Path, computing: Computing) -> Iterator[EvalSession
     def load(model: str) -> Any:
         return load_engine(locate(model), **(computing | {"device": device}))
 
-    bars, tasks = progress_bar(), dict[str, Any]()
+    progress_bars = progress_bar()
+    bar_ids: dict[str, Any] = {}
 
     def progress(what: str, done: int, total: int) -> None:
-        bars.start()
-        if what not in tasks:
-            tasks[what] = bars.add_task(what, total=None)
-        bars.update(tasks[what], completed=done, total=total)
+        progress_bars.start()  # not before: a benchmark that only prints has no bar
+        if what not in bar_ids:
+            bar_ids[what] = progress_bars.add_task(what, total=None)
+        progress_bars.update(bar_ids[what], completed=done, total=total)
 
     try:
         yield EvalSession(name, out, load, device, progress, say)
     finally:
-        if tasks:
-            bars.stop()
+        if bar_ids:
+            progress_bars.stop()
 
 
 # ----------------------------------------------------------------------------------- all benchmarks
@@ -187,15 +188,15 @@ def _all_function() -> Callable[..., None]:
         _keyword("batch", Batch, 32),
         *COMPUTING_PARAMETERS,
     ]
-    known = {parameter.name for parameter in parameters}
+    known_names = {parameter.name for parameter in parameters}
     for name in benchmarks.names():
         benchmark = get_benchmark(name)
-        if benchmark.argument:
+        if benchmark.argument:  # it needs more than a model
             continue
-        for field in benchmark.model_fields:
-            if field not in known:
-                known.add(field)
-                parameters.append(_optional(benchmark, field))
+        for field_name in benchmark.model_fields:
+            if field_name not in known_names:
+                known_names.add(field_name)
+                parameters.append(_optional(benchmark, field_name))
     return _with_parameters(_run_all, parameters)
 
 
@@ -210,8 +211,9 @@ def _run_all(
     device: str,
     dtype: str,
     attention: str,
-    **more: Any,
+    **benchmark_options: Any,
 ) -> None:
+    """``benchmark_options``: those of the benchmarks' fields, None where one was not given."""
     from secondlook.evals import overview
     from secondlook.io import same_config, writable_folder, write_json
     from secondlook.models.shipped import SHIPPED, locate
@@ -229,28 +231,27 @@ def _run_all(
     write_json(out / "config.json", settings)
     overview.read_results(out)  # refuses what cannot be read before anything is computed
 
-    options = {name: value for name, value in more.items() if value is not None}
-    options |= {"model": model, "seed": seed}
-    chosen, skipped = _prepare(names, options, rounds, only)
+    given_options = {name: value for name, value in benchmark_options.items() if value is not None}
+    given_options |= {"model": model, "seed": seed}
+    chosen, skipped = _prepare(names, given_options, rounds, only)
     computing = {"batch": batch, "device": device, "dtype": dtype, "attention": attention}
-    failed = {}
+    failures: dict[str, str] = {}
     for name, benchmark in chosen.items():
         if not benchmark.resumes and (out / name / "result.json").exists():
             continue  # it would be computed again
         try:
             run_benchmark(name, benchmark, out / name, computing)
-        except (InputError, Stopped) as error:
-            failed[name] = str(error)
+        except (InputError, Stopped) as error:  # the others do not depend on it
+            failures[name] = str(error)
             say(f"{name}: not ended: {error}")
-    page = overview.write(out, settings, skipped | failed)
+    result = overview.write(out, settings, skipped | failures)
     say(
-        f"written to {out}: all.html, result.json ({len(page['benchmarks'])} benchmarks, "
+        f"written to {out}: all.html, result.json ({len(result['benchmarks'])} benchmarks, "
         f"{len(skipped)} skipped)"
     )
-    if failed:
-        raise Stopped(
-            f"benchmarks: {', '.join(failed)} began and did not end: {next(iter(failed.values()))}"
-        )
+    if failures:
+        first_reason = next(iter(failures.values()))
+        raise Stopped(f"benchmarks: {', '.join(failures)} began and did not end: {first_reason}")
 
 
 def _names_of_suite(suite: str) -> list[str]:
@@ -258,15 +259,16 @@ def _names_of_suite(suite: str) -> list[str]:
     suite."""
     from secondlook.evals.benchmark import get_benchmark
 
-    suites: dict[str, list[str]] = {}
+    names_of_suite: dict[str, list[str]] = {}
     for name in benchmarks.names():
         benchmark = get_benchmark(name)
-        of_suite = suites.setdefault(benchmark.suite, [])
+        names = names_of_suite.setdefault(benchmark.suite, [])  # a suite may end up empty
         if not benchmark.argument:
-            of_suite.append(name)
-    if suite not in suites:
-        raise InputError(f"suite: {suite!r} is unknown; use auto or one of {', '.join(suites)}")
-    return suites[suite]
+            names.append(name)
+    if suite not in names_of_suite:
+        known_suites = ", ".join(names_of_suite)
+        raise InputError(f"suite: {suite!r} is unknown; use auto or one of {known_suites}")
+    return names_of_suite[suite]
 
 
 def _prepare(
@@ -276,12 +278,16 @@ def _prepare(
     said before the first one begins."""
     from secondlook.evals.benchmark import get_benchmark
 
-    chosen, skipped = {}, {}
+    chosen: dict[str, Benchmark] = {}
+    skipped: dict[str, str] = {}
     for name in names:
-        kind = get_benchmark(name)
-        own = {field: value for field, value in options.items() if field in kind.model_fields}
+        benchmark_class = get_benchmark(name)
+        own_options = benchmark_class.options_for_all(rounds, only)
+        for field_name, value in options.items():
+            if field_name in benchmark_class.model_fields:
+                own_options[field_name] = value
         try:
-            benchmark = kind(**kind.options_for_all(rounds, only), **own)
+            benchmark = benchmark_class(**own_options)
             benchmark.check()
             chosen[name] = benchmark
         except InputError as error:
@@ -333,18 +339,17 @@ def _parameter(benchmark: type[Benchmark], name: str) -> inspect.Parameter:
     field = benchmark.model_fields[name]
     default = inspect.Parameter.empty if field.is_required() else field.default
     if name == benchmark.argument:
-        kind: Any = typer.Argument(help=field.description)
+        typer_info: Any = typer.Argument(help=field.description)
     else:
-        kind = typer.Option(help=field.description)
-    return _keyword(name, Annotated[_plain_type(field), kind], default)
+        typer_info = typer.Option(help=field.description)
+    return _keyword(name, Annotated[_plain_type(field), typer_info], default)
 
 
 def _optional(benchmark: type[Benchmark], name: str) -> inspect.Parameter:
     """A field as an option of `eval all`, where None leaves it as each benchmark has it."""
     field = benchmark.model_fields[name]
-    help_text = f"{benchmark.title}: {field.description}"
-    kind = typer.Option(help=help_text)
-    return _keyword(name, Annotated[_plain_type(field) | None, kind], None)
+    typer_option = typer.Option(help=f"{benchmark.title}: {field.description}")
+    return _keyword(name, Annotated[_plain_type(field) | None, typer_option], None)
 
 
 def _plain_type(field: FieldInfo) -> Any:
@@ -363,9 +368,13 @@ def _with_parameters(
     def command(**options: Any) -> None:
         function(**options)
 
-    required_first = sorted(parameters, key=lambda p: p.default is not inspect.Parameter.empty)
+    def has_default(parameter: inspect.Parameter) -> bool:
+        return parameter.default is not inspect.Parameter.empty
+
+    # typer reads names and defaults from the signature, and types from the annotations
+    required_first = sorted(parameters, key=has_default)
     command.__signature__ = inspect.Signature(required_first)  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    command.__annotations__ = {each.name: each.annotation for each in parameters}
     return command
 
 

@@ -64,15 +64,17 @@ def judge(
     locate(model)
     if is_list(images):
         writable_folder(out)
-        loaded = load_model(model, device, batch, dtype, attention)
-        check_prompts(loaded.engine.template, lines_of(pairs))
+        judge_model = load_model(model, device, batch, dtype, attention)
+        check_prompts(judge_model.engine.template, lines_of(pairs))
         name_left_out("no picture, left out", left_out)
-        _judge_all(loaded.engine, pairs, (model, str(images), threshold, str(source or "")), out)
+        settings = (model, str(images), threshold, str(source or ""))
+        _judge_all(judge_model.engine, pairs, settings, out)
         return
     [pair] = pairs
-    picture, asked = pair.open(), pair.asked()
-    loaded = load_model(model, device, batch, dtype, attention)
-    verdict = loaded.judge(picture, asked.text, asked.source, threshold)
+    # opened first: a picture that cannot be read is told before a model is loaded
+    judged_image, asked_prompt = pair.open(), pair.asked()
+    judge_model = load_model(model, device, batch, dtype, attention)
+    verdict = judge_model.judge(judged_image, asked_prompt.text, asked_prompt.source, threshold)
     say(f"{'Yes' if verdict.yes else 'No'}  p(yes) {verdict.p_yes:.3f}  {verdict.reason}")
 
 
@@ -91,17 +93,19 @@ def _calibrated_threshold(folder: Path) -> float:
 
 
 def _judge_all(engine: Any, pairs: list[Any], settings: tuple[Any, ...], out: Path) -> None:
-    """Write the verdicts on many pictures; goes on where an earlier call was interrupted."""
+    """Write the verdicts on many pictures; goes on where an earlier call was interrupted.
+    ``settings`` are the fields of ``evaluator.Settings`` in order."""
     from secondlook.evals import evaluator
     from secondlook.io import read_json
 
     with progress_bar() as progress:
-        bar = progress.add_task("judging", total=len(pairs))
-        for n in evaluator.write(engine, pairs, evaluator.Settings(*settings), out):
-            progress.update(bar, completed=n)
+        task_id = progress.add_task("judging", total=len(pairs))
+        for num_judged in evaluator.write(engine, pairs, evaluator.Settings(*settings), out):
+            progress.update(task_id, completed=num_judged)
     result = read_json(out / "result.json", dict)
     threshold = result["settings"]["threshold"]
-    speed = f", {result['images_per_second']:.1f} images/s" if result["images_per_second"] else ""
+    images_per_second = result["images_per_second"]  # none where all verdicts were there
+    speed = f", {images_per_second:.1f} images/s" if images_per_second else ""
     say(f"{result['yes']} of {result['pairs']} match (p(yes) above {threshold:.3f}){speed}")
     name_left_out("not judged", result["unreadable"])
     say(f"written to {out}: verdicts.jsonl, result.json")
@@ -120,6 +124,6 @@ def ask(
     from secondlook.io import read_image
 
     at_least("max_tokens", max_tokens)
-    picture = read_image(image)
-    loaded = load_model(model, device, dtype=dtype, attention=attention)
-    say(loaded.ask(picture, question, max_tokens))
+    shown_image = read_image(image)
+    asked_model = load_model(model, device, dtype=dtype, attention=attention)
+    say(asked_model.ask(shown_image, question, max_tokens))

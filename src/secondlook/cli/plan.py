@@ -66,67 +66,83 @@ def plan(
         raise InputError(f"set: {set_[0]!r} changes a file's settings; give the file with --config")
     model, editing = model or "7b", bool(editing)
     sizes = replace(model_sizes.sizes_of(model), prompt_tokens=prompt)
-    available = memory * plans.GIB
+    available_bytes = memory * plans.GIB
     billions = (sizes.trained_params + sizes.frozen_params) / 1e9
     account = plans.account(sizes, job, gpus, editing)
     _print_table(
         account,
         f"GiB of each of {gpus} GPUs: {model}, {billions:.2f} billion parameters",
     )
-    changes, enough = memory_advice.advice(sizes, job, gpus, available, editing)
-    held, spare = account.peak / plans.GIB, plans.SPARE / plans.GIB
-    fits = not changes and enough
-    say(
-        f"{'fits' if fits else 'does not fit'}: {held:.1f} GiB, and {spare:.0f} for fragments "
-        "and the CUDA context, "
-        f"are {held + spare:.1f} of {memory:g}"
-    )
-    if not fits:
-        say(f"it would {'fit' if enough else 'not even fit'} with {', '.join(changes)}")
-        ranks = memory_advice.ranks_needed(sizes, job, available, editing)
-        on_ranks = f"{ranks} such GPUs" if ranks else "no number of such GPUs"
+    changes, fits_with_changes = memory_advice.advice(sizes, job, gpus, available_bytes, editing)
+    _say_whether_it_fits(account, memory, changes, fits_with_changes)
+    if changes or not fits_with_changes:
+        num_ranks = memory_advice.ranks_needed(sizes, job, available_bytes, editing)
+        on_ranks = f"{num_ranks} such GPUs" if num_ranks else "no number of such GPUs"
         say(f"as it is, it fits on {on_ranks}")
     if isinstance(job, RLConfig) and any(reward.kind == "vlm" for reward in job.rewards):
         say("the judge's server is not counted; it needs GPUs of its own")
     if json_:
-        said = {
-            "fits": fits,
+        account_row = {
+            "fits": not changes and fits_with_changes,
             "changes": changes,
-            "enough": enough,
+            "enough": fits_with_changes,
             "bytes": vars(account),
             "spare": plans.SPARE,
         }
-        write_json(json_, json.loads(json.dumps(said)))
+        write_json(json_, json.loads(json.dumps(account_row)))
+
+
+def _say_whether_it_fits(
+    account: Plan, memory: float, changes: list[str], fits_with_changes: bool
+) -> None:
+    """``memory`` is GiB of a GPU; ``changes`` are what would have to be set otherwise."""
+    from secondlook.train.memory_plan import GIB, SPARE
+
+    peak_gib, spare_gib = account.peak / GIB, SPARE / GIB
+    fits = not changes and fits_with_changes
+    say(
+        f"{'fits' if fits else 'does not fit'}: {peak_gib:.1f} GiB, and {spare_gib:.0f} for "
+        f"fragments and the CUDA context, are {peak_gib + spare_gib:.1f} of {memory:g}"
+    )
+    if not fits:
+        say(f"it would {'fit' if fits_with_changes else 'not even fit'} with {', '.join(changes)}")
 
 
 def _job_of(config: Path, settings: list[str]) -> tuple[Path, RLConfig | SFTConfig]:
-    """The file of a job's settings, and the settings: stage 1 has ``data``, stage 2 has not."""
+    """The file of a job's settings, and the settings. Stage 1 has ``data`` and stage 2 has not,
+    which is looked for in the text: settings of the other stage would be refused."""
     from secondlook import config as configs
     from secondlook.io import read_text
     from secondlook.recipes import find_config
     from secondlook.train.rl.config import RLConfig
     from secondlook.train.sft import SFTConfig
 
-    path = find_config(config)
-    if re.search(r"^data\s*=", read_text(path), re.MULTILINE):
-        return path, configs.load(SFTConfig, path, settings)
-    return path, configs.load(RLConfig, path, settings)
+    config_path = find_config(config)
+    if re.search(r"^data\s*=", read_text(config_path), re.MULTILINE):
+        return config_path, configs.load(SFTConfig, config_path, settings)
+    return config_path, configs.load(RLConfig, config_path, settings)
 
 
 def _print_table(account: Plan, title: str) -> None:
-    """What a rank holds, by what it is for, at both peaks."""
+    """What a rank holds in GiB, by what it is for: a column for each phase's peak."""
     from rich.table import Table
 
-    phases = {name: part for name, part in vars(account).items() if part}
+    headings = {"rollout": "drawing episodes", "update": "updating"}
     table = Table("", title=title)
-    for name in phases:
-        table.add_column(
-            {"rollout": "drawing episodes", "update": "updating"}[name], justify="right"
-        )
-    for row in dict.fromkeys(row for part in phases.values() for row in part):
-        table.add_row(
-            row, *(f"{part[row] / 2**30:.1f}" if row in part else "" for part in phases.values())
-        )
+    phases: list[dict[str, float]] = []
+    row_names: dict[str, None] = {}  # in order, each once: the phases share some
+    for phase_name, bytes_of_row in vars(account).items():
+        if bytes_of_row:  # stage 1 draws no episodes
+            table.add_column(headings[phase_name], justify="right")
+            phases.append(bytes_of_row)
+            row_names |= dict.fromkeys(bytes_of_row)
+    for row_name in row_names:
+        cells = []
+        for bytes_of_row in phases:
+            held = bytes_of_row.get(row_name)
+            cells.append("" if held is None else f"{held / 2**30:.1f}")
+        table.add_row(row_name, *cells)
     table.add_section()
-    table.add_row("together", *(f"{sum(part.values()) / 2**30:.1f}" for part in phases.values()))
+    totals = [f"{sum(bytes_of_row.values()) / 2**30:.1f}" for bytes_of_row in phases]
+    table.add_row("together", *totals)
     console.print(table)

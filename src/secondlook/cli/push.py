@@ -36,5 +36,5 @@ def push(
     """Upload a checkpoint with a model card made of its run's settings and of results."""
     from secondlook import hub
 
-    where = hub.push(folder, repo, results, license_, private, dry_run)
-    say(f"written to {where}" if dry_run else f"uploaded to {where}")
+    destination = hub.push(folder, repo, results, license_, private, dry_run)
+    say(f"written to {destination}" if dry_run else f"uploaded to {destination}")

@@ -22,9 +22,9 @@ def list_recipes(context: typer.Context) -> None:
     from secondlook.recipes import recipe_names, title_of
 
     names = recipe_names()
-    width = max(len(name) for name in names)
+    longest_name = max(map(len, names))
     for name in names:
-        say((f"{name:{width}}", "bold"), f"  {title_of(name)}")
+        say((f"{name:{longest_name}}", "bold"), f"  {title_of(name)}")
 
 
 @recipes_app.command("copy")

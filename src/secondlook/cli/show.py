@@ -24,42 +24,49 @@ def show(
         raise InputError(
             f"folder: {str(folder)!r} is not a folder; give one that draw, eval or train wrote"
         )
-    episodes = (
-        [folder / "episode.json"]
-        if (folder / "episode.json").exists()
-        else sorted(folder.glob("*/episode.json"))
-    )
-    if (folder / "summary.json").exists():
+    if (folder / "episode.json").exists():
+        episode_paths = [folder / "episode.json"]
+    else:
+        episode_paths = sorted(folder.glob("*/episode.json"))
+    summary_path, result_path = folder / "summary.json", folder / "result.json"
+    if summary_path.exists():  # before the episodes that it sums up
         from secondlook.cli.draw_list import say_summary
 
-        with foreign(folder / "summary.json"):
-            say_summary(read_json(folder / "summary.json", dict))
-    elif episodes:
-        for path in episodes:
-            with foreign(path):
-                _show_episode(path)
-    elif (folder / "result.json").exists():
-        with foreign(folder / "result.json"):
-            _show_result(read_json(folder / "result.json", dict))
+        with foreign(summary_path):
+            say_summary(read_json(summary_path, dict))
+    elif episode_paths:
+        for episode_path in episode_paths:
+            with foreign(episode_path):
+                _show_episode(episode_path)
+    elif result_path.exists():
+        with foreign(result_path):
+            _show_result(read_json(result_path, dict))
     elif (folder / "metrics.jsonl").exists():
-        from secondlook.report import curves
-
-        rows = stored_rows(folder / "metrics.jsonl")
-        if not rows:
-            raise InputError(f"folder: {str(folder)!r} has no metrics yet; wait for the first row")
-        with foreign(folder / "metrics.jsonl"):
-            for name, value in rows[-1].items():
-                say(f"  {name:14} {value:.4g}")
-            say(f"curves: {curves(folder)}")
+        _show_training_run(folder)
     else:
         raise InputError(
             f"folder: {str(folder)!r} holds no episode.json, result.json or metrics.jsonl"
         )
 
 
+def _show_training_run(folder: Path) -> None:
+    """The last row of its metrics; all of them are plotted to curves.png."""
+    from secondlook.report import curves
+
+    metrics_path = folder / "metrics.jsonl"
+    rows = stored_rows(metrics_path)
+    if not rows:
+        raise InputError(f"folder: {str(folder)!r} has no metrics yet; wait for the first row")
+    with foreign(metrics_path):
+        for name, value in rows[-1].items():
+            say(f"  {name:14} {value:.4g}")
+        say(f"curves: {curves(folder)}")
+
+
 @contextmanager
 def foreign(path: Path) -> Iterator[None]:
-    """A file that has not what this package writes is refused. Raises InputError."""
+    """Reading inside: a file that has not what this package writes is refused. Raises
+    InputError."""
     try:
         yield
     except (LookupError, TypeError, AttributeError, ValueError) as error:
@@ -71,17 +78,19 @@ def foreign(path: Path) -> Iterator[None]:
 
 
 def _show_episode(path: Path) -> None:
-    e = read_json(path, dict)
-    say((e["prompt"], "bold"), (f"  seed {e['seed']}, {path.parent}", "dim"))
-    for i, r in enumerate(e["rounds"], 1):
-        final = "  <- final" if i == e["final"] else ""
+    """``path`` is an episode.json."""
+    episode = read_json(path, dict)
+    say((episode["prompt"], "bold"), (f"  seed {episode['seed']}, {path.parent}", "dim"))
+    for number, each in enumerate(episode["rounds"], 1):
+        verdict = "Yes" if each["yes"] else "No "
+        final_mark = "  <- final" if number == episode["final"] else ""
         say(
-            f"  {r['image']}: {'Yes' if r['yes'] else 'No '} p(yes) {r['p_yes']:.2f}  "
-            f"{r['reason']}{final}"
+            f"  {each['image']}: {verdict} p(yes) {each['p_yes']:.2f}  {each['reason']}{final_mark}"
         )
 
 
 def _show_result(result: dict) -> None:
+    """A result.json, told from others by the keys that it has."""
     if "splits" in result:
         _show_pope(result)
     elif "tasks" not in result:
@@ -95,35 +104,39 @@ def _show_result(result: dict) -> None:
 def _show_miniature(result: dict) -> None:
     """Of ``eval mini-geneval``."""
     _show_images("task", {"overall": result["overall"], **result["tasks"]})
-    b, p, r = result["binding"], result["position"], result["redraws"]
+    binding, position, redraws = result["binding"], result["position"], result["redraws"]
     console.print(
-        f"bound, given both objects and colours: {interval(b['bound'])} (chance 0.5, "
-        f"{b['images']} images)"
+        f"bound, given both objects and colours: {interval(binding['bound'])} (chance 0.5, "
+        f"{binding['images']} images)"
     )
     console.print(
-        f"relation, given both objects: {interval(p['given_both'])} (chance {p['chance']:.2f}, "
-        f"{p['images']} images)"
+        f"relation, given both objects: {interval(position['given_both'])} (chance "
+        f"{position['chance']:.2f}, {position['images']} images)"
     )
     for name, row in result["judge"].items():
         _show_judge(f"judge, {name}", row)
-    fixed, broken = share(r["fixed"], r["wrong"], "wrong"), share(r["broken"], r["right"], "right")
-    console.print(f"redraws: fixed {fixed}, broke {broken}")
+    fixed_share = share(redraws["fixed"], redraws["wrong"], "wrong")
+    broken_share = share(redraws["broken"], redraws["right"], "right")
+    console.print(f"redraws: fixed {fixed_share}, broke {broken_share}")
 
 
 def _show_public(result: dict) -> None:
     """Of an image benchmark."""
-    s, missing = result["settings"], result["missing"]
-    counted = f"{result['rows']} rows, {s['samples']} samples each"
-    say((result["title"], "bold"), f": {s['model']}, {counted}, scored by {s['judge']}")
+    settings, num_missing = result["settings"], result["missing"]
+    counts = f"{result['rows']} rows, {settings['samples']} samples each"
+    say(
+        (result["title"], "bold"),
+        f": {settings['model']}, {counts}, scored by {settings['judge']}",
+    )
     _show_images("task", {"overall": result["overall"], **result["tasks"]})
     if len(result["metrics"]) > 1:
         _show_images("metric", result["metrics"])
     if "judge" in result:
         _show_judge("judge of its own images", result["judge"])
-    of = result["images"] + missing
+    num_samples = result["images"] + num_missing
     say(
-        f"{result['mean_rounds']:.2f} images a sample; {missing or 'none'} of {of} samples left "
-        "out, for want of a score"
+        f"{result['mean_rounds']:.2f} images a sample; {num_missing or 'none'} of {num_samples} "
+        "samples left out, for want of a score"
     )
     if result["note"]:
         say((result["note"], "dim"))
@@ -144,11 +157,8 @@ def _show_images(head: str, rows: dict[str, dict]) -> None:
     counted."""
     table = Table(head, "first image", "final image", "gain", "samples")
     for name, row in rows.items():
-        table.add_row(
-            name,
-            *(interval(row[image]) for image in ("first", "final", "gain")),
-            str(row.get("images", "")),
-        )
+        first, final, gain = interval(row["first"]), interval(row["final"]), interval(row["gain"])
+        table.add_row(name, first, final, gain, str(row.get("images", "")))
     console.print(table)
 
 

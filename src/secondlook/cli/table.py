@@ -22,20 +22,20 @@ def eval_table(
     from secondlook.evals import comparison
     from secondlook.io import writable_folder
 
-    measured = []
-    for given in results:
-        name, separator, folder = given.partition("=")
-        if not (name and separator and folder):
+    benchmark_results = []
+    for named_folder in results:
+        model_name, separator, folder = named_folder.partition("=")
+        if not (model_name and separator and folder):
             raise InputError(
-                f"results: {given!r} is not NAME=FOLDER; write for example "
+                f"results: {named_folder!r} is not NAME=FOLDER; write for example "
                 "base=out/r1/benchmarks/base"
             )
-        measured += comparison.read_results(name, Path(folder))
+        benchmark_results += comparison.read_results(model_name, Path(folder))
     writable_folder(out)
-    for table in comparison.write(out, measured)["benchmarks"]:
+    for table in comparison.write(out, benchmark_results)["benchmarks"]:
         say((table["title"], "bold"))
-        for model in table["models"]:
-            first = interval(model["overall"]["first"])
-            final = interval(model["overall"]["final"])
-            say(f"  {model['name']:12} first {first}  final {final}")
+        for model_row in table["models"]:
+            first_score = interval(model_row["overall"]["first"])
+            final_score = interval(model_row["overall"]["final"])
+            say(f"  {model_row['name']:12} first {first_score}  final {final_score}")
     say(f"written to {out}: table.md, table.html, result.json")

@@ -55,22 +55,22 @@ def train_rl(
     from secondlook.train.rl import config as rl_config
     from secondlook.train.rl import loop
 
-    _train(
-        loop.train_rl,
-        rl_config.RLConfig,
-        config,
-        out,
-        [*set_, *([f"algorithm={algorithm}"] if algorithm else [])],
-    )
+    settings = list(set_)
+    if algorithm:
+        settings.append(f"algorithm={algorithm}")
+    _train(loop.train_rl, rl_config.RLConfig, config, out, settings)
 
 
-def _train(job: Any, kind: Any, config: Path, out: Path, settings: list[str]) -> None:
+def _train(
+    train_job: Any, config_class: Any, config_path: Path, out: Path, settings: list[str]
+) -> None:
+    """Run a job with the settings of a file, and of ``--set`` over them."""
     from secondlook import config as configs
     from secondlook.io import writable_folder
     from secondlook.train.termination import noted
 
-    loaded = configs.load(kind, config, settings)
+    job_config = configs.load(config_class, config_path, settings)
     writable_folder(out)
-    with noted(out):
-        job(loaded, out)
+    with noted(out):  # how it ends is kept for a restart
+        train_job(job_config, out)
     say(f"written to {out}")
