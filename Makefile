@@ -30,7 +30,8 @@ types: install
 docs: install
 	if [ -f mkdocs.yml ]; then $(BIN)/mkdocs build --strict --quiet; fi
 
-test: lint types docs
+test: install
+	$(MAKE) --no-print-directory -j 2 lint types docs
 	$(PYTEST)
 
 # What is heavy by nature: several ranks, kills, whole scripts.

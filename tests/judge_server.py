@@ -8,7 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from secondlook.llm.client import Asker, Endpoint
+from secondlook.llm.client import Asker
+from secondlook.llm.endpoint import Endpoint
 from secondlook.rewards.vlm import VLMReward
 
 CASE = Path(__file__).parent / "cases" / "unfriendly_judge.py"

@@ -98,10 +98,11 @@ def test_it_sees_what_is_there(mini):
     assert result["is_there"]["balanced_accuracy"]["mean"] > 0.85
 
 
-def test_its_first_images_are_mostly_right_and_looking_again_pays(mini):
+@pytest.mark.parametrize("rows", [12, pytest.param(40, marks=pytest.mark.slow)])
+def test_its_first_images_are_mostly_right_and_looking_again_pays(mini, rows):
     from secondlook.mini.evals import geneval
 
-    settings = geneval.MiniGenEval(samples=2, rounds=3, rows_per_task=24)
+    settings = geneval.MiniGenEval(samples=2, rounds=3, rows_per_task=rows)
     scored = geneval.draw_and_read(mini, settings, settings.sampling(mini))
     assert np.mean([s.first_right for s in scored]) > 0.75
     fixed = sum(s.final_right and not s.first_right for s in scored)

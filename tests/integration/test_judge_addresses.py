@@ -8,7 +8,9 @@ import pytest
 
 from judge_server import ITEMS, QUICK, Server, judge, unfriendly
 from secondlook.errors import InputError
-from secondlook.llm.client import Answers, Asker, Endpoint, Question, question_key
+from secondlook.llm.answer_store import Answers
+from secondlook.llm.client import Asker
+from secondlook.llm.endpoint import Endpoint, Question, question_key
 from secondlook.llm.parsing import texts_of
 from secondlook.rewards.config import RewardConfig
 from secondlook.rewards.vlm import ServedConfig, yes_or_no

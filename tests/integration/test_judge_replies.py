@@ -189,8 +189,8 @@ def respond(status=400, content=b"", **headers) -> httpx.Response:
         ("größe".encode(), {"content_type": "text/plain; charset=nonsense"}, "größe"),
         (b"\xff\xfe broken", {}, "\ufffd\ufffd broken"),
         (b"\x1b[31mred\x07\n\nlines", {}, "[31mred lines"),
-        (b"[" * 100_000, {}, "[" * replies.LONGEST + "…"),
-        (b"word " * 1000, {}, ("word " * 1000)[: replies.LONGEST] + "…"),
+        (b"[" * 100_000, {}, "[" * replies.MAX_SHOWN + "…"),
+        (b"word " * 1000, {}, ("word " * 1000)[: replies.MAX_SHOWN] + "…"),
     ],
 )
 def test_the_servers_words(content, headers, words):

@@ -19,7 +19,9 @@ from secondlook.evals.dsg import DSG
 from secondlook.evals.gedit import GEdit
 from secondlook.evals.scorers.vqa import Questions
 from secondlook.llm import replies
-from secondlook.llm.client import Answers, Asker, Endpoint
+from secondlook.llm.answer_store import Answers
+from secondlook.llm.client import Asker
+from secondlook.llm.endpoint import Endpoint
 from secondlook.llm.missing import tell_missing, why_missing
 from secondlook.rewards.reward import Weighted, try_out
 from secondlook.rewards.vlm import ServedConfig, VLMReward, in_words
@@ -106,7 +108,7 @@ def test_thinking_is_switched_off_or_has_room(judge_url, add_model):
         seen[0]["chat_template_kwargs"] == {"enable_thinking": False}
         and "chat_template_kwargs" not in seen[1]
     )
-    assert seen[0]["max_tokens"] == 1 and seen[1]["max_tokens"] == 100 + replies.ROOM
+    assert seen[0]["max_tokens"] == 1 and seen[1]["max_tokens"] == 100 + replies.THINKING_ROOM
     config = ServedConfig(
         judge_url, "m", decomposer_model="d", decomposer_thinking=True, patience=3.0
     )

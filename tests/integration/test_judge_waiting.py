@@ -11,7 +11,9 @@ import pytest
 from judge_server import ITEMS, MANY, QUICK, SCORE, Server, judge, unfriendly
 from secondlook.end_request import EndRequest, EndRequested
 from secondlook.errors import InputError, Stopped
-from secondlook.llm.client import Answers, Asker, Endpoint, Question
+from secondlook.llm.answer_store import Answers
+from secondlook.llm.client import Asker
+from secondlook.llm.endpoint import Endpoint, Question
 from secondlook.llm.missing import why_missing
 from secondlook.rewards.vlm import VLMReward, in_words
 
@@ -66,8 +68,15 @@ def test_a_question_beyond_the_limit_is_not_waited_for(judge_url, add_model):
 def test_pauses_double_up_to_a_minute(judge_url, monkeypatch):
     monkeypatch.setattr("random.uniform", lambda _, most: most)
     asker = Asker(Endpoint(judge_url, "fine"))
-    assert [asker._pause(n) for n in (0, 1, 2, 6, 7, 10**6)] == [0.5, 1, 2, 32, 60, 60]
-    assert Asker(Endpoint(judge_url, "fine", backoff=0.0))._pause(3) == pytest.approx(0.08)
+    assert [asker.endpoint.retry_pause(n) for n in (0, 1, 2, 6, 7, 10**6)] == [
+        0.5,
+        1,
+        2,
+        32,
+        60,
+        60,
+    ]
+    assert Endpoint(judge_url, "fine", backoff=0.0).retry_pause(3) == pytest.approx(0.08)
 
 
 def answering(server: Server) -> VLMReward:

@@ -26,6 +26,7 @@ def test_what_does_not_depend_on_the_size_is_run_once():
     assert len(set(keys)) == 5 and keys[0] == keys[2] != keys[4]
 
 
+@pytest.mark.slow
 def test_a_recipe_that_does_not_fit_ends_with_1(monkeypatch, tmp_path, capsys):
     command = [
         "simulate.py",

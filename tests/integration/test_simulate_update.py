@@ -21,7 +21,7 @@ def update():
         dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("name", ["1b/ppo", "1b/sft_lora"])
+@pytest.mark.parametrize("name", ["1b/ppo", pytest.param("1b/sft_lora", marks=pytest.mark.slow)])
 def test_as_much_as_with_weights(update, name):
     """One rank, the same code on tensors that have numbers."""
     kind, part = (SFTConfig, update.update_sft) if "sft" in name else (RLConfig, update.update_rl)
