@@ -70,13 +70,13 @@ def share(fraction: float, total: int, what: str) -> str:
 
 def progress_bar() -> Progress:
     """A progress bar whose description is printed as it is."""
-    columns = (
+    bar_columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=console)
+    return Progress(*bar_columns, console=console)
 
 
 Model = Annotated[

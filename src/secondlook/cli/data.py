@@ -37,14 +37,14 @@ def data_fetch(out: Out = Path("out/files")) -> None:
     from secondlook.io import writable_folder, write_text
 
     writable_folder(out)
-    files = fetch.fetch_all(out)
+    fetched_files = fetch.fetch_all(out)
     seed_prompts = fetch.seeds(out)
     write_text(out / "seeds.txt", "".join(f"{prompt}\n" for prompt in seed_prompts))
-    sources = {(each.repository, each.commit, each.licence) for each in files.values()}
+    sources = {(file.repository, file.commit, file.licence) for file in fetched_files.values()}
     for repository, commit, licence in sorted(sources):
         say(f"  {repository} at {commit[:9]}: {licence}")
     say(
-        f"written to {out}: {len(files)} files, SOURCES.json, seeds.txt "
+        f"written to {out}: {len(fetched_files)} files, SOURCES.json, seeds.txt "
         f"({len(seed_prompts)} prompts)"
     )
 
@@ -88,9 +88,9 @@ def _name_all_left_out(manifest: dict[str, Any]) -> None:
         for what, names in left_out.items():
             name_left_out(f"{what} ({folder})", names)
     sources_with_missing = []
-    for name, counts in manifest["sources"].items():
-        if counts["missing"]:
-            sources_with_missing.append(f"{name}: {counts['missing']}")
+    for name, source_counts in manifest["sources"].items():
+        if source_counts["missing"]:
+            sources_with_missing.append(f"{name}: {source_counts['missing']}")
     name_left_out("sources with pictures that got no score", sources_with_missing)
 
 

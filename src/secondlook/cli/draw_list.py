@@ -168,9 +168,9 @@ def _is_whole(folder: Path, job: Job) -> bool:
         picture_names = ["final.png"]
         if job.line.source is not None:
             picture_names.append("source.png")
-        for each in episode["rounds"]:
-            picture_names.append(each["image"])
-            if not finite(each["p_yes"], 0, 1):
+        for round_row in episode["rounds"]:
+            picture_names.append(round_row["image"])
+            if not finite(round_row["p_yes"], 0, 1):
                 return False
         has_pictures = all((folder / name).is_file() for name in picture_names)
         return has_pictures and finite(episode["final"], 1, len(episode["rounds"]))
@@ -186,9 +186,9 @@ def _draw_missing(
     episode_settings = {"model": settings.model, "max_rounds": settings.rounds} | asdict(sampling)
     with progress_bar() as progress:
         task_id = progress.add_task("drawing", total=total, completed=total - len(jobs))
-        for start in range(0, len(jobs), PART):
-            part = jobs[start : start + PART]
-            for job, episode in _finished_episodes(model, part, settings.rounds, sampling):
+        for part_start in range(0, len(jobs), PART):
+            part_jobs = jobs[part_start : part_start + PART]
+            for job, episode in _finished_episodes(model, part_jobs, settings.rounds, sampling):
                 write_episode(out / job.name, episode, episode_settings)
                 progress.advance(task_id)
 
@@ -217,6 +217,6 @@ def _index_page(
         if i % settings.n == 0:  # the first sample of a prompt
             groups.append({"prompt": job.line.text, "strips": []})
         edited_picture = f"{job.name}/source.png" if job.line.source is not None else None
-        strip = episode_rows[i] | {"folder": job.name, "source": edited_picture}
-        groups[-1]["strips"].append(strip)
+        episode_strip = episode_rows[i] | {"folder": job.name, "source": edited_picture}
+        groups[-1]["strips"].append(episode_strip)
     return page("drawn.html", groups=groups, summary=summary, prompts=prompts, settings=settings)

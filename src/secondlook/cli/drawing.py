@@ -104,10 +104,10 @@ def _draw_one(
     sampling_config = model.sampling(sampling["guidance"], sampling["temperature"])
     settings = {"model": model_name, "max_rounds": sampling["rounds"]} | asdict(sampling_config)
     forget_episodes(out)
-    for number, episode in enumerate(episodes, 1):
-        write_episode(out if num_samples == 1 else out / str(number), episode, settings)
-    for number, episode in enumerate(episodes, 1):
-        _print_episode(episode, f"{number}/{num_samples}" if num_samples > 1 else "")
+    for episode_number, episode in enumerate(episodes, 1):
+        write_episode(out if num_samples == 1 else out / str(episode_number), episode, settings)
+    for episode_number, episode in enumerate(episodes, 1):
+        _print_episode(episode, f"{episode_number}/{num_samples}" if num_samples > 1 else "")
     folders = " (one folder each)" if num_samples > 1 else ""
     say(f"written to {out}: round-1.png …, final.png, episode.json, episode.html{folders}")
 
@@ -156,9 +156,9 @@ def edit(
     settings = {"model": model, "image": str(image), "max_rounds": rounds} | asdict(sampling_config)
     forget_episodes(out)
     are_several = len(episodes) > 1
-    for number, episode in enumerate(episodes, 1):
-        write_episode(out / str(number) if are_several else out, episode, settings)
-        _print_episode(episode, f"{number}/{len(episodes)}" if are_several else "")
+    for episode_number, episode in enumerate(episodes, 1):
+        write_episode(out / str(episode_number) if are_several else out, episode, settings)
+        _print_episode(episode, f"{episode_number}/{len(episodes)}" if are_several else "")
     folders = ""
     if are_several:
         write_image(out / "final.png", episodes[-1].image)
@@ -169,11 +169,11 @@ def edit(
     )
 
 
-def _print_episode(episode: Episode, which: str) -> None:
-    """A line of the prompt and one of each round. ``which``: "2/4" of several episodes."""
-    say((episode.prompt.text, "bold"), (f"  seed {episode.seed} {which}", "dim"))
-    for round_index, each in enumerate(episode.rounds):
-        verdict = ("Yes", "green") if each.yes else ("No ", "red")
+def _print_episode(episode: Episode, position_text: str) -> None:
+    """A line of the prompt and one of each round. ``position_text``: "2/4" of several episodes."""
+    say((episode.prompt.text, "bold"), (f"  seed {episode.seed} {position_text}", "dim"))
+    for round_index, episode_round in enumerate(episode.rounds):
+        verdict = ("Yes", "green") if episode_round.yes else ("No ", "red")
         final_mark = ("  <- final", "blue") if round_index == episode.final else ""
-        reason = f" p(yes) {each.p_yes:.2f}  {each.reason}"
+        reason = f" p(yes) {episode_round.p_yes:.2f}  {episode_round.reason}"
         say(f"  round {round_index + 1}: ", verdict, reason, final_mark)

@@ -91,9 +91,9 @@ def benchmark_command(name: str) -> Any:
     def run(out: Path, batch: int, device: str, dtype: str, attention: str, **options: Any) -> None:
         at_least("batch", batch)
         computing = {"batch": batch, "device": device, "dtype": dtype, "attention": attention}
-        chosen = benchmark(**options)
-        chosen.check()
-        run_benchmark(name, chosen, out, computing)
+        chosen_benchmark = benchmark(**options)
+        chosen_benchmark.check()
+        run_benchmark(name, chosen_benchmark, out, computing)
 
     parameters = [_parameter(benchmark, field) for field in benchmark.model_fields]
     parameters += [
@@ -116,10 +116,10 @@ def run_benchmark(
     if result is None:
         say(f"{name}: this process's share is done; the others' are not")
         return None
-    lines = benchmark.lines(result)
-    for line in lines:
+    result_lines = benchmark.lines(result)
+    for line in result_lines:
         say(line)
-    if not lines:
+    if not result_lines:
         show(out)
     name_left_out(
         "samples are left out, for a picture of theirs has no score", _without_score(result)
@@ -233,10 +233,10 @@ def _run_all(
 
     given_options = {name: value for name, value in benchmark_options.items() if value is not None}
     given_options |= {"model": model, "seed": seed}
-    chosen, skipped = _prepare(names, given_options, rounds, only)
+    chosen_benchmarks, skipped = _prepare(names, given_options, rounds, only)
     computing = {"batch": batch, "device": device, "dtype": dtype, "attention": attention}
     failures: dict[str, str] = {}
-    for name, benchmark in chosen.items():
+    for name, benchmark in chosen_benchmarks.items():
         if not benchmark.resumes and (out / name / "result.json").exists():
             continue  # it would be computed again
         try:
@@ -262,9 +262,9 @@ def _names_of_suite(suite: str) -> list[str]:
     names_of_suite: dict[str, list[str]] = {}
     for name in benchmarks.names():
         benchmark = get_benchmark(name)
-        names = names_of_suite.setdefault(benchmark.suite, [])  # a suite may end up empty
+        names_in_suite = names_of_suite.setdefault(benchmark.suite, [])  # a suite may end up empty
         if not benchmark.argument:
-            names.append(name)
+            names_in_suite.append(name)
     if suite not in names_of_suite:
         known_suites = ", ".join(names_of_suite)
         raise InputError(f"suite: {suite!r} is unknown; use auto or one of {known_suites}")
@@ -278,22 +278,22 @@ def _prepare(
     said before the first one begins."""
     from secondlook.evals.benchmark import get_benchmark
 
-    chosen: dict[str, Benchmark] = {}
+    chosen_benchmarks: dict[str, Benchmark] = {}
     skipped: dict[str, str] = {}
     for name in names:
         benchmark_class = get_benchmark(name)
         own_options = benchmark_class.options_for_all(rounds, only)
-        for field_name, value in options.items():
+        for field_name, option_value in options.items():
             if field_name in benchmark_class.model_fields:
-                own_options[field_name] = value
+                own_options[field_name] = option_value
         try:
             benchmark = benchmark_class(**own_options)
             benchmark.check()
-            chosen[name] = benchmark
+            chosen_benchmarks[name] = benchmark
         except InputError as error:
             skipped[name] = str(error)
             say(f"{name}: skipped: {error}")
-    return chosen, skipped
+    return chosen_benchmarks, skipped
 
 
 def eval_resumes(words: list[str]) -> bool:

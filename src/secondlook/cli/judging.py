@@ -105,8 +105,8 @@ def _judge_all(engine: Any, pairs: list[Any], settings: tuple[Any, ...], out: Pa
     result = read_json(out / "result.json", dict)
     threshold = result["settings"]["threshold"]
     images_per_second = result["images_per_second"]  # none where all verdicts were there
-    speed = f", {images_per_second:.1f} images/s" if images_per_second else ""
-    say(f"{result['yes']} of {result['pairs']} match (p(yes) above {threshold:.3f}){speed}")
+    speed_text = f", {images_per_second:.1f} images/s" if images_per_second else ""
+    say(f"{result['yes']} of {result['pairs']} match (p(yes) above {threshold:.3f}){speed_text}")
     name_left_out("not judged", result["unreadable"])
     say(f"written to {out}: verdicts.jsonl, result.json")
 

@@ -139,8 +139,8 @@ def _print_table(account: Plan, title: str) -> None:
     for row_name in row_names:
         cells = []
         for bytes_of_row in phases:
-            held = bytes_of_row.get(row_name)
-            cells.append("" if held is None else f"{held / 2**30:.1f}")
+            bytes_held = bytes_of_row.get(row_name)
+            cells.append("" if bytes_held is None else f"{bytes_held / 2**30:.1f}")
         table.add_row(row_name, *cells)
     table.add_section()
     totals = [f"{sum(bytes_of_row.values()) / 2**30:.1f}" for bytes_of_row in phases]

@@ -81,11 +81,12 @@ def _show_episode(path: Path) -> None:
     """``path`` is an episode.json."""
     episode = read_json(path, dict)
     say((episode["prompt"], "bold"), (f"  seed {episode['seed']}, {path.parent}", "dim"))
-    for number, each in enumerate(episode["rounds"], 1):
-        verdict = "Yes" if each["yes"] else "No "
-        final_mark = "  <- final" if number == episode["final"] else ""
+    for round_number, round_row in enumerate(episode["rounds"], 1):
+        verdict = "Yes" if round_row["yes"] else "No "
+        final_mark = "  <- final" if round_number == episode["final"] else ""
         say(
-            f"  {each['image']}: {verdict} p(yes) {each['p_yes']:.2f}  {each['reason']}{final_mark}"
+            f"  {round_row['image']}: {verdict} p(yes) {round_row['p_yes']:.2f}  "
+            f"{round_row['reason']}{final_mark}"
         )
 
 
@@ -152,10 +153,10 @@ def _show_pope(result: dict) -> None:
     say(f"{len(result['left_out']) or 'none'} of the pictures left out, for they cannot be read")
 
 
-def _show_images(head: str, rows: dict[str, dict]) -> None:
+def _show_images(first_heading: str, rows: dict[str, dict]) -> None:
     """First and final image and gain of each row, with the samples that they are of where those are
     counted."""
-    table = Table(head, "first image", "final image", "gain", "samples")
+    table = Table(first_heading, "first image", "final image", "gain", "samples")
     for name, row in rows.items():
         first, final, gain = interval(row["first"]), interval(row["final"]), interval(row["gain"])
         table.add_row(name, first, final, gain, str(row.get("images", "")))

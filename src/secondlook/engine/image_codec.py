@@ -83,8 +83,8 @@ class ImageCodec(Generic[Owner]):
         self._to_encode = [entry for entry in self._to_encode if entry[0] != owner]
         wanted_passes: deque[_DecodingPass[Owner]] = deque()
         for decoding in self._decoding:
-            for i, other in enumerate(decoding.owners):
-                if other == owner:
+            for i, pass_owner in enumerate(decoding.owners):
+                if pass_owner == owner:
                     decoding.owners[i] = None  # its picture has been begun with the others
             if decoding.owners.count(None) < len(decoding.owners):
                 wanted_passes.append(decoding)
@@ -101,7 +101,7 @@ class ImageCodec(Generic[Owner]):
         ``idle``: nothing else is to be done, so the next pictures are waited for."""
         to_decode, self._to_decode = self._to_decode, []
         to_encode, self._to_encode = self._to_encode, []
-        answers: list[tuple[Owner, Any]] = []
+        due_answers: list[tuple[Owner, Any]] = []
         for decode_entries in in_passes(self.janus, to_decode):
             # one pass is decoded after another
             begin_step = step
@@ -112,19 +112,19 @@ class ImageCodec(Generic[Owner]):
             images = [request.image for _, request in encode_entries]
             codes = self.janus.to_codes(images).tolist()  # (B, n_codes)
             for i, (owner, _) in enumerate(encode_entries):
-                answers.append((owner, tuple(codes[i])))
+                due_answers.append((owner, tuple(codes[i])))
         while self._decoding:
             is_due = self._decoding[0].due_step <= step
-            is_waited_for = idle and not answers
+            is_waited_for = idle and not due_answers
             if not (is_due or is_waited_for):
                 break
-            answers += self._finish(self._decoding.popleft())
-        return answers
+            due_answers += self._finish(self._decoding.popleft())
+        return due_answers
 
-    def _start(self, entries: list[tuple[Owner, DecodeImage]], due_step: int) -> None:
+    def _start(self, decode_entries: list[tuple[Owner, DecodeImage]], due_step: int) -> None:
         """Begin to decode pictures together."""
-        owners: list[Owner | None] = [owner for owner, _ in entries]
-        codes = torch.tensor([request.codes for _, request in entries])  # (B, n_codes)
+        owners: list[Owner | None] = [owner for owner, _ in decode_entries]
+        codes = torch.tensor([request.codes for _, request in decode_entries])  # (B, n_codes)
         if self._stream is None:
             self._decoding.append(_DecodingPass(owners, self._pixels(codes), None, due_step))
             return
@@ -134,9 +134,9 @@ class ImageCodec(Generic[Owner]):
             pixels = self._pixels(codes)  # (B, H, W, 3)
             host_pixels = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True)
             host_pixels.copy_(pixels, non_blocking=True)
-            arrived = torch.cuda.Event()
-            arrived.record(self._stream)
-        self._decoding.append(_DecodingPass(owners, host_pixels, arrived, due_step))
+            copy_event = torch.cuda.Event()
+            copy_event.record(self._stream)
+        self._decoding.append(_DecodingPass(owners, host_pixels, copy_event, due_step))
 
     def _pixels(self, codes: Tensor) -> Tensor:
         """(B, n_codes) to uint8 (B, H, W, 3)."""

@@ -103,14 +103,16 @@ def fuse_linear(*modules: nn.Module) -> Callable[[Tensor], Tensor]:
     out_sizes = [len(weight) for weight in weights]
     if not _are_adjacent(weights):
         with torch.inference_mode(False):  # training writes to it
-            joined = torch.cat([weight.data for weight in weights])  # (sum of out, D)
-            for weight, part in zip(weights, joined.split(out_sizes), strict=True):
-                weight.data = part
-    first = weights[0].data
+            joined_weight = torch.cat([weight.data for weight in weights])  # (sum of out, D)
+            for weight, weight_view in zip(weights, joined_weight.split(out_sizes), strict=True):
+                weight.data = weight_view
+    first_weight = weights[0].data
     # a view that begins where the first weight does and ends where the last one does
-    joined_shape = sum(out_sizes), first.shape[1]
-    joined = first.as_strided(joined_shape, first.stride(), first.storage_offset())
-    return lambda x: F.linear(x, joined)
+    joined_shape = sum(out_sizes), first_weight.shape[1]
+    joined_weight = first_weight.as_strided(
+        joined_shape, first_weight.stride(), first_weight.storage_offset()
+    )
+    return lambda x: F.linear(x, joined_weight)
 
 
 def _are_adjacent(weights: list[Tensor]) -> bool:
@@ -228,8 +230,8 @@ class ModelRunner:
 
     def _masked(self, write_columns: Tensor, end: int) -> Callable:
         """Attention by transformers' own function, over the first ``end`` columns under a mask."""
-        columns = torch.arange(end, device=write_columns.device)
-        is_used = columns <= write_columns[:, None]  # (R, end)
+        column_indices = torch.arange(end, device=write_columns.device)
+        is_used = column_indices <= write_columns[:, None]  # (R, end)
         mask = self.janus.mask(is_used[:, None, None])  # (R, 1, 1, end)
         name = self.janus.net.config.text_config._attn_implementation
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)

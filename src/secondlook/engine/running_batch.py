@@ -109,15 +109,15 @@ class RunningBatch:
         prefills = distinct_prompts(entering, self.template, self.janus.n_patches)
         lengths_to_compute = [len(prefill.columns) - prefill.cached for prefill in prefills]
         buckets = []
-        for numbers in sampling.bucket_by_length(lengths_to_compute):
-            buckets.append([prefills[number] for number in numbers])
+        for prefill_indices in sampling.bucket_by_length(lengths_to_compute):
+            buckets.append([prefills[prefill_index] for prefill_index in prefill_indices])
         first_slot = self.slots_used
         fork_sources, fork_targets = assign_slots(prefills, buckets, first_slot)
         end_slot = first_slot + len(prefills) + len(fork_targets)
-        longest = max(sequence.length + sequence.spec.max_tokens for sequence in entering)
+        max_length = max(sequence.length + sequence.spec.max_tokens for sequence in entering)
         max_tokens = max(sequence.spec.max_tokens for sequence in entering)
         # room for all their tokens now: buffers that moved later would make the graphs useless
-        self._reserve(end_slot, longest, max_tokens)
+        self._reserve(end_slot, max_length, max_tokens)
         for prefill in prefills:
             if prefill.prefix is not None:
                 self.cache.put(prefill.slot, prefill.prefix.keys_values, prefill.cached)
@@ -153,16 +153,16 @@ class RunningBatch:
         end_column = max(num_cached) + num_new
         self._reserve(0, end_column, 0)
         start_columns = torch.tensor(num_cached, device=self.device)  # (B,)
-        offsets = torch.tensor(first_positions, device=self.device)  # (B,)
-        positions = batch.positions + offsets[:, None]  # (B, new)
+        position_offsets = torch.tensor(first_positions, device=self.device)  # (B,)
+        positions = batch.positions + position_offsets[:, None]  # (B, new)
         mask = self.cache.window(first_slot, start_columns, num_new, end_column)  # (B, 1, new, end)
         hidden = self.janus.hidden(batch.embeds, positions, mask, self.cache)  # (B, new, D)
         # each row's last real column, which the first token is sampled from
-        last = (batch.lengths - 1)[:, None]  # (B, 1)
-        index = last[..., None].expand(-1, -1, hidden.shape[-1])  # (B, 1, D)
-        self.state.hidden[slots] = hidden.gather(1, index)[:, 0]
+        last_column = (batch.lengths - 1)[:, None]  # (B, 1)
+        gather_index = last_column[..., None].expand(-1, -1, hidden.shape[-1])  # (B, 1, D)
+        self.state.hidden[slots] = hidden.gather(1, gather_index)[:, 0]
         self.state.length[slots] = start_columns + batch.lengths
-        self.state.position[slots] = positions.gather(1, last)[:, 0] + 1
+        self.state.position[slots] = positions.gather(1, last_column)[:, 0] + 1
 
     def _seed(self, sequence: Sequence) -> None:
         """All uniform random numbers of a sequence, from its own seed."""
@@ -207,11 +207,11 @@ class RunningBatch:
             if group.sampling_params.head == "text":
                 has_ended = tokens == self.template.eos  # (B,)
                 self._end_flags.append(self._to_host(group.sequences, has_ended))
-        reported = [sequence for sequence in self.sequences if sequence.report_is_due]
-        if reported:
-            longest = max(sequence.num_sampled for sequence in reported)
-            tokens_so_far = self.state.tokens[self._slots_of(reported), :longest]  # (B, T)
-            self._snapshots.append(self._to_host(reported, tokens_so_far))
+        due_sequences = [sequence for sequence in self.sequences if sequence.report_is_due]
+        if due_sequences:
+            max_sampled = max(sequence.num_sampled for sequence in due_sequences)
+            tokens_so_far = self.state.tokens[self._slots_of(due_sequences), :max_sampled]  # (B, T)
+            self._snapshots.append(self._to_host(due_sequences, tokens_so_far))
 
     def _sample_group(self, group: _SamplingGroup) -> Tensor:
         """Returns the sampled tokens (B,)."""
@@ -225,10 +225,10 @@ class RunningBatch:
         # whether the restriction of the first token applies: to all, to none, or row by row; the
         # host knows without asking the device
         num_first = sum(sequence.num_sampled == 0 for sequence in group.sequences)
-        first: bool | Tensor = num_first > 0
+        is_first: bool | Tensor = num_first > 0
         if 0 < num_first < len(group.sequences):
-            first = step == 0
-        log_probs_V = sampling.log_probs(sampling_params, logits_V, first)  # (B, V)
+            is_first = step == 0
+        log_probs_V = sampling.log_probs(sampling_params, logits_V, is_first)  # (B, V)
         if num_first > 0 and self._asks_yes_no(sampling_params):
             p_yes = log_probs_V[:, self.template.yes].exp()  # (B,)
             state.p_yes[cond] = torch.where(step == 0, p_yes, state.p_yes[cond])
@@ -262,8 +262,8 @@ class RunningBatch:
         # the flags of this step, one a text group, stay where they are read a step late
         text_groups = sum(group.sampling_params.head == "text" for group in self._groups)
         while len(self._end_flags) > self._late * text_groups:
-            flags = self._end_flags.popleft()
-            for sequence, has_ended in zip(flags.sequences, flags.rows(), strict=True):
+            flags_copy = self._end_flags.popleft()
+            for sequence, has_ended in zip(flags_copy.sequences, flags_copy.rows(), strict=True):
                 sequence.ended |= has_ended
         finished = [sequence for sequence in self.sequences if sequence.finished]
         if not finished:
@@ -289,9 +289,9 @@ class RunningBatch:
     def _turns(self, finished: list[Sequence]) -> list[Turn | Stopped]:
         """The turn of each, or what is wrong with its numbers."""
         slots = self._slots_of(finished)
-        longest = max(sequence.num_sampled for sequence in finished)
-        tokens_BT = self.state.tokens[slots, :longest]
-        logprobs_BT = self.state.logprobs[slots, :longest]
+        max_sampled = max(sequence.num_sampled for sequence in finished)
+        tokens_BT = self.state.tokens[slots, :max_sampled]
+        logprobs_BT = self.state.logprobs[slots, :max_sampled]
         tokens, logprobs = tokens_BT.tolist(), logprobs_BT.tolist()
         p_yes = self.state.p_yes[slots].tolist()
         turns: list[Turn | Stopped] = []
@@ -353,15 +353,17 @@ class RunningBatch:
             free_slots.update(sequence.slots)
         num_remaining = self.slots_used - len(free_slots)
         # the slots in use from there on are as many as the free ones before, and move to them
-        sources = [s for s in range(num_remaining, self.slots_used) if s not in free_slots]
-        targets = [s for s in sorted(free_slots) if s < num_remaining]
-        if sources:
-            longest = max(sequence.length for sequence in self.sequences)
-            self.cache.copy(sources, targets, longest)
-            self.state.move(sources, targets)
+        source_slots = [
+            slot for slot in range(num_remaining, self.slots_used) if slot not in free_slots
+        ]
+        target_slots = [slot for slot in sorted(free_slots) if slot < num_remaining]
+        if source_slots:
+            max_length = max(sequence.length for sequence in self.sequences)
+            self.cache.copy(source_slots, target_slots, max_length)
+            self.state.move(source_slots, target_slots)
         left_out = set(leaving)
         self.sequences = [sequence for sequence in self.sequences if sequence not in left_out]
-        moved_to = dict(zip(sources, targets, strict=True))
+        moved_to = dict(zip(source_slots, target_slots, strict=True))
         for sequence in self.sequences:
             sequence.slot = moved_to.get(sequence.slot, sequence.slot)
             if sequence.uncond_slot is not None:
@@ -382,15 +384,15 @@ class RunningBatch:
         for group in self._groups:
             tokens = state.tokens[group.cond, state.step[group.cond] - 1]  # (B,) the latest
             if group.sampling_params.head == "code":
-                embeds = self.janus.embed_codes(tokens)  # (B, D)
+                token_embeds = self.janus.embed_codes(tokens)  # (B, D)
             else:
-                embeds = self.janus.embed_text(tokens)  # (B, D)
-            state.embeds[group.cond] = embeds
+                token_embeds = self.janus.embed_text(tokens)  # (B, D)
+            state.embeds[group.cond] = token_embeds
             if group.uncond is not None:
-                state.embeds[group.uncond] = embeds
+                state.embeds[group.uncond] = token_embeds
         for sequence in self.sequences:
             sequence.length += 1
-        longest = max(sequence.length for sequence in self.sequences)
-        self.model_runner(state, num_rows, longest)
+        max_length = max(sequence.length for sequence in self.sequences)
+        self.model_runner(state, num_rows, max_length)
         state.length[:num_rows] += 1
         state.position[:num_rows] += 1

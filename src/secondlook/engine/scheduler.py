@@ -99,11 +99,11 @@ class Scheduler:
     def _hand_out_images(self) -> None:
         # a task that gets its picture may ask for the next one at once
         while True:
-            idle = not (self._decoding or self._ready or self._may_begin)
-            answers = self.codec.collect(self._step, idle)
-            if not answers:
+            is_idle = not (self._decoding or self._ready or self._may_begin)
+            due_answers = self.codec.collect(self._step, is_idle)
+            if not due_answers:
                 return
-            for task, image_or_codes in answers:
+            for task, image_or_codes in due_answers:
                 if not task.handle.done:
                     self._resume(task, image_or_codes)
 
@@ -206,10 +206,12 @@ class Scheduler:
         what the coroutine raised when it was closed."""
         if task in self._waiting:
             self._waiting.remove(task)
-        self._ready = deque(entry for entry in self._ready if entry[0] is not task)
+        self._ready = deque(
+            ready_entry for ready_entry in self._ready if ready_entry[0] is not task
+        )
         self.codec.cancel(task)
-        for sequence, owner in list(self._decoding.items()):
-            if owner is task:
+        for sequence, owning_task in list(self._decoding.items()):
+            if owning_task is task:
                 del self._decoding[sequence]
                 self._abandoned.append(sequence)
         self._forget(task)

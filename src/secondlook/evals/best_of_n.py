@@ -67,10 +67,10 @@ def curve(trials: Sequence[Trial], max_rounds: int, n_fresh: int) -> dict[str, A
             chosen_image = trial.fresh[_surest(trial.fresh[:n])]
             best_values[n].append(float(chosen_image.value))
         best_of_n.append({"n": n, "final": _mean(trials, best_values[n])})
-    points = []
+    curve_points = []
     for num_rounds in range(1, max_rounds + 1):
-        points.append(_point(trials, num_rounds, best_values, n_fresh))
-    return {"curve": points, "best_of_n": best_of_n}
+        curve_points.append(_point(trials, num_rounds, best_values, n_fresh))
+    return {"curve": curve_points, "best_of_n": best_of_n}
 
 
 def _point(
@@ -112,11 +112,11 @@ def _point(
     }
 
 
-def _mean(trials: Sequence[Trial], values: Sequence[float]) -> Interval:
+def _mean(trials: Sequence[Trial], trial_values: Sequence[float]) -> Interval:
     """Of one value a trial."""
     samples = []
-    for trial, value in zip(trials, values, strict=True):
-        samples.append(Sample(trial.task, trial.prompt, value))
+    for trial, trial_value in zip(trials, trial_values, strict=True):
+        samples.append(Sample(trial.task, trial.prompt, trial_value))
     return mean_of_tasks(samples)
 
 
@@ -140,14 +140,14 @@ def plot_curves(curves: Mapping[str, dict[str, Any]], image_path: Path) -> None:
 
     for i, (name, result) in enumerate(curves.items()):
         color = f"C{i}"  # matplotlib's i-th of its cycle
-        introspection, best = f"{name}: introspection", f"{name}: best of N"
-        plot(result["curve"], "images", color=color, label=introspection, ls="-", marker="o")
-        plot(result["best_of_n"], "n", color=color, label=best, ls="--", marker="s")
+        introspection_label, best_label = f"{name}: introspection", f"{name}: best of N"
+        plot(result["curve"], "images", color=color, label=introspection_label, ls="-", marker="o")
+        plot(result["best_of_n"], "n", color=color, label=best_label, ls="--", marker="s")
     axis.set_xlabel("images drawn per episode (mean)")
     axis.set_ylabel("right, mean of tasks")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     figure.tight_layout()
-    with whole_file(image_path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
+    with whole_file(image_path) as temporary_path:
+        figure.savefig(temporary_path, dpi=120, format="png")
     plt.close(figure)

@@ -112,9 +112,9 @@ def write(engine: Engine, pairs: list[Pair], settings: Settings, out: Path) -> I
     append_rows(part_file, [header, *rows])
     while len(rows) < len(pairs):
         next_pairs = pairs[len(rows) : len(rows) + PICTURES_A_WRITE]
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         new_rows = evaluate(engine, next_pairs, settings.threshold)
-        judging_seconds += time.perf_counter() - began
+        judging_seconds += time.perf_counter() - start_time
         append_rows(part_file, new_rows)
         rows += new_rows
         yield len(rows)
@@ -127,8 +127,8 @@ def write(engine: Engine, pairs: list[Pair], settings: Settings, out: Path) -> I
     if not judged_rows:
         part_file.unlink()  # the pictures may be mended
         raise InputError(f"images: none of {len(rows)} pictures can be read ({unreadable[0]})")
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-    write_text(out / "verdicts.jsonl", "".join(lines))
+    verdict_lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    write_text(out / "verdicts.jsonl", "".join(verdict_lines))
     num_judged_now = len(rows) - num_earlier
     result = {
         "pairs": len(judged_rows),

@@ -111,10 +111,14 @@ class GenEvalScorer:
                 scores.append(str(error))
                 continue
             object_rows = []  # kept with the score, to look at
-            for detected in objects:
-                confidence = round(detected.confidence, 4)
+            for detected_object in objects:
+                confidence = round(detected_object.confidence, 4)
                 object_rows.append(
-                    {"class": detected.name, "box": detected.box, "confidence": confidence}
+                    {
+                        "class": detected_object.name,
+                        "box": detected_object.box,
+                        "confidence": confidence,
+                    }
                 )
             scores.append({"value": float(is_right), "why": why, "objects": object_rows})
         return scores
@@ -147,14 +151,14 @@ class ObjectColors:
             return []
         pixels = np.asarray(image.convert("RGB"))  # (H, W, 3)
         crops = []
-        for detected in objects:
-            masked_image = Image.fromarray(np.where(detected.mask[..., None], pixels, GREY))
-            x1, y1, x2, y2 = map(int, detected.box)
+        for detected_object in objects:
+            masked_image = Image.fromarray(np.where(detected_object.mask[..., None], pixels, GREY))
+            x1, y1, x2, y2 = map(int, detected_object.box)
             crops.append(masked_image.crop((x1, y1, x2, y2)))
         crop_embeddings = self.clip.images(crops)  # (objects, D)
         colors = []
-        for embedding, detected in zip(crop_embeddings, objects, strict=True):
-            cosines = embedding @ self.word_embeddings(detected.name).T  # (10,)
+        for embedding, detected_object in zip(crop_embeddings, objects, strict=True):
+            cosines = embedding @ self.word_embeddings(detected_object.name).T  # (10,)
             colors.append(COLORS[int(cosines.argmax())])
         return colors
 
@@ -179,21 +183,21 @@ def verdict(
         if detected.confidence > threshold and len(of_class) < MAX_OBJECTS:
             of_class.append(detected)
 
-    matched: list[list[DetectedObject] | None] = []  # of each clause, None where it failed
+    matched_objects: list[list[DetectedObject] | None] = []  # of each clause, None where it failed
     failures = []
     for clause in metadata.get("include", []):
         of_class = objects_of_class.get(clause["class"], [])
-        chosen = of_class[: clause["count"]]
+        chosen_objects = of_class[: clause["count"]]
         failure = ""
-        if len(chosen) < clause["count"]:
+        if len(chosen_objects) < clause["count"]:
             failure = f"expected {clause['class']}>={clause['count']}, found {len(of_class)}"
         elif "color" in clause:
-            failure = _color_failure(clause, colors_of(chosen))
+            failure = _color_failure(clause, colors_of(chosen_objects))
         if not failure and "position" in clause:
-            failure = _position_failure(clause, chosen, matched)
+            failure = _position_failure(clause, chosen_objects, matched_objects)
         if failure:
             failures.append(failure)
-        matched.append(None if failure else chosen)
+        matched_objects.append(None if failure else chosen_objects)
 
     # exact counts only: "two clocks" excludes three
     for clause in metadata.get("exclude", []):
@@ -212,18 +216,18 @@ def _color_failure(clause: dict[str, Any], colors: Sequence[str]) -> str:
 
 def _position_failure(
     clause: dict[str, Any],
-    chosen: Sequence[DetectedObject],
-    matched: Sequence[list[DetectedObject] | None],
+    chosen_objects: Sequence[DetectedObject],
+    matched_objects: Sequence[list[DetectedObject] | None],
 ) -> str:
     """Why a relation does not hold between all chosen objects and all of the clause that it is
     relative to; "" where it does."""
     relation, target_index = clause["position"]  # an index of the include clauses
-    target_objects = matched[target_index]
+    target_objects = matched_objects[target_index]
     if target_objects is None:
         return f"no target for {clause['class']} to be {relation}"
-    for detected in chosen:
-        for target in target_objects:
-            if relation not in relations(detected.box, target.box):
+    for chosen_object in chosen_objects:
+        for target_object in target_objects:
+            if relation not in relations(chosen_object.box, target_object.box):
                 return f"expected {clause['class']} {relation} target"
     return ""
 
@@ -244,5 +248,10 @@ def relations(a: tuple[float, ...], b: tuple[float, ...]) -> set[str]:
         return set()
     dx, dy = reduced_offset / np.linalg.norm(offset)
     # y grows downwards
-    held = {"left of": dx < -0.5, "right of": dx > 0.5, "above": dy < -0.5, "below": dy > 0.5}
-    return {name for name, is_held in held.items() if is_held}
+    holds_of_relation = {
+        "left of": dx < -0.5,
+        "right of": dx > 0.5,
+        "above": dy < -0.5,
+        "below": dy > 0.5,
+    }
+    return {name for name, is_held in holds_of_relation.items() if is_held}

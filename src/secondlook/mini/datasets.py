@@ -30,8 +30,8 @@ ALL_KINDS = KINDS | EDITS
 def check_shares(name: str, shares: dict[str, float], known: dict[str, float]) -> None:
     """Refuse shares (a config's field ``name``) of what is not ``known``, negative ones, and none
     at all."""
-    if unknown := sorted(set(shares) - set(known)):
-        raise InputError(f"config: {name} has {unknown[0]!r}; known are {', '.join(known)}")
+    if unknown_kinds := sorted(set(shares) - set(known)):
+        raise InputError(f"config: {name} has {unknown_kinds[0]!r}; known are {', '.join(known)}")
     if not shares or min(shares.values()) < 0 or not sum(shares.values()):
         raise InputError(
             f"config: {name} is {shares}; give shares that are not negative and not all 0"
@@ -60,14 +60,14 @@ def pictures(
 ) -> list[Picture]:
     """``n`` samples with their pictures, of ``kinds`` in their shares but a share ``alone`` of them
     with one object; of the first ``objects`` classes."""
-    items = []
+    sampled_pictures = []
     for _ in range(n):
         # without ``alone`` no number is drawn for it
         one_object = alone and rng.random() < alone
         shares = samples.ALONE if one_object else kinds
         spec, scene = samples.sample_scene(rng, shares, objects)
-        items.append(Picture(spec, scene, Image.fromarray(render(scene))))
-    return items
+        sampled_pictures.append(Picture(spec, scene, Image.fromarray(render(scene))))
+    return sampled_pictures
 
 
 def pixels(items: list[Picture]) -> Tensor:
@@ -87,13 +87,13 @@ def readable(items: list[Picture], images) -> float:
 def cells(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     """What each 8-px cell shows: (36,) part (0 nothing, else 1 + 4 * object + quadrant) and (36,)
     colour (0 nothing)."""
-    parts, colors = np.zeros((SIDE, SIDE), np.int64), np.zeros((SIDE, SIDE), np.int64)
+    part_labels, color_labels = np.zeros((SIDE, SIDE), np.int64), np.zeros((SIDE, SIDE), np.int64)
     quadrants = np.arange(4).reshape(2, 2)  # an object covers 2x2 of these cells
     for thing in scene.things:
         y, x = thing.y // STEP, thing.x // STEP
-        parts[y : y + 2, x : x + 2] = 1 + 4 * OBJECTS.index(thing.name) + quadrants
-        colors[y : y + 2, x : x + 2] = 1 + list(COLORS).index(thing.color)
-    return parts.reshape(-1), colors.reshape(-1)
+        part_labels[y : y + 2, x : x + 2] = 1 + 4 * OBJECTS.index(thing.name) + quadrants
+        color_labels[y : y + 2, x : x + 2] = 1 + list(COLORS).index(thing.color)
+    return part_labels.reshape(-1), color_labels.reshape(-1)
 
 
 N_OBJECTS = len(OBJECTS)
@@ -165,12 +165,16 @@ def questions(
             caption = samples.caption(item.scene)
             asked_questions.append(Question(item.image, samples.DESCRIBE, caption))
         else:
-            judged = judged_right or item
+            judged_picture = judged_right or item
             # the last wrong picture is the one asked about; before a right one it is not shown
-            *earlier, (image, answer) = wrong(rng, judged, 1 + short(rng, context), aimed)
+            *earlier_wrong, (image, answer) = wrong(
+                rng, judged_picture, 1 + short(rng, context), aimed
+            )
             if judged_right is None:
                 image, answer = item.image, reason(item.spec, item.scene)
-            asked_questions.append(Question(image, "", answer, judged.spec.prompt, tuple(earlier)))
+            asked_questions.append(
+                Question(image, "", answer, judged_picture.spec.prompt, tuple(earlier_wrong))
+            )
             judged_right = item if judged_right is None else None
     return asked_questions
 
@@ -204,13 +208,13 @@ def edit_pictures(
     rng: np.random.Generator, n: int, kinds: dict[str, float] = EDITS
 ) -> list[EditPicture]:
     """``n`` edits of ``kinds`` in their shares."""
-    items = []
+    sampled_edits = []
     for _ in range(n):
         edit = edit_samples.edit_lesson(rng, kinds)
         source_image = Image.fromarray(render(edit.source))
         target_image = Image.fromarray(render(edit.target))
-        items.append(EditPicture(edit, source_image, target_image))
-    return items
+        sampled_edits.append(EditPicture(edit, source_image, target_image))
+    return sampled_edits
 
 
 def wrong_edits(rng: np.random.Generator, p: EditPicture, n: int) -> list[Image.Image]:
@@ -235,12 +239,12 @@ def prompts(
     n_edits = n
     if picture_shares:
         n_edits = int(rng.binomial(n, sum(edit_shares.values()) / sum(kinds.values())))
-    items: list[Picture | EditPicture] = []
+    sampled_prompts: list[Picture | EditPicture] = []
     if n > n_edits:
-        items += pictures(rng, n - n_edits, kinds=picture_shares)
+        sampled_prompts += pictures(rng, n - n_edits, kinds=picture_shares)
     if n_edits:
-        items += edit_pictures(rng, n_edits, edit_shares)
-    return [items[i] for i in rng.permutation(n)]
+        sampled_prompts += edit_pictures(rng, n_edits, edit_shares)
+    return [sampled_prompts[i] for i in rng.permutation(n)]
 
 
 @dataclass(frozen=True)
@@ -260,6 +264,6 @@ def chains(rng: np.random.Generator, items: list[Picture]) -> list[Chain]:
         num_wrong = 1 if rng.random() < 0.8 else 2
         wrong_pictures = wrong(rng, item, num_wrong)
         wrong_images = tuple(image for image, _ in wrong_pictures)
-        reasons = tuple(reason for _, reason in wrong_pictures)
-        redraw_chains.append(Chain(item.spec.prompt, wrong_images, reasons, item.image))
+        wrong_reasons = tuple(reason for _, reason in wrong_pictures)
+        redraw_chains.append(Chain(item.spec.prompt, wrong_images, wrong_reasons, item.image))
     return redraw_chains

@@ -56,15 +56,15 @@ def mini_sanity_pairs(seed: int, prompt_options: Mapping[str, Any], n: int = 16)
     kinds = MiniPromptOptions(**prompt_options).kinds
     samples = datasets.prompts(np.random.default_rng(seed), n, kinds)
     rng = np.random.default_rng(seed)
-    good, bad = [], []
+    good_pairs, bad_pairs = [], []
     for sample in samples:
         if isinstance(sample, datasets.EditPicture):
             [wrong_image] = datasets.wrong_edits(rng, sample, 1)
         else:
             [(wrong_image, _)] = datasets.wrong(rng, sample, 1)
-        good.append((sample.prompt, sample.image))
-        bad.append((sample.prompt, wrong_image))
-    return good, bad
+        good_pairs.append((sample.prompt, sample.image))
+        bad_pairs.append((sample.prompt, wrong_image))
+    return good_pairs, bad_pairs
 
 
 @register_generator("render")

@@ -39,11 +39,11 @@ def attention(net: PreTrainedModel) -> str:
 @lru_cache(maxsize=8)
 def _ends(groups: SequenceGroups, device: torch.device) -> tuple[Tensor, int]:
     """Where sequences end in a row, from 0, and the longest one's length."""
-    lengths = [0]
+    sequence_lengths = [0]
     for count, length in groups:
-        lengths += [length] * count
+        sequence_lengths += [length] * count
     with torch.inference_mode(False):  # training may use it too
-        return torch.tensor(lengths).cumsum(0).int().to(device), max(lengths)
+        return torch.tensor(sequence_lengths).cumsum(0).int().to(device), max(sequence_lengths)
 
 
 def install(net: PreTrainedModel) -> None:
@@ -69,15 +69,15 @@ def _causal(
 ) -> Tensor:
     """(1, heads, N, d) to (1, N, heads, d)."""
     if flash_works(query.device, query.dtype, query.shape[-1], name):
-        ends, longest = _ends(groups, query.device)
+        ends, max_length = _ends(groups, query.device)
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
         return torch.ops.aten._flash_attention_forward(
-            q, k, v, ends, ends, longest, longest, 0.0, True, False, scale=scaling
+            q, k, v, ends, ends, max_length, max_length, 0.0, True, False, scale=scaling
         )[0][None]
     outputs = []
-    start = 0
+    group_start = 0
     for count, length in groups:
-        part = slice(start, start + count * length)
+        part = slice(group_start, group_start + count * length)
 
         def batched(x: Tensor, part: slice = part, shape: tuple[int, int] = (count, length)):
             """(1, heads, N, d) to this group's (count, heads, length, d)."""
@@ -89,7 +89,7 @@ def _causal(
                 q, k, v, is_causal=True, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
             )
         outputs.append(attended.transpose(1, 2).flatten(0, 1))  # (count * length, heads, d)
-        start = part.stop
+        group_start = part.stop
     return torch.cat(outputs)[None]
 
 

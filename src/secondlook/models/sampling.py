@@ -152,21 +152,21 @@ def completion_hidden(
     hidden = janus.packed(embeds, positions, sequence_groups(packed_lengths))  # (sum of lengths, D)
 
     end_of_row: dict[int, int] = {}
-    end = 0
+    row_end = 0
     for row in packed_order:
-        end += lengths[row]
-        end_of_row[row] = end
+        row_end += lengths[row]
+        end_of_row[row] = row_end
 
     # the token at place p is predicted from the hidden state at p - 1
-    places = []
+    hidden_indices = []
     is_first: list[bool] = []
     for row, tokens in enumerate(completion_tokens):
-        end = end_of_row[row]
-        places.append(torch.arange(end - len(tokens), end) - 1)
+        row_end = end_of_row[row]
+        hidden_indices.append(torch.arange(row_end - len(tokens), row_end) - 1)
         is_first += [True] + [False] * (len(tokens) - 1) if tokens else []
     all_tokens = [token for tokens in completion_tokens for token in tokens]
     return (
-        hidden[torch.cat(places).to(hidden.device)],
+        hidden[torch.cat(hidden_indices).to(hidden.device)],
         torch.tensor(all_tokens, device=hidden.device),
         torch.tensor(is_first, device=hidden.device),
     )
@@ -196,11 +196,11 @@ class _TokenLogProbs(torch.autograd.Function):
             1, AT_ONCE // len(weight)
         )  # tokens whose logits (part, V) are held together
         token_log_probs = []
-        for start in range(0, max(1, len(tokens)), part_size):
-            part = slice(start, start + part_size)
-            logits_V = upcast(F.linear(features[part], weight, bias))
-            log_probs_V = log_probs(sampling_params, logits_V, first[part])
-            token_log_probs.append(log_probs_V.gather(-1, tokens[part, None]).squeeze(-1))
+        for part_start in range(0, max(1, len(tokens)), part_size):
+            token_slice = slice(part_start, part_start + part_size)
+            logits_V = upcast(F.linear(features[token_slice], weight, bias))
+            log_probs_V = log_probs(sampling_params, logits_V, first[token_slice])
+            token_log_probs.append(log_probs_V.gather(-1, tokens[token_slice, None]).squeeze(-1))
         return torch.cat(token_log_probs)
 
     @staticmethod
@@ -218,21 +218,23 @@ class _TokenLogProbs(torch.autograd.Function):
             grad_bias = torch.zeros_like(bias, dtype=sum_dtype)
         temperature = sampling_params.temperature or 1.0
         part_size = max(1, AT_ONCE // len(weight))
-        for start in range(0, len(tokens), part_size):
-            part = slice(start, start + part_size)
-            logits_V = upcast(F.linear(features[part], weight, bias))
-            probs_V = log_probs(sampling_params, logits_V, first[part]).exp_()
+        for part_start in range(0, len(tokens), part_size):
+            token_slice = slice(part_start, part_start + part_size)
+            logits_V = upcast(F.linear(features[token_slice], weight, bias))
+            probs_V = log_probs(sampling_params, logits_V, first[token_slice]).exp_()
             # d log p(token) / d logits = (one at the token - p) / temperature
-            scaled = grad_logp[part, None] / temperature
-            grad_logits = probs_V.mul_(-scaled)
-            grad_logits.scatter_add_(1, tokens[part, None], scaled.to(grad_logits.dtype))
+            scaled_grad = grad_logp[token_slice, None] / temperature
+            grad_logits = probs_V.mul_(-scaled_grad)
+            grad_logits.scatter_add_(
+                1, tokens[token_slice, None], scaled_grad.to(grad_logits.dtype)
+            )
             grad_logits = grad_logits.to(weight.dtype)
-            torch.mm(grad_logits, weight, out=grad_features[part])
+            torch.mm(grad_logits, weight, out=grad_features[token_slice])
             if grad_weight is not None:
                 if sum_dtype == weight.dtype:
-                    grad_weight.addmm_(grad_logits.T, features[part])
+                    grad_weight.addmm_(grad_logits.T, features[token_slice])
                 else:
-                    grad_weight += grad_logits.T @ features[part]
+                    grad_weight += grad_logits.T @ features[token_slice]
             if grad_bias is not None:
                 grad_bias += grad_logits.sum(0, dtype=sum_dtype)
         if grad_weight is not None:
@@ -276,16 +278,16 @@ def evaluate(janus: Janus, template: ChatTemplate, turns: list[Turn]) -> tuple[T
         completions.append(ImageCodes(turn.tokens) if is_drawing else TokenIds(turn.tokens))
     prompts = [turn.segments for turn in turns]
     if sampling_params.guidance == 1:
-        cond, tokens, first = completion_hidden(janus, prompts, completions)
-        return token_log_probs(janus, sampling_params, cond, None, tokens, first), cond
+        cond, tokens, is_first = completion_hidden(janus, prompts, completions)
+        return token_log_probs(janus, sampling_params, cond, None, tokens, is_first), cond
     # the conditional sequences, then their unconditional branches, which have the same tokens
     uncond_prompts = [template.unconditional(prompt) for prompt in prompts]
-    hidden, tokens, first = completion_hidden(
+    hidden, tokens, is_first = completion_hidden(
         janus, [*prompts, *uncond_prompts], [*completions, *completions]
     )
     cond, uncond = hidden.chunk(2)
-    tokens, first = tokens.chunk(2)[0], first.chunk(2)[0]
-    return token_log_probs(janus, sampling_params, cond, uncond, tokens, first), cond
+    tokens, is_first = tokens.chunk(2)[0], is_first.chunk(2)[0]
+    return token_log_probs(janus, sampling_params, cond, uncond, tokens, is_first), cond
 
 
 def score(janus: Janus, template: ChatTemplate, turns: list[Turn]) -> Tensor:

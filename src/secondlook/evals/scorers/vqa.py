@@ -87,13 +87,13 @@ class Blip:
         states_of_image = self._image_states(images)
         p_yes: list[float | None] = [None] * len(items)
         for indices in indices_of_length.values():
-            for start in range(0, len(indices), self.batch):
-                batch_indices = indices[start : start + self.batch]
+            for batch_start in range(0, len(indices), self.batch):
+                batch_indices = indices[batch_start : batch_start + self.batch]
                 batch_ids = [ids_of_questions[index] for index in batch_indices]
                 batch_states = [states_of_image[id(images[index])] for index in batch_indices]
                 batch_p_yes = self._p_yes(batch_ids, torch.stack(batch_states))
-                for index, value in zip(batch_indices, batch_p_yes, strict=True):
-                    p_yes[index] = value if math.isfinite(value) else None
+                for index, yes_probability in zip(batch_indices, batch_p_yes, strict=True):
+                    p_yes[index] = yes_probability if math.isfinite(yes_probability) else None
         return p_yes
 
     @torch.inference_mode()
@@ -102,8 +102,8 @@ class Blip:
         once."""
         distinct_images = list({id(image): image for image in images}.values())
         states_of_image: dict[int, torch.Tensor] = {}
-        for start in range(0, len(distinct_images), self.batch):
-            batch_images = distinct_images[start : start + self.batch]
+        for batch_start in range(0, len(distinct_images), self.batch):
+            batch_images = distinct_images[batch_start : batch_start + self.batch]
             resized_images = []
             for image in batch_images:
                 rgb_image = image.convert("RGB")

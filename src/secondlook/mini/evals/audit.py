@@ -77,16 +77,16 @@ def read_codes(folder: Path) -> tuple[str, list[CodedImage]]:
         model = read_json(folder / "result.json", dict)["settings"]["model"]
         if not isinstance(model, str):
             raise TypeError("its model is no name")
-    coded = []
+    coded_images = []
     with written_by(COMMAND, path):
         for episode in read_json(path, list):
             parse(episode["prompt"])
-            for shown in episode["rounds"]:
-                codes = tuple(shown["codes"])
+            for round_row in episode["rounds"]:
+                codes = tuple(round_row["codes"])
                 if not codes or any(type(code) is not int or code < 0 for code in codes):
                     raise ValueError("an image's codes are not numbers from 0 on")
-                coded.append((episode["prompt"], codes))
-    return model, coded
+                coded_images.append((episode["prompt"], codes))
+    return model, coded_images
 
 
 def decode(engine: Engine, coded: Sequence[CodedImage]) -> list[Image.Image]:
@@ -104,12 +104,12 @@ def decode(engine: Engine, coded: Sequence[CodedImage]) -> list[Image.Image]:
 
 def decode_and_judge(engine: Engine, coded: Sequence[CodedImage]) -> list[JudgedTwice]:
     """Decode every image and ask both detectors."""
-    judged = []
+    judged_images = []
     for (prompt, _), image in zip(coded, decode(engine, coded), strict=True):
         spec = parse(prompt)
         second_right = second_detector.agrees(spec, image)
-        judged.append(JudgedTwice(spec, image, judge(spec, image), second_right))
-    return judged
+        judged_images.append(JudgedTwice(spec, image, judge(spec, image), second_right))
+    return judged_images
 
 
 def write(
@@ -117,22 +117,24 @@ def write(
 ) -> dict[str, Any]:
     """highest.png, random.png, disagreements.png and, last, result.json; returns the result."""
     agreement_samples: list[Sample] = []
-    differing: list[JudgedTwice] = []
+    disagreements: list[JudgedTwice] = []
     reader_alone = second_alone = 0  # images that only one of the two calls right
-    for item in judged:
-        same = item.reader.correct == item.second_right
-        agreement_samples.append(Sample("same", item.spec.prompt, float(same)))
-        if not same:
-            differing.append(item)
-            reader_alone += item.reader.correct
-            second_alone += item.second_right
-    mixed = [judged[i] for i in np.random.default_rng(seed).permutation(len(judged))]
+    for judged_image in judged:
+        detectors_agree = judged_image.reader.correct == judged_image.second_right
+        agreement_samples.append(Sample("same", judged_image.spec.prompt, float(detectors_agree)))
+        if not detectors_agree:
+            disagreements.append(judged_image)
+            reader_alone += judged_image.reader.correct
+            second_alone += judged_image.second_right
+    shuffled_images = [judged[i] for i in np.random.default_rng(seed).permutation(len(judged))]
     # many have the highest score: the sheet shows a random choice of them
-    highest = sorted(mixed, key=lambda item: -item.reader.score)
-    write_image(out / "highest.png", sheet(highest[:n]))
-    write_image(out / "random.png", sheet(mixed[:n]))
-    write_image(out / "disagreements.png", sheet(differing[:n]))
-    agreement = bootstrap(by_prompt(agreement_samples), lambda values: float(values["same"].mean()))
+    by_score = sorted(shuffled_images, key=lambda judged_image: -judged_image.reader.score)
+    write_image(out / "highest.png", sheet(by_score[:n]))
+    write_image(out / "random.png", sheet(shuffled_images[:n]))
+    write_image(out / "disagreements.png", sheet(disagreements[:n]))
+    agreement = bootstrap(
+        by_prompt(agreement_samples), lambda verdict_values: float(verdict_values["same"].mean())
+    )
     result = {
         "images": len(judged),
         "agreement": agreement,
@@ -158,16 +160,16 @@ def sheet(
     pen = ImageDraw.Draw(canvas)
     if not items:
         pen.text((tile_width, tile_height // 2), "There is none.", fill="black", font_size=16)
-    for i, item in enumerate(items):
+    for i, judged_image in enumerate(items):
         x, y = i % columns * tile_width, i // columns * tile_height
         pen.rectangle(
             (x + 2, y + 2, x + side + 9, y + side + 9),
-            outline="green" if item.reader.correct else "red",
+            outline="green" if judged_image.reader.correct else "red",
             width=3,
         )
-        picture = item.image.resize((side, side), Image.Resampling.NEAREST)
+        picture = judged_image.image.resize((side, side), Image.Resampling.NEAREST)
         canvas.paste(picture, (x + 6, y + 6))
-        prompt_lines = textwrap.wrap(item.spec.prompt.removeprefix("a photo of "), 18)[:3]
+        prompt_lines = textwrap.wrap(judged_image.spec.prompt.removeprefix("a photo of "), 18)[:3]
         pen.multiline_text(
             (x + 6, y + side + 12), "\n".join(prompt_lines), fill="black", font_size=10, spacing=1
         )

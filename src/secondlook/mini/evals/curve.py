@@ -43,22 +43,22 @@ class MiniCurve(SampledMiniBenchmark):
         return write(session.out, trials, self.with_guidance(sampling))
 
     def lines(self, result: dict[str, Any]) -> list[str]:
-        lines = []
-        for point in result["curve"]:
-            gain_text = interval_text(point["over_best_of_n"])
-            lines.append(
-                f"  {point['rounds']} rounds, {point['images']:.2f} images: "
-                f"{interval_text(point['final'])}  over best-of-N {gain_text}"
+        text_lines = []
+        for curve_point in result["curve"]:
+            gain_text = interval_text(curve_point["over_best_of_n"])
+            text_lines.append(
+                f"  {curve_point['rounds']} rounds, {curve_point['images']:.2f} images: "
+                f"{interval_text(curve_point['final'])}  over best-of-N {gain_text}"
             )
-        return lines
+        return text_lines
 
     @classmethod
     def headline(cls, result: dict[str, Any]) -> dict[str, Any]:
-        first, longest = result["curve"][0], result["curve"][-1]
-        numbers = {"first": first["final"], "final": longest["final"]}
-        if longest["rounds"] > 1:
-            numbers["over_best_of_n"] = longest["over_best_of_n"]
-        return numbers
+        first_point, last_point = result["curve"][0], result["curve"][-1]
+        headline_values = {"first": first_point["final"], "final": last_point["final"]}
+        if last_point["rounds"] > 1:
+            headline_values["over_best_of_n"] = last_point["over_best_of_n"]
+        return headline_values
 
     @classmethod
     def options_for_all(cls, rounds: int, only: int) -> dict[str, Any]:
@@ -72,17 +72,17 @@ def run_trials(
     progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> list[Trial]:
     """Sample the episodes and the independent images of every row of mini-GenEval."""
-    seeded = seeded_rows(settings, settings.rows_per_task)
+    seeded_specs = seeded_rows(settings, settings.rows_per_task)
     trials: list[Trial] = []
-    for start in range(0, len(seeded), engine.batch):
-        batch_rows = seeded[start : start + engine.batch]
+    for batch_start in range(0, len(seeded_specs), engine.batch):
+        batch_rows = seeded_specs[batch_start : batch_start + engine.batch]
         prompts = [Prompt(spec.prompt) for spec, _ in batch_rows]
         seeds = [seed for _, seed in batch_rows]
         episodes = run_episodes(engine, prompts, seeds, settings.max_rounds, sampling)
         fresh_rounds = _draw_fresh(engine, prompts, seeds, settings.max_rounds, sampling)
         for i, (spec, _) in enumerate(batch_rows):
             trials.append(_trial(spec, episodes[i].rounds, fresh_rounds[i]))
-        progress("drawing", len(trials), len(seeded))
+        progress("drawing", len(trials), len(seeded_specs))
     return trials
 
 
@@ -107,8 +107,8 @@ def _draw_fresh(
     verdict_only = replace(sampling, reason_tokens=1)
     fresh_episodes = run_episodes(engine, fresh_prompts, fresh_seeds, 1, verdict_only)
     rounds_of_prompts: list[list[Round]] = []
-    for start in range(0, len(fresh_episodes), num_fresh):
-        of_prompt = fresh_episodes[start : start + num_fresh]
+    for prompt_start in range(0, len(fresh_episodes), num_fresh):
+        of_prompt = fresh_episodes[prompt_start : prompt_start + num_fresh]
         rounds_of_prompts.append([episode.rounds[0] for episode in of_prompt])
     return rounds_of_prompts
 
@@ -116,11 +116,13 @@ def _draw_fresh(
 def _trial(spec: Spec, rounds: Sequence[Round], fresh_rounds: Sequence[Round]) -> Trial:
     """An episode's images beside best-of-N's: the episode's first and the fresh ones."""
 
-    def judged(shown: Round) -> JudgedImage:
-        return JudgedImage(shown.yes, shown.p_yes, judge(spec, shown.image).correct)
+    def judged(judged_round: Round) -> JudgedImage:
+        return JudgedImage(
+            judged_round.yes, judged_round.p_yes, judge(spec, judged_round.image).correct
+        )
 
-    of_episode = tuple(judged(shown) for shown in rounds)
-    best_of_n = (of_episode[0], *(judged(shown) for shown in fresh_rounds))
+    of_episode = tuple(judged(judged_round) for judged_round in rounds)
+    best_of_n = (of_episode[0], *(judged(judged_round) for judged_round in fresh_rounds))
     return Trial(spec.tag, spec.prompt, of_episode, best_of_n)
 
 

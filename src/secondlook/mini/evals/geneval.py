@@ -89,11 +89,11 @@ def rows_of(split: str, rows_per_task: int) -> list[Spec]:
 
 def seeded_rows(settings: SampledMiniBenchmark, rows_per_task: int) -> list[tuple[Spec, int]]:
     """Every episode of the benchmark: its row and its seed."""
-    seeded: list[tuple[Spec, int]] = []
+    seeded_specs: list[tuple[Spec, int]] = []
     for i, spec in enumerate(rows_of(settings.split, rows_per_task)):
         for seed in settings.seeds_of(i):
-            seeded.append((spec, seed))
-    return seeded
+            seeded_specs.append((spec, seed))
+    return seeded_specs
 
 
 def draw_and_read(
@@ -104,27 +104,27 @@ def draw_and_read(
 ) -> list[ReadEpisode]:
     """Draw, judge and redraw every row of the benchmark; the truth is read from the pictures
     afterwards."""
-    seeded = seeded_rows(settings, settings.rows_per_task)
-    scored: list[ReadEpisode] = []
-    for start in range(0, len(seeded), engine.batch):
-        batch_rows = seeded[start : start + engine.batch]
+    seeded_specs = seeded_rows(settings, settings.rows_per_task)
+    read_episodes: list[ReadEpisode] = []
+    for batch_start in range(0, len(seeded_specs), engine.batch):
+        batch_rows = seeded_specs[batch_start : batch_start + engine.batch]
         prompts = [Prompt(spec.prompt) for spec, _ in batch_rows]
         seeds = [seed for _, seed in batch_rows]
         episodes = run_episodes(engine, prompts, seeds, settings.rounds, sampling)
         for (spec, _), episode in zip(batch_rows, episodes, strict=True):
-            scored.append(read_episode(spec, episode))
-        progress("drawing", len(scored), len(seeded))
-    return scored
+            read_episodes.append(read_episode(spec, episode))
+        progress("drawing", len(read_episodes), len(seeded_specs))
+    return read_episodes
 
 
 def read_episode(spec: Spec, episode: Episode) -> ReadEpisode:
     """Read each of an episode's images and judge it by its row."""
-    readings, right = [], []
-    for shown in episode.rounds:
-        reading = read(shown.image)
+    readings, is_right = [], []
+    for episode_round in episode.rounds:
+        reading = read(episode_round.image)
         readings.append(reading)
-        right.append(judge(spec, reading).correct)
-    return ReadEpisode(spec, episode, tuple(readings), tuple(right))
+        is_right.append(judge(spec, reading).correct)
+    return ReadEpisode(spec, episode, tuple(readings), tuple(is_right))
 
 
 def summarize(scored: Sequence[ReadEpisode], settings: MiniGenEval) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def summarize(scored: Sequence[ReadEpisode], settings: MiniGenEval) -> dict[str,
         of_task = [scored_episode for scored_episode in scored if scored_episode.spec.tag == task]
         if of_task:
             result_of_task[task] = first_and_final(of_task) | {"images": len(of_task)}
-    sampled, greedy = verdicts_of(scored), verdicts_of(scored, greedy=True)
+    sampled_verdicts, greedy_verdicts = verdicts_of(scored), verdicts_of(scored, greedy=True)
     return {
         "overall": first_and_final(scored),
         "tasks": result_of_task,
@@ -143,8 +143,8 @@ def summarize(scored: Sequence[ReadEpisode], settings: MiniGenEval) -> dict[str,
         "position": position(scored),
         "judge": {
             "first": agreement(*verdicts_of(scored, first_only=True)),
-            "every round": agreement(*sampled),
-            "every round, greedy": agreement(*greedy),
+            "every round": agreement(*sampled_verdicts),
+            "every round, greedy": agreement(*greedy_verdicts),
         },
         "redraws": redraws(scored),
         "settings": settings.settings(),
@@ -157,10 +157,11 @@ def first_and_final(scored: Sequence[ReadEpisode]) -> dict[str, Any]:
     samples: dict[str, list[Sample]] = {"first": [], "final": [], "gain": []}
     for scored_episode in scored:
         spec = scored_episode.spec
-        first, final = float(scored_episode.first_right), float(scored_episode.final_right)
-        samples["first"].append(Sample(spec.tag, spec.prompt, first))
-        samples["final"].append(Sample(spec.tag, spec.prompt, final))
-        samples["gain"].append(Sample(spec.tag, spec.prompt, final - first))
+        first_right = float(scored_episode.first_right)
+        final_right = float(scored_episode.final_right)
+        samples["first"].append(Sample(spec.tag, spec.prompt, first_right))
+        samples["final"].append(Sample(spec.tag, spec.prompt, final_right))
+        samples["gain"].append(Sample(spec.tag, spec.prompt, final_right - first_right))
     return {name: mean_of_tasks(of_measure) for name, of_measure in samples.items()}
 
 
@@ -168,32 +169,36 @@ def verdicts_of(
     scored: Sequence[ReadEpisode], first_only: bool = False, greedy: bool = False
 ) -> tuple[list[bool], list[bool], list[str]]:
     """Truth, verdict (as sampled, or P(Yes) above a half) and prompt of every image."""
-    truth, verdicts, prompts = [], [], []
+    image_truths, verdicts, prompts = [], [], []
     for scored_episode in scored:
-        for shown, right in zip(scored_episode.episode.rounds, scored_episode.right, strict=True):
-            truth.append(right)
-            verdicts.append(shown.p_yes > 0.5 if greedy else shown.yes)
+        for episode_round, is_right in zip(
+            scored_episode.episode.rounds, scored_episode.right, strict=True
+        ):
+            image_truths.append(is_right)
+            verdicts.append(episode_round.p_yes > 0.5 if greedy else episode_round.yes)
             prompts.append(scored_episode.spec.prompt)
             if first_only:
                 break
-    return truth, verdicts, prompts
+    return image_truths, verdicts, prompts
 
 
 def redraws(scored: Sequence[ReadEpisode]) -> dict[str, Any]:
     """Episodes whose first image was judged No: the share of wrong ones that end right, and of
     right ones that end wrong (this also of all right first images, doubted or not)."""
     # a second image is drawn only after a No
-    doubted = [scored_episode for scored_episode in scored if len(scored_episode.right) > 1]
+    doubted_episodes = [
+        scored_episode for scored_episode in scored if len(scored_episode.right) > 1
+    ]
     fixed: list[bool] = []  # of the wrong first images
     broken: list[bool] = []  # of the right ones
-    for scored_episode in doubted:
+    for scored_episode in doubted_episodes:
         if scored_episode.first_right:
             broken.append(not scored_episode.final_right)
         else:
             fixed.append(scored_episode.final_right)
     num_first_right = sum(scored_episode.first_right for scored_episode in scored)
     return {
-        "episodes": len(doubted),
+        "episodes": len(doubted_episodes),
         "wrong": len(fixed),
         "fixed": float(np.mean(fixed)) if fixed else 0.0,
         "right": len(broken),
@@ -204,13 +209,13 @@ def redraws(scored: Sequence[ReadEpisode]) -> dict[str, Any]:
 
 def _surest(reading: Reading, name: str) -> Detection | None:
     """The most confident object of a class."""
-    surest: Detection | None = None
-    for detection in reading.objects:
-        if detection.name != name or detection.confidence <= THRESHOLD:
+    surest_object: Detection | None = None
+    for read_object in reading.objects:
+        if read_object.name != name or read_object.confidence <= THRESHOLD:
             continue
-        if surest is None or detection.confidence > surest.confidence:
-            surest = detection
-    return surest
+        if surest_object is None or read_object.confidence > surest_object.confidence:
+            surest_object = read_object
+    return surest_object
 
 
 def binding(scored: Sequence[ReadEpisode]) -> dict[str, Any]:
@@ -220,15 +225,15 @@ def binding(scored: Sequence[ReadEpisode]) -> dict[str, Any]:
     for scored_episode in scored:
         if scored_episode.spec.tag != "color_attr":
             continue
-        colors, wanted_colors = [], []  # of each object that is there, in the prompt's order
+        read_colors, wanted_colors = [], []  # of each object that is there, in the prompt's order
         for clause in scored_episode.spec.include:
-            detection = _surest(scored_episode.readings[0], clause.name)
-            if detection:
-                colors.append(detection.color)
+            surest_object = _surest(scored_episode.readings[0], clause.name)
+            if surest_object:
+                read_colors.append(surest_object.color)
             wanted_colors.append(str(clause.color))
         # unequal too where an object is missing
-        if sorted(colors) == sorted(wanted_colors):
-            bound_right = float(colors == wanted_colors)
+        if sorted(read_colors) == sorted(wanted_colors):
+            bound_right = float(read_colors == wanted_colors)
             samples.append(Sample("bound", scored_episode.spec.prompt, bound_right))
     bound = _mean(samples)
     swapped = {"mean": 1 - bound["mean"], "low": 1 - bound["high"], "high": 1 - bound["low"]}
@@ -242,12 +247,14 @@ def position(scored: Sequence[ReadEpisode]) -> dict[str, Any]:
     for scored_episode in scored:
         if scored_episode.spec.tag != "position":
             continue
-        target, placed = scored_episode.spec.include
-        found_target = _surest(scored_episode.readings[0], target.name)
-        found_placed = _surest(scored_episode.readings[0], placed.name)
-        if found_placed and found_target and placed.position:
-            held = placed.position[0] in relations(found_placed.box, found_target.box)
-            samples.append(Sample("held", scored_episode.spec.prompt, float(held)))
+        target_clause, placed_clause = scored_episode.spec.include
+        found_target = _surest(scored_episode.readings[0], target_clause.name)
+        found_placed = _surest(scored_episode.readings[0], placed_clause.name)
+        if found_placed and found_target and placed_clause.position:
+            relation_holds = placed_clause.position[0] in relations(
+                found_placed.box, found_target.box
+            )
+            samples.append(Sample("held", scored_episode.spec.prompt, float(relation_holds)))
     return {
         "given_both": _mean(samples),
         "chance": chance_of_relation(),
@@ -284,17 +291,18 @@ def gallery(scored: Sequence[ReadEpisode], num_shown: int = 6) -> dict[str, list
         "Right at once": [],
     }
     for scored_episode in scored:
-        several, doubted = len(scored_episode.right) > 1, not scored_episode.episode.rounds[0].yes
-        if several and scored_episode.first_right != scored_episode.final_right:
+        was_redrawn = len(scored_episode.right) > 1
+        is_doubted = not scored_episode.episode.rounds[0].yes
+        if was_redrawn and scored_episode.first_right != scored_episode.final_right:
             group_name = (
                 "Broken by redrawing" if scored_episode.first_right else "Fixed by looking again"
             )
             groups[group_name].append(scored_episode)
-        if doubted and not scored_episode.first_right and not scored_episode.final_right:
+        if is_doubted and not scored_episode.first_right and not scored_episode.final_right:
             groups["Still wrong"].append(scored_episode)
-        if not doubted and not scored_episode.first_right:
+        if not is_doubted and not scored_episode.first_right:
             groups["Wrong, and judged Yes at once"].append(scored_episode)
-        if not several and scored_episode.first_right:
+        if not was_redrawn and scored_episode.first_right:
             groups["Right at once"].append(scored_episode)
     return strips_of_groups(groups, _strip, num_shown)
 
@@ -311,14 +319,16 @@ def _strip(scored_episode: ReadEpisode) -> dict[str, Any]:
 def episode_row(scored_episode: ReadEpisode) -> dict[str, Any]:
     """An episode as episodes.json has it."""
     rounds = []
-    for shown, right in zip(scored_episode.episode.rounds, scored_episode.right, strict=True):
+    for episode_round, is_right in zip(
+        scored_episode.episode.rounds, scored_episode.right, strict=True
+    ):
         rounds.append(
             {
-                "yes": shown.yes,
-                "p_yes": round(shown.p_yes, 5),
-                "right": right,
-                "reason": shown.reason,
-                "codes": list(shown.codes),
+                "yes": episode_round.yes,
+                "p_yes": round(episode_round.p_yes, 5),
+                "right": is_right,
+                "reason": episode_round.reason,
+                "codes": list(episode_round.codes),
             }
         )
     return {

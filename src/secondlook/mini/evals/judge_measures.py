@@ -82,7 +82,7 @@ def auroc(verdicts: Sequence[ImageVerdict]) -> Interval:
 
 def reliability(verdicts: Sequence[ImageVerdict]) -> list[dict[str, float]]:
     """Bins of P(Yes) of equal width: mean P(Yes), share that is right, images."""
-    p_yes, right = _p_yes(verdicts), _right(verdicts)
+    p_yes, is_right = _p_yes(verdicts), _right(verdicts)
     bin_of_image = np.minimum((p_yes * BINS).astype(int), BINS - 1)  # 1.0 is in the last bin
     filled_bins = []
     for bin_index in range(BINS):
@@ -91,7 +91,7 @@ def reliability(verdicts: Sequence[ImageVerdict]) -> list[dict[str, float]]:
             filled_bins.append(
                 {
                     "p_yes": float(p_yes[in_bin].mean()),
-                    "right": float(right[in_bin].mean()),
+                    "right": float(is_right[in_bin].mean()),
                     "images": int(in_bin.sum()),
                 }
             )
@@ -109,12 +109,12 @@ def ece(bins: Sequence[dict[str, float]]) -> float:
 def best_threshold(verdicts: Sequence[ImageVerdict]) -> float:
     """The P(Yes) above which saying Yes has the best balanced accuracy: midway between two
     neighbours."""
-    right, p_yes = _right(verdicts), _p_yes(verdicts)
-    distinct = np.unique(p_yes)
-    thresholds = np.concatenate([[0.0], (distinct[1:] + distinct[:-1]) / 2, [1.0]])
+    is_right, p_yes = _right(verdicts), _p_yes(verdicts)
+    distinct_p_yes = np.unique(p_yes)
+    thresholds = np.concatenate([[0.0], (distinct_p_yes[1:] + distinct_p_yes[:-1]) / 2, [1.0]])
     num_tried = min(len(thresholds), MAX_CUTS)
     thresholds = thresholds[np.linspace(0, len(thresholds) - 1, num_tried).astype(int)]
-    accuracies = [_balanced(right, p_yes > threshold) for threshold in thresholds]
+    accuracies = [_balanced(is_right, p_yes > threshold) for threshold in thresholds]
     return float(thresholds[int(np.nanargmax(accuracies))])
 
 
@@ -146,24 +146,24 @@ def verdict_agreement(verdicts: Sequence[ImageVerdict], yes: np.ndarray) -> dict
 
 def overall(verdicts: Sequence[ImageVerdict]) -> dict[str, Any]:
     """All measures of greedy verdicts (P(Yes) above a half)."""
-    right, yes = _right(verdicts), _p_yes(verdicts) > 0.5
+    is_right, says_yes = _right(verdicts), _p_yes(verdicts) > 0.5
     bins = reliability(verdicts)
-    measures = verdict_agreement(verdicts, yes) | {
+    measures = verdict_agreement(verdicts, says_yes) | {
         "auroc": auroc(verdicts),
         "ece": ece(bins),
-        "precision_of_no": float(precision_score(~right, ~yes, zero_division=0.0)),
-        "recall_of_no": float(recall_score(~right, ~yes, zero_division=0.0)),
-        "always_yes_would_agree": float(np.mean(right)),
+        "precision_of_no": float(precision_score(~is_right, ~says_yes, zero_division=0.0)),
+        "recall_of_no": float(recall_score(~is_right, ~says_yes, zero_division=0.0)),
+        "always_yes_would_agree": float(np.mean(is_right)),
         "calibrated": calibrated(verdicts),
         "reliability": bins,
     }
-    checked = [verdict for verdict in verdicts if verdict.reason_holds is not None]
-    if checked:
-        reason_holds = np.array([bool(verdict.reason_holds) for verdict in checked], float)
-        units = _by_prompt(checked, [reason_holds])
+    checked_verdicts = [verdict for verdict in verdicts if verdict.reason_holds is not None]
+    if checked_verdicts:
+        reason_holds = np.array([bool(verdict.reason_holds) for verdict in checked_verdicts], float)
+        units = _by_prompt(checked_verdicts, [reason_holds])
         share_held = bootstrap(units, lambda rows: float(rows["all"].mean()))
         measures["reason_names_a_failure"] = share_held
-        measures["reasons"] = len(checked)
+        measures["reasons"] = len(checked_verdicts)
     return measures
 
 
@@ -184,9 +184,9 @@ def differences(
     def difference(statistic: Callable[[Sequence[ImageVerdict]], float]) -> Interval:
         def of_resample(rows: dict[str, np.ndarray]) -> float:
             indices = rows["all"].astype(int)
-            own = [verdicts[i] for i in indices]
-            compared = [others[i] for i in indices]
-            return statistic(own) - statistic(compared)
+            own_verdicts = [verdicts[i] for i in indices]
+            other_verdicts = [others[i] for i in indices]
+            return statistic(own_verdicts) - statistic(other_verdicts)
 
         return bootstrap(units, of_resample)
 

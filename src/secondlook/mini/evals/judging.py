@@ -100,15 +100,17 @@ class MiniJudging(Benchmark):
 
     def run(self, session: EvalSession) -> dict[str, Any]:
         if self.drawn_by_a_model():
-            items = drawn_images(self.images, session.load_engine)
+            labelled_images = drawn_images(self.images, session.load_engine)
         else:
-            items, unlabelled = labelled_pairs(self.images, self._template())
-            if unlabelled:
+            labelled_images, unlabelled_names = labelled_pairs(self.images, self._template())
+            if unlabelled_names:
                 session.say(
-                    f"{len(unlabelled)} pairs say not whether they are good and are left out, "
-                    f"first {unlabelled[0]}"
+                    f"{len(unlabelled_names)} pairs say not whether they are good and are left "
+                    f"out, first {unlabelled_names[0]}"
                 )
-        verdicts, seconds = judge_images(session.load_engine(self.model), items, self.seed)
+        verdicts, seconds = judge_images(
+            session.load_engine(self.model), labelled_images, self.seed
+        )
         over_others = []
         for folder in self.over:
             over_others.append(differences(verdicts, read_verdicts(folder), str(folder)))
@@ -116,7 +118,7 @@ class MiniJudging(Benchmark):
 
     def lines(self, result: dict[str, Any]) -> list[str]:
         overall = result["overall"]
-        lines = [
+        text_lines = [
             f"balanced accuracy {interval_text(overall['balanced_accuracy'])}, "
             f"{overall['verdicts']} images",
             f"AUROC {interval_text(overall['auroc'])}, ECE {overall['ece']:.3f}, kappa "
@@ -124,21 +126,25 @@ class MiniJudging(Benchmark):
         ]
         if "reason_names_a_failure" in overall:
             share_text = interval_text(overall["reason_names_a_failure"])
-            lines.append(f"reasons name what failed: {share_text} of {overall['reasons']} true No")
+            text_lines.append(
+                f"reasons name what failed: {share_text} of {overall['reasons']} true No"
+            )
         if overall["calibrated"]:
             threshold = overall["calibrated"]["threshold"]
             accuracy_text = interval_text(overall["calibrated"]["balanced_accuracy"])
-            lines.append(
+            text_lines.append(
                 f"threshold {threshold:.3f} of one half of the prompts: {accuracy_text} on the "
                 "other"
             )
         for row in result["over"]:
             difference_texts = []
-            for name, value in row.items():
+            for name, difference_interval in row.items():
                 if name != "other":
-                    difference_texts.append(f"{name.replace('_', ' ')} {signed_text(value)}")
-            lines.append(f"over {row['other']}: {', '.join(difference_texts)}")
-        return [*lines, f"{result['images_per_second']:.1f} images/s"]
+                    difference_texts.append(
+                        f"{name.replace('_', ' ')} {signed_text(difference_interval)}"
+                    )
+            text_lines.append(f"over {row['other']}: {', '.join(difference_texts)}")
+        return [*text_lines, f"{result['images_per_second']:.1f} images/s"]
 
     @classmethod
     def headline(cls, result: dict[str, Any]) -> dict[str, Any]:
@@ -151,12 +157,12 @@ class MiniJudging(Benchmark):
 def drawn_images(folder: Path, load_engine: Callable[[str], Engine]) -> list[LabelledImage]:
     """Every image of a folder that ``eval mini-geneval`` wrote, decoded by the model that drew
     it."""
-    model, coded = read_codes(folder)
-    images = decode(load_engine(model), coded)
+    model, coded_images = read_codes(folder)
+    images = decode(load_engine(model), coded_images)
     labelled_images = []
-    for (prompt, _), image in zip(coded, images, strict=True):
-        right = judge(parse(prompt), image).correct
-        labelled_images.append(LabelledImage(prompt, image, right, of_miniature=True))
+    for (prompt, _), image in zip(coded_images, images, strict=True):
+        is_right = judge(parse(prompt), image).correct
+        labelled_images.append(LabelledImage(prompt, image, is_right, of_miniature=True))
     return labelled_images
 
 
@@ -165,20 +171,20 @@ def labelled_pairs(path: Path, template: ChatTemplate) -> tuple[list[LabelledIma
     where none has one, and for a prompt that the model cannot read."""
     pairs = read_pairs(path)
     check_prompts(template, lines_of(pairs))
-    items, unlabelled = [], []
+    labelled_images, unlabelled_names = [], []
     for pair in pairs:
         if pair.good is None:
-            unlabelled.append(pair.name)
+            unlabelled_names.append(pair.name)
         else:
             source = pair.asked().source
             image = pair.open()
-            items.append(LabelledImage(pair.prompt, image, pair.good, False, source))
-    if not items:
+            labelled_images.append(LabelledImage(pair.prompt, image, pair.good, False, source))
+    if not labelled_images:
         raise InputError(
             f"images: no pair of {str(path)!r} says whether it is good; give each a field good = "
             "true or false"
         )
-    return items, unlabelled
+    return labelled_images, unlabelled_names
 
 
 def judge_images(
@@ -198,13 +204,15 @@ def judge_images(
     seconds = time.perf_counter() - start_time
     verdicts = []
     for item, turn in zip(items, turns, strict=True):
-        yes = turn.tokens[0] == template.yes  # the verdict is one token, the reason follows
+        says_yes = turn.tokens[0] == template.yes  # the verdict is one token, the reason follows
         reason = template.words(turn.tokens[1:]).lstrip(", ")
         reason_holds: bool | None = None
-        if item.of_miniature and not item.right and not yes:
+        if item.of_miniature and not item.right and not says_yes:
             reason_holds = names_a_failure(parse(item.prompt), item.image, reason)
         p_yes = float(turn.p_yes or 0)
-        verdicts.append(ImageVerdict(item.prompt, item.right, yes, p_yes, reason, reason_holds))
+        verdicts.append(
+            ImageVerdict(item.prompt, item.right, says_yes, p_yes, reason, reason_holds)
+        )
     return verdicts, seconds
 
 
@@ -213,12 +221,14 @@ def read_verdicts(folder: Path) -> list[ImageVerdict]:
     verdicts_path = folder / "verdicts.json"
     with written_by("eval mini-judging", verdicts_path):
         verdicts = [ImageVerdict(**row) for row in read_json(verdicts_path, list)]
-        for v in verdicts:
-            right_types = isinstance(v.prompt, str) and type(v.right) is type(v.yes) is bool
-            if not right_types or not finite(v.p_yes, 0, 1):
+        for verdict in verdicts:
+            right_types = (
+                isinstance(verdict.prompt, str) and type(verdict.right) is type(verdict.yes) is bool
+            )
+            if not right_types or not finite(verdict.p_yes, 0, 1):
                 raise ValueError(
-                    f"a verdict on {v.prompt!r} has p_yes {v.p_yes!r}, yes {v.yes!r}, right "
-                    f"{v.right!r}"
+                    f"a verdict on {verdict.prompt!r} has p_yes {verdict.p_yes!r}, yes "
+                    f"{verdict.yes!r}, right {verdict.right!r}"
                 )
     return verdicts
 
@@ -280,6 +290,6 @@ def plot(path: Path, result: dict[str, Any]) -> None:
     for axes in (share_axes, count_axes):
         axes.grid(alpha=0.3)
     figure.tight_layout()
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
+    with whole_file(path) as temporary_path:
+        figure.savefig(temporary_path, dpi=110, format="png")
     plt.close(figure)

@@ -64,20 +64,20 @@ class MiniPIE(SampledMiniBenchmark):
     def run(self, session: EvalSession) -> dict[str, Any]:
         engine = session.load_engine(self.model)
         sampling = self.sampling(engine)
-        measured = edit_and_measure(engine, self, sampling, session.progress)
-        beside = baselines(engine, self, sampling)
-        return write(session.out, measured, self.with_guidance(sampling), beside)
+        measured_episodes = edit_and_measure(engine, self, sampling, session.progress)
+        baseline_means = baselines(engine, self, sampling)
+        return write(session.out, measured_episodes, self.with_guidance(sampling), baseline_means)
 
     def lines(self, result: dict[str, Any]) -> list[str]:
-        lines = []
+        text_lines = []
         for name in ("first", "final", "gain"):
             row = result["overall"][name]
-            lines.append(
+            text_lines.append(
                 f"{name:6} success {interval_text(row['success'])}, exact "
                 f"{interval_text(row['exact'])}, background PSNR {row['psnr']['mean']:.1f} dB"
             )
         accuracy_text = interval_text(result["judge"]["every round"]["balanced_accuracy"])
-        return [*lines, f"judge, every round: balanced accuracy {accuracy_text}"]
+        return [*text_lines, f"judge, every round: balanced accuracy {accuracy_text}"]
 
     @classmethod
     def headline(cls, result: dict[str, Any]) -> dict[str, Any]:
@@ -113,10 +113,10 @@ def prompt_of(edit: Edit) -> str:
 def succeeds(edit: Edit, reading: Reading) -> bool:
     """Whether a picture's reading passes the edit's target specification."""
     wanted_objects = Counter((thing.name, thing.color) for thing in edit.target.things)
-    read_objects = Counter((detection.name, detection.color) for detection in reading.objects)
+    read_objects = Counter((read_object.name, read_object.color) for read_object in reading.objects)
     # a place counts only where the instruction names one
-    placed = edit.kind not in ("add", "move") or edits.judge(edit, reading).followed
-    return placed and wanted_objects == read_objects and reading.leftover <= LEFTOVER
+    is_placed = edit.kind not in ("add", "move") or edits.judge(edit, reading).followed
+    return is_placed and wanted_objects == read_objects and reading.leftover <= LEFTOVER
 
 
 def measure(edit: Edit, image: Image.Image) -> dict[str, float]:
@@ -141,23 +141,25 @@ def edit_and_measure(
 ) -> list[MeasuredEpisode]:
     """Edit, judge and edit again every row of the benchmark; the truth is read from the pictures
     afterwards."""
-    seeded: list[tuple[Edit, int]] = []
+    seeded_edits: list[tuple[Edit, int]] = []
     for i, edit in enumerate(edit_samples.benchmark(settings.rows_per_kind, settings.split)):
         for seed in settings.seeds_of(i):
-            seeded.append((edit, seed))
-    measured: list[MeasuredEpisode] = []
-    for start in range(0, len(seeded), engine.batch):
-        batch_rows = seeded[start : start + engine.batch]
+            seeded_edits.append((edit, seed))
+    measured_episodes: list[MeasuredEpisode] = []
+    for batch_start in range(0, len(seeded_edits), engine.batch):
+        batch_rows = seeded_edits[batch_start : batch_start + engine.batch]
         prompts, seeds = [], []
         for edit, seed in batch_rows:
             prompts.append(Prompt(edit.instruction, Image.fromarray(render(edit.source))))
             seeds.append(seed)
         episodes = run_episodes(engine, prompts, seeds, settings.rounds, sampling)
         for (edit, _), episode in zip(batch_rows, episodes, strict=True):
-            measures = tuple(measure(edit, shown.image) for shown in episode.rounds)
-            measured.append(MeasuredEpisode(edit, episode, measures))
-        progress("editing", len(measured), len(seeded))
-    return measured
+            round_measures = tuple(
+                measure(edit, episode_round.image) for episode_round in episode.rounds
+            )
+            measured_episodes.append(MeasuredEpisode(edit, episode, round_measures))
+        progress("editing", len(measured_episodes), len(seeded_edits))
+    return measured_episodes
 
 
 def baselines(
@@ -179,10 +181,10 @@ def baselines(
     }
     means_of_baseline = {}
     for name, images in images_of_baseline.items():
-        measures = []
+        measures_of_images = []
         for edit, image in zip(benchmark_edits, images, strict=True):
-            measures.append(measure(edit, image))
-        means_of_baseline[name] = _means(benchmark_edits, measures)
+            measures_of_images.append(measure(edit, image))
+        means_of_baseline[name] = _means(benchmark_edits, measures_of_images)
     return means_of_baseline
 
 
@@ -194,27 +196,27 @@ def _means(
     mean_of_measure = {}
     for name in MEASURES:
         samples = []
-        for edit, values in zip(measured_edits, measures, strict=True):
-            if np.isfinite(values[name]):  # an exact copy's PSNR is infinite
-                samples.append(Sample(edit.kind, prompt_of(edit), values[name]))
+        for edit, image_measures in zip(measured_edits, measures, strict=True):
+            if np.isfinite(image_measures[name]):  # an exact copy's PSNR is infinite
+                samples.append(Sample(edit.kind, prompt_of(edit), image_measures[name]))
         mean_of_measure[name] = mean_of_tasks(samples)
     return mean_of_measure
 
 
 def first_and_final(measured: Sequence[MeasuredEpisode]) -> dict[str, dict[str, Interval]]:
     """All measures of first images, of final ones, and of the gain."""
-    measured_edits, firsts, finals, gains = [], [], [], []
+    measured_edits, first_measures, final_measures, measure_gains = [], [], [], []
     for measured_episode in measured:
         measured_edits.append(measured_episode.edit)
-        firsts.append(measured_episode.first)
-        finals.append(measured_episode.final)
-        gains.append(
+        first_measures.append(measured_episode.first)
+        final_measures.append(measured_episode.final)
+        measure_gains.append(
             {name: measured_episode.final[name] - measured_episode.first[name] for name in MEASURES}
         )
     return {
-        "first": _means(measured_edits, firsts),
-        "final": _means(measured_edits, finals),
-        "gain": _means(measured_edits, gains),
+        "first": _means(measured_edits, first_measures),
+        "final": _means(measured_edits, final_measures),
+        "gain": _means(measured_edits, measure_gains),
     }
 
 
@@ -222,17 +224,17 @@ def verdicts_of(
     measured: Sequence[MeasuredEpisode], first_only: bool = False
 ) -> tuple[list[bool], list[bool], list[str]]:
     """Whether each image is exact, the model's verdict on it, and what was asked for."""
-    truth, verdicts, prompts = [], [], []
+    image_truths, verdicts, prompts = [], [], []
     for measured_episode in measured:
-        for shown, measures in zip(
+        for episode_round, round_measures in zip(
             measured_episode.episode.rounds, measured_episode.measures, strict=True
         ):
-            truth.append(bool(measures["exact"]))
-            verdicts.append(shown.yes)
+            image_truths.append(bool(round_measures["exact"]))
+            verdicts.append(episode_round.yes)
             prompts.append(prompt_of(measured_episode.edit))
             if first_only:
                 break
-    return truth, verdicts, prompts
+    return image_truths, verdicts, prompts
 
 
 def redraws(measured: Sequence[MeasuredEpisode]) -> dict[str, Any]:
@@ -302,42 +304,45 @@ def gallery(
         "Spoilt by editing again": [],
     }
     for measured_episode in measured:
-        several = len(measured_episode.measures) > 1
-        first, final = bool(measured_episode.first["exact"]), bool(measured_episode.final["exact"])
-        if first and not several:
+        was_redrawn = len(measured_episode.measures) > 1
+        first_right = bool(measured_episode.first["exact"])
+        final_right = bool(measured_episode.final["exact"])
+        if first_right and not was_redrawn:
             groups["Right at once"].append(measured_episode)
-        elif final and not first:
+        elif final_right and not first_right:
             groups["Made good by looking again"].append(measured_episode)
-        elif not final:
-            groups["Spoilt by editing again" if first else "Still wrong"].append(measured_episode)
+        elif not final_right:
+            groups["Spoilt by editing again" if first_right else "Still wrong"].append(
+                measured_episode
+            )
     return strips_of_groups(groups, _strip, num_shown)
 
 
 def _strip(measured_episode: MeasuredEpisode) -> dict[str, Any]:
     """An episode as the page's template shows it."""
-    right = [bool(measures["exact"]) for measures in measured_episode.measures]
+    is_right = [bool(round_measures["exact"]) for round_measures in measured_episode.measures]
     assert measured_episode.episode.prompt.source is not None
     return {
         "prompt": measured_episode.edit.instruction,
         "source": embed(measured_episode.episode.prompt.source),
         "final": measured_episode.episode.final,
-        "rounds": shown_rounds(measured_episode.episode, right),
+        "rounds": shown_rounds(measured_episode.episode, is_right),
     }
 
 
 def episode_row(measured_episode: MeasuredEpisode) -> dict[str, Any]:
     """An episode as episodes.json has it."""
     rounds = []
-    for shown, measures in zip(
+    for episode_round, round_measures in zip(
         measured_episode.episode.rounds, measured_episode.measures, strict=True
     ):
         round_row = {
-            "yes": shown.yes,
-            "p_yes": round(shown.p_yes, 5),
-            "reason": shown.reason,
-            "codes": list(shown.codes),
+            "yes": episode_round.yes,
+            "p_yes": round(episode_round.p_yes, 5),
+            "reason": episode_round.reason,
+            "codes": list(episode_round.codes),
         }
-        rounds.append(round_row | measures)
+        rounds.append(round_row | round_measures)
     return {
         "kind": measured_episode.edit.kind,
         "instruction": measured_episode.edit.instruction,

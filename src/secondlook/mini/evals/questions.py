@@ -41,11 +41,13 @@ class MiniQuestions(Benchmark):
         return result
 
     def lines(self, result: dict[str, Any]) -> list[str]:
-        lines = []
-        for opening, row in result["kinds"].items():
-            lines.append(f"  {opening:12} {row['accuracy']:.3f}  ({row['questions']})")
+        text_lines = []
+        for question_opening, row in result["kinds"].items():
+            text_lines.append(
+                f"  {question_opening:12} {row['accuracy']:.3f}  ({row['questions']})"
+            )
         accuracy_text = interval_text(result["is_there"]["balanced_accuracy"])
-        return [*lines, f"  is there …?  balanced accuracy {accuracy_text}"]
+        return [*text_lines, f"  is there …?  balanced accuracy {accuracy_text}"]
 
     @classmethod
     def headline(cls, result: dict[str, Any]) -> dict[str, Any]:
@@ -60,31 +62,33 @@ def ask_questions(engine: Engine, settings: MiniQuestions) -> dict[str, Any]:
     """result.json: accuracy per kind of question (its first two words), and agreement on "is there
     …?"."""
     rng = np.random.default_rng(SEED)
-    texts, truths, requests = [], [], []
+    question_texts, true_answers, requests = [], [], []
     for _ in range(settings.questions):
         _, scene = sample_scene(rng)
-        text, truth = question(rng, scene)
-        texts.append(text)
-        truths.append(truth)
-        segments = engine.template.ask(Image.fromarray(render(scene)), text)
+        question_text, true_answer = question(rng, scene)
+        question_texts.append(question_text)
+        true_answers.append(true_answer)
+        segments = engine.template.ask(Image.fromarray(render(scene)), question_text)
         requests.append(Request("ask", segments, 0))
     turns = engine.write(requests, SamplingParams("text", temperature=0.0), max_tokens=4)
-    answers = [engine.template.words(turn.tokens) for turn in turns]
+    model_answers = [engine.template.words(turn.tokens) for turn in turns]
 
     all_right: list[bool] = []
     right_by_kind: dict[str, list[bool]] = {}  # by a question's first two words
     is_there_truth, is_there_answers = [], []
-    for text, truth, answer in zip(texts, truths, answers, strict=True):
-        opening = " ".join(text.split()[:2])
-        all_right.append(answer == truth)
-        right_by_kind.setdefault(opening, []).append(answer == truth)
-        if opening == "is there":
-            is_there_truth.append(truth == "Yes")
-            is_there_answers.append(answer == "Yes")
+    for question_text, true_answer, model_answer in zip(
+        question_texts, true_answers, model_answers, strict=True
+    ):
+        question_opening = " ".join(question_text.split()[:2])
+        all_right.append(model_answer == true_answer)
+        right_by_kind.setdefault(question_opening, []).append(model_answer == true_answer)
+        if question_opening == "is there":
+            is_there_truth.append(true_answer == "Yes")
+            is_there_answers.append(model_answer == "Yes")
     result_of_kind = {}
-    for opening, of_kind in right_by_kind.items():
+    for question_opening, of_kind in right_by_kind.items():
         accuracy = float(np.mean(of_kind))
-        result_of_kind[opening] = {"accuracy": accuracy, "questions": len(of_kind)}
+        result_of_kind[question_opening] = {"accuracy": accuracy, "questions": len(of_kind)}
     question_names = [str(i) for i in range(len(is_there_truth))]  # each is its own unit
     return {
         "overall": {"accuracy": float(np.mean(all_right))},

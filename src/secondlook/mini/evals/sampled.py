@@ -63,20 +63,22 @@ def strips_of_groups(
     for group_name, of_group in groups.items():
         if of_group:
             step = max(1, len(of_group) // num_shown)
-            strips[group_name] = [strip(chosen) for chosen in of_group[::step][:num_shown]]
+            strips[group_name] = [
+                strip(chosen_episode) for chosen_episode in of_group[::step][:num_shown]
+            ]
     return strips
 
 
 def shown_rounds(episode: Episode, right: Sequence[bool]) -> list[dict[str, Any]]:
     """An episode's rounds as the page's template shows them; ``right`` says the truth of each."""
     rounds = []
-    for shown, is_right in zip(episode.rounds, right, strict=True):
+    for episode_round, is_right in zip(episode.rounds, right, strict=True):
         rounds.append(
             {
-                "src": embed(shown.image),
-                "yes": shown.yes,
-                "p_yes": shown.p_yes,
-                "reason": shown.reason,
+                "src": embed(episode_round.image),
+                "yes": episode_round.yes,
+                "p_yes": episode_round.p_yes,
+                "reason": episode_round.reason,
                 "right": is_right,
             }
         )

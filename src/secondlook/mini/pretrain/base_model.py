@@ -74,16 +74,20 @@ class BaseJob:
         """Prompts and codes of the pool; encoded once and kept in the run's folder."""
         config, pool_path = self.config, out / "pool.pt"
         if pool_path.exists():
-            stored = torch.load(pool_path, weights_only=True)
-            return stored["prompts"], stored["codes"]
+            stored_pool = torch.load(pool_path, weights_only=True)
+            return stored_pool["prompts"], stored_pool["codes"]
         prompts: list[str] = []
         codes: list[Tensor] = []
-        for start in track(range(0, config.pool, 500), "encoding the pool"):
-            rng = np.random.default_rng([config.seed, 10**6, start])
-            items = datasets.pictures(rng, min(500, config.pool - start), kinds=config.kinds)
-            prompts += [item.spec.prompt for item in items]
+        for pool_start in track(range(0, config.pool, 500), "encoding the pool"):
+            rng = np.random.default_rng([config.seed, 10**6, pool_start])
+            pool_pictures = datasets.pictures(
+                rng, min(500, config.pool - pool_start), kinds=config.kinds
+            )
+            prompts += [pool_picture.spec.prompt for pool_picture in pool_pictures]
             with torch.no_grad():
-                batch_codes = self.janus.to_codes([item.image for item in items])
+                batch_codes = self.janus.to_codes(
+                    [pool_picture.image for pool_picture in pool_pictures]
+                )
             codes.append(batch_codes.to("cpu", torch.int16))
         pool_codes = torch.cat(codes)  # (pool, codes of a picture)
         out.mkdir(parents=True, exist_ok=True)
@@ -99,17 +103,17 @@ class BaseJob:
     def draws(self, rng: np.random.Generator, n: int) -> TrainingRows:
         """Prompts of the pool, each with its picture's codes."""
         contexts: list[tuple[Segment, ...]] = []
-        targets: list[TokenIds | ImageCodes] = []
+        target_codes: list[TokenIds | ImageCodes] = []
         for i in rng.integers(len(self.prompts), size=n):
             contexts.append(self._drop(rng, self.template.draw(self.prompts[i])))
-            targets.append(ImageCodes(tuple(self.codes[i].tolist())))
-        return contexts, targets
+            target_codes.append(ImageCodes(tuple(self.codes[i].tolist())))
+        return contexts, target_codes
 
     def questions(self, rng: np.random.Generator, n: int) -> TrainingRows:
         """Questions about pictures and verdicts on them, each with its answer."""
         config = self.config
         contexts: list[tuple[Segment, ...]] = []
-        answers: list[TokenIds | ImageCodes] = []
+        answer_tokens: list[TokenIds | ImageCodes] = []
         pictures = datasets.pictures(rng, n, config.alone, config.kinds, config.objects)
         for question in datasets.questions(
             rng, pictures, config.question_weights, config.aimed, config.judge_context
@@ -120,22 +124,24 @@ class BaseJob:
                 images = [image for image, _ in question.earlier] + [question.image]
                 reasons = [reason for _, reason in question.earlier]
                 contexts.append(self.template.judge(question.prompt, images, reasons))
-            answers.append(TokenIds(self.template.answer(question.answer)))
-        return contexts, answers
+            answer_tokens.append(TokenIds(self.template.answer(question.answer)))
+        return contexts, answer_tokens
 
     @torch.no_grad()
     def chains(self, rng: np.random.Generator, n: int) -> TrainingRows:
         """Prompts with pictures that were wrong and why, each with the right picture's codes."""
-        chains = datasets.chains(rng, datasets.pictures(rng, n, kinds=self.config.kinds))
+        redraw_chains = datasets.chains(rng, datasets.pictures(rng, n, kinds=self.config.kinds))
         images = []  # of each chain: the wrong ones, then the right one
-        for chain in chains:
-            images += [*chain.wrong, chain.right]
+        for redraw_chain in redraw_chains:
+            images += [*redraw_chain.wrong, redraw_chain.right]
         all_codes = iter(self.janus.to_codes(images).tolist())  # encoded together, in that order
         contexts: list[tuple[Segment, ...]] = []
         right_codes: list[TokenIds | ImageCodes] = []
-        for chain in chains:
-            wrong_codes = [tuple(next(all_codes)) for _ in chain.wrong]
-            segments = self.template.redraw(chain.prompt, wrong_codes, list(chain.reasons))
+        for redraw_chain in redraw_chains:
+            wrong_codes = [tuple(next(all_codes)) for _ in redraw_chain.wrong]
+            segments = self.template.redraw(
+                redraw_chain.prompt, wrong_codes, list(redraw_chain.reasons)
+            )
             contexts.append(self._drop(rng, segments))
             right_codes.append(ImageCodes(tuple(next(all_codes))))
         return contexts, right_codes
@@ -181,12 +187,12 @@ def train_base(config: BaseConfig, out: str | Path) -> None:
     set_up_process(config.runtime)
     out = Path(out)
     job = BaseJob(config, out)
-    parts: dict[str, Stateful] = {
+    state_parts: dict[str, Stateful] = {
         "net": job.trainable,
         "optimizer": job.optimizer,
         "average": job.average,
     }
-    trainer = Trainer(out, config, parts)
+    trainer = Trainer(out, config, state_parts)
     for step in trainer.steps(config.steps):
         trainer.finish_step(job.step(step))
         if trainer.due(config.snapshot_every):

@@ -103,17 +103,17 @@ def describe(centres: Tensor, colors: int, masks: int, seed: int) -> Tensor:
     background. Uses the patches only, no labels."""
     pixels = centres.view(len(centres), 3, -1).transpose(1, 2)  # (K, p², 3)
     background = pixels.reshape(-1, 3).median(0).values
-    offset = pixels - background
-    distance = offset.norm(dim=-1)  # (K, p²)
-    is_background = (distance.amax(1) < 0.1)[:, None]  # (K, 1)
+    pixel_offsets = pixels - background
+    pixel_distances = pixel_offsets.norm(dim=-1)  # (K, p²)
+    is_background = (pixel_distances.amax(1) < 0.1)[:, None]  # (K, 1)
     # the patch's colour: the mean of the pixels farthest from the background
-    is_far = distance >= 0.8 * distance.amax(1, keepdim=True)
-    color = (pixels * is_far[..., None]).sum(1) / is_far.sum(1, keepdim=True)  # (K, 3)
+    is_far = pixel_distances >= 0.8 * pixel_distances.amax(1, keepdim=True)
+    patch_colors = (pixels * is_far[..., None]).sum(1) / is_far.sum(1, keepdim=True)  # (K, 3)
     # its mask: how far each pixel is on the way from the background (0) to the colour (1)
-    direction = color - background
+    direction = patch_colors - background
     squared_length = direction.square().sum(-1, keepdim=True).clamp(min=1e-3)
-    mask = (offset @ direction[..., None]).squeeze(-1) / squared_length  # (K, p²)
-    color_features = _soft(color, colors, seed) * ~is_background
+    mask = (pixel_offsets @ direction[..., None]).squeeze(-1) / squared_length  # (K, p²)
+    color_features = _soft(patch_colors, colors, seed) * ~is_background
     mask_features = _soft(mask, masks, seed) * ~is_background
     features = torch.cat([color_features, mask_features, is_background.float()], 1)
     return F.normalize(features, dim=1)
@@ -132,8 +132,8 @@ def _soft(points: Tensor, k: int, seed: int) -> Tensor:
         nearest = torch.minimum(nearest, _squared_distances(points, landmarks[-1]))
     distances = torch.cdist(points, points[landmarks]).square()
     temperature = distances.median() / 4 + 1e-6
-    assigned = F.normalize((-distances / temperature).softmax(1), dim=1)
-    return F.pad(assigned, (0, k - assigned.shape[1]))
+    soft_assignment = F.normalize((-distances / temperature).softmax(1), dim=1)
+    return F.pad(soft_assignment, (0, k - soft_assignment.shape[1]))
 
 
 def _squared_distances(points: Tensor, index: int) -> Tensor:
@@ -192,17 +192,17 @@ class TokenizerJob:
         codes = torch.cdist(to_patches(pixels, config.patch), self.centres).argmin(-1)  # (B, grid²)
         if step < config.encoder_steps:
             lr_factor = self.encoder_schedule.at(step)
-            scores = code_scores(self.vq, pixels).flatten(1, 2)  # (B, grid², codes), cosines
-            loss = F.cross_entropy(20 * scores.flatten(0, 1), codes.flatten())
+            code_cosines = code_scores(self.vq, pixels).flatten(1, 2)  # (B, grid², codes), cosines
+            loss = F.cross_entropy(20 * code_cosines.flatten(0, 1), codes.flatten())
             metrics = {
                 "encoder_loss": loss.item(),
-                "codes_right": (scores.argmax(-1) == codes).float().mean().item(),
+                "codes_right": (code_cosines.argmax(-1) == codes).float().mean().item(),
             }
         else:
             lr_factor = self.decoder_schedule.at(step - config.encoder_steps)
-            error = decode(self.vq, codes) - pixels
-            loss = error.square().mean() + 0.1 * error.abs().mean()
-            metrics = {"decoder_loss": loss.item(), "l1": error.abs().mean().item()}
+            pixel_errors = decode(self.vq, codes) - pixels
+            loss = pixel_errors.square().mean() + 0.1 * pixel_errors.abs().mean()
+            metrics = {"decoder_loss": loss.item(), "l1": pixel_errors.abs().mean().item()}
         loss.backward()
         self.optimizer.step(lr_factor)
         return metrics
@@ -212,9 +212,9 @@ class TokenizerJob:
         """Share of pictures that the reader still reads after encode and decode."""
         readable_shares = []
         for i in range(0, self.config.probe_images, 100):
-            items, pixels = self.pictures(2 * 10**6 + i, 100)  # a key that no step has
-            decoded = to_bytes(decode(self.vq, encode(self.vq, pixels)))  # (100, S, S, 3)
-            readable_shares.append(datasets.readable(items, decoded.cpu().numpy()))
+            probe_pictures, pixels = self.pictures(2 * 10**6 + i, 100)  # a key that no step has
+            decoded_images = to_bytes(decode(self.vq, encode(self.vq, pixels)))  # (100, S, S, 3)
+            readable_shares.append(datasets.readable(probe_pictures, decoded_images.cpu().numpy()))
         return {"readable": float(np.mean(readable_shares))}
 
 

@@ -62,23 +62,23 @@ def text_tokenizer(sentences: list[str], vocabulary: int) -> PreTrainedTokenizer
     )
 
 
-def _part(kind, name: str, path: str):
+def _part(part_class, name: str, path: str):
     """A trained part. transformers fills a foreign folder's missing tensors with random ones; here
     that is an error."""
     if not Path(path).is_dir():
         raise InputError(f"config: {name} = {path!r} is not a folder; run train {name} first")
     try:
-        part, info = kind.from_pretrained(path, output_loading_info=True)
+        trained_part, loading_info = part_class.from_pretrained(path, output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
             f"config: {name} = {path!r} could not be loaded ({str(error).splitlines()[0]})"
         ) from error
-    if info["missing_keys"] or info["mismatched_keys"]:
+    if loading_info["missing_keys"] or loading_info["mismatched_keys"]:
         raise InputError(
             f"config: {name} = {path!r} is not what train {name} writes: it lacks "
-            f"{sorted(info['missing_keys'])[0]}"
+            f"{sorted(loading_info['missing_keys'])[0]}"
         )
-    return part
+    return trained_part
 
 
 def new_janus(config: BaseConfig, words: PreTrainedTokenizerFast | None = None) -> Janus:
@@ -130,11 +130,11 @@ def new_janus(config: BaseConfig, words: PreTrainedTokenizerFast | None = None) 
         "boi_token_id": words.convert_tokens_to_ids(SPECIALS[4])
     }
     size = net.config.vision_config.image_size
-    images = JanusImageProcessorPil(
+    image_processor = JanusImageProcessorPil(
         size={"height": size, "width": size}, image_mean=[0.5] * 3, image_std=[0.5] * 3
     )
     processor = JanusProcessor(
-        images, words, num_image_tokens=net.config.vision_config.num_image_tokens
+        image_processor, words, num_image_tokens=net.config.vision_config.num_image_tokens
     )
     return Janus(net, processor)
 

@@ -82,14 +82,14 @@ class VisionJob:
         """Pixels (n, 3, S, S) of ``n`` pictures and their patches' labels (n, 4, patches): part,
         colour, row and column. With ``disturb`` half of the pictures carry noise."""
         rng = np.random.default_rng([self.config.seed, key])
-        items = pictures(rng, n)
-        rows, columns = np.divmod(np.arange(SIDE**2), SIDE)
+        sampled_pictures = pictures(rng, n)
+        patch_rows, patch_columns = np.divmod(np.arange(SIDE**2), SIDE)
         picture_labels = []
-        for item in items:
-            parts, colors = cells(item.scene)
-            picture_labels.append(np.stack([parts, colors, rows, columns]))
+        for sampled_picture in sampled_pictures:
+            part_labels, color_labels = cells(sampled_picture.scene)
+            picture_labels.append(np.stack([part_labels, color_labels, patch_rows, patch_columns]))
         labels = torch.from_numpy(np.stack(picture_labels))
-        x = pixels(items)
+        x = pixels(sampled_pictures)
         if disturb:
             noise = rng.normal(0, 0.1, (n // 2, *x.shape[1:])).astype(np.float32)
             x[: n // 2] += torch.from_numpy(noise)
@@ -117,8 +117,8 @@ class VisionJob:
         """Share of objects (all four cells, part and colour) that the encoder tells on unseen
         scenes."""
         x, labels = self.batch(10**6, 400, disturb=False)
-        predicted = torch.stack([logits.argmax(-1) for logits in self.predict(x)], 1)
-        label_right = predicted == labels  # (n, 4, patches)
+        predicted_labels = torch.stack([logits.argmax(-1) for logits in self.predict(x)], 1)
+        label_right = predicted_labels == labels  # (n, 4, patches)
         content_right = label_right[:, :2].all(1)  # (n, patches): part and colour
         place_right = label_right[:, 2:].all(1)  # row and column
         shows_object = labels[:, 0] > 0

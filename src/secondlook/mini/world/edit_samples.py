@@ -73,17 +73,17 @@ def edit_lesson(rng: np.random.Generator, shares: dict[str, float] = KINDS) -> E
     How many objects the source has is drawn first: few scenes of three show nothing that is held
     out, and what has to be learned is which of them is meant.
     """
-    kinds, weights = list(shares), np.array(list(shares.values()))
+    edit_kinds, weights = list(shares), np.array(list(shares.values()))
     while True:
-        kind = kinds[rng.choice(len(kinds), p=weights / weights.sum())]
+        edit_kind = edit_kinds[rng.choice(len(edit_kinds), p=weights / weights.sum())]
         n = 1 + int(rng.choice(len(SOURCES), p=SOURCES))
-        if kind == "remove" and n == 1:  # nothing would be left
+        if edit_kind == "remove" and n == 1:  # nothing would be left
             continue
         for _ in range(1000):
             scene = _scattered(rng, n)
             if scene_held_out(scene):
                 continue
-            edit = propose(rng, kind, scene)
+            edit = propose(rng, edit_kind, scene)
             if edit and not scene_held_out(edit.target):
                 return edit
 
@@ -102,10 +102,12 @@ def benchmark(rows_per_kind: int = 80, split: str = "held-out") -> tuple[Edit, .
             if edit is None:
                 continue
             if split == "held-out":
-                belongs = scene_held_out(edit.target)  # its source may be held out or not
+                belongs_to_split = scene_held_out(edit.target)  # its source may be held out or not
             else:
-                belongs = not scene_held_out(edit.target) and not scene_held_out(edit.source)
-            if belongs:
+                belongs_to_split = not scene_held_out(edit.target) and not scene_held_out(
+                    edit.source
+                )
+            if belongs_to_split:
                 distinct_edits.setdefault((edit.instruction, edit.source), edit)
         benchmark_rows += distinct_edits.values()
     return tuple(benchmark_rows)
@@ -115,10 +117,15 @@ def wrong_edit(rng: np.random.Generator, edit: Edit) -> Scene:
     """A scene that an edit may be mistaken for: not followed (nothing or the wrong thing done), or
     with something else changed. Never held out; about as many of either."""
     while True:
-        scene = _unfollowed(rng, edit) if rng.random() < 0.5 else _spoilt(rng, edit)
-        usable = scene and scene.things and scene.valid() and not scene_held_out(scene)
-        if scene and usable and not judge(edit, scene).correct:
-            return scene
+        mistaken_scene = _unfollowed(rng, edit) if rng.random() < 0.5 else _spoilt(rng, edit)
+        is_usable = (
+            mistaken_scene
+            and mistaken_scene.things
+            and mistaken_scene.valid()
+            and not scene_held_out(mistaken_scene)
+        )
+        if mistaken_scene and is_usable and not judge(edit, mistaken_scene).correct:
+            return mistaken_scene
         if rng.random() < 0.02:  # for edits of which hardly any mistake is possible
             return edit.source
 
@@ -133,26 +140,26 @@ def _unfollowed(rng: np.random.Generator, edit: Edit) -> Scene | None:
     things = list(edit.target.things)
     if not edit.new:
         return None
-    thing = edit.new[0]
-    things.remove(thing)
+    new_thing = edit.new[0]
+    things.remove(new_thing)
     y, x = list(PLACES.values())[rng.integers(len(PLACES))]
-    moved = replace(thing, y=y, x=x)
+    wrongly_moved = replace(new_thing, y=y, x=x)
     # the mistakes of all kinds are drawn, in this order, whichever kind the edit is
-    recoloured = replace(thing, color=_any_color(rng))
+    wrongly_recoloured = replace(new_thing, color=_any_color(rng))
     if rng.random() < 0.5:
-        wrongly_replaced = replace(thing, color=_any_color(rng))
+        wrongly_replaced = replace(new_thing, color=_any_color(rng))
     else:
-        wrongly_replaced = replace(thing, name=_any_object(rng))
+        wrongly_replaced = replace(new_thing, name=_any_object(rng))
     wrongly_added = (
-        replace(thing, color=_any_color(rng)),
-        replace(thing, name=_any_object(rng)),
-        moved,
+        replace(new_thing, color=_any_color(rng)),
+        replace(new_thing, name=_any_object(rng)),
+        wrongly_moved,
     )
     mistake_of_kind = {
-        "recolour": recoloured,
+        "recolour": wrongly_recoloured,
         "replace": wrongly_replaced,
         "add": wrongly_added[rng.integers(3)],
-        "move": moved,
+        "move": wrongly_moved,
     }
     return Scene.of([*things, mistake_of_kind[edit.kind]])
 
@@ -166,14 +173,14 @@ def _spoilt(rng: np.random.Generator, edit: Edit) -> Scene | None:
             return None
         intruder = Thing(y, x, _any_object(rng), _any_color(rng))
         return Scene.of([*things, intruder])
-    thing = edit.kept[rng.integers(len(edit.kept))]
-    things.remove(thing)
+    kept_thing = edit.kept[rng.integers(len(edit.kept))]
+    things.remove(kept_thing)
     match rng.integers(4):
         case 0:
-            things.append(replace(thing, color=_any_color(rng)))
+            things.append(replace(kept_thing, color=_any_color(rng)))
         case 1:
-            things.append(replace(thing, name=_any_object(rng)))
+            things.append(replace(kept_thing, name=_any_object(rng)))
         case 2:
-            things.append(replace(thing, y=y, x=x))
+            things.append(replace(kept_thing, y=y, x=x))
         # 3: it is gone
     return Scene.of(things)

@@ -126,22 +126,24 @@ def parse(instruction: str, source: Scene) -> Edit:
     """What an instruction of this world makes of a scene. Raises InputError for other words, for an
     object that is not there or there twice, for a place that is taken, and where nothing would
     change."""
-    words = instruction.strip().removesuffix(".")
-    odd = odd_character(words)
-    if odd:
+    instruction_text = instruction.strip().removesuffix(".")
+    odd_sign = odd_character(instruction_text)
+    if odd_sign:
         raise InputError(
-            f"instruction: {instruction!r} holds {odd}; write a plain space or nothing there"
+            f"instruction: {instruction!r} holds {odd_sign}; write a plain space or nothing there"
         )
-    kind, old_thing, new_thing = _change(words, _Words(instruction, _all_named(source)))
+    edit_kind, old_thing, new_thing = _change(
+        instruction_text, _Words(instruction, _all_named(source))
+    )
     things = [thing for thing in source.things if thing != old_thing]
     if new_thing:
         things.append(new_thing)
-    target = Scene.of(things)
-    if not target.valid() or len(set(target.things)) != len(target.things):
+    target_scene = Scene.of(things)
+    if not target_scene.valid() or len(set(target_scene.things)) != len(target_scene.things):
         raise InputError(f"instruction: {instruction!r} puts one object over another")
-    if target == source or not things:
+    if target_scene == source or not things:
         raise InputError(f"instruction: {instruction!r} would leave the picture as it is, or empty")
-    return Edit(kind, words, source, target)
+    return Edit(edit_kind, instruction_text, source, target_scene)
 
 
 @dataclass(frozen=True)
@@ -178,28 +180,32 @@ class _Words:
         return PLACES[place_name]
 
 
-def _change(words: str, lookup: _Words) -> tuple[str, Thing | None, Thing | None]:
+def _change(instruction_text: str, lookup: _Words) -> tuple[str, Thing | None, Thing | None]:
     """The kind of an edit, the object that goes and the one that comes (None: there is none)."""
-    verb, _, rest = words.partition(" ")
-    if verb == "make" and rest.rpartition(" ")[2] in COLORS:
-        name, _, color = rest.rpartition(" ")
-        thing = lookup.thing(name)
-        return "recolour", thing, replace(thing, color=color)
-    if verb == "replace" and " with " in rest:
-        name, _, description = rest.partition(" with ")
-        thing = lookup.thing(name)
-        return "replace", thing, Thing(thing.y, thing.x, *lookup.description(description))
-    if verb == "add" and " at the " in rest:
-        description, _, place_name = rest.partition(" at the ")
+    verb, _, verb_object = instruction_text.partition(" ")
+    if verb == "make" and verb_object.rpartition(" ")[2] in COLORS:
+        name, _, color = verb_object.rpartition(" ")
+        old_thing = lookup.thing(name)
+        return "recolour", old_thing, replace(old_thing, color=color)
+    if verb == "replace" and " with " in verb_object:
+        name, _, description = verb_object.partition(" with ")
+        old_thing = lookup.thing(name)
+        return (
+            "replace",
+            old_thing,
+            Thing(old_thing.y, old_thing.x, *lookup.description(description)),
+        )
+    if verb == "add" and " at the " in verb_object:
+        description, _, place_name = verb_object.partition(" at the ")
         corner = lookup.corner(place_name)
         return "add", None, Thing(*corner, *lookup.description(description))
     if verb == "remove":
-        return "remove", lookup.thing(rest), None
-    if verb == "move" and " to the " in rest:
-        name, _, place_name = rest.partition(" to the ")
-        thing = lookup.thing(name)
+        return "remove", lookup.thing(verb_object), None
+    if verb == "move" and " to the " in verb_object:
+        name, _, place_name = verb_object.partition(" to the ")
+        old_thing = lookup.thing(name)
         y, x = lookup.corner(place_name)
-        return "move", thing, replace(thing, y=y, x=x)
+        return "move", old_thing, replace(old_thing, y=y, x=x)
     raise InputError(
         f"instruction: {lookup.instruction!r} cannot be checked; write for example 'make the star "
         "blue', 'replace the star with a red cat', 'add a red cat at the top left', 'remove the "
@@ -227,11 +233,11 @@ def _at(objects: Sequence[Detection], thing: Thing) -> Detection | None:
         left, top, right, bottom = detection.box
         return max(abs(left + right - x1 - x2), abs(top + bottom - y1 - y2)) / 2
 
-    near = []
+    near_detections = []
     for detection in objects:
         if offset(detection) <= NEAR and detection.confidence > THRESHOLD:
-            near.append(detection)
-    return min(near, key=offset) if near else None
+            near_detections.append(detection)
+    return min(near_detections, key=offset) if near_detections else None
 
 
 def _is(detection: Detection | None, thing: Thing) -> bool:
@@ -252,11 +258,11 @@ def judge(edit: Edit, picture: Reading | Scene | Image.Image | np.ndarray) -> Ed
         picture = reading_of(picture)
     elif not isinstance(picture, Reading):
         picture = read(picture)
-    used: list[Detection] = []  # detections that are one of the target's objects
+    used_detections: list[Detection] = []  # detections that are one of the target's objects
     failures: list[str] = []
-    following_atoms = _following_atoms(edit, picture, used, failures)
+    following_atoms = _following_atoms(edit, picture, used_detections, failures)
     followed = not failures
-    preserving_atoms = _preserving_atoms(edit, picture, used, failures)
+    preserving_atoms = _preserving_atoms(edit, picture, used_detections, failures)
     preserved = all(preserving_atoms)
     return EditVerdict(
         following=0.45 * float(np.mean(following_atoms)) + 0.55 * followed,
@@ -268,24 +274,24 @@ def judge(edit: Edit, picture: Reading | Scene | Image.Image | np.ndarray) -> Ed
 
 
 def _following_atoms(
-    edit: Edit, reading: Reading, used: list[Detection], failures: list[str]
+    edit: Edit, reading: Reading, used_detections: list[Detection], failures: list[str]
 ) -> list[float]:
     """Of each new object its class and its colour (times the confidence), of each that was to go
-    whether it is gone. Appends to ``used`` and ``failures``."""
+    whether it is gone. Appends to ``used_detections`` and ``failures``."""
     atoms: list[float] = []
     for thing in edit.new:
-        detection = _at(reading.objects, thing)
-        if detection:
-            used.append(detection)
-            atoms.append(float(detection.name == thing.name) * detection.confidence)
-            atoms.append(float(detection.color == thing.color) * detection.confidence)
+        found_object = _at(reading.objects, thing)
+        if found_object:
+            used_detections.append(found_object)
+            atoms.append(float(found_object.name == thing.name) * found_object.confidence)
+            atoms.append(float(found_object.color == thing.color) * found_object.confidence)
         else:
             atoms += [0.0, 0.0]
-        if not _is(detection, thing):
+        if not _is(found_object, thing):
             failures.append(f"there is no {thing.color} {thing.name}{_where(edit, thing)}")
     for thing in edit.gone:
-        detection = _at(reading.objects, thing)
-        still_there = detection not in used and _is(detection, thing)
+        found_object = _at(reading.objects, thing)
+        still_there = found_object not in used_detections and _is(found_object, thing)
         atoms.append(float(not still_there))
         if still_there:
             failures.append(f"the {thing.color} {thing.name} is still there")
@@ -293,26 +299,26 @@ def _following_atoms(
 
 
 def _preserving_atoms(
-    edit: Edit, reading: Reading, used: list[Detection], failures: list[str]
+    edit: Edit, reading: Reading, used_detections: list[Detection], failures: list[str]
 ) -> list[float]:
     """Of each kept object its confidence, 0 where it is not as it was, and last whether the picture
-    holds nothing else. Appends to ``used`` and ``failures``."""
+    holds nothing else. Appends to ``used_detections`` and ``failures``."""
     atoms: list[float] = []
     for thing in edit.kept:
         detection = _at(reading.objects, thing)
         if detection:
-            used.append(detection)
+            used_detections.append(detection)
         if detection and _is(detection, thing):
             atoms.append(detection.confidence)
         else:
             atoms.append(0.0)
             failures.append(f"the {thing.color} {thing.name} is not as it was")
-    beyond = []
+    unexpected_objects = []
     for detection in reading.objects:
-        if detection not in used and not _was(detection, edit.gone):
-            beyond.append(detection)
-    atoms.append(float(not beyond and reading.leftover <= LEFTOVER))
-    for detection in beyond:
+        if detection not in used_detections and not _was(detection, edit.gone):
+            unexpected_objects.append(detection)
+    atoms.append(float(not unexpected_objects and reading.leftover <= LEFTOVER))
+    for detection in unexpected_objects:
         failures.append(f"there is also {phrase(detection.name, 1, detection.color)}")
     if reading.leftover > LEFTOVER:
         failures.append("there is something else in the picture")
@@ -337,6 +343,6 @@ def _done(edit: Edit) -> str:
     """ "there is a blue star and the rest is as it was"."""
     if not edit.new:
         return f"there is no {edit.gone[0].color} {edit.gone[0].name} and the rest is as it was"
-    thing = edit.new[0]
-    there_is = f"there is {phrase(thing.name, 1, thing.color)}{_where(edit, thing)}"
+    new_thing = edit.new[0]
+    there_is = f"there is {phrase(new_thing.name, 1, new_thing.color)}{_where(edit, new_thing)}"
     return f"{there_is} and the rest is as it was"

@@ -88,11 +88,11 @@ def _clause_row(clause: Clause) -> dict:
 
 def phrase(name: str, count: int = 1, color: str | None = None) -> str:
     """ "a red star", "an anchor", "three cats"."""
-    words = [color] if color else []
-    words.append(name if count == 1 else plurals()[name])
-    article = "an" if words[0][0] in "aeiou" else "a"
+    name_words = [color] if color else []
+    name_words.append(name if count == 1 else plurals()[name])
+    article = "an" if name_words[0][0] in "aeiou" else "a"
     first_word = article if count == 1 else NUMBERS[count]
-    return " ".join([first_word, *words])
+    return " ".join([first_word, *name_words])
 
 
 def listing(phrases: list[str]) -> str:
@@ -112,9 +112,9 @@ def spec(tag: str, *clauses: Clause) -> Spec:
         relation = a.position[0]
         wording = f"{phrase(a.name, 1, a.color)} {relation} {phrase(b.name, 1, b.color)}"
     else:
-        wording = listing([phrase(c.name, c.count, c.color) for c in clauses])
+        wording = listing([phrase(clause.name, clause.count, clause.color) for clause in clauses])
     if tag == "counting":  # not one more either: GenEval counts exactly
-        exclude = tuple(Clause(c.name, c.count + 1, c.color) for c in clauses)
+        exclude = tuple(Clause(clause.name, clause.count + 1, clause.color) for clause in clauses)
     return Spec(tag, f"a photo of {wording}", clauses, exclude)
 
 
@@ -128,27 +128,27 @@ def position_spec(
 def parse(prompt: str) -> Spec:
     """The specification that a prompt of this world states: ``parse(s.prompt) == s``. Raises
     InputError for other words."""
-    wording = prompt.strip().removeprefix("a photo of ")
+    prompt_body = prompt.strip().removeprefix("a photo of ")
     for relation in RELATIONS:
-        a_words, separator, b_words = wording.partition(f" {relation} ")
+        a_words, separator, b_words = prompt_body.partition(f" {relation} ")
         if separator:
             a, b = _parse_clause(prompt, a_words), _parse_clause(prompt, b_words)
             if a.count == b.count == 1:
                 return position_spec(a.name, relation, b.name, (a.color, b.color))
-            raise _unreadable(prompt, wording)
-    clause_words = wording.replace(" and ", ", ").split(", ")
-    clauses = [_parse_clause(prompt, words) for words in clause_words]
+            raise _unreadable(prompt, prompt_body)
+    clause_words = prompt_body.replace(" and ", ", ").split(", ")
+    clauses = [_parse_clause(prompt, clause_text) for clause_text in clause_words]
     return spec(_tag_of(clauses), *clauses)
 
 
 def _tag_of(clauses: list[Clause]) -> str:
     """The task of a prompt without a relation."""
-    several = len(clauses) > 1
+    has_several = len(clauses) > 1
     if any(clause.count > 1 for clause in clauses):
         return "counting"
     if any(clause.color for clause in clauses):
-        return "color_attr" if several else "colors"
-    return "two_object" if several else "single_object"
+        return "color_attr" if has_several else "colors"
+    return "two_object" if has_several else "single_object"
 
 
 @cache
@@ -160,19 +160,21 @@ def _clauses() -> dict[str, Clause]:
     return clause_of_wording
 
 
-def _parse_clause(prompt: str, words: str) -> Clause:
+def _parse_clause(prompt: str, clause_text: str) -> Clause:
     clause_of_wording = _clauses()
-    if words not in clause_of_wording:
-        raise _unreadable(prompt, words)
-    return clause_of_wording[words]
+    if clause_text not in clause_of_wording:
+        raise _unreadable(prompt, clause_text)
+    return clause_of_wording[clause_text]
 
 
-def _unreadable(prompt: str, words: str) -> InputError:
-    odd = odd_character(prompt.strip())
-    if odd:
-        return InputError(f"prompt: {prompt!r} holds {odd}; write a plain space or nothing there")
+def _unreadable(prompt: str, unreadable_text: str) -> InputError:
+    odd_sign = odd_character(prompt.strip())
+    if odd_sign:
+        return InputError(
+            f"prompt: {prompt!r} holds {odd_sign}; write a plain space or nothing there"
+        )
     return InputError(
-        f"prompt: {prompt!r} cannot be checked because of {words!r}; "
+        f"prompt: {prompt!r} cannot be checked because of {unreadable_text!r}; "
         "write for example 'a photo of a red star and a blue cat' with the world's objects and "
         "colours"
     )
@@ -197,16 +199,16 @@ def held_out() -> dict[str, frozenset]:
     for a, b in combinations(OBJECTS, 2):
         if (a, b) not in held_out_pairs:
             layouts += [(a, "left of", b), (a, "above", b), (b, "left of", a), (b, "above", a)]
-    counts: set[tuple[str, int]] = set()
+    held_out_counts: set[tuple[str, int]] = set()
     colored_objects: set[tuple[str, str]] = set()
     for name in OBJECTS:
-        counts.add((name, 2 + int(3 * _rank(f"count {name}"))))  # one of 2, 3, 4
+        held_out_counts.add((name, 2 + int(3 * _rank(f"count {name}"))))  # one of 2, 3, 4
         color_keys = _lowest_ranked([f"{name} {color}" for color in COLORS], 5)
         colored_objects |= {(name, color_key) for color_key in color_keys}
     return {
         "single_object": _lowest_ranked(OBJECTS, len(OBJECTS) // 2),
         "two_object": held_out_pairs,
-        "counting": frozenset(counts),
+        "counting": frozenset(held_out_counts),
         "colors": frozenset(colored_objects),
         "position": _lowest_ranked(layouts, 60),
     }
@@ -221,8 +223,8 @@ def scene_held_out(scene: Scene) -> bool:
     """Whether a picture shows any held-out composition."""
     held_out_keys = held_out()
     if len(scene.things) == 1:
-        only = scene.things[0]
-        return (only.name, f"{only.name} {only.color}") in held_out_keys["colors"]
+        only_thing = scene.things[0]
+        return (only_thing.name, f"{only_thing.name} {only_thing.color}") in held_out_keys["colors"]
     count_of_name = Counter(thing.name for thing in scene.things)
     if not held_out_keys["counting"].isdisjoint(count_of_name.items()):
         return True
@@ -290,10 +292,13 @@ def benchmark(split: str = "held-out") -> tuple[Spec, ...]:
     benchmark_rows: list[Spec] = []
     for task in TASKS:
         candidates = _compositions(task, rng)
-        wanted = [s for s in candidates if spec_held_out(s) == (split == "held-out")]
-        pool = list(dict.fromkeys(wanted))  # distinct, in the order in which they were made
-        order = rng.permutation(len(pool))
-        benchmark_rows += [pool[order[i % len(pool)]] for i in range(ROWS_PER_TASK)]
+        wanted_specs = [s for s in candidates if spec_held_out(s) == (split == "held-out")]
+        # in the order in which they were made
+        distinct_specs = list(dict.fromkeys(wanted_specs))
+        row_order = rng.permutation(len(distinct_specs))
+        benchmark_rows += [
+            distinct_specs[row_order[i % len(distinct_specs)]] for i in range(ROWS_PER_TASK)
+        ]
     return tuple(benchmark_rows)
 
 
@@ -308,16 +313,16 @@ def _compositions(task: str, rng: np.random.Generator) -> list[Spec]:
         return [spec(task, Clause(name, count)) for name, count in product(OBJECTS, (2, 3, 4))]
     if task == "colors":
         return [spec(task, Clause(name, 1, color)) for name, color in product(OBJECTS, COLORS)]
-    every: list[Spec] = []
+    all_specs: list[Spec] = []
     if task == "position":
         for a, b in permutations(OBJECTS, 2):
             # a relation is held out for itself here, not because its two objects never meet
             if not spec_held_out(spec("two_object", Clause(b), Clause(a))):
-                every += [position_spec(a, relation, b) for relation in RELATIONS]
-        return every
-    while len(every) < 20 * ROWS_PER_TASK:
+                all_specs += [position_spec(a, relation, b) for relation in RELATIONS]
+        return all_specs
+    while len(all_specs) < 20 * ROWS_PER_TASK:
         a, b = rng.choice(OBJECTS, 2, replace=False).tolist()
         color_a, color_b = rng.choice(list(COLORS), 2, replace=False).tolist()
         if not spec_held_out(spec("two_object", Clause(a), Clause(b))):
-            every.append(spec(task, Clause(a, 1, color_a), Clause(b, 1, color_b)))
-    return every
+            all_specs.append(spec(task, Clause(a, 1, color_a), Clause(b, 1, color_b)))
+    return all_specs

@@ -91,16 +91,16 @@ def read(image: Image.Image | np.ndarray) -> Reading:
     """Detect the objects of any picture. Never raises on a broken one: it just finds less in it."""
     pixels = to_canvas(image).astype(np.float32)
     distances = np.linalg.norm(pixels[:, :, None] - _PALETTE, axis=-1)  # (48, 48, palette)
-    labels = distances.argmin(-1)  # (48, 48): index of the colour, the last is background
-    labels[distances.min(-1) > FAR] = -1
-    foreground = labels != len(COLORS)  # (48, 48), also pixels without a colour
+    color_labels = distances.argmin(-1)  # (48, 48): index of the colour, the last is background
+    color_labels[distances.min(-1) > FAR] = -1
+    foreground = color_labels != len(COLORS)  # (48, 48), also pixels without a colour
     objects: list[Detection] = []
     corners: list[tuple[int, int]] = []
-    for iou, name, color, y, x in sorted(_candidates(labels, foreground), reverse=True):
+    for worst_iou, name, color, y, x in sorted(_candidates(color_labels, foreground), reverse=True):
         if _near_any(y, x, corners):
             continue
         corners.append((y, x))
-        confidence = min(1.0, (iou - LOWEST) / (FULL - LOWEST))
+        confidence = min(1.0, (worst_iou - LOWEST) / (FULL - LOWEST))
         objects.append(Detection(name, color, box(Thing(y, x, name, color)), confidence))
     for y, x in corners:
         foreground[y : y + CELL, x : x + CELL] = False
@@ -108,22 +108,22 @@ def read(image: Image.Image | np.ndarray) -> Reading:
 
 
 def _candidates(
-    labels: np.ndarray, foreground: np.ndarray
+    color_labels: np.ndarray, foreground: np.ndarray
 ) -> list[tuple[float, str, str, int, int]]:
     """(IoU, class, colour, y, x) of every place where a pictogram fits better than LOWEST; the same
     object is found at several neighbouring places."""
     foreground_windows = sliding_window_view(foreground, (CELL, CELL))  # (33, 33, 16, 16)
     candidates: list[tuple[float, str, str, int, int]] = []
     for color_index, color in enumerate(COLORS):
-        color_mask = labels == color_index
+        color_mask = color_labels == color_index
         if color_mask.sum() < MIN_PIXELS:
             continue
         color_windows = sliding_window_view(color_mask, (CELL, CELL))
         ys, xs = np.nonzero(color_windows.sum((-1, -2)) >= MIN_PIXELS)  # windows worth a look
-        iou = _worst_quadrant(color_windows[ys, xs], foreground_windows[ys, xs])
-        for window, index in np.argwhere(iou > LOWEST).tolist():
+        worst_ious = _worst_quadrant(color_windows[ys, xs], foreground_windows[ys, xs])
+        for window, index in np.argwhere(worst_ious > LOWEST).tolist():
             y, x = int(ys[window]), int(xs[window])
-            candidates.append((float(iou[window, index]), _NAMES[index], color, y, x))
+            candidates.append((float(worst_ious[window, index]), _NAMES[index], color, y, x))
     return candidates
 
 
@@ -138,15 +138,19 @@ def _near_any(y: int, x: int, corners: list[tuple[int, int]]) -> bool:
 def _worst_quadrant(colored: np.ndarray, foreground: np.ndarray) -> np.ndarray:
     """IoU (n, objects) of windows (n, 16, 16) with every pictogram, the smallest of the four
     quadrants'."""
-    worst = np.ones((len(colored), len(_NAMES)), np.float32)
+    worst_ious = np.ones((len(colored), len(_NAMES)), np.float32)
     for quadrant in _QUADRANTS:
         template = _TEMPLATES[quadrant].reshape(len(_NAMES), _HALF**2)  # (objects, 64)
         pixels = colored[quadrant].reshape(len(colored), _HALF**2).astype(np.float32)  # (n, 64)
-        inside = pixels @ template.T  # (n, objects): the intersection
-        union = foreground[quadrant].sum((-1, -2))[:, None] + template.sum(1) - inside
+        intersections = pixels @ template.T  # (n, objects)
+        unions = foreground[quadrant].sum((-1, -2))[:, None] + template.sum(1) - intersections
         # a quadrant that is empty in both fits
-        np.minimum(worst, np.where(union > 0, inside / np.maximum(union, 1), 1.0), out=worst)
-    return worst
+        np.minimum(
+            worst_ious,
+            np.where(unions > 0, intersections / np.maximum(unions, 1), 1.0),
+            out=worst_ious,
+        )
+    return worst_ious
 
 
 def reading_of(scene: Scene) -> Reading:
@@ -206,19 +210,19 @@ def _account(spec: Spec, picture: Reading | Scene | Image.Image | np.ndarray) ->
         if detection.confidence > threshold and len(kept_boxes) < TOP:
             kept_boxes.append(detection)
     atoms: list[float] = []
-    correct = picture.leftover <= LEFTOVER
-    failures: list[tuple[str, str]] = []
-    held: list[tuple[str, str]] = []
+    all_hold = picture.leftover <= LEFTOVER
+    failed_phrases: list[tuple[str, str]] = []
+    held_phrases: list[tuple[str, str]] = []
     boxes_of_clauses: list[list[Detection]] = []
     for clause in spec.include:
         of_class = boxes_of_name.get(clause.name, [])
         clause_result = _clause(spec, clause, of_class, boxes_of_clauses, atoms)
         boxes_of_clauses.append(clause_result.boxes)
-        correct &= clause_result.holds
+        all_hold &= clause_result.holds
         if clause_result.holds:
-            held.append(clause_result.words)
+            held_phrases.append(clause_result.words)
         else:
-            failures.append(clause_result.words)
+            failed_phrases.append(clause_result.words)
     for clause in spec.exclude:
         num_found = 0
         for detection in boxes_of_name.get(clause.name, []):
@@ -226,10 +230,12 @@ def _account(spec: Spec, picture: Reading | Scene | Image.Image | np.ndarray) ->
         few_enough = num_found < clause.count
         atoms.append(float(few_enough))
         if not few_enough:
-            correct = False
-            failures.append((_several(clause.name, num_found), f"not {NUMBERS[clause.count - 1]}"))
-            held = []
-    return _Account(atoms, bool(correct), failures, held)
+            all_hold = False
+            failed_phrases.append(
+                (_several(clause.name, num_found), f"not {NUMBERS[clause.count - 1]}")
+            )
+            held_phrases = []
+    return _Account(atoms, bool(all_hold), failed_phrases, held_phrases)
 
 
 def judge(spec: Spec, picture: Reading | Scene | Image.Image | np.ndarray) -> Verdict:
@@ -282,27 +288,28 @@ def _clause(
         # of those that are as sure the right colour comes first
         return -round(detection.confidence, 2), detection.color != clause.color
 
-    chosen = sorted(of_class, key=by_rounded_confidence)[: clause.count]
-    num_missing = clause.count - len(chosen)
-    atoms += [detection.confidence for detection in chosen]
+    chosen_boxes = sorted(of_class, key=by_rounded_confidence)[: clause.count]
+    num_missing = clause.count - len(chosen_boxes)
+    atoms += [detection.confidence for detection in chosen_boxes]
     atoms += [0.0] * num_missing
-    num_right_color = sum(detection.color == clause.color for detection in chosen)
+    num_right_color = sum(detection.color == clause.color for detection in chosen_boxes)
     if clause.color:
         atoms.append(num_right_color / clause.count)
     if clause.position:
         atoms.append(0.0)  # until it is known to hold
-    if num_missing and chosen and spec.tag == "counting":
-        return _fails(f"not {NUMBERS[clause.count]}", _several(clause.name, len(chosen)))
+    if num_missing and chosen_boxes and spec.tag == "counting":
+        return _fails(f"not {NUMBERS[clause.count]}", _several(clause.name, len(chosen_boxes)))
     if clause.color and num_right_color < clause.count:
         return _fails(f"no {clause.color} {clause.name}")
     if num_missing:
         return _fails(f"no {clause.name}")
-    lowest_confidence = chosen[-1].confidence - 0.02
+    lowest_confidence = chosen_boxes[-1].confidence - 0.02
     equally_sure = [box for box in of_class if box.confidence > lowest_confidence]
     if clause.color:
         # among equally sure boxes GenEval's choice is chance: a star in every colour must not pass
         # as the red one
-        wanted_colors = {other.color for other in spec.include if other.name == clause.name}
+        same_class = [other for other in spec.include if other.name == clause.name]
+        wanted_colors = {other.color for other in same_class}
         for detection in equally_sure:
             if detection.color not in wanted_colors:
                 return _fails(f"there is also {phrase(clause.name, 1, detection.color)}")
@@ -310,11 +317,11 @@ def _clause(
         # for the same reason a relation must hold between all of the equally sure boxes: a star on
         # either side is not left
         relation, other_index = clause.position
-        others = boxes_of_clauses[other_index]
-        if not others:
+        other_boxes = boxes_of_clauses[other_index]
+        if not other_boxes:
             return _fails("")  # the other clause has said why
-        for detection, other in product(equally_sure, others):
-            if relation not in relations(detection.box, other.box):
+        for detection, other_box in product(equally_sure, other_boxes):
+            if relation not in relations(detection.box, other_box.box):
                 other_name = spec.include[other_index].name
                 return _fails(f"the {clause.name} is not {relation} the {other_name}")
         atoms[-1] = 1.0
@@ -323,10 +330,10 @@ def _clause(
 
 def _sentence(account: _Account, spec: Spec) -> str:
     """ "there is a red star but no blue cat": at most one failure is named, with what does hold."""
-    there = [what for what, _ in account.held if what]
+    held_texts = [what for what, _ in account.held if what]
     if account.correct:
         verb = "is" if spec.include[0].count == 1 else "are"
-        return f"there {verb} {listing(there)}"
+        return f"there {verb} {listing(held_texts)}"
     named_failures = [(what, why) for what, why in account.failures if why]
     if not named_failures:
         return "there is something else in the picture"
@@ -335,4 +342,4 @@ def _sentence(account: _Account, spec: Spec) -> str:
         return f"{what}, {why}"
     if why.startswith("the"):
         return why
-    return f"there is {there[0]} but {why}" if there else f"there is {why}"
+    return f"there is {held_texts[0]} but {why}" if held_texts else f"there is {why}"

@@ -71,10 +71,10 @@ def sample_scene(
 ) -> tuple[Spec, Scene]:
     """A prompt and a scene that satisfies it, neither held out; ``shares`` are those of the kinds
     of prompts, of the first ``objects`` classes."""
-    kinds, weights = list(shares), np.array(list(shares.values()))
+    prompt_kinds, weights = list(shares), np.array(list(shares.values()))
     while True:
-        kind = kinds[rng.choice(len(kinds), p=weights / weights.sum())]
-        proposal = _propose(rng, kind, objects)
+        prompt_kind = prompt_kinds[rng.choice(len(prompt_kinds), p=weights / weights.sum())]
+        proposal = _propose(rng, prompt_kind, objects)
         if proposal is None:
             continue
         proposed_spec, scene = proposal
@@ -82,17 +82,17 @@ def sample_scene(
             return proposed_spec, scene
 
 
-def _propose(rng: np.random.Generator, kind: str, objects: int) -> tuple[Spec, Scene] | None:
+def _propose(rng: np.random.Generator, kind: str, num_classes: int) -> tuple[Spec, Scene] | None:
     """A prompt of a kind and a scene for it, held out or not; None where a random choice cannot be
     carried out."""
     num_objects = {"single": 1, "colored": 1, "three_colored": 3}.get(kind, 2)
-    names = [OBJECTS[i] for i in rng.choice(objects, num_objects, replace=False)]
+    object_names = [OBJECTS[i] for i in rng.choice(num_classes, num_objects, replace=False)]
     repeat_colors = kind in ("two", "position")  # elsewhere colours tell the objects apart
     color_picks = rng.choice(len(_COLORS), num_objects, replace=repeat_colors)
-    colors = [_COLORS[i] for i in color_picks]
+    object_colors = [_COLORS[i] for i in color_picks]
     says_colors = kind.endswith("colored") or kind == "color_attr"
     if kind.startswith("counting"):
-        name, color = names[0], colors[0]
+        name, color = object_names[0], object_colors[0]
         count = int(rng.integers(2, 5))
         scene = Scene.of(Thing(y, x, name, color) for y, x in place(rng, count))
         clause = Clause(name, count, color if says_colors else None)
@@ -100,7 +100,7 @@ def _propose(rng: np.random.Generator, kind: str, objects: int) -> tuple[Spec, S
     corners = place(rng, num_objects)
     things = []
     for i, (y, x) in enumerate(corners):
-        things.append(Thing(y, x, names[i], colors[i]))
+        things.append(Thing(y, x, object_names[i], object_colors[i]))
     scene = Scene.of(things)
     if kind.startswith("position"):
         position_prompt = _position_prompt(rng, scene, says_colors)
@@ -134,8 +134,8 @@ def near_miss(rng: np.random.Generator, s: Spec, scene: Scene, aimed: float = 0.
     changes = _AIMED[s.tag] if rng.random() < aimed else _CHANGES
     while True:
         changed_scene = Scene.of(_changed(rng, list(scene.things), changes))
-        allowed = changed_scene.valid() and not scene_held_out(changed_scene)
-        if allowed and not judge(s, changed_scene).correct:
+        is_allowed = changed_scene.valid() and not scene_held_out(changed_scene)
+        if is_allowed and not judge(s, changed_scene).correct:
             return changed_scene
         if rng.random() < 0.05:  # of some scenes every change is held out
             _, other_scene = sample_scene(rng)
@@ -178,22 +178,22 @@ def question(rng: np.random.Generator, scene: Scene, there: float = 0.7) -> tupl
     yes and no equally likely; the rest ask for a colour, a count or whether a relation holds."""
     things = scene.things
     thing = things[rng.integers(len(things))]
-    count_of_name = Counter(other.name for other in things)
+    count_of_name = Counter(other_thing.name for other_thing in things)
     if rng.random() < there:
         return _question_there(rng, things, thing)
-    alone = count_of_name[thing.name] == 1  # "the star" is one object
+    is_alone = count_of_name[thing.name] == 1  # "the star" is one object
     question_kind = rng.integers(3)
-    if question_kind == 0 and alone:
+    if question_kind == 0 and is_alone:
         return f"what color is the {thing.name}?", thing.color
     if question_kind == 1:
         count_word = NUMBERS[count_of_name[thing.name]]
         return f"how many {plurals()[thing.name]} are there?", count_word
-    others = []
-    for other in things:
-        if other.name != thing.name and count_of_name[other.name] == 1:
-            others.append(other)
-    if question_kind == 2 and alone and others:
-        return _question_relation(rng, thing, others[rng.integers(len(others))])
+    other_things = []
+    for other_thing in things:
+        if other_thing.name != thing.name and count_of_name[other_thing.name] == 1:
+            other_things.append(other_thing)
+    if question_kind == 2 and is_alone and other_things:
+        return _question_relation(rng, thing, other_things[rng.integers(len(other_things))])
     return question(rng, scene, there)  # that kind cannot be asked of this scene: draw again
 
 
@@ -201,35 +201,39 @@ def _question_there(
     rng: np.random.Generator, things: tuple[Thing, ...], thing: Thing
 ) -> tuple[str, str]:
     """ "is there a red star?": of ``thing``, or of what none of ``things`` is."""
-    colored = rng.random() < 0.65
-    color: str | None
+    names_color = rng.random() < 0.65
+    asked_color: str | None
     if rng.random() < 0.5:
-        color = thing.color if colored else None
-        return f"is there {phrase(thing.name, 1, color)}?", "Yes"
+        asked_color = thing.color if names_color else None
+        return f"is there {phrase(thing.name, 1, asked_color)}?", "Yes"
     while True:
-        if not colored:
-            name, color = OBJECTS[rng.integers(len(OBJECTS))], None
+        if not names_color:
+            asked_name, asked_color = OBJECTS[rng.integers(len(OBJECTS))], None
         elif rng.random() < 0.6:  # a class that is there, in another object's colour or in any
-            name = thing.name
+            asked_name = thing.name
             if rng.random() < 0.5:
-                color = things[rng.integers(len(things))].color
+                asked_color = things[rng.integers(len(things))].color
             else:
-                color = _COLORS[rng.integers(len(_COLORS))]
+                asked_color = _COLORS[rng.integers(len(_COLORS))]
         else:
-            name, color = OBJECTS[rng.integers(len(OBJECTS))], thing.color
-        if not any(other.name == name and color in (None, other.color) for other in things):
-            return f"is there {phrase(name, 1, color)}?", "No"
+            asked_name, asked_color = OBJECTS[rng.integers(len(OBJECTS))], thing.color
+        if not any(
+            other.name == asked_name and asked_color in (None, other.color) for other in things
+        ):
+            return f"is there {phrase(asked_name, 1, asked_color)}?", "No"
 
 
-def _question_relation(rng: np.random.Generator, thing: Thing, other: Thing) -> tuple[str, str]:
+def _question_relation(
+    rng: np.random.Generator, thing: Thing, other_thing: Thing
+) -> tuple[str, str]:
     """ "is the star left of the cat?": half of any relation, half of one that holds."""
-    holding_relations = relations(box(thing), box(other))
+    holding_relations = relations(box(thing), box(other_thing))
     if rng.random() < 0.5 or not holding_relations:
         relation = RELATIONS[rng.integers(len(RELATIONS))]
     else:
         relation = sorted(holding_relations)[0]
     answer = "Yes" if relation in holding_relations else "No"
-    return f"is the {thing.name} {relation} the {other.name}?", answer
+    return f"is the {thing.name} {relation} the {other_thing.name}?", answer
 
 
 DESCRIBE = "what is in the picture?"

@@ -121,10 +121,10 @@ def relations(a: tuple[float, ...], b: tuple[float, ...]) -> set[str]:
     # (2,) each: x, then y; the offset points from b's centre to a's
     offset = (box_a[:2] + box_a[2:] - box_b[:2] - box_b[2:]) / 2
     sizes = (box_a[2:] - box_a[:2]) + (box_b[2:] - box_b[:2])
-    reduced = np.sign(offset) * np.maximum(np.abs(offset) - 0.1 * sizes, 0)
-    if np.all(np.abs(reduced) < 1e-3):
+    reduced_offset = np.sign(offset) * np.maximum(np.abs(offset) - 0.1 * sizes, 0)
+    if np.all(np.abs(reduced_offset) < 1e-3):
         return set()
-    dx, dy = reduced / np.linalg.norm(offset)
+    dx, dy = reduced_offset / np.linalg.norm(offset)
     # y grows downwards
     holds_of_relation = {
         "left of": dx < -0.5,

@@ -45,13 +45,13 @@ def match(image: Image.Image) -> tuple[list[tuple[str, str, int, int]], int]:
     num_places = len(windows)  # along one side
     flat = windows.reshape(num_places * num_places, -1)  # (1089, 768)
     # |window - template|² of every pair, multiplied out
-    squares = (flat**2).sum(1)[:, None] - 2 * flat @ templates.T + (templates**2).sum(1)
-    distance = np.sqrt(np.maximum(squares, 0) / flat.shape[1])  # (1089, 160)
+    squared_distances = (flat**2).sum(1)[:, None] - 2 * flat @ templates.T + (templates**2).sum(1)
+    distances = np.sqrt(np.maximum(squared_distances, 0) / flat.shape[1])  # (1089, 160)
     stray_mask = np.abs(pixels - np.array(BACKGROUND)).max(-1) > 60  # (48, 48)
     matches: list[tuple[str, str, int, int]] = []
-    for flat_index in np.argsort(distance, axis=None):
+    for flat_index in np.argsort(distances, axis=None):
         place_index, template_index = divmod(int(flat_index), len(names))
-        if distance[place_index, template_index] > NEAR:
+        if distances[place_index, template_index] > NEAR:
             break
         y, x = divmod(place_index, num_places)
         if not _overlaps(y, x, matches):
@@ -75,7 +75,9 @@ def agrees(spec: Spec, image: Image.Image) -> bool:
     if num_stray > STRAY:
         return False
     for clause in spec.include:
-        of_class = [found for found in matches if found[0] == clause.name]
+        of_class = [
+            matched_object for matched_object in matches if matched_object[0] == clause.name
+        ]
         if len(of_class) < clause.count or (spec.exclude and len(of_class) > clause.count):
             return False
         if clause.color:
@@ -88,8 +90,10 @@ def agrees(spec: Spec, image: Image.Image) -> bool:
         if clause.position:
             relation, other_index = clause.position
             other_name = spec.include[other_index].name
-            others = [found for found in matches if found[0] == other_name]
-            if not all(_related(relation, a, b) for a, b in product(of_class, others)):
+            other_objects = [
+                matched_object for matched_object in matches if matched_object[0] == other_name
+            ]
+            if not all(_related(relation, a, b) for a, b in product(of_class, other_objects)):
                 return False
     return True
 

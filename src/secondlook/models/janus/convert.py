@@ -100,8 +100,8 @@ def _rename(name: str, pairs: list[tuple[str, str]]) -> str | None:
         pattern = re.escape(old_beginning).replace(r"\{n\}", r"(\d+)")
         match = re.match(pattern, name)
         if match:
-            number = match.group(1) if match.groups() else ""
-            return new_beginning.replace("{n}", number) + name[match.end() :]
+            block_number = match.group(1) if match.groups() else ""
+            return new_beginning.replace("{n}", block_number) + name[match.end() :]
     return None
 
 
@@ -295,10 +295,10 @@ def _original_language(text: LlamaConfig, dtype_name: str) -> dict[str, Any]:
     language = text.to_diff_dict()
     for key in ("dtype", "transformers_version", "rope_parameters"):
         language.pop(key, None)
-    rope = dict(text.rope_parameters)
-    language["rope_theta"] = rope.pop("rope_theta")
-    if rope.get("rope_type", "default") != "default":
-        language["rope_scaling"] = rope
+    rope_params = dict(text.rope_parameters)
+    language["rope_theta"] = rope_params.pop("rope_theta")
+    if rope_params.get("rope_type", "default") != "default":
+        language["rope_scaling"] = rope_params
     return language | {"model_type": "llama", "torch_dtype": dtype_name}
 
 

@@ -64,15 +64,15 @@ def columns_of(segments: tuple[Segment, ...], n_patches: int) -> list[Column]:
         if isinstance(segment, PositionSkip):
             position += segment.size
             continue
-        values: Iterable[int]
+        column_values: Iterable[int]
         if isinstance(segment, TokenIds):
-            kind, values = "text", segment.ids
+            column_kind, column_values = "text", segment.ids
         elif isinstance(segment, ImageCodes):
-            kind, values = "code", segment.codes
+            column_kind, column_values = "code", segment.codes
         else:
-            kind, values = f"look {id(segment.image)}", range(n_patches)
-        for value in values:
-            columns.append(Column(position, kind, value))
+            column_kind, column_values = f"look {id(segment.image)}", range(n_patches)
+        for column_value in column_values:
+            columns.append(Column(position, column_kind, column_value))
             position += 1
     return columns
 
@@ -96,14 +96,14 @@ def rest(
     """The segments from column ``start`` on, and the position of their first column."""
     columns_to_skip, position = start, start
     for i, segment in enumerate(segments):
-        size = length((segment,), n_patches)
-        if columns_to_skip < size:
+        segment_length = length((segment,), n_patches)
+        if columns_to_skip < segment_length:
             if columns_to_skip and isinstance(segment, TokenIds):
                 segment = replace(segment, ids=segment.ids[columns_to_skip:])
             elif columns_to_skip and isinstance(segment, ImageCodes):
                 segment = ImageCodes(segment.codes[columns_to_skip:])
             return (segment, *segments[i + 1 :]), position
-        columns_to_skip -= size
+        columns_to_skip -= segment_length
         if isinstance(segment, PositionSkip):
             position += segment.size
     raise ValueError(f"start: {start} is beyond the last column")
@@ -128,19 +128,19 @@ def flat(janus: Janus, rows: list[tuple[Segment, ...]]) -> tuple[Tensor, Tensor]
             if isinstance(segment, PositionSkip):
                 position += segment.size
                 continue
-            values: tuple[int, ...]
+            segment_values: tuple[int, ...]
             if isinstance(segment, TokenIds):
-                values = segment.ids
+                segment_values = segment.ids
             elif isinstance(segment, ImageCodes):
-                values = segment.codes
+                segment_values = segment.codes
             else:
-                values = (pad,) * janus.n_patches
+                segment_values = (pad,) * janus.n_patches
                 images.append(segment.image)
-            column_values += values
-            positions += range(position, position + len(values))
-            drawn_mask += [isinstance(segment, ImageCodes)] * len(values)
-            seen_mask += [isinstance(segment, ImageInput)] * len(values)
-            position += len(values)
+            column_values += segment_values
+            positions += range(position, position + len(segment_values))
+            drawn_mask += [isinstance(segment, ImageCodes)] * len(segment_values)
+            seen_mask += [isinstance(segment, ImageInput)] * len(segment_values)
+            position += len(segment_values)
     tokens = torch.tensor(column_values, device=device)  # (N,)
     is_drawn = torch.tensor(drawn_mask, dtype=torch.bool, device=device)  # (N,)
     # of every column, for a code may be larger than any id; images are put in below

@@ -128,8 +128,8 @@ def inventory(folder: Path, unused: re.Pattern[str]) -> dict[str, StoredTensor]:
                         "bfloat16 or float16"
                     )
                 meta_dtype = dtype if isinstance(dtype, torch.dtype) else torch.uint8
-                meta = torch.empty(shape, dtype=meta_dtype, device="meta")
-                stored_tensors[name] = StoredTensor(path, meta)
+                meta_tensor = torch.empty(shape, dtype=meta_dtype, device="meta")
+                stored_tensors[name] = StoredTensor(path, meta_tensor)
     # the index lists unused tensors as well, so it is compared before they are left out
     if index is not None:
         _compare_with_index(stored_tensors, *index)
@@ -156,12 +156,12 @@ def _list_tensors(path: Path) -> Iterator[tuple[str, torch.dtype | str, Sequence
         if is_plain:
             yield name, tensor.dtype, tensor.shape
             continue
-        words = [str(tensor.dtype)]  # then what else is unusual: sparse, or without values
+        dtype_words = [str(tensor.dtype)]  # then what else is unusual: sparse, or without values
         if tensor.layout != torch.strided:
-            words.append(str(tensor.layout))
+            dtype_words.append(str(tensor.layout))
         if str(tensor.device) != "cpu":
-            words.append(str(tensor.device))
-        yield name, " ".join(words), tensor.shape
+            dtype_words.append(str(tensor.device))
+        yield name, " ".join(dtype_words), tensor.shape
 
 
 def _torch_dtype(file: Any, name: str, dtype_word: str) -> str:
@@ -175,9 +175,9 @@ def _torch_dtype(file: Any, name: str, dtype_word: str) -> str:
 def tensors(stored_tensors: dict[str, StoredTensor]) -> Iterator[tuple[str, Tensor]]:
     """The tensors themselves, a few mapped from the disk at a time."""
     names = list(stored_tensors)
-    for start in range(0, len(names), TENSORS_PER_OPENING):
+    for first_index in range(0, len(names), TENSORS_PER_OPENING):
         names_of_path: dict[Path, list[str]] = defaultdict(list)
-        for name in names[start : start + TENSORS_PER_OPENING]:
+        for name in names[first_index : first_index + TENSORS_PER_OPENING]:
             names_of_path[stored_tensors[name].path].append(name)
         for path, path_names in names_of_path.items():
             with file_errors(path):
@@ -320,12 +320,12 @@ def _cut_off(path: Path) -> str | None:
             return "its header is cut off"
         header = json.loads(file.read(header_length))
     first_lost: tuple[int, str] | None = None  # where a tensor ends, and its name
-    for name, entry in header.items():
+    for name, tensor_entry in header.items():
         if name == "__metadata__":
             continue
-        end = data_start + entry["data_offsets"][1]
-        if end > file_size and (first_lost is None or end < first_lost[0]):
-            first_lost = end, name
+        tensor_end = data_start + tensor_entry["data_offsets"][1]
+        if tensor_end > file_size and (first_lost is None or tensor_end < first_lost[0]):
+            first_lost = tensor_end, name
     return None if first_lost is None else f"{first_lost[1]} is cut off"
 
 
@@ -336,23 +336,25 @@ def write_shards(
     tensors have come. ``meta_tensors`` are the same tensors without values. Raises InputError where
     ``shard_size`` is no size."""
     try:
-        plan = split_torch_state_dict_into_shards(meta_tensors, max_shard_size=shard_size)
+        shard_plan = split_torch_state_dict_into_shards(meta_tensors, max_shard_size=shard_size)
     except ValueError as error:
         raise InputError(
             f"shard_size: {shard_size!r} is no size; give one like 5GB or 500MB"
         ) from error
-    incomplete: dict[str, dict[str, Tensor]] = {}  # by the shard's file name
+    incomplete_shards: dict[str, dict[str, Tensor]] = {}  # by the shard's file name
     for name, tensor in tensors:
-        file_name = plan.tensor_to_filename[name]
-        shard = incomplete.setdefault(file_name, {})
+        file_name = shard_plan.tensor_to_filename[name]
+        shard_tensors = incomplete_shards.setdefault(file_name, {})
         # a copy: it may be a view of a larger tensor, or mapped from a file that is closed soon
-        shard[name] = tensor.clone(memory_format=torch.contiguous_format)
-        if len(shard) == len(plan.filename_to_tensors[file_name]):
-            save_file(incomplete.pop(file_name), folder / file_name, metadata={"format": "pt"})
-    if plan.is_sharded:
+        shard_tensors[name] = tensor.clone(memory_format=torch.contiguous_format)
+        if len(shard_tensors) == len(shard_plan.filename_to_tensors[file_name]):
+            save_file(
+                incomplete_shards.pop(file_name), folder / file_name, metadata={"format": "pt"}
+            )
+    if shard_plan.is_sharded:
         write_object(
             folder / f"{SINGLE_FILES[0]}.index.json",
-            {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename},
+            {"metadata": shard_plan.metadata, "weight_map": shard_plan.tensor_to_filename},
         )
 
 
