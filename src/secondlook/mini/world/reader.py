@@ -250,6 +250,12 @@ def judge(spec: Spec, picture: Reading | Scene | Image.Image | np.ndarray) -> Ve
     return Verdict(account.correct, score, _sentence(account, spec))
 
 
+def holds(spec: Spec, picture: Reading | Scene) -> bool:
+    """Whether all that a specification says of its objects is true, whatever else is there."""
+    reading = reading_of(picture) if isinstance(picture, Scene) else picture
+    return _account(spec, Reading(reading.objects)).correct
+
+
 def names_a_failure(
     spec: Spec, picture: Reading | Scene | Image.Image | np.ndarray, reason: str
 ) -> bool:
