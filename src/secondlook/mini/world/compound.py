@@ -13,7 +13,6 @@ one held-out pair of classes, pairing of colours, count or relation.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations, product
@@ -39,7 +38,6 @@ from secondlook.mini.world.scene import (
     CORNERS,
     OBJECTS,
     OPPOSITE,
-    RELATIONS,
     Scene,
     Thing,
     box,
@@ -110,7 +108,7 @@ def held_clauses(spec: Spec, picture: Reading | Scene) -> list[bool]:
     return [holds(clause, picture) for clause in clauses(spec)]
 
 
-# ------------------------------------------------------------------------------ what is drawn at random
+# --------------------------------------------------------------------------- drawn at random
 
 
 @dataclass(frozen=True)
@@ -218,7 +216,8 @@ def sample_compound(
         color_of_name = dict(zip(plan.names, colors, strict=True))
         things = []
         for name, corner in zip(plan.of_things, corners, strict=True):
-            things.append(Thing(*CORNERS[corner], name, color_of_name[name]))
+            y, x = CORNERS[corner]
+            things.append(Thing(y, x, name, color_of_name[name]))
         scene = Scene.of(things)
         spec = _describe(rng, drawn_task, scene)
         if spec is None or (scene_held_out(scene) if seen else not compound_held_out(spec)):

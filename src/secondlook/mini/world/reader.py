@@ -232,7 +232,7 @@ def _account(spec: Spec, picture: Reading | Scene | Image.Image | np.ndarray) ->
         if not few_enough:
             all_hold = False
             failed_phrases.append(
-                (_several(clause.name, num_found), f"not {NUMBERS[clause.count - 1]}")
+                (_several(clause.name, num_found), f"not {NUMBERS.get(clause.count - 1, 'none')}")
             )
             held_phrases = []
     return _Account(atoms, bool(all_hold), failed_phrases, held_phrases)

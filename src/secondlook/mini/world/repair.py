@@ -1,10 +1,10 @@
 """What is wrong with a picture, in words that point, and the right picture nearest to it.
 
-    the cat at the top left is blue, not red; there is no key
+    the cat at the top left is blue, not red; a green key is missing at the bottom
 
-Each fault names one change, and where it can, the place. The repaired scene makes all of the
-changes and no other: what was right stays where it was. What a sentence says can be read back
-(`faults_of`), so that its truth is measured.
+Each fault names one change and its place. The repaired scene makes all of the changes and no other:
+what was right stays where it was. What a sentence says can be read back (`faults_of`), so that its
+truth is measured.
 """
 
 from __future__ import annotations
@@ -17,11 +17,22 @@ from itertools import combinations, permutations
 
 import numpy as np
 
-from secondlook.mini.world.language import NUMBERS, Clause, Spec, phrase, plurals
-from secondlook.mini.world.reader import LEFTOVER, THRESHOLD, Reading, judge, read, scene_of
+from secondlook.mini.world.language import Spec, phrase
+from secondlook.mini.world.reader import (
+    LEFTOVER,
+    THRESHOLD,
+    Reading,
+    judge,
+    read,
+    scene_of,
+    to_canvas,
+)
 from secondlook.mini.world.scene import (
+    BACKGROUND,
     CELL,
+    COLORS,
     CORNERS,
+    OPPOSITE,
     SIZE,
     STEP,
     Scene,
@@ -71,51 +82,90 @@ class _Slot:
     name: str
     color: str | None
     source: Thing | None = None
-    """An object of the picture that stays in its place, as it is or changed."""
-    near: tuple[int, int] | None = None
-    """Where something is that is no object: the new one belongs there."""
+    """An object of the picture, which is it already or is made into it."""
+    blob: tuple[int, int] | None = None
+    """Where something is that is no object, and it in its stead shall be."""
+
+    def is_like(self, thing: Thing) -> bool:
+        return self.name == thing.name and self.color in (None, thing.color)
 
     @property
-    def made(self) -> Thing:
-        """The object in its old place; only for slots with a source."""
-        assert self.source is not None
-        return replace(self.source, name=self.name, color=self.color or self.source.color)
+    def old_color(self) -> str:
+        """For objects of any colour: their own, else the first."""
+        return self.source.color if self.source else next(iter(COLORS))
 
 
 def diagnose(spec: Spec, picture: Reading | Scene | np.ndarray) -> Diagnosis:
     """What fails of a specification in a picture, and the nearest scene that satisfies it."""
     things, leftover = _things_of(picture)
+    blobs = _blobs(leftover)
     slots: list[_Slot] = []
     for i, clause in enumerate(spec.include):
         slots += [_Slot(i, clause.name, clause.color) for _ in range(clause.count)]
     free = list(things)  # objects that are no slot's yet
-    faults: list[str] = []
-    _take(
-        slots,
-        free,
-        lambda slot, thing: slot.name == thing.name and slot.color in (None, thing.color),
-    )
+    _take(slots, free, lambda slot, thing: slot.is_like(thing))
     _take(slots, free, lambda slot, thing: slot.name == thing.name)
-    for slot in slots:
-        if slot.source is not None and slot.source != slot.made:
-            faults.append(
-                f"the {slot.name} at the {_where(slot.source)} is {slot.source.color}, not {slot.color}"
-            )
-    blobs = _blobs(leftover)
     unwanted = [thing for thing in free if _violates(spec, thing)]
-    for slot in slots:
-        if slot.source is None:
-            faults.append(_missing(spec, slot, slots, blobs, unwanted, free))
-    for thing in unwanted:
-        if thing in free:
-            free.remove(thing)
-            words = phrase(thing.name, 1, thing.color).partition(" ")[2]
-            faults.append(f"the {words} at the {_where(thing)} should not be there")
+    _fill(slots, free, blobs, unwanted)
+    removed = [thing for thing in unwanted if thing in free]
+    kept = [thing for thing in free if thing not in removed]
+    asked = _relations_of(spec, slots)
+    placed = _arrange(slots, kept, asked)
+    faults = []
+    for slot, place in zip(slots, placed, strict=False):
+        faults.append(_fault_of(slot, place))
+    for thing in removed:
+        words = phrase(thing.name, 1, thing.color).partition(" ")[2]
+        faults.append(f"the {words} at the {_where(thing)} should not be there")
     for corner in blobs:
         faults.append(f"there is something else at the {place_of(*corner)}")
-    repaired, moved = _arrange(spec, slots, free)
-    faults += moved
-    return Diagnosis(tuple(faults), repaired)
+    faults += _misplaced(slots, asked, placed)
+    repaired = [
+        Thing(*corner, slot.name, slot.color or slot.old_color)
+        for slot, corner in zip(slots, placed, strict=False)
+    ]
+    for thing, (y, x) in zip(kept, placed[len(slots) :], strict=True):
+        repaired.append(replace(thing, y=y, x=x))
+    return Diagnosis(tuple(fault for fault in faults if fault), Scene.of(repaired))
+
+
+def _fault_of(slot: _Slot, place: tuple[int, int]) -> str:
+    """What is wrong with an object in itself; "" where nothing is."""
+    wanted, source = phrase(slot.name, 1, slot.color), slot.source
+    if slot.blob is not None:
+        return f"what is at the {place_of(*slot.blob)} is no {wanted.partition(' ')[2]}"
+    if source is None:
+        return f"{wanted} is missing at the {place_of(*place)}"
+    if source.name != slot.name:
+        return (
+            f"there is {phrase(source.name, 1, source.color)} at the {_where(source)}, not {wanted}"
+        )
+    if not slot.is_like(source):
+        return f"the {slot.name} at the {_where(source)} is {source.color}, not {slot.color}"
+    return ""
+
+
+def _misplaced(
+    slots: list[_Slot], asked: list[tuple[int, str, int]], placed: list[tuple[int, int]]
+) -> list[str]:
+    """Of each relation that fails between two objects that are there, which of them goes where."""
+    faults = []
+    for a, relation, b in asked:
+        source_a, source_b = slots[a].source, slots[b].source
+        if source_a is None or source_b is None:
+            continue
+        box_a = box(replace(source_a, name=slots[a].name))
+        box_b = box(replace(source_b, name=slots[b].name))
+        if relation in relations(box_a, box_b):
+            continue
+        if placed[a] != (source_a.y, source_a.x):
+            mover, other, words, place = slots[a], slots[b], relation, placed[a]
+        else:
+            mover, other, words, place = slots[b], slots[a], OPPOSITE[relation], placed[b]
+        faults.append(
+            f"the {mover.name} belongs at the {place_of(*place)}, {words} the {other.name}"
+        )
+    return faults
 
 
 def _where(thing: Thing) -> str:
@@ -147,9 +197,6 @@ def _snap(value: int) -> int:
 
 def _leftover_mask(picture: np.ndarray, reading: Reading) -> np.ndarray:
     """(48, 48) bool: pixels that are neither background nor part of an object that was found."""
-    from secondlook.mini.world.reader import to_canvas
-    from secondlook.mini.world.scene import BACKGROUND
-
     pixels = to_canvas(picture).astype(np.float32)
     mask = np.linalg.norm(pixels - np.array(BACKGROUND, np.float32), axis=-1) > 60
     for thing in scene_of(reading).things:
@@ -188,68 +235,48 @@ def _violates(spec: Spec, thing: Thing) -> bool:
     return any(c.name == thing.name and c.color not in (None, thing.color) for c in spec.include)
 
 
-def _missing(
-    spec: Spec,
-    slot: _Slot,
+def _fill(
     slots: list[_Slot],
+    free: list[Thing],
     blobs: list[tuple[int, int]],
     unwanted: list[Thing],
-    free: list[Thing],
-) -> str:
-    """Says that an object is missing, and takes the place of what is there in its stead."""
-    wanted = phrase(slot.name, 1, slot.color).partition(" ")[2]
-    stand_in = next((t for t in (*unwanted, *free) if t in free and t.name != slot.name), None)
-    if stand_in is not None:
-        free.remove(stand_in)
-        slot.source = stand_in
-        words = phrase(stand_in.name, 1, stand_in.color)
-        return f"there is {words} at the {_where(stand_in)}, not {phrase(slot.name, 1, slot.color)}"
-    if blobs:
-        slot.near = blobs.pop(0)
-        return f"what is at the {place_of(*slot.near)} is no {wanted}"
-    clause = spec.include[slot.clause]
-    there = sum(s.clause == slot.clause and s.source is not None for s in slots)
-    if clause.count > 1 and there:
-        verb, noun = ("is", clause.name) if there == 1 else ("are", plurals()[clause.name])
-        return f"there {verb} {NUMBERS[there]} {noun}, not {NUMBERS[clause.count]}"
-    return f"there is no {wanted}"
+) -> None:
+    """What an object that is missing is made of: another one that is too much, else something that
+    is no object, else nothing."""
+    for slot in slots:
+        if slot.source is not None:
+            continue
+        stand_ins = [t for t in (*unwanted, *free) if t in free and t.name != slot.name]
+        if stand_ins:
+            slot.source = stand_ins[0]
+            free.remove(stand_ins[0])
+        elif blobs:
+            slot.blob = blobs.pop(0)
 
 
 # --------------------------------------------------------------------------------- where things go
 
 
-def _arrange(spec: Spec, slots: list[_Slot], free: list[Thing]) -> tuple[Scene, list[str]]:
-    """Places for all objects so that the relations hold and as few as can be leave theirs. Also
-    says which relations failed between objects that were there."""
-    faults = []
-    asked = _relations_of(spec, slots)
-    for a, relation, b in asked:
-        sources = slots[a].source, slots[b].source
-        if None not in sources and relation not in relations(
-            box(slots[a].made), box(slots[b].made)
-        ):
-            faults.append(f"the {slots[a].name} is not {relation} the {slots[b].name}")
-    corners: list[tuple[int, int] | None] = []
+def _arrange(
+    slots: list[_Slot], kept: list[Thing], asked: list[tuple[int, str, int]]
+) -> list[tuple[int, int]]:
+    """Corners for all objects, slots first, so that the relations hold and as few as can be leave
+    their places."""
+    names, corners, wishes = [], [], []
     for slot in slots:
+        names.append(slot.name)
         corners.append((slot.source.y, slot.source.x) if slot.source else None)
-    names = [slot.name for slot in slots]
-    for thing in free:
-        corners.append((thing.y, thing.x))
+        wishes.append(slot.blob)
+    for thing in kept:
         names.append(thing.name)
-    near = [slot.near for slot in slots] + [None] * len(free)
-    placed = _place(tuple(names), corners, near, asked)
-    things = []
-    for slot, (y, x) in zip(slots, placed, strict=False):
-        color = slot.color or (slot.source.color if slot.source else "red")
-        things.append(Thing(y, x, slot.name, color))
-    for thing, (y, x) in zip(free, placed[len(slots) :], strict=True):
-        things.append(replace(thing, y=y, x=x))
-    return Scene.of(things), faults
+        corners.append((thing.y, thing.x))
+        wishes.append(None)
+    return _place(tuple(names), corners, wishes, asked)
 
 
 def _relations_of(spec: Spec, slots: list[_Slot]) -> list[tuple[int, str, int]]:
     """(slot, relation, slot) of each clause with a position."""
-    first_slot = {}
+    first_slot: dict[int, int] = {}
     for i, slot in enumerate(slots):
         first_slot.setdefault(slot.clause, i)
     asked = []
@@ -317,7 +344,8 @@ def _assign(
                 continue
             cost = 0.0
             for i in open_slots:
-                wish = near[i] or (CORNERS[index] if (index := indices[i]) is not None else None)
+                old = indices[i]
+                wish = near[i] if old is None else CORNERS[old]
                 if wish is not None:
                     y, x = CORNERS[corner_of[i]]
                     cost += abs(y - wish[0]) + abs(x - wish[1])
@@ -349,7 +377,17 @@ def truth_of(reason: str, diagnosis: Diagnosis) -> float | None:
     named = faults_of(reason)
     if not named:
         return None
-    return sum(fault in diagnosis.faults for fault in named) / len(named)
+    true_faults = {_without_suggestion(fault) for fault in diagnosis.faults}
+    return sum(_without_suggestion(fault) in true_faults for fault in named) / len(named)
+
+
+def _without_suggestion(fault: str) -> str:
+    """A fault without the place that is free for what is missing, or to which a thing may move:
+    another place would do as well."""
+    missing, _, _ = fault.partition(" is missing at the ")
+    if missing != fault:
+        return f"{missing} is missing"
+    return re.sub(r" belongs at the [a-z ]+, ", " belongs ", fault)
 
 
 def verdict(spec: Spec, picture: Reading | Scene | np.ndarray) -> str:
