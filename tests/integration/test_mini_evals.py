@@ -299,3 +299,27 @@ def test_the_page_shows_what_is_wrong_and_was_judged_yes(tmp_path):
     )
     assert "a redraw fixed: (there were none)" in page
     assert list(gallery([scored((False, False))])) == ["Still wrong"]
+
+
+def test_compound_prompts_from_drawing_to_the_page(tmp_path):
+    """Of the shipped base, which was never asked for so much: its numbers add up."""
+    from secondlook.cli.common import load_engine
+    from secondlook.mini.evals import geneval_plus
+    from secondlook.models.shipped import locate
+
+    settings = geneval_plus.MiniGenEvalPlus(model="mini", samples=1, rounds=2, rows_per_task=2)
+    engine = load_engine(locate("mini"))
+    read_trials = geneval_plus.draw_and_read(engine, settings, SamplingConfig(guidance=1.0))
+    result = geneval_plus.write(tmp_path, read_trials, settings)
+    stored = json.loads((tmp_path / "result.json").read_text())
+    assert stored["images"] == 8 and set(stored["tasks"]) == {t.compound.task for t in read_trials}
+    rows = json.loads((tmp_path / "episodes.json").read_text())
+    for row in rows:
+        assert all(r["right"] == all(r["held"]) or not r["right"] for r in row["rounds"])
+        assert all(len(r["held"]) >= 3 for r in row["rounds"])
+    first = np.mean([row["rounds"][0]["right"] for row in rows])
+    final = np.mean([row["rounds"][row["final"]]["right"] for row in rows])
+    assert result["headline"]["gain"]["mean"] == pytest.approx(final - first)
+    graded = np.mean([np.mean(row["rounds"][0]["held"]) for row in rows])
+    assert result["overall"]["graded_first"]["mean"] == pytest.approx(graded)
+    assert "Does a redraw learn" in (tmp_path / "mini-geneval-plus.html").read_text()

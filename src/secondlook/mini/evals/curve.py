@@ -79,14 +79,14 @@ def run_trials(
         prompts = [Prompt(spec.prompt) for spec, _ in batch_rows]
         seeds = [seed for _, seed in batch_rows]
         episodes = run_episodes(engine, prompts, seeds, settings.max_rounds, sampling)
-        fresh_rounds = _draw_fresh(engine, prompts, seeds, settings.max_rounds, sampling)
+        fresh_rounds = draw_fresh(engine, prompts, seeds, settings.max_rounds, sampling)
         for i, (spec, _) in enumerate(batch_rows):
             trials.append(_trial(spec, episodes[i].rounds, fresh_rounds[i]))
         progress("drawing", len(trials), len(seeded_specs))
     return trials
 
 
-def _draw_fresh(
+def draw_fresh(
     engine: Engine,
     prompts: Sequence[Prompt],
     seeds: Sequence[int],
@@ -113,16 +113,17 @@ def _draw_fresh(
     return rounds_of_prompts
 
 
+def judged_image(spec: Spec, judged_round: Round) -> JudgedImage:
+    """The model's verdict on an image beside the truth."""
+    is_right = judge(spec, judged_round.image).correct
+    return JudgedImage(judged_round.yes, judged_round.p_yes, is_right)
+
+
 def _trial(spec: Spec, rounds: Sequence[Round], fresh_rounds: Sequence[Round]) -> Trial:
     """An episode's images beside best-of-N's: the episode's first and the fresh ones."""
-
-    def judged(judged_round: Round) -> JudgedImage:
-        return JudgedImage(
-            judged_round.yes, judged_round.p_yes, judge(spec, judged_round.image).correct
-        )
-
-    of_episode = tuple(judged(judged_round) for judged_round in rounds)
-    best_of_n = (of_episode[0], *(judged(judged_round) for judged_round in fresh_rounds))
+    first_rounds = [rounds[0], *fresh_rounds]
+    of_episode = tuple(judged_image(spec, judged_round) for judged_round in rounds)
+    best_of_n = tuple(judged_image(spec, judged_round) for judged_round in first_rounds)
     return Trial(spec.tag, spec.prompt, of_episode, best_of_n)
 
 

@@ -368,7 +368,7 @@ def _all_hold(
 
 def faults_of(reason: str) -> list[str]:
     """The faults that a reason names, as they are written."""
-    text = re.sub(r"^(yes|no),?\s+", "", reason.strip(), flags=re.IGNORECASE).rstrip(".")
+    text = re.sub(r"^(yes|no)\b[,.]?\s*", "", reason.strip(), flags=re.IGNORECASE).rstrip(".")
     return [fault.strip() for fault in text.split(";") if fault.strip()]
 
 

@@ -1,0 +1,154 @@
+"""Compound prompts, what is wrong with a picture of one, and its nearest repair."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from secondlook.errors import InputError
+from secondlook.mini.world import compound, samples
+from secondlook.mini.world.compound import (
+    TASKS,
+    benchmark_plus,
+    compound_held_out,
+    compound_spec,
+    held_clauses,
+    sample_compound,
+)
+from secondlook.mini.world.language import Clause, scene_held_out
+from secondlook.mini.world.reader import judge, read
+from secondlook.mini.world.render import render
+from secondlook.mini.world.repair import diagnose, place_of, truth_of, verdict
+from secondlook.mini.world.scene import CELL, CORNERS, Scene, Thing, layouts
+
+
+def spoiled(rng: np.random.Generator, scene: Scene) -> Scene:
+    """One to three changes of a scene; it may be as it was."""
+    things = list(scene.things)
+    for _ in range(rng.integers(1, 4)):
+        things = samples._changed(rng, things, (*samples._CHANGES, "move"))
+    return Scene.of(things)
+
+
+def test_layouts_are_all_ways_to_put_cells_without_overlap():
+    # kings on a 5x5 board that do not attack each other
+    assert [len(layouts(n)) for n in range(1, 10)] == [25, 228, 964, 1987, 1974, 978, 242, 27, 1]
+    for layout in layouts(8):
+        assert Scene.of(Thing(*CORNERS[corner], "star", "red") for corner in layout).valid()
+
+
+def test_a_prompt_says_what_it_asks_for():
+    spec = compound_spec(
+        (
+            Clause("cat", 1, "blue"),
+            Clause("star", 1, "red", ("left of", 0)),
+            Clause("key", 2, "green"),
+        ),
+        absent=("horse",),
+    )
+    assert spec.prompt == "a photo of a red star left of a blue cat, two green keys and no horse"
+    things = [
+        Thing(0, 0, "star", "red"),
+        Thing(0, 32, "cat", "blue"),
+        Thing(32, 0, "key", "green"),
+        Thing(32, 32, "key", "green"),
+    ]
+    assert held_clauses(spec, Scene.of(things)) == [True] * 5
+    third_key = Thing(32, 16, "key", "green")
+    assert held_clauses(spec, Scene.of([*things, third_key])) == [True, True, False, True, True]
+    horse = Thing(16, 16, "horse", "black")
+    assert held_clauses(spec, Scene.of([*things, horse])) == [True, True, True, True, False]
+    swapped = [Thing(0, 32, "star", "red"), Thing(0, 0, "cat", "blue"), *things[2:]]
+    assert held_clauses(spec, Scene.of(swapped)) == [True, True, True, False, True]
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_samples_satisfy_their_prompts_and_keep_to_their_split(seen):
+    rng = np.random.default_rng(0)
+    for _ in range(80):
+        sample, scene = sample_compound(rng, seen=seen)
+        reading = read(render(scene))
+        assert judge(sample.spec, reading).correct and all(held_clauses(sample.spec, reading))
+        assert 3 <= sample.num_clauses <= 7 and len(scene.things) <= compound.MAX_THINGS
+        assert compound_held_out(sample.spec) != seen
+        assert not seen or not scene_held_out(scene)
+
+
+def test_the_benchmark_is_fixed():
+    rows = benchmark_plus("held-out", 10)
+    assert Counter(row.task for row in rows) == dict.fromkeys(TASKS, 10)
+    assert len({row.spec.prompt for row in rows}) == len(rows)
+    assert rows == benchmark_plus.__wrapped__("held-out", 10)
+    with pytest.raises(InputError, match="split: 'other'"):
+        benchmark_plus("other")
+
+
+def test_a_repair_is_right_and_changes_no_more_than_it_must():
+    rng = np.random.default_rng(0)
+    num_repaired = num_larger = 0
+    for i in range(150):
+        if i % 2:
+            sample, scene = sample_compound(rng)
+            spec = sample.spec
+        else:
+            spec, scene = samples.sample_scene(rng)
+        wrong = spoiled(rng, scene)
+        if not wrong.valid() or judge(spec, wrong).correct:
+            continue
+        diagnosis = diagnose(spec, wrong)
+        assert diagnosis.faults and diagnosis.repaired.valid()
+        assert judge(spec, diagnosis.repaired).correct
+        assert diagnose(spec, render(wrong)) == diagnosis, "read from pixels it is the same"
+        kept = set(wrong.things) & set(diagnosis.repaired.things)
+        num_larger += len(kept) < len(set(wrong.things) & set(scene.things))
+        num_repaired += 1
+    assert num_repaired > 60 and num_larger <= 1, "the scene it was made from is no nearer"
+
+
+def test_faults_point():
+    spec = compound_spec((Clause("cat", 1, "red"), Clause("key", 1, "green")))
+    cat, key = Thing(0, 0, "cat", "red"), Thing(32, 32, "key", "green")
+
+    def faults(*things: Thing) -> tuple[str, ...]:
+        return diagnose(spec, Scene.of(things)).faults
+
+    assert faults(cat, key) == ()
+    blue_cat = Thing(0, 0, "cat", "blue")
+    assert faults(blue_cat, key) == ("the cat at the top left is blue, not red",)
+    assert faults(Thing(0, 0, "sun", "red"), key) == (
+        "there is a red sun at the top left, not a red cat",
+    )
+    [missing] = faults(key)
+    assert missing.startswith("a red cat is missing at the ")
+    assert faults(cat, key, Thing(0, 32, "cat", "blue")) == (
+        "the blue cat at the top right should not be there",
+    )
+    assert faults(cat, key, Thing(0, 32, "sun", "blue")) == (), "what nobody speaks of may be there"
+    broken = render(Scene.of([cat, key]))
+    broken[0:6, 0:CELL] = 153  # the upper part of the cat is gone
+    assert diagnose(spec, broken).faults == ("what is at the top left is no red cat",)
+
+
+def test_a_relation_that_fails_moves_one_object():
+    spec = compound_spec((Clause("cat", 1, "red"), Clause("key", 1, "green", ("left of", 0))))
+    wrong = Scene.of([Thing(16, 0, "cat", "red"), Thing(16, 16, "key", "green")])
+    diagnosis = diagnose(spec, wrong)
+    [fault] = diagnosis.faults
+    assert " belongs at the " in fault
+    assert judge(spec, diagnosis.repaired).correct
+    assert len(set(wrong.things) & set(diagnosis.repaired.things)) == 1
+
+
+def test_places_are_named_by_thirds():
+    assert place_of(0, 8) == "top left" and place_of(16, 16) == "center"
+    assert place_of(16, 32) == "right" and place_of(24, 16) == "bottom"
+
+
+def test_the_truth_of_a_reason():
+    spec = compound_spec((Clause("cat", 1, "red"), Clause("key", 1, "green")))
+    scene = Scene.of([Thing(0, 0, "cat", "blue")])
+    diagnosis = diagnose(spec, scene)
+    assert truth_of(verdict(spec, scene), diagnosis) == 1.0
+    elsewhere = "No, a green key is missing at the bottom left; the cat at the top left is black."
+    assert truth_of(elsewhere, diagnosis) == 0.5, "a missing thing may come anywhere"
+    assert truth_of("No.", diagnosis) is None
