@@ -41,7 +41,7 @@ def test_what_has_no_number_is_missing_and_named(tmp_path, monkeypatch):
     not stop a resumed run."""
     every = [Row(f"{i:05d}", f"a photo of a cup {i}", "all") for i in range(20)]
     settings = EvalSettings("geneval", "mini", 1, 1)
-    records.begin(tmp_path, settings, {})
+    (tmp_path / "pictures").mkdir()
     record = {"k": 0, "task": "all", "seed": 0, "final": 0, "fresh": []}
     lines = []
     for i, row in enumerate(every):
@@ -122,7 +122,6 @@ def test_records_that_are_damaged_are_as_if_not_there(tmp_path):
         [Row("0", "a cup", "all"), Row("1", "a cat", "all")],
         EvalSettings("geneval", "mini", 1, 1),
     )
-    records.begin(tmp_path, settings, {})
     shown = [{"picture": "00000-0-1.png", "yes": True, "p_yes": 0.9, "reason": "…"}]
     good = {
         "row": 0,

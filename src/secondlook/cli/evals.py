@@ -111,6 +111,7 @@ def run_benchmark(
     from secondlook.io import writable_folder
 
     writable_folder(out)
+    benchmark.begin(name, out)
     with _session(name, out, computing) as session:
         result = benchmark.run(session)
     if result is None:
@@ -237,9 +238,10 @@ def _run_all(
     computing = {"batch": batch, "device": device, "dtype": dtype, "attention": attention}
     failures: dict[str, str] = {}
     for name, benchmark in chosen_benchmarks.items():
-        if not benchmark.resumes and (out / name / "result.json").exists():
-            continue  # it would be computed again
         try:
+            if not benchmark.resumes and (out / name / "result.json").exists():
+                benchmark.begin(name, out / name)  # refuses a result of other options
+                continue  # it would be computed again
             run_benchmark(name, benchmark, out / name, computing)
         except (InputError, Stopped) as error:  # the others do not depend on it
             failures[name] = str(error)

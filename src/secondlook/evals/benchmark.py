@@ -13,9 +13,10 @@ Importing this module imports neither torch nor transformers.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
@@ -101,7 +102,7 @@ class EvalSession:
     name: str
     """What the benchmark is registered as."""
     out: Path
-    """Folder of the result. It is there and may be written to."""
+    """Folder of the result. It is there, may be written to, and was begun (`Benchmark.begin`)."""
     load_engine: Callable[[str], Engine]
     """The engine of a model's name."""
     device: str = "cpu"
@@ -160,6 +161,22 @@ class Benchmark(BaseModel, ABC):
         model_name = getattr(self, "model", None)
         if model_name is not None:  # else it measures no model, as a comparison of results
             locate(model_name)
+
+    def folder_settings(self, name: str) -> dict[str, Any]:
+        """What a folder of results is of, for its config.json. ``name``: what the benchmark is
+        registered as."""
+        return {"benchmark": name} | self.settings()
+
+    def begin(self, name: str, out: Path) -> None:
+        """Write down in ``out``, before anything is measured, what its result will be of. Raises
+        InputError where the folder was begun with other settings; the same may run again."""
+        from secondlook.io import same_config, write_json
+
+        # through JSON, so that they compare equal to what is read from the file (tuples become
+        # lists)
+        config = json.loads(json.dumps(self.folder_settings(name)))
+        same_config(out, config)
+        write_json(out / "config.json", config)
 
     @abstractmethod
     def run(self, session: EvalSession) -> dict[str, Any] | None:
@@ -290,6 +307,13 @@ class ImageBenchmark(Benchmark):
     def try_out_judge(self) -> None:
         """Ask an endpoint that will answer questions about the pictures a trial question, before
         any is drawn. Raises InputError where it can answer none."""
+
+    def folder_settings(self, name: str) -> dict[str, Any]:
+        from secondlook.evals.runner import sampling_of, settings_of
+
+        sampling = sampling_of(self)
+        settings = settings_of(self, name, sampling)
+        return asdict(settings) | {"sampling": asdict(sampling)}
 
     def run(self, session: EvalSession) -> dict[str, Any] | None:
         from secondlook.evals.runner import run_image_benchmark

@@ -26,7 +26,6 @@ from secondlook.io import (
     append_rows,
     read_image,
     read_rows,
-    same_config,
     versions,
     write_json,
     write_text,
@@ -111,8 +110,6 @@ class POPE(Benchmark):
 
     def run(self, session: EvalSession) -> dict[str, Any] | None:
         rows, faults = self.readable_rows
-        same_config(session.out, self.settings())
-        write_json(session.out / "config.json", self.settings())
         self._ask_own_questions(rows, session)
         answers = read_answers(session.out)
         if not all(row.id in answers for row in rows):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import Field
@@ -33,9 +33,18 @@ class SampledMiniBenchmark(Benchmark):
     )
     guidance: float | None = Field(None, description="Default: the checkpoint's own.")
 
+    def folder_settings(self, name: str) -> dict[str, Any]:
+        from secondlook.evals.runner import checkpoint_sampling
+
+        sampling = self._guided(checkpoint_sampling(self.model))
+        stated = self.with_guidance(sampling).settings()
+        return {"benchmark": name} | stated | {"sampling": asdict(sampling)}
+
     def sampling(self, engine: Engine) -> SamplingConfig:
         """As the checkpoint says, or with the guidance that is asked for."""
-        sampling = SamplingConfig.of(engine.janus.net.generation_config)
+        return self._guided(SamplingConfig.of(engine.janus.net.generation_config))
+
+    def _guided(self, sampling: SamplingConfig) -> SamplingConfig:
         if self.guidance is None:
             return sampling
         if self.guidance_scale == "edit_guidance":
