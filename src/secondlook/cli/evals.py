@@ -69,9 +69,13 @@ def eval_list() -> None:
     """The registered benchmarks."""
     from secondlook.evals.benchmark import get_benchmark
 
+    rows = [("name", "suite", "what it measures")]
     for name in benchmarks.names():
         benchmark = get_benchmark(name)
-        say((f"{name:16}", "bold"), f"{benchmark.suite:8}{_one_line(benchmark)}")
+        rows.append((name, benchmark.suite, _one_line(benchmark)))
+    name_width, suite_width = (max(len(row[column]) for row in rows) + 2 for column in (0, 1))
+    for name, suite, about in rows:
+        say((f"{name:{name_width}}", "bold"), f"{suite:{suite_width}}{about}")
 
 
 def _one_line(benchmark: type[Benchmark]) -> str:
@@ -313,7 +317,11 @@ def eval_resumes(words: list[str]) -> bool:
 
 
 SUITE_OPTION = Annotated[
-    str, typer.Option(help="mini, public, or auto: mini for shipped models, else public.")
+    str,
+    typer.Option(
+        help="mini, public, own (registered by others), another suite's name, or auto: mini for "
+        "shipped models, else public."
+    ),
 ]
 ROUNDS_OPTION = Annotated[int, typer.Option(help="At most this many images an episode.")]
 ONLY_OPTION = Annotated[

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from secondlook.errors import InputError
 from secondlook.evals.scorers import BLIP
-from secondlook.registry import benchmarks, origin
+from secondlook.registry import benchmarks
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -75,6 +75,8 @@ Metrics = Mapping[str, ValueRange]
 VALUE_IN_UNIT: Metrics = {"value": ValueRange()}
 """One metric, ``value``, from 0 to 1."""
 
+MeanOver = Literal["tasks", "images"]
+
 ScoreOrReason = dict[str, Any] | str
 """A picture's score: its metrics' names with their values, and whatever else is worth keeping. Or,
 where the picture has no score, why not."""
@@ -123,8 +125,9 @@ class Benchmark(BaseModel, ABC):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     title: ClassVar[str]
-    suite: ClassVar[str] = "public"
-    """``secondlook eval all`` runs the benchmarks of one suite."""
+    suite: ClassVar[str] = "own"
+    """``secondlook eval all --suite`` runs the benchmarks of one suite: mini, public, own (what
+    others have registered), or any other word."""
     argument: ClassVar[str] = ""
     """The field that the command line takes without an option's name. A benchmark that has one is
     about another one's result and is not run by ``eval all``."""
@@ -219,7 +222,7 @@ class ImageBenchmark(Benchmark):
     metrics: ClassVar[Metrics] = VALUE_IN_UNIT
     counted_tasks: ClassVar[tuple[str, ...]] = ()
     """Tasks of the overall number; (): all."""
-    mean_over: ClassVar[Literal["tasks", "images"]] = "tasks"
+    mean_over: ClassVar[MeanOver] = "tasks"
     """Whether the overall number is the unweighted mean of the tasks' or the mean over images."""
     edits: ClassVar[bool] = False
     """Whether the rows are edits."""
@@ -285,10 +288,11 @@ class ImageBenchmark(Benchmark):
         """The rows, the first ``only`` of them where it is not 0. Raises InputError that names the
         file and the line of whatever cannot be drawn."""
         from secondlook.data.prompts import check_prompts
+        from secondlook.evals.benchmark_class import check_rows
         from secondlook.models.janus.checkpoint import load_tokenizer
         from secondlook.models.janus.template import ChatTemplate
 
-        rows = self.rows()
+        rows = check_rows(self, self.rows())
         if self.only:
             rows = rows[: self.only]
         lines = [row.line() for row in rows]
@@ -360,11 +364,7 @@ class AnsweredBenchmark(ImageBenchmark):
 
 def get_benchmark(name: str) -> type[Benchmark]:
     """The class that is registered under ``name``. Raises InputError for an unknown name, and for
-    something else than a benchmark."""
-    benchmark = benchmarks.get(name)
-    if not (isinstance(benchmark, type) and issubclass(benchmark, Benchmark)):
-        raise InputError(
-            f"benchmarks: {name!r} is {origin(benchmark)}, which is no subclass of "
-            "secondlook.evals.benchmark.Benchmark"
-        )
-    return benchmark
+    a class that says not all that a benchmark must, or something wrong."""
+    from secondlook.evals.benchmark_class import check_class
+
+    return check_class(name, benchmarks.get(name))

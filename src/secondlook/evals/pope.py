@@ -50,6 +50,7 @@ class POPE(Benchmark):
     """POPE's 9,000 questions about objects in pictures of COCO (--images)."""
 
     title = "POPE"
+    suite = "public"
     resumes = True
     files_written = "result.json, answers.json, pope.html"
     page = "pope.html"

@@ -333,6 +333,11 @@ def _score_batch(
     for row_index, picture_name in batch:
         scored_items.append((rows[row_index], read_image(out / "pictures" / picture_name)))
     scores_or_reasons = scorer(scored_items)
+    if len(scores_or_reasons) != len(scored_items):
+        raise InputError(
+            f"scorer: it gave {len(scores_or_reasons)} scores for {len(scored_items)} pictures; "
+            "give one each, a sentence where a picture has none"
+        )
     score_rows: list[dict[str, Any]] = []
     missing_rows: list[dict[str, str]] = []
     for (_, picture_name), score_or_reason in zip(batch, scores_or_reasons, strict=True):
@@ -341,8 +346,10 @@ def _score_batch(
             if not fault:
                 score_rows.append({"picture": picture_name, **score_or_reason})
                 continue
-        else:
+        elif isinstance(score_or_reason, str):
             fault = score_or_reason
+        else:
+            fault = f"the scorer gave {score_or_reason!r}, neither metrics nor a sentence"
         missing_rows.append({"picture": picture_name, "why": fault})
     return score_rows, missing_rows
 
