@@ -13,6 +13,7 @@ from PIL import Image
 
 from secondlook.io import (
     claim,
+    counted,
     png,
     stored_rows,
     versions,
@@ -24,6 +25,7 @@ from secondlook.io import (
 from secondlook.types import Episode
 
 _PAGES = Environment(loader=PackageLoader("secondlook"), autoescape=select_autoescape())
+_PAGES.filters["counted"] = counted
 
 
 def embed(image: Image.Image) -> str:

@@ -154,7 +154,7 @@ def test_a_list_of_prompts_is_drawn_and_resumed(
     (folders[4] / "final.png").unlink()
     before = {f: (f / "episode.json").stat().st_mtime_ns for f in folders}
     assert run_here(monkeypatch, *command) == 0
-    assert "4 of 6 episodes are there" in capsys.readouterr().out
+    assert "episodes that are there: 4 of 6" in capsys.readouterr().out
     changed = [f for f in folders if (f / "episode.json").stat().st_mtime_ns != before[f]]
     assert changed == folders[3:5]
     again = [json.loads((f / "episode.json").read_text()) for f in folders]

@@ -121,7 +121,7 @@ def test_all_benchmarks_of_a_miniature(tmp_path):
     result = json.loads((tmp_path / "result.json").read_text())
     assert set(result["benchmarks"]) == {"mini-geneval", "mini-curve", "mini-questions", "mini-pie"}
     assert not result["skipped"]
-    assert 'href="mini-geneval/mini-geneval.html"' in (tmp_path / "all.html").read_text()
+    assert 'href="mini-geneval/benchmark.html"' in (tmp_path / "all.html").read_text()
     mixed = eval_all("--only", 2, *options)
     assert isinstance(mixed.exception, InputError) and "only is 2 but" in str(mixed.exception)
 

@@ -201,7 +201,7 @@ def test_pictures_that_cannot_be_read_are_named_and_counted(tmp_path):
         run = CliRunner().invoke(
             app, ["judge", str(CASES / "pairs" / name), "--out", str(tmp_path / name)]
         )
-        assert run.exit_code == 0 and "1 not judged" in run.output and "2 of" in run.output, (
+        assert run.exit_code == 0 and "not judged: 1" in run.output and "2 of" in run.output, (
             run.output
         )
         rows = [

@@ -306,7 +306,7 @@ def test_what_a_folder_has_beyond_and_lacks_is_named(tmp_path):
             f"1 pictures of prompts that are not asked ({pictures}): other.png",
             f"1 pictures beyond images = 2 ({pictures}): 3.png",
             f"1 pictures that metadata.jsonl does not name ({pictures}): unlisted.png",
-            f"1 prompts without a picture ({pictures}): a photo of a blue cup",
+            f"prompts without a picture ({pictures}): 1: a photo of a blue cup",
         ]
     with pytest.raises(
         InputError,

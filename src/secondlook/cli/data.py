@@ -34,7 +34,7 @@ def data_fetch(out: Out = Path("out/files")) -> None:
     """Fetch seed prompts and benchmarks' files at pinned revisions, their hashes checked, with
     their licences."""
     from secondlook.evals import fetch
-    from secondlook.io import writable_folder, write_text
+    from secondlook.io import counted, writable_folder, write_text
 
     writable_folder(out)
     fetched_files = fetch.fetch_all(out)
@@ -44,8 +44,8 @@ def data_fetch(out: Out = Path("out/files")) -> None:
     for repository, commit, licence in sorted(sources):
         say(f"  {repository} at {commit[:9]}: {licence}")
     say(
-        f"written to {out}: {len(fetched_files)} files, SOURCES.json, seeds.txt "
-        f"({len(seed_prompts)} prompts)"
+        f"written to {out}: {counted(len(fetched_files), 'file')}, SOURCES.json, seeds.txt "
+        f"({counted(len(seed_prompts), 'prompt')})"
     )
 
 
@@ -135,5 +135,5 @@ def data_edits(
     written_path, prompts_without = write_instructions(
         data, out, Endpoint(url, model), pictures, each, good, seed
     )
-    name_left_out("prompts got no instruction", prompts_without)
+    name_left_out("prompts without an instruction", prompts_without)
     say(f"written to {written_path}")

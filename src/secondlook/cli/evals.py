@@ -126,9 +126,7 @@ def run_benchmark(
         say(line)
     if not result_lines:
         show(out)
-    name_left_out(
-        "samples are left out, for a picture of theirs has no score", _without_score(result)
-    )
+    name_left_out("samples left out, for want of a score", _without_score(result))
     say(f"written to {out}: {benchmark.files_written}")
     return result
 
@@ -220,7 +218,7 @@ def _run_all(
 ) -> None:
     """``benchmark_options``: those of the benchmarks' fields, None where one was not given."""
     from secondlook.evals import overview
-    from secondlook.io import same_config, writable_folder, write_json
+    from secondlook.io import counted, same_config, writable_folder, write_json
     from secondlook.models.shipped import SHIPPED, locate
 
     at_least("batch", batch)
@@ -251,10 +249,8 @@ def _run_all(
             failures[name] = str(error)
             say(f"{name}: not ended: {error}")
     result = overview.write(out, settings, skipped | failures)
-    say(
-        f"written to {out}: all.html, result.json ({len(result['benchmarks'])} benchmarks, "
-        f"{len(skipped)} skipped)"
-    )
+    num_measured = counted(len(result["benchmarks"]), "benchmark")
+    say(f"written to {out}: all.html, result.json ({num_measured}, {len(skipped)} skipped)")
     if failures:
         first_reason = next(iter(failures.values()))
         raise Stopped(f"benchmarks: {', '.join(failures)} began and did not end: {first_reason}")

@@ -227,7 +227,7 @@ class ImageBenchmark(Benchmark):
     edits: ClassVar[bool] = False
     """Whether the rows are edits."""
     number: ClassVar[str] = ""
-    """What the printed table's number is and which way is better, where it is no share."""
+    """What the tables' number is and which way is better, where it is no share."""
     note: ClassVar[str] = ""
     """What differs from the published protocol, or must be known to compare."""
     resumes: ClassVar[bool] = True
@@ -323,18 +323,6 @@ class ImageBenchmark(Benchmark):
         from secondlook.evals.runner import run_image_benchmark
 
         return run_image_benchmark(self, session)
-
-    def lines(self, result: dict[str, Any]) -> list[str]:
-        from secondlook.evals.intervals import interval_text
-
-        lines = [f"  {self.number}"] if self.number else []
-        means_of_task = {"overall": result["overall"], **result["tasks"]}
-        for task, means in means_of_task.items():
-            first_text, final_text = interval_text(means["first"]), interval_text(means["final"])
-            lines.append(
-                f"  {task:16} first {first_text}  final {final_text}  of {means['images']} samples"
-            )
-        return lines
 
     @classmethod
     def options_for_all(cls, rounds: int, only: int) -> dict[str, Any]:

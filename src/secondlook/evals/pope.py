@@ -24,6 +24,7 @@ from secondlook.evals.intervals import bootstrap, group_by_prompt, interval_text
 from secondlook.evals.records import stored
 from secondlook.io import (
     append_rows,
+    counted,
     read_image,
     read_rows,
     versions,
@@ -52,8 +53,8 @@ class POPE(Benchmark):
     title = "POPE"
     suite = "public"
     resumes = True
-    files_written = "result.json, answers.json, pope.html"
-    page = "pope.html"
+    files_written = "result.json, answers.json, benchmark.html"
+    page = "benchmark.html"
 
     model: str = Field(description=MODEL_HELP)
     images: Path | None = Field(None, description="The folder of COCO's val2014 pictures.")
@@ -155,8 +156,8 @@ class POPE(Benchmark):
     def _write(
         self, out: Path, rows: Sequence[Row], texts: Sequence[str], faults: Sequence[str]
     ) -> dict[str, Any]:
-        """answers.json, pope.html and, last, result.json. ``faults`` say which pictures' questions
-        were not asked, and why."""
+        """answers.json, benchmark.html and, last, result.json. ``faults`` say which pictures'
+        questions were not asked, and why."""
         from secondlook.report import page
 
         text_of_row = {}
@@ -182,7 +183,7 @@ class POPE(Benchmark):
             "versions": versions(),
         }
         write_json(out / "answers.json", answers)
-        write_text(out / "pope.html", page("pope.html", result=result))
+        write_text(out / "benchmark.html", page("pope.html", result=result))
         write_json(out / "result.json", result)
         return result
 
@@ -195,8 +196,8 @@ class POPE(Benchmark):
             )
         if result["left_out"]:
             lines.append(
-                f"{len(result['left_out'])} pictures cannot be read, their questions are left "
-                f"out; first: {result['left_out'][0]}"
+                f"{counted(len(result['left_out']), 'picture')} left out with the questions, for "
+                f"want of a readable file; first: {result['left_out'][0]}"
             )
         return lines
 

@@ -11,6 +11,7 @@ from pydantic import Field
 from secondlook.engine.engine import Engine
 from secondlook.episode import SamplingConfig
 from secondlook.evals.benchmark import MODEL_HELP, SEED_HELP, Benchmark
+from secondlook.io import counted
 from secondlook.report import embed
 from secondlook.types import Episode
 
@@ -76,6 +77,25 @@ def strips_of_groups(
                 strip(chosen_episode) for chosen_episode in of_group[::step][:num_shown]
             ]
     return strips
+
+
+def redraws_text(redraws: Mapping[str, Any], verb: str = "drawn") -> str:
+    """What became of the episodes that were redrawn (``redraws`` of a result), as a sentence."""
+    num_redrawn = redraws["wrong"] + redraws["right"]
+    if not num_redrawn:
+        return f"No image was {verb} again."
+    outcomes = []
+    for is_now, num_images, share, becomes in (
+        ("wrong", redraws["wrong"], redraws["fixed"], "right"),
+        ("right", redraws["right"], redraws["broken"], "wrong"),
+    ):
+        if num_images:
+            first_images = counted(num_images, f"{is_now} first image")
+            outcomes.append(f"{100 * share:.1f} % of {first_images} ended {becomes}")
+        else:
+            outcomes.append(f"no {is_now} first image was among them")
+    were = "was" if num_redrawn == 1 else "were"
+    return f"{counted(num_redrawn, 'image')} {were} {verb} again after a No: {', '.join(outcomes)}."
 
 
 def shown_rounds(episode: Episode, right: Sequence[bool]) -> list[dict[str, Any]]:
