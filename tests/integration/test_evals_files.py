@@ -217,9 +217,13 @@ def test_a_table_takes_a_benchmarks_folder_or_one_above(tmp_path):
     [table] = json.loads((tmp_path / "out" / "result.json").read_text())["benchmarks"]
     assert [row["name"] for row in table["models"]] == ["a", "b"]
     assert table["differences"][1]["difference"]["mean"] == 1.0
-    (tmp_path / "a" / "result.json").write_text('{"settings": {"model": "mini"}}')
-    run = CliRunner().invoke(app, ["eval", "table", *pairs, "--out", str(tmp_path / "out")])
-    assert "holds no result.json of an image benchmark, and none of its" in str(run.exception)
+    for settings, said in (
+        ({"model": "mini"}, "holds no result.json of an image benchmark, and none of its folders"),
+        ({"benchmark": "mine"}, "a result of 'mine', which is no known benchmark; name the file"),
+    ):
+        (tmp_path / "a" / "result.json").write_text(json.dumps({"settings": settings}))
+        run = CliRunner().invoke(app, ["eval", "table", *pairs, "--out", str(tmp_path / "out")])
+        assert said in str(run.exception)
 
 
 def test_records_that_are_damaged_are_as_if_not_there(tmp_path):

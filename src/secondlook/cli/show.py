@@ -106,7 +106,8 @@ def _show_miniature(result: dict) -> None:
     """Of ``eval mini-geneval``."""
     from secondlook.mini.evals.sampled import redraws_text
 
-    _show_images("task", {"overall": result["overall"], **result["tasks"]})
+    overall = result["overall"] | {"images": result.get("images", "")}
+    _show_images("task", {"overall": overall, **result["tasks"]})
     binding, position = result["binding"], result["position"]
     table = _table("given both objects", "share", "chance", "images")
     bound_share, held_share = interval(binding["bound"]), interval(position["given_both"])

@@ -97,8 +97,8 @@ def check_class(name: str, benchmark: Any) -> type[Benchmark]:
     missing_methods = sorted(benchmark.__abstractmethods__)
     if missing_methods:
         raise InputError(f"{where} lacks {', '.join(missing_methods)}; define what it lacks")
-    is_of_images = issubclass(benchmark, ImageBenchmark)
-    for attribute, rule in (RULES | (IMAGE_RULES if is_of_images else {})).items():
+    rules = RULES | IMAGE_RULES if issubclass(benchmark, ImageBenchmark) else RULES
+    for attribute, rule in rules.items():
         if attribute in benchmark.model_fields:
             raise InputError(
                 f"{where}: {attribute} with a type is an option of the command line; write "
@@ -110,7 +110,7 @@ def check_class(name: str, benchmark: Any) -> type[Benchmark]:
         if not rule.holds(value):
             raise InputError(f"{where}: {attribute} = {value!r} is wrong; give {rule.wanted}")
     _check_fields(where, benchmark)
-    if is_of_images:
+    if issubclass(benchmark, ImageBenchmark):
         _check_metrics(where, benchmark.metrics)
         _check_files(where, benchmark.files)
     return benchmark
