@@ -134,5 +134,5 @@ def load_engine(
 def name_left_out(what: str, names: list[str], most: int = 5) -> None:
     """Print how many things were not used, and the first ones' names."""
     if names:
-        others = f" (and {len(names) - most} more)" if len(names) > most else ""
-        say(f"{what}: {len(names)}: {', '.join(names[:most])}{others}")
+        others = f", and {len(names) - most} more" if len(names) > most else ""
+        say(f"{what}: {len(names)} ({', '.join(names[:most])}{others})")
