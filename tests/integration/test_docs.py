@@ -149,6 +149,31 @@ def test_files_and_names_are_where_the_page_says(page):
                 assert name in defined(text), f"{name} is not defined in {file}"
 
 
+PATH = re.compile(r"(?:\w+/)+\w+\.(?:py|toml)")
+
+
+@pytest.mark.parametrize("page", ["architecture.md", "paper.md"])
+def test_files_that_the_page_mentions_are_there(page):
+    for span in CODE_SPAN.findall((ROOT / "docs" / page).read_text()):
+        if PATH.fullmatch(span):
+            places = [ROOT / "src" / "secondlook" / span, ROOT / span]
+            assert any(place.exists() for place in places), f"{span} in {page}"
+
+
+def test_numbered_lists_are_shown_with_the_numbers_that_are_written():
+    """Markdown counts on from a list's first number, whatever the others say."""
+    for page in [p for p in pages() if p.suffix == ".md"]:
+        last_number = 0
+        for line in page.read_text().splitlines():
+            item = re.match(r"(\d+)\. ", line)
+            if item and last_number:
+                assert int(item[1]) == last_number + 1, f"{page.relative_to(ROOT)}: {line}"
+            if item:
+                last_number = int(item[1])
+            elif line and not line.startswith(" "):  # the list has ended
+                last_number = 0
+
+
 def defined(text: str) -> set[str]:
     """Names that a module gives to something: classes, functions, variables."""
     names = set()
