@@ -14,6 +14,7 @@ import ast
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 import traceback
@@ -21,9 +22,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from forked import run_forked
 from secondlook.evals import intervals
+from secondlook.mini.world.language import parse
+from secondlook.mini.world.scene import COLORS, OBJECTS
 
 ROOT = Path(__file__).parents[2]
 RUN = ("python", "bash", "console")
@@ -190,6 +194,31 @@ def test_every_file_that_the_pages_link_to_is_there():
         for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{target} in {page.relative_to(ROOT)}"
+
+
+def test_the_miniature_s_page_lists_every_word():
+    page = (ROOT / "docs" / "miniature.md").read_text()
+    assert f"| objects | {', '.join(OBJECTS)} |" in page
+    assert f"| colours | {', '.join(COLORS)} |" in page
+    for prompt in re.findall(r'"(a photo of (?!a dog)[^"]+)"', page):
+        assert parse(prompt).prompt == prompt
+
+
+def judge_folder(pictures: str) -> None:
+    sys.argv = ["judge_folder.py", pictures, "a photo of a red star"]
+    runpy.run_path(str(ROOT / "examples" / "judge_folder.py"), run_name="__main__")
+
+
+def test_the_example_judges_pictures_with_any_extension(tmp_path):
+    pictures, output = tmp_path / "pictures", tmp_path / "output"
+    pictures.mkdir()
+    output.mkdir()
+    done = run_forked(judge_folder, str(pictures), output=output)
+    assert done.returncode != 0 and "holds no picture" in done.stdout + done.stderr
+    for name in ("a.PNG", "b.jpeg"):
+        Image.new("RGB", (48, 48)).save(pictures / name)
+    done = run_forked(judge_folder, str(pictures), output=output)
+    assert done.returncode == 0 and "of 2 match" in done.stdout
 
 
 def test_the_readme_stays_a_page():
