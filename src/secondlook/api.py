@@ -168,7 +168,7 @@ class Model:
             rounds: The most images of an episode.
             seed: Equal seeds give equal episodes, whatever they are decoded together with.
             guidance: Classifier-free guidance of drawing; default: the checkpoint's own.
-            temperature: 0 is greedy.
+            temperature: Of codes, verdicts and reasons; 0 is greedy.
 
         Returns:
             One episode for one prompt and ``n = 1``, else a list: the first prompt's ``n``, then
@@ -235,7 +235,7 @@ class Model:
             rounds: The most images of an instruction.
             seed: Equal seeds give equal episodes.
             guidance: Classifier-free guidance of editing; default: the checkpoint's own.
-            temperature: 0 is greedy.
+            temperature: Of codes, verdicts and reasons; 0 is greedy.
 
         Returns:
             An episode, or one of each instruction where they are a list.

@@ -73,6 +73,17 @@ def test_draw_writes_every_round(drawn):
         assert not re.search(r'(src|href)="(?!data:)', page), "the page is self-contained"
 
 
+def test_draw_says_that_an_unlikely_verdict_was_sampled(capsys):
+    from secondlook.cli.drawing import _print_episode
+    from secondlook.types import Episode, Prompt, Round
+
+    image = Image.new("RGB", (48, 48))
+    for yes, p_yes, is_unlikely in [(False, 0.78, True), (True, 0.3, True), (True, 0.9, False)]:
+        rounds = (Round(image, (), yes, p_yes, "there is no cup."),)
+        _print_episode(Episode(Prompt("a photo of a cup"), 0, rounds, ()), "")
+        assert ("sampled from p(yes)" in capsys.readouterr().out) == is_unlikely
+
+
 def test_draw_is_reproducible(drawn, model, tmp_path):
     out, _ = drawn
     args = ("--n", 1, "--seed", 6, "--rounds", 2, "--out", tmp_path)

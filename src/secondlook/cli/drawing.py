@@ -26,7 +26,13 @@ from secondlook.types import Episode
 Guidance = Annotated[
     float | None, typer.Option(help="Classifier-free guidance; default: the checkpoint's own.")
 ]
-Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
+Temperature = Annotated[float, typer.Option(help="Of codes, verdicts and reasons; 0 is greedy.")]
+
+
+UNLIKELY_VERDICT = (
+    "           (sampled from p(yes), as all verdicts here; --temperature 0 is greedy)"
+)
+"""Said below a round whose verdict is the less likely one."""
 
 
 def draw(
@@ -177,3 +183,5 @@ def _print_episode(episode: Episode, position_text: str) -> None:
         final_mark = ("  <- final", "blue") if round_index == episode.final else ""
         reason = f" p(yes) {episode_round.p_yes:.2f}  {episode_round.reason}"
         say(f"  round {round_index + 1}: ", verdict, reason, final_mark)
+        if episode_round.yes != (episode_round.p_yes > 0.5):
+            say((UNLIKELY_VERDICT, "dim"))
