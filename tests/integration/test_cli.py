@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import re
+import runpy
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -316,6 +317,47 @@ def test_bad_input_gets_one_sentence(case, model, tmp_path, monkeypatch, capsys)
         if p not in before and p.is_file() and p.name != ".lock"
     ]
     assert not written, "nothing half-written"
+
+
+MISTYPED = {
+    ("draw", "a cat", "--seed", "-1"): r"draw: .*--seed.*; see `secondlook draw --help`",
+    ("draw", "a cat", "--n", "two"): r"draw: .*--n.*; see `secondlook draw --help`",
+    ("draw", "a", "cat"): r"draw: .*extra argument.*cat.*quotes.*; see `secondlook draw --help`",
+    ("draw", "a cat", "--n"): r".*--n.*argument; see `secondlook --help`",
+    ("draw", "a cat", "--sed", "1"): r"draw: no such option.*--sed.*--seed.*--help`",
+    ("draw", "a cat", "--plugin", "x"): r"draw: no such.*--plugin; it stands before the command.*",
+    ("--seed", "1", "draw", "a cat"): r"no such option.*options stand after its name; see.*",
+    ("drow", "a cat"): r"no such command 'drow'; did you mean 'draw'; see `secondlook --help`",
+    ("train", "rl"): r"train rl: missing option '--config'; see `secondlook train rl --help`",
+    ("judge",): r"judge: missing argument.*; see `secondlook judge --help`",
+    ("data", "bild"): r"data: no such command 'bild'.*; see `secondlook data --help`",
+    ("eval", "pope", "--nosuch"): r"eval pope: no such option.*; see `secondlook eval pope --help`",
+}
+
+
+@pytest.mark.parametrize("args", MISTYPED, ids=" ".join)
+def test_a_mistyped_command_line_gets_one_sentence(args, monkeypatch, capsys):
+    assert run_here(monkeypatch, *args) == 2
+    printed = capsys.readouterr()
+    [sentence] = printed.err.splitlines()
+    assert re.fullmatch(f"secondlook: {MISTYPED[args]}", sentence) and printed.out == ""
+
+
+@pytest.mark.parametrize("args", [(), ("train",)])
+def test_without_a_command_the_help_is_printed(args, monkeypatch, capsys):
+    assert run_here(monkeypatch, *args) == 2
+    printed = capsys.readouterr()
+    assert "Commands" in printed.out and printed.err == ""
+
+
+def test_the_version_and_the_module(monkeypatch, capsys):
+    assert run_here(monkeypatch, "--version") == 0
+    printed = capsys.readouterr().out
+    assert re.fullmatch(r"secondlook \S+ \(torch \S+, transformers \S+, numpy \S+\)\n", printed)
+    monkeypatch.setattr(sys, "argv", ["", "--version"])
+    with pytest.raises(SystemExit) as done:
+        runpy.run_module("secondlook", run_name="__main__")
+    assert done.value.code == 0 and capsys.readouterr().out == printed
 
 
 @pytest.mark.parametrize(
