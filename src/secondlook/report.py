@@ -12,7 +12,6 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from PIL import Image
 
 from secondlook.io import (
-    claim,
     png,
     stored_rows,
     versions,
@@ -89,22 +88,6 @@ def filmstrip(episodes: list[Episode], title: str) -> str:
 def episode_strip(episode: Episode) -> str:
     """An episode as a piece of HTML that brings its own styles, for a notebook's cell."""
     return page("episode_strip.html", strip=_strip(episode))
-
-
-EPISODE_FILES = ("episode.json", "episode.html", "final.png", "source.png", "round-*.png")
-
-
-def forget_episodes(folder: Path) -> None:
-    """Remove the episodes that earlier calls wrote to ``folder`` and its numbered folders, so that
-    none is taken for a new one's. Other files stay."""
-    numbered_folders = [path for path in folder.glob("*") if path.name.isdigit()]
-    for episode_folder in (folder, *numbered_folders):
-        if not (episode_folder / "episode.json").is_file():
-            continue
-        claim(episode_folder)
-        for pattern in EPISODE_FILES:
-            for stale_file in episode_folder.glob(pattern):
-                stale_file.unlink()
 
 
 def write_episode(
