@@ -58,7 +58,7 @@ def episode_json(episode: Episode, settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _strip(episode: Episode) -> dict[str, Any]:
+def strip_of(episode: Episode) -> dict[str, Any]:
     """What the pages' templates show of an episode, its pictures as data URLs."""
     round_rows = []
     for episode_round in episode.rounds:
@@ -80,14 +80,14 @@ def _strip(episode: Episode) -> dict[str, Any]:
     }
 
 
-def filmstrip(episodes: list[Episode], title: str) -> str:
-    """Episodes as one page: a row of rounds each."""
-    return page("episode.html", title=title, strips=[_strip(episode) for episode in episodes])
+def filmstrip(episode: Episode) -> str:
+    """An episode as a page: a row of its rounds."""
+    return page("episode.html", strip=strip_of(episode))
 
 
 def episode_strip(episode: Episode) -> str:
     """An episode as a piece of HTML that brings its own styles, for a notebook's cell."""
-    return page("episode_strip.html", strip=_strip(episode))
+    return page("episode_strip.html", strip=strip_of(episode))
 
 
 def write_episode(
@@ -107,7 +107,7 @@ def write_episode(
     for number, episode_round in enumerate(episode.rounds, 1):
         write_image(folder / f"round-{number}.png", episode_round.image)
     write_image(folder / "final.png", episode.image)
-    write_text(folder / "episode.html", filmstrip([episode], episode.prompt.text))
+    write_text(folder / "episode.html", filmstrip(episode))
     # last: a folder with this file holds a whole episode
     write_json(folder / "episode.json", episode_json(episode, settings))
 
