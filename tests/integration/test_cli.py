@@ -5,16 +5,21 @@ import importlib
 import json
 import os
 import re
+import runpy
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import pytest
 from PIL import Image
 from rich.table import Table
 
 from forked import Finished, run_command, run_forked
 from secondlook.cli import common, main
+from secondlook.data.labelled_images import read_pairs
+from secondlook.io import stored_rows
+from secondlook.report import curves
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +58,7 @@ def drawn(model, tmp_path_factory) -> tuple[Path, str]:
 
 def test_draw_writes_every_round(drawn):
     out, printed = drawn
-    assert sorted(p.name for p in out.iterdir()) == [".lock", "1", "2"]
+    assert sorted(p.name for p in out.iterdir()) == [".lock", "1", "2", "config.json"]
     for k in ("1", "2"):
         episode = json.loads((out / k / "episode.json").read_text())
         assert (
@@ -111,6 +116,59 @@ def test_judge_ask_and_show(drawn, model, tmp_path):
         and "a photo of a red star" in shown.stdout
         and "final" in shown.stdout
     )
+
+
+def test_what_was_drawn_is_judged(drawn, model, tmp_path, monkeypatch, capsys):
+    out, _ = drawn
+    monkeypatch.chdir(tmp_path)
+    assert run_here(monkeypatch, "judge", out, "a photo of a cat", "--model", model) == 0
+    assert "of 2 match" in capsys.readouterr().out
+    verdicts = stored_rows(Path("out/judge/verdicts.jsonl"))
+    assert [row["image"] for row in verdicts] == ["1/final.png", "2/final.png"]
+    assert {row["prompt"] for row in verdicts} == {"a photo of a red star"}, "the episodes' own"
+
+    Image.open(out / "1" / "final.png").save("a.png")
+    editing = ("edit", "a.png", "add a cat", "--rounds", 1, "--model", model)
+    assert run_here(monkeypatch, *editing) == 0
+    assert run_here(monkeypatch, "judge", "out/edit", "--model", model, "--out", "edited") == 0
+    [verdict] = stored_rows(Path("edited/verdicts.jsonl"))
+    assert (verdict["image"], verdict["prompt"]) == ("final.png", "add a cat")
+    [pair] = read_pairs(Path("out/edit"))
+    assert np.array_equal(pair.source(), Image.open("a.png")), "judged beside its source"
+
+    Path("out/edit/final.png").unlink()
+    assert run_here(monkeypatch, "judge", "out/edit", "--model", model) == 2
+    assert "out/edit/final.png' is not a file" in capsys.readouterr().err
+
+
+def test_a_run_is_shown_with_what_there_is_to_look_at(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run = Path("run")
+    (run / "episodes").mkdir(parents=True)
+    metrics = run / "metrics.jsonl"
+
+    def shown() -> str:
+        assert run_here(monkeypatch, "show", run) == 0
+        return capsys.readouterr().out
+
+    metrics.write_text('{"step": 0, "loss": 0.5, "eval": 0.25}\n')
+    assert shown().splitlines()[-1] == "curves: none of a single step"
+    assert [path.name for path in run.iterdir() if path.is_file()] == ["metrics.jsonl"]
+    with metrics.open("a") as file:
+        file.write('{"step": 1, "loss": 0.25}\n')
+    (run / "tensorboard").mkdir()
+    (run / "final").mkdir()
+    for step in (9, 10):
+        (run / "episodes" / f"step-{step}.html").touch()
+    assert shown().splitlines()[-4:] == [
+        "curves: run/curves.png",
+        "best and worst episodes: run/episodes/step-10.html (and 1 of earlier steps)",
+        "tensorboard --logdir run/tensorboard",
+        "checkpoint: run/final",
+    ]
+    one_panel = Image.open(run / "curves.png").size
+    curves(run, names=["loss"])
+    assert Image.open(run / "curves.png").size == one_panel, "no panel of a single dot"
 
 
 def run_here(monkeypatch, *args) -> int:
@@ -191,7 +249,63 @@ def test_a_list_is_not_mixed_with_other_settings(prompt_list, model, tmp_path, m
     assert "has other prompts" in refused("draw", "--prompts", other, *command[3:])
     single = tmp_path / "single"
     assert run_here(monkeypatch, "draw", "a cat", "--model", model, "--n", 1, "--out", single) == 0
+    assert "folder of another job" in refused(*command[:-1], single)
+    (single / "config.json").unlink()
     assert "not drawn from a list" in refused(*command[:-1], single)
+
+
+def test_a_folder_keeps_one_commands_episodes(model, tmp_path, monkeypatch, capsys):
+    settings = ("--model", model, "--rounds", 1, "--device", "cpu")
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args) -> str:
+        assert run_here(monkeypatch, *args, *settings) == 0
+        return capsys.readouterr().out
+
+    def refused(*args) -> str:
+        assert run_here(monkeypatch, *args, *settings) == 2
+        [sentence] = capsys.readouterr().err.splitlines()
+        return sentence
+
+    def files() -> dict[Path, bytes]:
+        paths = (path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock")
+        return {path: path.read_bytes() for path in paths}
+
+    drawing = ("draw", "a photo of a cup", "--n", 2, "--out", "cups")
+    run(*drawing)
+    drawn = files()
+    assert len(drawn) == 9  # config.json, and of each: round, final, JSON and page
+    assert refused("draw", "a photo of a heart", "--n", 2, "--out", "cups") == (
+        "secondlook: config: prompt is 'a photo of a heart' but cups was begun with 'a photo of a "
+        "cup'; use the same value to go on with it, or another folder"
+    )
+    assert "n is 1 but" in refused("draw", "a photo of a cup", "--n", 1, "--out", "cups")
+    assert "seed is 3 but" in refused(*drawing, "--seed", 3)
+    assert "guidance is 2.0 but" in refused(*drawing, "--guidance", 2)
+    assert "another job" in refused("edit", "cups/1/final.png", "add a cat", "--out", "cups")
+    assert "unknown settings" in refused(*drawing[:-1], "cups/1")
+    run(*drawing)
+    assert files() == drawn, "the same command again is fine"
+
+    Image.open("cups/1/final.png").save("a.png")
+    editing = ("edit", "a.png", "add a cat", "--out", "edits")
+    run(*editing)
+    other_editing = ("edit", "a.png", "add a cup", "--out", "edits")
+    assert "instructions is ['add a cup'] but" in refused(*other_editing)
+    Image.new("RGB", (48, 48), "red").save("a.png")
+    assert "'a.png' is another picture than the one that 'edits'" in refused(*editing)
+    assert "another job" in refused(*drawing[:-1], "edits")
+
+
+def test_without_out_other_commands_get_folders_of_their_own(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for prompt, folder in (("a cup", "draw"), ("a heart", "draw-2"), ("a cup", "draw")):
+        args = ("draw", prompt, "--n", 1, "--rounds", 1, "--model", model)
+        assert run_here(monkeypatch, *args) == 0
+        printed = capsys.readouterr().out
+        assert f"written to out/{folder}:" in printed
+        assert not re.search(" $", printed, re.MULTILINE), "no trailing blanks"
+    assert sorted(path.name for path in Path("out").iterdir()) == ["draw", "draw-2"]
 
 
 def broken_png(folder: Path) -> Path:
@@ -327,6 +441,47 @@ def test_bad_input_gets_one_sentence(case, model, tmp_path, monkeypatch, capsys)
         if p not in before and p.is_file() and p.name != ".lock"
     ]
     assert not written, "nothing half-written"
+
+
+MISTYPED = {
+    ("draw", "a cat", "--seed", "-1"): r"draw: .*--seed.*; see `secondlook draw --help`",
+    ("draw", "a cat", "--n", "two"): r"draw: .*--n.*; see `secondlook draw --help`",
+    ("draw", "a", "cat"): r"draw: .*extra argument.*cat.*quotes.*; see `secondlook draw --help`",
+    ("draw", "a cat", "--n"): r".*--n.*argument; see `secondlook --help`",
+    ("draw", "a cat", "--sed", "1"): r"draw: no such option.*--sed.*--seed.*--help`",
+    ("draw", "a cat", "--plugin", "x"): r"draw: no such.*--plugin; it stands before the command.*",
+    ("--seed", "1", "draw", "a cat"): r"no such option.*options stand after its name; see.*",
+    ("drow", "a cat"): r"no such command 'drow'; did you mean 'draw'; see `secondlook --help`",
+    ("train", "rl"): r"train rl: missing option '--config'; see `secondlook train rl --help`",
+    ("judge",): r"judge: missing argument.*; see `secondlook judge --help`",
+    ("data", "bild"): r"data: no such command 'bild'.*; see `secondlook data --help`",
+    ("eval", "pope", "--nosuch"): r"eval pope: no such option.*; see `secondlook eval pope --help`",
+}
+
+
+@pytest.mark.parametrize("args", MISTYPED, ids=" ".join)
+def test_a_mistyped_command_line_gets_one_sentence(args, monkeypatch, capsys):
+    assert run_here(monkeypatch, *args) == 2
+    printed = capsys.readouterr()
+    [sentence] = printed.err.splitlines()
+    assert re.fullmatch(f"secondlook: {MISTYPED[args]}", sentence) and printed.out == ""
+
+
+@pytest.mark.parametrize("args", [(), ("train",)])
+def test_without_a_command_the_help_is_printed(args, monkeypatch, capsys):
+    assert run_here(monkeypatch, *args) == 2
+    printed = capsys.readouterr()
+    assert "Commands" in printed.out and printed.err == ""
+
+
+def test_the_version_and_the_module(monkeypatch, capsys):
+    assert run_here(monkeypatch, "--version") == 0
+    printed = capsys.readouterr().out
+    assert re.fullmatch(r"secondlook \S+ \(torch \S+, transformers \S+, numpy \S+\)\n", printed)
+    monkeypatch.setattr(sys, "argv", ["", "--version"])
+    with pytest.raises(SystemExit) as done:
+        runpy.run_module("secondlook", run_name="__main__")
+    assert done.value.code == 0 and capsys.readouterr().out == printed
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,7 @@ SYSTEM = set(MAY_IMPORT) | DOOR
 MAY_IMPORT |= {room: SYSTEM for room in DOOR}
 MAY_IMPORT["mini"] = SYSTEM
 MAY_IMPORT["cli"] = SYSTEM | {"mini"}
+MAY_IMPORT["__main__"] = {"cli"}
 
 PART = re.compile(r"`(\w+(?=/)|\w+\.py)/?`")
 """A folder or a module in the page's table."""
