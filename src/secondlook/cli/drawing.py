@@ -171,7 +171,8 @@ def edit(
 
 def _print_episode(episode: Episode, position_text: str) -> None:
     """A line of the prompt and one of each round. ``position_text``: "2/4" of several episodes."""
-    say((episode.prompt.text, "bold"), (f"  seed {episode.seed} {position_text}", "dim"))
+    seed_text = f"seed {episode.seed} {position_text}".rstrip()  # one episode has no position
+    say((episode.prompt.text, "bold"), (f"  {seed_text}", "dim"))
     for round_index, episode_round in enumerate(episode.rounds):
         verdict = ("Yes", "green") if episode_round.yes else ("No ", "red")
         final_mark = ("  <- final", "blue") if round_index == episode.final else ""
