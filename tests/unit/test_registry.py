@@ -229,6 +229,36 @@ def test_a_function_is_a_reward_and_what_fails_is_missing():
             as_reward(lambda prompt, image, wrong=wrong: wrong)(TWO)
 
 
+@pytest.mark.parametrize(
+    ("reward", "words"),
+    [
+        (3, "3 is no reward; give a registered name, a function"),
+        (Score, "is no reward; give a registered name, a function"),
+        (max, "does not say its parameters|cannot be called"),
+        (lambda: 1.0, "cannot be called with a prompt and an image"),
+        (lambda prompt, image, weight: 1.0, "cannot be called .*'weight'"),
+    ],
+)
+def test_what_cannot_be_called_is_no_reward(reward, words):
+    with pytest.raises(InputError, match=f"^reward: .*{words}"):
+        as_reward(reward)
+
+
+@pytest.mark.parametrize("returned", [1, None, "ab", [0.5, 0.5], [Score(1.0, True, "r")]])
+def test_a_function_of_lists_returns_a_list_of_scores(returned):
+    items = [(Prompt("a"), IMAGE), (Prompt("b"), IMAGE)]
+    words = r"reward: 'test_registry\.test_.*lambda.*' was given a list of 2 .* and returned "
+    with pytest.raises(InputError, match=words) as raised:
+        score(as_reward(lambda listed: returned), items)
+    assert repr(returned) in str(raised.value)
+    assert score(as_reward(lambda listed: [None, Score(1.0, True, "r")]), items)[0] is None
+
+
+def test_a_wrapped_function_is_one_of_a_picture():
+    reward = as_reward(lambda *arguments, **settings: 0.5 * len(arguments))
+    assert [each.value for each in reward(TWO)] == [1.0, 1.0]
+
+
 def test_a_function_with_a_source_scores_edits():
     def changed(prompt, image, source=None):
         return 1.0 if source is None else float(source.getpixel((0, 0)) != image.getpixel((0, 0)))
