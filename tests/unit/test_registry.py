@@ -186,6 +186,48 @@ def test_settings_are_checked_by_name_and_type(values, words):
         check_settings("rewards", "thing", thing, values, frozenset({"prompt", "image"}))
 
 
+@dataclass
+class Checked:
+    share: float = 0.5
+
+    def __post_init__(self):
+        if self.share > 1:
+            raise ValueError(f"share is {self.share}; it must be at most 1")
+
+
+def test_a_check_of_all_settings_speaks_for_itself():
+    class Sharing:
+        Config = Checked
+
+    sentence = "^config: rewards: 'sharing': share is 2.0; it must be at most 1$"
+    with pytest.raises(InputError, match=sentence):
+        check_settings("rewards", "sharing", Sharing, {"share": 2}, frozenset())
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"share": 2}, "algorithm_options: share is 2.0; it must be at most 1"),
+        (
+            {"shar": 2},
+            "algorithm_options.shar is not a setting of this job; did you mean "
+            "algorithm_options.share?",
+        ),
+        ({"xyz": 2}, "algorithm_options.xyz is not .* job; known are algorithm_options.share"),
+        ({"share": "x"}, "algorithm_options.share = 'x' is wrong: it must be a number"),
+        ({"share": [1]}, r"algorithm_options.share = \[1\] is wrong: .*"),
+    ],
+)
+def test_options_of_an_algorithm_are_named_with_their_table(options, sentence):
+    with pytest.raises(InputError, match=f"^config: {sentence}$".replace("?$", r"\?$")):
+        parse(Checked, options, "[algorithm_options]", "algorithm_options")
+
+
+def test_a_check_of_a_whole_job_names_no_field():
+    with pytest.raises(InputError, match=r"^config: share is 2.0; it must be at most 1$"):
+        parse(Checked, {"share": 2})
+
+
 def test_settings_fill_keyword_arguments_or_a_config_class():
     class Loose:
         def __init__(self, must: int, device: str = "cpu", many: tuple[int, ...] = (1,)):
