@@ -98,7 +98,7 @@ def _sentence(error: ValidationError, where: str, name: str, known_keys: Sequenc
     """The first of pydantic's complaints, said in one sentence. ``known_keys`` are those that may
     stand in the table of the thing ``name``."""
     first_error = error.errors()[0]
-    key = ".".join(map(str, first_error["loc"])) or "?"
+    key = ".".join(map(str, first_error["loc"]))  # "": all settings together
     error_type = first_error["type"]
     if error_type in ("missing", "missing_keyword_only_argument", "missing_argument"):
         return f"config: {where}: {key} is missing; {name!r} needs it"
@@ -112,6 +112,8 @@ def _sentence(error: ValidationError, where: str, name: str, known_keys: Sequenc
     message = first_error["msg"].removeprefix("Value error, ")
     if message.startswith("config: "):  # the settings' own check has said it
         return message
+    if not key:  # the settings' own check, which names the fields that it is about
+        return f"config: {where}: {name!r}: {message}"
     return f"config: {where}: {key} = {first_error['input']!r} is wrong: {message}"
 
 

@@ -92,7 +92,11 @@ def test_draw_says_that_an_unlikely_verdict_was_sampled(capsys):
 def test_draw_is_reproducible(drawn, model, tmp_path):
     out, _ = drawn
     args = ("--n", 1, "--seed", 6, "--rounds", 2, "--out", tmp_path)
-    assert secondlook("draw", "a photo of a red star", "--model", model, *args).returncode == 0
+    done = secondlook("draw", "a photo of a red star", "--model", model, *args)
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    assert lines[0] == "a photo of a red star  seed 6"
+    assert lines == [line.rstrip() for line in lines]
     again, before = (
         json.loads(p.read_text()) for p in (tmp_path / "episode.json", out / "2" / "episode.json")
     )
