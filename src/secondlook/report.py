@@ -12,7 +12,6 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from PIL import Image
 
 from secondlook.io import (
-    claim,
     png,
     stored_rows,
     versions,
@@ -59,7 +58,7 @@ def episode_json(episode: Episode, settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _strip(episode: Episode) -> dict[str, Any]:
+def strip_of(episode: Episode) -> dict[str, Any]:
     """What the pages' templates show of an episode, its pictures as data URLs."""
     round_rows = []
     for episode_round in episode.rounds:
@@ -81,30 +80,14 @@ def _strip(episode: Episode) -> dict[str, Any]:
     }
 
 
-def filmstrip(episodes: list[Episode], title: str) -> str:
-    """Episodes as one page: a row of rounds each."""
-    return page("episode.html", title=title, strips=[_strip(episode) for episode in episodes])
+def filmstrip(episode: Episode) -> str:
+    """An episode as a page: a row of its rounds."""
+    return page("episode.html", strip=strip_of(episode))
 
 
 def episode_strip(episode: Episode) -> str:
     """An episode as a piece of HTML that brings its own styles, for a notebook's cell."""
-    return page("episode_strip.html", strip=_strip(episode))
-
-
-EPISODE_FILES = ("episode.json", "episode.html", "final.png", "source.png", "round-*.png")
-
-
-def forget_episodes(folder: Path) -> None:
-    """Remove the episodes that earlier calls wrote to ``folder`` and its numbered folders, so that
-    none is taken for a new one's. Other files stay."""
-    numbered_folders = [path for path in folder.glob("*") if path.name.isdigit()]
-    for episode_folder in (folder, *numbered_folders):
-        if not (episode_folder / "episode.json").is_file():
-            continue
-        claim(episode_folder)
-        for pattern in EPISODE_FILES:
-            for stale_file in episode_folder.glob(pattern):
-                stale_file.unlink()
+    return page("episode_strip.html", strip=strip_of(episode))
 
 
 def write_episode(
@@ -124,7 +107,7 @@ def write_episode(
     for number, episode_round in enumerate(episode.rounds, 1):
         write_image(folder / f"round-{number}.png", episode_round.image)
     write_image(folder / "final.png", episode.image)
-    write_text(folder / "episode.html", filmstrip([episode], episode.prompt.text))
+    write_text(folder / "episode.html", filmstrip(episode))
     # last: a folder with this file holds a whole episode
     write_json(folder / "episode.json", episode_json(episode, settings))
 

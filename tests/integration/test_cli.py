@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import re
+import runpy
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -53,7 +54,7 @@ def drawn(model, tmp_path_factory) -> tuple[Path, str]:
 
 def test_draw_writes_every_round(drawn):
     out, printed = drawn
-    assert sorted(p.name for p in out.iterdir()) == [".lock", "1", "2"]
+    assert sorted(p.name for p in out.iterdir()) == [".lock", "1", "2", "config.json"]
     for k in ("1", "2"):
         episode = json.loads((out / k / "episode.json").read_text())
         assert (
@@ -180,7 +181,63 @@ def test_a_list_is_not_mixed_with_other_settings(prompt_list, model, tmp_path, m
     assert "has other prompts" in refused("draw", "--prompts", other, *command[3:])
     single = tmp_path / "single"
     assert run_here(monkeypatch, "draw", "a cat", "--model", model, "--n", 1, "--out", single) == 0
+    assert "folder of another job" in refused(*command[:-1], single)
+    (single / "config.json").unlink()
     assert "not drawn from a list" in refused(*command[:-1], single)
+
+
+def test_a_folder_keeps_one_commands_episodes(model, tmp_path, monkeypatch, capsys):
+    settings = ("--model", model, "--rounds", 1, "--device", "cpu")
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args) -> str:
+        assert run_here(monkeypatch, *args, *settings) == 0
+        return capsys.readouterr().out
+
+    def refused(*args) -> str:
+        assert run_here(monkeypatch, *args, *settings) == 2
+        [sentence] = capsys.readouterr().err.splitlines()
+        return sentence
+
+    def files() -> dict[Path, bytes]:
+        paths = (path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock")
+        return {path: path.read_bytes() for path in paths}
+
+    drawing = ("draw", "a photo of a cup", "--n", 2, "--out", "cups")
+    run(*drawing)
+    drawn = files()
+    assert len(drawn) == 9  # config.json, and of each: round, final, JSON and page
+    assert refused("draw", "a photo of a heart", "--n", 2, "--out", "cups") == (
+        "secondlook: config: prompt is 'a photo of a heart' but cups was begun with 'a photo of a "
+        "cup'; use the same value to go on with it, or another folder"
+    )
+    assert "n is 1 but" in refused("draw", "a photo of a cup", "--n", 1, "--out", "cups")
+    assert "seed is 3 but" in refused(*drawing, "--seed", 3)
+    assert "guidance is 2.0 but" in refused(*drawing, "--guidance", 2)
+    assert "another job" in refused("edit", "cups/1/final.png", "add a cat", "--out", "cups")
+    assert "unknown settings" in refused(*drawing[:-1], "cups/1")
+    run(*drawing)
+    assert files() == drawn, "the same command again is fine"
+
+    Image.open("cups/1/final.png").save("a.png")
+    editing = ("edit", "a.png", "add a cat", "--out", "edits")
+    run(*editing)
+    other_editing = ("edit", "a.png", "add a cup", "--out", "edits")
+    assert "instructions is ['add a cup'] but" in refused(*other_editing)
+    Image.new("RGB", (48, 48), "red").save("a.png")
+    assert "'a.png' is another picture than the one that 'edits'" in refused(*editing)
+    assert "another job" in refused(*drawing[:-1], "edits")
+
+
+def test_without_out_other_commands_get_folders_of_their_own(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for prompt, folder in (("a cup", "draw"), ("a heart", "draw-2"), ("a cup", "draw")):
+        args = ("draw", prompt, "--n", 1, "--rounds", 1, "--model", model)
+        assert run_here(monkeypatch, *args) == 0
+        printed = capsys.readouterr().out
+        assert f"written to out/{folder}:" in printed
+        assert not re.search(" $", printed, re.MULTILINE), "no trailing blanks"
+    assert sorted(path.name for path in Path("out").iterdir()) == ["draw", "draw-2"]
 
 
 def broken_png(folder: Path) -> Path:
@@ -316,6 +373,47 @@ def test_bad_input_gets_one_sentence(case, model, tmp_path, monkeypatch, capsys)
         if p not in before and p.is_file() and p.name != ".lock"
     ]
     assert not written, "nothing half-written"
+
+
+MISTYPED = {
+    ("draw", "a cat", "--seed", "-1"): r"draw: .*--seed.*; see `secondlook draw --help`",
+    ("draw", "a cat", "--n", "two"): r"draw: .*--n.*; see `secondlook draw --help`",
+    ("draw", "a", "cat"): r"draw: .*extra argument.*cat.*quotes.*; see `secondlook draw --help`",
+    ("draw", "a cat", "--n"): r".*--n.*argument; see `secondlook --help`",
+    ("draw", "a cat", "--sed", "1"): r"draw: no such option.*--sed.*--seed.*--help`",
+    ("draw", "a cat", "--plugin", "x"): r"draw: no such.*--plugin; it stands before the command.*",
+    ("--seed", "1", "draw", "a cat"): r"no such option.*options stand after its name; see.*",
+    ("drow", "a cat"): r"no such command 'drow'; did you mean 'draw'; see `secondlook --help`",
+    ("train", "rl"): r"train rl: missing option '--config'; see `secondlook train rl --help`",
+    ("judge",): r"judge: missing argument.*; see `secondlook judge --help`",
+    ("data", "bild"): r"data: no such command 'bild'.*; see `secondlook data --help`",
+    ("eval", "pope", "--nosuch"): r"eval pope: no such option.*; see `secondlook eval pope --help`",
+}
+
+
+@pytest.mark.parametrize("args", MISTYPED, ids=" ".join)
+def test_a_mistyped_command_line_gets_one_sentence(args, monkeypatch, capsys):
+    assert run_here(monkeypatch, *args) == 2
+    printed = capsys.readouterr()
+    [sentence] = printed.err.splitlines()
+    assert re.fullmatch(f"secondlook: {MISTYPED[args]}", sentence) and printed.out == ""
+
+
+@pytest.mark.parametrize("args", [(), ("train",)])
+def test_without_a_command_the_help_is_printed(args, monkeypatch, capsys):
+    assert run_here(monkeypatch, *args) == 2
+    printed = capsys.readouterr()
+    assert "Commands" in printed.out and printed.err == ""
+
+
+def test_the_version_and_the_module(monkeypatch, capsys):
+    assert run_here(monkeypatch, "--version") == 0
+    printed = capsys.readouterr().out
+    assert re.fullmatch(r"secondlook \S+ \(torch \S+, transformers \S+, numpy \S+\)\n", printed)
+    monkeypatch.setattr(sys, "argv", ["", "--version"])
+    with pytest.raises(SystemExit) as done:
+        runpy.run_module("secondlook", run_name="__main__")
+    assert done.value.code == 0 and capsys.readouterr().out == printed
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def run(installed, tmp_path):
 
 def secondlook(run, *arguments: str) -> str:
     """What a command prints. Fails where it does not end with 0."""
-    done = run("-m", "secondlook.cli", *arguments)
+    done = run("-m", "secondlook", *arguments)
     assert done.returncode == 0, f"{arguments}: {done.stderr[-2000:]}"
     return done.stdout
 

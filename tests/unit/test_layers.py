@@ -44,6 +44,7 @@ SYSTEM = set(MAY_IMPORT) | DOOR
 MAY_IMPORT |= {room: SYSTEM for room in DOOR}
 MAY_IMPORT["mini"] = SYSTEM
 MAY_IMPORT["cli"] = SYSTEM | {"mini"}
+MAY_IMPORT["__main__"] = {"cli"}
 
 MODULES_OF_RL = 84
 """Most modules of the package, its 13 folders included, that the RL loop loads; fewer are better.

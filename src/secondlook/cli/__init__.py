@@ -21,8 +21,9 @@ from secondlook.cli.push import push
 from secondlook.cli.recipes import recipes_app
 from secondlook.cli.show import show
 from secondlook.cli.train import train_app
+from secondlook.cli.usage import PROGRAM, UsageError, usage_sentence
 from secondlook.errors import InputError, Stopped
-from secondlook.io import disk_failure, interrupted
+from secondlook.io import disk_failure, interrupted, versions
 from secondlook.models.shipped import locate
 from secondlook.train.termination import restarts, tell, told
 
@@ -38,6 +39,16 @@ app.add_typer(data_app, name="data")
 app.add_typer(recipes_app, name="recipes")
 
 
+def say_versions(asked: bool) -> None:
+    """Print the version of this package and of those that results depend on, and end."""
+    if asked:
+        version_of_package = versions()
+        own_version = version_of_package.pop(PROGRAM)
+        others = ", ".join(f"{name} {version}" for name, version in version_of_package.items())
+        say(f"{PROGRAM} {own_version} ({others})")
+        raise typer.Exit
+
+
 @app.callback()
 def load_plugins(
     plugin: Annotated[
@@ -49,6 +60,12 @@ def load_plugins(
             )
         ),
     ] = [],  # noqa: B006
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=say_versions, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
 ) -> None:
     """Options before the command's name."""
     for name in plugin:
@@ -94,16 +111,16 @@ def main() -> None:
     if restarts() and (exit_code := told()) is not None:
         sys.exit(exit_code)  # it has said why
     try:
-        app()
+        exit_code = app(prog_name=PROGRAM, standalone_mode=False)
     except InputError as error:
         _end(2, str(error))
+    except UsageError as error:
+        _end(2, usage_sentence(error))
     except Stopped as stopped:
         _end(1, f"stopped: {stopped}")
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         _end_interrupted()
-    except SystemExit as ended:
-        if ended.code == 130:  # typer's, for an interruption
-            _end_interrupted()
+    except SystemExit:  # an end that was asked for, or a pipe that nobody reads
         raise
     except BaseException as error:  # torch's CheckpointException is no Exception
         if interrupted(error):
@@ -112,6 +129,9 @@ def main() -> None:
         if disk_reason is None:
             raise
         _end(1, f"disk: {disk_reason}; the same command goes on when that is mended")
+    if exit_code == 130:  # typer's, for an interruption
+        _end_interrupted()
+    sys.exit(exit_code or 0)
 
 
 def _end_interrupted() -> NoReturn:
@@ -126,9 +146,10 @@ def _end_interrupted() -> NoReturn:
 
 
 def _end(exit_code: int, sentence: str) -> NoReturn:
-    """Print one sentence to stderr and end."""
+    """Print one sentence, where there is one, to stderr and end."""
     if exit_code in (1, 2):  # a restart would end in the same way
         tell(exit_code)
     one_line = " ".join(sentence.strip().split("\n"))
-    print(f"secondlook: {visible(one_line)}", file=sys.stderr)
+    if one_line:
+        print(f"{PROGRAM}: {visible(one_line)}", file=sys.stderr)
     sys.exit(exit_code)

@@ -11,6 +11,7 @@ from typing import Any
 
 from secondlook.api import Model
 from secondlook.cli.common import load_model, progress_bar, say
+from secondlook.cli.drawn_folder import CONFIG
 from secondlook.data.prompts import Line, check_prompts, read_prompts
 from secondlook.episode import SamplingConfig, stream_episodes
 from secondlook.errors import InputError
@@ -19,7 +20,7 @@ from secondlook.models.shipped import locate
 from secondlook.report import page, write_episode
 from secondlook.types import Episode, EpisodeFinished
 
-CONFIG, SUMMARY, INDEX = "config.json", "summary.json", "index.html"
+SUMMARY, INDEX = "summary.json", "index.html"
 PART = 512
 """Episodes that are submitted to the engine together; the sources of no more are open."""
 
@@ -87,13 +88,6 @@ def _jobs_of(lines: Sequence[Line], settings: ListSettings) -> list[Job]:
             seed = settings.seed + len(jobs)  # = seed + i * n + j, both counted from 0
             jobs.append(Job(line, seed, f"{line_number:05d}-{sample_number}"))
     return jobs
-
-
-def refuse_list_folder(out: Path) -> None:
-    """Raises InputError where ``draw --prompts`` has written to ``out``: single episodes are not
-    mixed with a list's."""
-    if (out / SUMMARY).exists() or (out / CONFIG).exists():
-        raise InputError(f"out: {str(out)!r} is the folder of another job; use another folder")
 
 
 def say_summary(summary: dict[str, Any]) -> None:
