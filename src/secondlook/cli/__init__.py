@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -120,7 +121,9 @@ def main() -> None:
         _end(1, f"stopped: {stopped}")
     except (KeyboardInterrupt, typer.Abort):
         _end_interrupted()
-    except SystemExit:  # an end that was asked for, or a pipe that nobody reads
+    except SystemExit as ended:  # an end that was asked for, or a pipe that nobody reads
+        if place := _foreign_exit(ended):
+            _end(1, f"plugin: {place} ended the program with {ended.code!r}; let it raise an error")
         raise
     except BaseException as error:  # torch's CheckpointException is no Exception
         if interrupted(error):
@@ -132,6 +135,19 @@ def main() -> None:
     if exit_code == 130:  # typer's, for an interruption
         _end_interrupted()
     sys.exit(exit_code or 0)
+
+
+def _foreign_exit(ended: SystemExit) -> str:
+    """The file and line of a plugin that called exit; "" where typer or the package did."""
+    place = ""
+    for frame, line in traceback.walk_tb(ended.__traceback__):
+        module = str(frame.f_globals.get("__name__"))
+        package = module.partition(".")[0]
+        if package in ("secondlook", "typer", "click", "__main__"):
+            place = ""
+        elif package != "_sitebuiltins":  # Python's own exit()
+            place = f"{Path(frame.f_code.co_filename).name}, line {line},"
+    return place
 
 
 def _end_interrupted() -> NoReturn:

@@ -106,6 +106,12 @@ def _make_one(config: RewardConfig, device: str, reasons: bool) -> Reward:
 
 def _of_instance(reward: Callable[..., Any], name: str = "") -> Reward:
     """A reward takes one list; what needs a prompt and an image is a function of one picture."""
+    if not callable(reward):
+        what = repr(name) if name else "the reward"
+        raise InputError(
+            f"reward: {what} is {reward!r}, which cannot be called; give a function (prompt, "
+            "image), or an object that takes a list of them"
+        )
     parameters = inspect.signature(reward).parameters.values()
     n_required = 0
     for parameter in parameters:

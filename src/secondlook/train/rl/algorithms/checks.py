@@ -47,7 +47,7 @@ def naming(algorithm: type[Algorithm], name: str) -> Iterator[None]:
         yield
     except (InputError, Stopped, MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if algorithm.__module__.startswith("secondlook.") or disk_failure(error) is not None:
             raise
         message = " ".join(str(error).split())
