@@ -17,6 +17,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from pydantic.dataclasses import is_pydantic_dataclass
 
+from secondlook.complaints import what_is_wrong
 from secondlook.errors import InputError
 from secondlook.io import finite, read_text
 from secondlook.recipes import find_config
@@ -27,13 +28,6 @@ T = TypeVar("T")
 NUMBERS = (int, float, int | None, float | None)
 LEAST = {"seed": 0, "threads": 1}
 """Bounds of settings of these names in every job."""
-BOUNDS = {
-    "greater_than_equal": ("ge", "at least"),
-    "greater_than": ("gt", "above"),
-    "less_than_equal": ("le", "at most"),
-    "less_than": ("lt", "below"),
-}
-"""Of pydantic's kinds of error: where the bound stands, and how it is said."""
 
 
 def load(job: type[T], path: Path, settings: list[str]) -> T:
@@ -73,7 +67,7 @@ def parse(job: type[T], values: dict[str, Any], where: str = "the settings") -> 
     try:
         return TypeAdapter(checked_class).validate_python(values)
     except ValidationError as error:
-        raise InputError(_sentence(job, error, where)) from error
+        raise InputError(_sentence(job, error, values, where)) from error
 
 
 def changed(config: T, settings: dict[str, Any]) -> T:
@@ -164,8 +158,8 @@ def _check_numbers(job: type, values: dict[str, Any], prefix: str) -> None:
             _check_numbers(section_class, value, f"{prefix}{name}.")
 
 
-def _sentence(job: type, error: ValidationError, where: str) -> str:
-    """The first of pydantic's complaints, said in one sentence."""
+def _sentence(job: type, error: ValidationError, values: dict[str, Any], where: str) -> str:
+    """The first of pydantic's complaints of ``values``, said in one sentence."""
     first_error = error.errors()[0]
     name = ".".join(map(str, first_error["loc"])) or "?"
     error_type = first_error["type"]
@@ -173,23 +167,35 @@ def _sentence(job: type, error: ValidationError, where: str) -> str:
         return f"config: {name} is missing from {where}; this job needs it"
     if error_type in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"config: {name} is not a setting of this job; {_suggestion(job, name)}"
-    message = first_error["msg"].removeprefix("Value error, ")
+    message = what_is_wrong(first_error)
     if message.startswith("config: "):  # a section has said it itself
         return message
-    if error_type in BOUNDS:
-        bound_key, bound_words = BOUNDS[error_type]
-        message = f"it must be {bound_words} {first_error['ctx'][bound_key]}"
+    name = _name_of_value(first_error["loc"], values)
     return f"config: {name} = {first_error['input']!r} is wrong: {message}"
 
 
+def _name_of_value(location: tuple[int | str, ...], values: Any) -> str:
+    """The dotted name of a value at pydantic's location, without the names of types that it adds
+    where several are possible."""
+    keys: list[str] = []
+    for key in location:
+        is_key = isinstance(values, dict) and key in values
+        is_place = isinstance(values, list | tuple) and isinstance(key, int) and key < len(values)
+        if is_key or is_place:
+            keys.append(str(key))
+            values = values[key]
+    return ".".join(keys) or "?"
+
+
 def _suggestion(job: type, name: str) -> str:
-    """What was probably meant by a name that no setting has: the same word in another section, or
-    the nearest name."""
+    """What was probably meant by a name that no setting or section has: the same word in another
+    section, or the nearest name."""
     known_names = known_settings(job)
     section, _, last_word = name.rpartition(".")
     name_of_word = {known_name.rpartition(".")[2]: known_name for known_name in known_names}
     near_words = get_close_matches(last_word, name_of_word, n=1, cutoff=0.75)
-    near_names = get_close_matches(name, known_names, n=1, cutoff=0.75)
+    sections = [each.rpartition(".")[0] for each in known_names if "." in each]
+    near_names = get_close_matches(name, [*known_names, *sections], n=1, cutoff=0.75)
     # a word that another section has is likelier misplaced than misspelt
     if last_word not in name_of_word and near_names:
         return f"did you mean {near_names[0]}?"

@@ -113,7 +113,7 @@ def test_a_reward_that_fails_its_sanity_pairs_is_refused(outside):
         (
             ("--plugin", "{folder}/brightness.py"),
             ("--set", 'rewards=[{kind = "test-brightness", floor = "low"}]'),
-            "rewards: floor = 'low' is wrong: Input should be a valid number",
+            "rewards: floor = 'low' is wrong: it must be a number",
         ),
         (
             ("--plugin", "{folder}/brightness.py"),

@@ -174,7 +174,7 @@ def thing(prompt, image, most: Annotated[int, Field(ge=1)] = 3, names: list[str]
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"most": 0}, "rewards: most = 0 is wrong: .*greater than or equal to 1"),
+        ({"most": 0}, "rewards: most = 0 is wrong: it must be at least 1"),
         ({"most": "3"}, "rewards: most = '3' is wrong"),
         ({"most": True}, "rewards: most = True is wrong"),
         ({"names": [1]}, r"rewards: names\.0 = 1 is wrong"),
