@@ -62,7 +62,8 @@ def push(
     Raises:
         InputError: There is no checkpoint, a name or a file is wrong, or the hub refused.
     """
-    if len(repo_id) > 96 or not REPO_ID.fullmatch(repo_id):
+    is_name = isinstance(repo_id, str) and len(repo_id) <= 96 and REPO_ID.fullmatch(repo_id)
+    if not is_name:
         raise InputError(
             f"repo: {repo_id!r} is not a name on the hub; write owner/name, as me/my-model"
         )

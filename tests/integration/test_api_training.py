@@ -48,6 +48,16 @@ def test_settings_may_be_a_file_and_keywords(tmp_path):
         secondlook.train_sft(tmp_path / "none.toml", tmp_path / "run")
     with pytest.raises(secondlook.InputError, match="rewards: 'nonesuch' is unknown"):
         secondlook.train_rl(RL, tmp_path / "run", reward="nonesuch")
+    with pytest.raises(secondlook.InputError, match="config: 3 is no path; give a text or a Path"):
+        secondlook.train_rl(3, tmp_path / "run")
+    with pytest.raises(secondlook.InputError, match="out: None is no path"):
+        secondlook.train_sft({"data": "none"}, None)
+
+
+def test_a_reward_of_one_parameter_gets_a_list(tmp_path):
+    words = "reward: .* was given a list of .* and returned 1; it must return"
+    with pytest.raises(secondlook.InputError, match=words):
+        secondlook.train_rl(RL, tmp_path / "run", reward=lambda pairs: 1)
 
 
 def test_sft_on_own_pictures(tmp_path):

@@ -77,7 +77,11 @@ def test_draw_writes_every_round(drawn):
 def test_draw_is_reproducible(drawn, model, tmp_path):
     out, _ = drawn
     args = ("--n", 1, "--seed", 6, "--rounds", 2, "--out", tmp_path)
-    assert secondlook("draw", "a photo of a red star", "--model", model, *args).returncode == 0
+    done = secondlook("draw", "a photo of a red star", "--model", model, *args)
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    assert lines[0] == "a photo of a red star  seed 6"
+    assert lines == [line.rstrip() for line in lines]
     again, before = (
         json.loads(p.read_text()) for p in (tmp_path / "episode.json", out / "2" / "episode.json")
     )

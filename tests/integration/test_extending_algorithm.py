@@ -69,14 +69,21 @@ def test_an_algorithm_from_a_file_trains(page, tmp_path, monkeypatch):
 def test_its_own_settings_are_checked(page, tmp_path):
     load_plugin(str(page / "rloo.py"))
     assert "rloo" in algorithms.names()
-    for options, word in (({"temperatur": 1.0}, "temperature"), ({"temperature": "x"}, "number")):
+    sentences = (
+        ({"temperatur": 1.0}, r"config: algorithm_options\.temperatur is not a setting"),
+        (
+            {"temperature": "x"},
+            r"config: algorithm_options\.temperature = 'x' is wrong: it must be",
+        ),
+    )
+    for options, sentence in sentences:
         config = RLConfig(
             model="mini-base",
             algorithm="rloo",
             algorithm_options=options,
             runtime={"device": "cpu"},
         )
-        with pytest.raises(InputError, match=word):
+        with pytest.raises(InputError, match=sentence):
             RLLoop(config, tmp_path)
 
 

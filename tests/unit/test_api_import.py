@@ -47,6 +47,21 @@ def test_every_name_is_where_the_door_says(name):
     assert name in dir(secondlook)
 
 
+def test_dir_shows_what_users_call_and_nothing_else():
+    code = (
+        "import secondlook; secondlook.InputError, secondlook.load; "
+        "print(*(name for name in dir(secondlook) if not name.startswith('__')))"
+    )
+    shown_names = in_fresh_process(code).split()
+    assert shown_names == [name for name in secondlook.__all__ if name != "__version__"]
+
+
+def test_whatever_registers_is_a_public_name():
+    registry = importlib.import_module("secondlook.registry")
+    names = {name for name in vars(registry) if name.startswith("register_")}
+    assert names | {"register_algorithm"} <= set(secondlook.__all__)
+
+
 def test_other_names_are_refused():
     with pytest.raises(AttributeError, match="no attribute 'laod'"):
         secondlook.laod  # noqa: B018

@@ -46,6 +46,8 @@ def test_a_file_and_set_and_a_dictionary_say_the_same(tmp_path):
         ({"group_size": 8}, "group_size is not a setting .* did you mean rollout.group_size"),
         ({"rollout": {"groupsize": 8}}, "did you mean rollout.group_size"),
         ({"ppo": {"xyz": 8}}, "known are ppo.kl_in, ppo.gamma"),
+        ({"reward_checks": {"xyz": 8}}, "known are reward_checks.min_separation, "),
+        ({"sed": 8}, r"did you mean seed\?$"),
         ({"xyz": 8}, "known are model, .*rollout, advantage, loss"),
         ({"rollout": {"group_size": 1}}, "rollout.group_size = 1 is wrong: it must be at least 2"),
         ({"auto_recovery": {"drop": 1}}, "auto_recovery.drop = 1 is wrong: it must be below 1"),

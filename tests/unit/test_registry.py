@@ -187,6 +187,48 @@ def test_settings_are_checked_by_name_and_type(values, words):
         check_settings("rewards", "thing", thing, values, frozenset({"prompt", "image"}))
 
 
+@dataclass
+class Checked:
+    share: float = 0.5
+
+    def __post_init__(self):
+        if self.share > 1:
+            raise ValueError(f"share is {self.share}; it must be at most 1")
+
+
+def test_a_check_of_all_settings_speaks_for_itself():
+    class Sharing:
+        Config = Checked
+
+    sentence = "^config: rewards: 'sharing': share is 2.0; it must be at most 1$"
+    with pytest.raises(InputError, match=sentence):
+        check_settings("rewards", "sharing", Sharing, {"share": 2}, frozenset())
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"share": 2}, "algorithm_options: share is 2.0; it must be at most 1"),
+        (
+            {"shar": 2},
+            "algorithm_options.shar is not a setting of this job; did you mean "
+            "algorithm_options.share?",
+        ),
+        ({"xyz": 2}, "algorithm_options.xyz is not .* job; known are algorithm_options.share"),
+        ({"share": "x"}, "algorithm_options.share = 'x' is wrong: it must be a number"),
+        ({"share": [1]}, r"algorithm_options.share = \[1\] is wrong: .*"),
+    ],
+)
+def test_options_of_an_algorithm_are_named_with_their_table(options, sentence):
+    with pytest.raises(InputError, match=f"^config: {sentence}$".replace("?$", r"\?$")):
+        parse(Checked, options, "[algorithm_options]", "algorithm_options")
+
+
+def test_a_check_of_a_whole_job_names_no_field():
+    with pytest.raises(InputError, match=r"^config: share is 2.0; it must be at most 1$"):
+        parse(Checked, {"share": 2})
+
+
 def test_settings_fill_keyword_arguments_or_a_config_class():
     class Loose:
         def __init__(self, must: int, device: str = "cpu", many: tuple[int, ...] = (1,)):
@@ -228,6 +270,36 @@ def test_a_function_is_a_reward_and_what_fails_is_missing():
     for wrong in (1.5, -0.1, "good", True + 1):
         with pytest.raises(InputError, match=r"reward: .*returned"):
             as_reward(lambda prompt, image, wrong=wrong: wrong)(TWO)
+
+
+@pytest.mark.parametrize(
+    ("reward", "words"),
+    [
+        (3, "3 is no reward; give a registered name, a function"),
+        (Score, "is no reward; give a registered name, a function"),
+        (max, "does not say its parameters|cannot be called"),
+        (lambda: 1.0, "cannot be called with a prompt and an image"),
+        (lambda prompt, image, weight: 1.0, "cannot be called .*'weight'"),
+    ],
+)
+def test_what_cannot_be_called_is_no_reward(reward, words):
+    with pytest.raises(InputError, match=f"^reward: .*{words}"):
+        as_reward(reward)
+
+
+@pytest.mark.parametrize("returned", [1, None, "ab", [0.5, 0.5], [Score(1.0, True, "r")]])
+def test_a_function_of_lists_returns_a_list_of_scores(returned):
+    items = [(Prompt("a"), IMAGE), (Prompt("b"), IMAGE)]
+    words = r"reward: 'test_registry\.test_.*lambda.*' was given a list of 2 .* and returned "
+    with pytest.raises(InputError, match=words) as raised:
+        score(as_reward(lambda listed: returned), items)
+    assert repr(returned) in str(raised.value)
+    assert score(as_reward(lambda listed: [None, Score(1.0, True, "r")]), items)[0] is None
+
+
+def test_a_wrapped_function_is_one_of_a_picture():
+    reward = as_reward(lambda *arguments, **settings: 0.5 * len(arguments))
+    assert [each.value for each in reward(TWO)] == [1.0, 1.0]
 
 
 def test_a_function_with_a_source_scores_edits():
@@ -352,10 +424,8 @@ def test_a_reward_without_a_call_is_refused(clean_registries):
     class Silent:
         pass
 
-    with pytest.raises(InputError, match=r"reward: 'silent' is .*which cannot be called"):
+    with pytest.raises(InputError, match="reward: silent is no reward"):
         make_reward([RewardConfig("silent")])
-    with pytest.raises(InputError, match="the reward is 5, which cannot be called"):
-        as_reward(5)
 
 
 def test_a_plugin_that_ends_python_is_told(tmp_path, monkeypatch, clean_registries):

@@ -43,9 +43,9 @@ class Algorithm:
         """Raises InputError for ``[algorithm_options]`` that ``config_class`` does not have."""
         self.config = config
         self.ranks = ranks
-        self.options: Any = parse(
-            self.config_class or NoOptions, config.algorithm_options, "[algorithm_options]"
-        )
+        options_class: type = self.config_class or NoOptions
+        section = "algorithm_options"
+        self.options: Any = parse(options_class, config.algorithm_options, f"[{section}]", section)
 
     def advantages(self, trajectories: list[Trajectory]) -> None:
         """Set ``advantage`` of every turn of a step's trajectories, those of one prompt side by
