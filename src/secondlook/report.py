@@ -4,6 +4,7 @@ HTML."""
 from __future__ import annotations
 
 import base64
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -112,9 +113,19 @@ def write_episode(
     write_json(folder / "episode.json", episode_json(episode, settings))
 
 
+def episode_files(folder: Path) -> list[Path]:
+    """The episode.json of a folder, else those of the folders in it: 1, 2, …, 10."""
+    own_path = folder / "episode.json"
+    if own_path.exists():
+        return [own_path]
+    in_folders = folder.glob("*/episode.json")
+    return sorted(in_folders, key=lambda path: (len(path.parent.name), path.parent.name))
+
+
 def curves(run_folder: Path, image_path: Path | None = None, names: Sequence[str] = ()) -> Path:
-    """Plot the metrics ``names`` (default: all) of a run's metrics.jsonl over its steps, three in a
-    row, into ``image_path`` (default: curves.png in the run's folder), which is returned."""
+    """Plot the metrics ``names`` (default: all that more than one step has) of a run's
+    metrics.jsonl over its steps, three in a row, into ``image_path`` (default: curves.png in the
+    run's folder), which is returned."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -146,10 +157,8 @@ def curves(run_folder: Path, image_path: Path | None = None, names: Sequence[str
 
 
 def _metric_names(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """All metrics of a run's rows, in the order in which they first come."""
-    names: list[str] = []
+    """The metrics that more than one of a run's rows has, in the order in which they first come."""
+    num_rows: Counter[str] = Counter()
     for row in rows:
-        for name in row:
-            if name not in ("step", "seconds") and name not in names:
-                names.append(name)
-    return names
+        num_rows.update(name for name in row if name not in ("step", "seconds"))
+    return [name for name, count in num_rows.items() if count > 1]

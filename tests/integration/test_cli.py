@@ -12,12 +12,16 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import pytest
 from PIL import Image
 from rich.table import Table
 
 from forked import Finished, run_command, run_forked
 from secondlook.cli import common, main
+from secondlook.data.labelled_images import read_pairs
+from secondlook.io import stored_rows
+from secondlook.report import curves
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +111,59 @@ def test_judge_ask_and_show(drawn, model, tmp_path):
         and "a photo of a red star" in shown.stdout
         and "final" in shown.stdout
     )
+
+
+def test_what_was_drawn_is_judged(drawn, model, tmp_path, monkeypatch, capsys):
+    out, _ = drawn
+    monkeypatch.chdir(tmp_path)
+    assert run_here(monkeypatch, "judge", out, "a photo of a cat", "--model", model) == 0
+    assert "of 2 match" in capsys.readouterr().out
+    verdicts = stored_rows(Path("out/judge/verdicts.jsonl"))
+    assert [row["image"] for row in verdicts] == ["1/final.png", "2/final.png"]
+    assert {row["prompt"] for row in verdicts} == {"a photo of a red star"}, "the episodes' own"
+
+    Image.open(out / "1" / "final.png").save("a.png")
+    editing = ("edit", "a.png", "add a cat", "--rounds", 1, "--model", model)
+    assert run_here(monkeypatch, *editing) == 0
+    assert run_here(monkeypatch, "judge", "out/edit", "--model", model, "--out", "edited") == 0
+    [verdict] = stored_rows(Path("edited/verdicts.jsonl"))
+    assert (verdict["image"], verdict["prompt"]) == ("final.png", "add a cat")
+    [pair] = read_pairs(Path("out/edit"))
+    assert np.array_equal(pair.source(), Image.open("a.png")), "judged beside its source"
+
+    Path("out/edit/final.png").unlink()
+    assert run_here(monkeypatch, "judge", "out/edit", "--model", model) == 2
+    assert "out/edit/final.png' is not a file" in capsys.readouterr().err
+
+
+def test_a_run_is_shown_with_what_there_is_to_look_at(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run = Path("run")
+    (run / "episodes").mkdir(parents=True)
+    metrics = run / "metrics.jsonl"
+
+    def shown() -> str:
+        assert run_here(monkeypatch, "show", run) == 0
+        return capsys.readouterr().out
+
+    metrics.write_text('{"step": 0, "loss": 0.5, "eval": 0.25}\n')
+    assert shown().splitlines()[-1] == "curves: none of a single step"
+    assert [path.name for path in run.iterdir() if path.is_file()] == ["metrics.jsonl"]
+    with metrics.open("a") as file:
+        file.write('{"step": 1, "loss": 0.25}\n')
+    (run / "tensorboard").mkdir()
+    (run / "final").mkdir()
+    for step in (9, 10):
+        (run / "episodes" / f"step-{step}.html").touch()
+    assert shown().splitlines()[-4:] == [
+        "curves: run/curves.png",
+        "best and worst episodes: run/episodes/step-10.html (and 1 of earlier steps)",
+        "tensorboard --logdir run/tensorboard",
+        "checkpoint: run/final",
+    ]
+    one_panel = Image.open(run / "curves.png").size
+    curves(run, names=["loss"])
+    assert Image.open(run / "curves.png").size == one_panel, "no panel of a single dot"
 
 
 def run_here(monkeypatch, *args) -> int:

@@ -100,6 +100,8 @@ def test_pictures_scores_examples_and_a_manifest(folder, tmp_path):
         "negatives": 9,
         "licence": "CC0-1.0",
     }
+    shown = CliRunner().invoke(app, ["show", str(out)], env={"COLUMNS": "200"})
+    assert "prompts: 9" in shown.output and f"samples: {out / 'samples.html'}" in shown.output
     for name, digest in manifest["sha256"].items():
         assert sha256((out / name).read_bytes()).hexdigest() == digest
     files = {

@@ -147,7 +147,8 @@ def edit(
         check_text("instruction", instruction, "say what to change")
     source_image = read_image(image)
     locate(model)
-    sampling = {"rounds": rounds, "seed": seed, "guidance": guidance, "temperature": temperature}
+    sampling: dict[str, Any] = {"rounds": rounds, "seed": seed}
+    sampling |= {"guidance": guidance, "temperature": temperature}
     config = {"command": "edit", "image": str(image), "image_digest": digest(source_image)}
     config |= {"instructions": list(instructions), "model": model} | sampling
     out = open_drawn_folder(out, Path("out/edit"), config)

@@ -8,6 +8,7 @@ from typing import Any
 
 from secondlook.errors import InputError
 from secondlook.io import read_json, same_config, writable_folder
+from secondlook.report import episode_files
 
 CONFIG = "config.json"
 
@@ -44,18 +45,13 @@ def check_drawn_folder(out: Path, config: dict[str, Any]) -> None:
                 f"image: {config['image']!r} is another picture than the one that {str(out)!r} was "
                 "begun with; bring that back, or use another folder"
             )
-    elif _episode_files(out):
+    elif any(_is_own(path, out) for path in episode_files(out)):
         raise InputError(
             f"out: {str(out)!r} holds episodes of unknown settings, which would be lost; use "
             "another folder"
         )
 
 
-def _episode_files(out: Path) -> list[Path]:
-    """The episode.json of a folder, and of the numbered folders in it."""
-    episode_paths = []
-    for episode_path in (out / "episode.json", *sorted(out.glob("*/episode.json"))):
-        is_own = episode_path.parent == out or episode_path.parent.name.isdigit()
-        if is_own and episode_path.exists():
-            episode_paths.append(episode_path)
-    return episode_paths
+def _is_own(episode_path: Path, out: Path) -> bool:
+    """Whether a command that writes to ``out`` may have written this episode.json."""
+    return episode_path.parent == out or episode_path.parent.name.isdigit()

@@ -16,19 +16,22 @@ from secondlook.io import read_json, stored_rows
 
 
 def show(
-    folder: Annotated[Path, typer.Argument(help="A folder that draw, eval or train wrote.")],
+    folder: Annotated[
+        Path, typer.Argument(help="A folder that draw, edit, eval, train or data build wrote.")
+    ],
 ) -> None:
     """Print what a folder holds: episodes, the summary of a list of prompts, a benchmark's result,
-    or a training run (plotted to curves.png)."""
+    a build's counts, or a training run (plotted to curves.png)."""
+    from secondlook.report import episode_files
+
     if not folder.is_dir():
         raise InputError(
-            f"folder: {str(folder)!r} is not a folder; give one that draw, eval or train wrote"
+            f"folder: {str(folder)!r} is not a folder; give one that draw, edit, eval, train or "
+            "data build wrote"
         )
-    if (folder / "episode.json").exists():
-        episode_paths = [folder / "episode.json"]
-    else:
-        episode_paths = sorted(folder.glob("*/episode.json"))
+    episode_paths = episode_files(folder)
     summary_path, result_path = folder / "summary.json", folder / "result.json"
+    manifest_path = folder / "manifest.json"
     if summary_path.exists():  # before the episodes that it sums up
         from secondlook.cli.draw_list import say_summary
 
@@ -41,16 +44,35 @@ def show(
     elif result_path.exists():
         with foreign(result_path):
             _show_result(read_json(result_path, dict))
+    elif manifest_path.exists():
+        with foreign(manifest_path):
+            _show_build(folder, read_json(manifest_path, dict))
     elif (folder / "metrics.jsonl").exists():
         _show_training_run(folder)
     else:
         raise InputError(
-            f"folder: {str(folder)!r} holds no episode.json, result.json or metrics.jsonl"
+            f"folder: {str(folder)!r} holds no episode.json, result.json, manifest.json or "
+            "metrics.jsonl, one of which draw, eval, data build and train write"
         )
 
 
+def _show_build(folder: Path, manifest: dict) -> None:
+    """The counts of a build's pictures by who drew them, and its page of samples."""
+    say(f"prompts: {manifest['prompts']}")
+    table = Table("pictures of", "pictures", "right", "to draw", "to judge No", "no score")
+    for name, counts in manifest["sources"].items():
+        columns = ("pictures", "right", "positives", "negatives", "missing")
+        table.add_row(name, *(str(counts[column]) for column in columns))
+    console.print(table)
+    for reason, num_prompts in manifest["left_out"].items():
+        if num_prompts:
+            say(f"prompts left out ({reason}): {num_prompts}")
+    if (folder / "samples.html").exists():
+        say(f"samples: {folder / 'samples.html'}")
+
+
 def _show_training_run(folder: Path) -> None:
-    """The last row of its metrics; all of them are plotted to curves.png."""
+    """The last row of its metrics and where to see more; all of them are plotted to curves.png."""
     from secondlook.report import curves
 
     metrics_path = folder / "metrics.jsonl"
@@ -60,7 +82,20 @@ def _show_training_run(folder: Path) -> None:
     with foreign(metrics_path):
         for name, value in rows[-1].items():
             say(f"  {name:14} {value:.4g}")
-        say(f"curves: {curves(folder)}")
+        if len(rows) > 1:
+            say(f"curves: {curves(folder)}")
+        else:
+            say("curves: none of a single step")
+    episode_pages = list(folder.glob("episodes/step-*.html"))
+    episode_pages.sort(key=lambda path: (len(path.name), path.name))  # step-9 before step-10
+    if episode_pages:
+        num_earlier = len(episode_pages) - 1
+        earlier = f" (and {num_earlier} of earlier steps)" if num_earlier else ""
+        say(f"best and worst episodes: {episode_pages[-1]}{earlier}")
+    if (folder / "tensorboard").is_dir():
+        say(f"tensorboard --logdir {folder / 'tensorboard'}")
+    if (folder / "final").is_dir():
+        say(f"checkpoint: {folder / 'final'}")
 
 
 @contextmanager

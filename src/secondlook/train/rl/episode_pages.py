@@ -122,7 +122,8 @@ def _earned(turn: TrajectoryTurn) -> str:
     times the factor that it was learned from with."""
     if turn.is_masked:
         return "masked, for want of a score"
-    text = f"advantage {np.mean(turn.advantage) * turn.advantage_scale:+.2f}"
+    advantage = round(float(np.mean(turn.advantage)) * turn.advantage_scale, 2)
+    text = f"advantage {advantage + 0.0:+.2f}"  # -0.0 + 0.0 is 0.0
     if math.isfinite(turn.reward):
         text = f"reward {turn.reward:.2f}, {text}"
     return text
