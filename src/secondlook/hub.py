@@ -102,7 +102,7 @@ def _checkpoint_of(model: str | Path | Saved) -> Iterator[tuple[Path, Path]]:
 def checkpoint_files(folder: Path) -> list[Path]:
     """The files of a checkpoint, sorted by name. Raises InputError where it is none."""
     if not folder.is_dir():
-        raise InputError(f"folder: {str(folder)!r} is not a folder; give a checkpoint's folder")
+        raise InputError(f"folder: {str(folder)!r}: no such folder; give a checkpoint's folder")
     config_path = folder / "config.json"
     if not is_file(config_path) or "model_type" not in read_json(config_path, dict):
         raise InputError(

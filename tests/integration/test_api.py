@@ -145,8 +145,10 @@ def test_an_episode_shows_and_saves_itself(episode, tmp_path):
     assert not (folder / ".lock").exists()
 
 
-def test_a_saved_model_is_the_same_one(model, episode, tmp_path):
+def test_a_saved_model_is_the_same_one(model, episode, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("transformers.utils.logging._tqdm_active", True)
     folder = model.save(tmp_path / "model")
+    assert not capsys.readouterr().err, "no bars of transformers"
     again = secondlook.load(folder, device="cpu")
     assert codes([again.draw(STAR, rounds=3, seed=5)]) == codes([episode])
     facts = (again.image_size, again.codes_per_image, again.parameters)
@@ -216,8 +218,24 @@ BAD = {
     "dtype": (lambda m, i: secondlook.load("mini", dtype="half"), "dtype: 'half' is unknown"),
     "device": (lambda m, i: secondlook.load("mini", device="cuda:99"), "device: 'cuda:99' is not"),
     "saved in 8 bits": (lambda m, i: Model(m.engine, "", True).save("x"), "dtype: weights in 8"),
-    "model": (lambda m, i: secondlook.load("nonesuch"), "model: 'nonesuch' is neither"),
+    "model": (lambda m, i: secondlook.load("nonesuch"), "model: 'nonesuch': no such folder; it is"),
+    "no model": (lambda m, i: secondlook.load(""), "model: it is empty; give one of mini, "),
+    "model's path": (lambda m, i: secondlook.load("./out/typo"), "'./out/typo': no such folder"),
+    "model with a slash": (lambda m, i: secondlook.load("typo/"), "'typo/': no such folder; it is"),
 }
+
+
+def test_a_mistyped_folder_may_look_like_a_hub_id(monkeypatch):
+    def refuse(*arguments, **options):
+        raise OSError("401 Client Error")
+
+    monkeypatch.setattr("secondlook.models.janus.checkpoint.snapshot_download", refuse)
+    sentence = (
+        "^model: 'out/typo': no such folder, and it could not be fetched from the hub: "
+        "401 Client Error$"
+    )
+    with pytest.raises(secondlook.InputError, match=sentence):
+        secondlook.load("out/typo")
 
 
 @pytest.mark.parametrize("case", BAD)

@@ -54,10 +54,15 @@ def test_settings_may_be_a_file_and_keywords(tmp_path):
         secondlook.train_sft({"data": "none"}, None)
 
 
-def test_a_reward_of_one_parameter_gets_a_list(tmp_path):
+def test_a_reward_of_one_parameter_gets_a_list(tmp_path, capfd):
+    """And without sanity pairs the reward is not checked before, which one plain line says."""
     words = "reward: .* was given a list of .* and returned 1; it must return"
     with pytest.raises(secondlook.InputError, match=words):
-        secondlook.train_rl(RL, tmp_path / "run", reward=lambda pairs: 1)
+        secondlook.train_rl(RL, tmp_path / "run", reward=lambda pairs: 1, sanity_pairs="")
+    [line] = capfd.readouterr().err.splitlines()
+    assert line == (
+        "secondlook: config: there are no sanity_pairs: the reward is not checked before the run"
+    )
 
 
 def test_sft_on_own_pictures(tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import warnings
 from contextlib import suppress
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
@@ -13,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from secondlook.errors import InputError
+from secondlook.errors import InputError, tell_user
 from secondlook.io.text import read_json
 from secondlook.types import WorkerShard
 
@@ -72,10 +71,9 @@ def claim(folder: Path) -> None:
             "folder"
         ) from error
     except (OSError, NotImplementedError) as error:  # some network file systems have no locks
-        warnings.warn(
+        tell_user(
             f"{folder} cannot be kept for one process ({error}): take care that no other one "
-            "uses it",
-            stacklevel=3,
+            "uses it"
         )
         return
     with suppress(OSError):  # who has it is only told; the lock holds without

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +29,7 @@ from secondlook.data.sanity_pairs import open_sanity_pairs
 from secondlook.end_request import EndRequested
 from secondlook.engine.engine import Engine
 from secondlook.episode import SamplingConfig
-from secondlook.errors import InputError, Stopped
+from secondlook.errors import InputError, Stopped, tell_user
 from secondlook.io import fingerprint
 from secondlook.llm.missing import tell_missing, why_missing
 from secondlook.models.device import resolve_device
@@ -138,10 +137,10 @@ class RLLoop:
         if sanity_pairs is None:
             with self.ranks.all_raise():
                 try_out(self.reward)
-            warnings.warn(
-                "config: there are no sanity_pairs: the reward is not checked before the run",
-                stacklevel=3,
-            )
+            if self.ranks.is_main:
+                tell_user(
+                    "config: there are no sanity_pairs: the reward is not checked before the run"
+                )
             return
         good_pairs, bad_pairs = sanity_pairs
         # each rank asks for itself, and may be the only one whose reward is dead
