@@ -552,3 +552,9 @@ def test_truncated_checkpoint(model, tmp_path):
         and "model" in done.stderr
         and len(done.stderr.strip().splitlines()) == 1
     )
+
+
+def test_an_empty_result_is_not_shown(tmp_path, monkeypatch, capsys):
+    (tmp_path / "result.json").write_text("{}")
+    assert run_here(monkeypatch, "show", str(tmp_path)) == 2
+    assert "result.json' is not what secondlook writes" in capsys.readouterr().err
