@@ -15,6 +15,7 @@ from difflib import get_close_matches
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, get_type_hints
 
+from secondlook.complaints import what_is_wrong
 from secondlook.errors import InputError
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def _sentence(error: ValidationError, where: str, name: str, known_keys: Sequenc
             f"config: {where}: {key} is not a setting of {name!r}; known are "
             f"{', '.join(known_keys) or 'none'}{guess}"
         )
-    message = first_error["msg"].removeprefix("Value error, ")
+    message = what_is_wrong(first_error)
     if message.startswith("config: "):  # the settings' own check has said it
         return message
     if not key:  # the settings' own check, which names the fields that it is about

@@ -9,7 +9,7 @@ from typing import Any
 from secondlook import config as configs
 from secondlook.api import Model, load
 from secondlook.arguments import as_path
-from secondlook.io import writable_folder
+from secondlook.io import claimed_folder
 
 Settings = Mapping[str, Any] | str | Path
 """A job's settings: a dictionary, a recipe's name, or the path of a TOML file."""
@@ -38,7 +38,8 @@ def train_sft(config: Settings = NOTHING, out: str | Path = "out/sft", **setting
 
     folder = as_path("out", out)
     job_config = configs.parse(sft.SFTConfig, _values(config, settings), _where(config))
-    sft.train_sft(job_config, writable_folder(folder))
+    with claimed_folder(folder):
+        sft.train_sft(job_config, folder)
     return load(folder / "final", job_config.runtime.device)
 
 
@@ -84,7 +85,8 @@ def train_rl(
         values["reward_checks"] = {"min_separation": 0.0, **values.get("reward_checks", {})}
     job_config = configs.parse(RLConfig, values, _where(config))
     image_reward = None if reward is None else as_reward(reward)
-    loop.train_rl(job_config, writable_folder(folder), image_reward)
+    with claimed_folder(folder):
+        loop.train_rl(job_config, folder, image_reward)
     return load(folder / "final", job_config.runtime.device)
 
 

@@ -6,6 +6,7 @@ import pytest
 
 import secondlook
 from secondlook.api import Model
+from secondlook.errors import InputError
 
 RL = {
     "model": "mini-base",
@@ -87,3 +88,20 @@ def test_sft_on_own_pictures(tmp_path):
         runtime={"device": "cpu", "threads": 1},
     )
     assert trained.draw("a photo of a red star", rounds=1).image.size == (48, 48)
+
+
+def test_a_refused_job_leaves_nothing_behind(tmp_path):
+    settings = {"model": "mini-base", "runtime": {"device": "cpu"}}
+    for train, wrong in (
+        (secondlook.train_rl, {"prompts": str(tmp_path / "none.txt")}),
+        (secondlook.train_rl, {"reward": 5}),
+        (secondlook.train_sft, {"data": str(tmp_path / "none")}),
+    ):
+        with pytest.raises(InputError):
+            train(settings, out=tmp_path / "out", **wrong)
+        assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").touch()
+    with pytest.raises(InputError, match=r"none\.txt"):
+        secondlook.train_rl(settings, out=tmp_path / "out", prompts=str(tmp_path / "none.txt"))
+    assert (tmp_path / "out" / "mine").exists()

@@ -6,7 +6,9 @@ import json
 import os
 import re
 import runpy
+import signal
 import sys
+import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -515,19 +517,22 @@ def test_names_for_results_are_utf8(args, tmp_path, monkeypatch, capsys):
         (("data", "build", "--config", "c.toml"), "interrupted; the same command resumes it"),
     ],
 )
-def test_an_interruption_is_told(args, told, tmp_path, monkeypatch, capsys):
-    """typer itself ends without a word."""
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interruption_is_told(args, told, number, code, tmp_path, monkeypatch, capsys):
+    """typer itself ends without a word, and Python at TERM."""
 
     def pressed(*args, **settings):
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), number)
+        time.sleep(5)
 
     for name in ("cli.drawing.locate", "cli.show.stored_rows", "config.load"):
         module, _, function = f"secondlook.{name}".rpartition(".")
         monkeypatch.setattr(importlib.import_module(module), function, pressed)
     (tmp_path / "metrics.jsonl").touch()
     monkeypatch.chdir(tmp_path)
-    assert run_here(monkeypatch, *args) == 130
+    assert run_here(monkeypatch, *args) == code
     assert capsys.readouterr().err == f"secondlook: {told}\n"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_control_characters_are_printed_as_escapes(tmp_path, monkeypatch, capsys):
@@ -558,3 +563,9 @@ def test_truncated_checkpoint(model, tmp_path):
         and "model" in done.stderr
         and len(done.stderr.strip().splitlines()) == 1
     )
+
+
+def test_an_empty_result_is_not_shown(tmp_path, monkeypatch, capsys):
+    (tmp_path / "result.json").write_text("{}")
+    assert run_here(monkeypatch, "show", str(tmp_path)) == 2
+    assert "result.json' is not what secondlook writes" in capsys.readouterr().err

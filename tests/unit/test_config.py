@@ -55,7 +55,20 @@ def test_a_file_and_set_and_a_dictionary_say_the_same(tmp_path):
         ({"loss": {"beta": "0.1"}}, "loss.beta = '0.1' is wrong: it must be a number"),
         ({"loss": {"beta": float("nan")}}, "loss.beta = nan is wrong"),
         ({"advantage": {"credit": "turn"}}, "advantage.credit = 'turn' is wrong"),
-        ({"rollout": 3}, "rollout = 3 is wrong"),
+        ({"rollout": 3}, "rollout = 3 is wrong: it must be a section or a table"),
+        ({"ppoo": {"gamma": 1}}, "ppoo is not a setting of this job; did you mean ppo"),
+        ({"steps": 1.5}, "steps = 1.5 is wrong: it must be a whole number"),
+        ({"rewards": 5}, r"rewards = 5 is wrong: it must be a list in \[ \]"),
+        ({"prompts": 3}, "prompts = 3 is wrong: it must be a text in quotes"),
+        ({"prompt_options": 3}, "prompt_options = 3 is wrong: it must be a table"),
+        (
+            {"runtime": {"report_to": "wandb"}},
+            r"report_to = 'wandb' is wrong: it must be a list; put",
+        ),
+        (
+            {"runtime": {"report_to": ["wandbb"]}},
+            "report_to.0 = 'wandbb' is wrong: it must be 'tensorboard', 'wandb' or 'trackio'",
+        ),
         ({"seed": -1}, "seed = -1 is wrong: it must be at least 0"),
     ],
 )

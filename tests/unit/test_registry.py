@@ -24,6 +24,7 @@ from secondlook.plugin_settings import build, check_settings
 from secondlook.registry import Registry
 from secondlook.rewards.config import RewardConfig, as_reward, make_reward
 from secondlook.rewards.reward import Score, score
+from secondlook.train.rl.algorithms import register_algorithm
 from secondlook.train.rl.config import RLConfig
 from secondlook.types import Prompt
 
@@ -173,7 +174,7 @@ def thing(prompt, image, most: Annotated[int, Field(ge=1)] = 3, names: list[str]
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"most": 0}, "rewards: most = 0 is wrong: .*greater than or equal to 1"),
+        ({"most": 0}, "rewards: most = 0 is wrong: it must be at least 1"),
         ({"most": "3"}, "rewards: most = '3' is wrong"),
         ({"most": True}, "rewards: most = True is wrong"),
         ({"names": [1]}, r"rewards: names\.0 = 1 is wrong"),
@@ -403,3 +404,44 @@ def test_a_function_is_a_generator(clean_registries):
             GeneratorConfig(**settings)
     with pytest.raises(InputError, match="render draws its own world's prompts; set prompts = 'mi"):
         BuildConfig([GeneratorConfig("render", "mini")], templates=["a cat"])
+
+
+def test_what_cannot_be_called_is_not_registered(clean_registries):
+    for register in (
+        registry.register_reward,
+        registry.register_benchmark,
+        registry.register_prompts,
+        registry.register_sanity_pairs,
+        registry.register_generator,
+        register_algorithm,
+    ):
+        with pytest.raises(InputError, match="'five' is 5, which cannot be called; register a"):
+            register("five")(5)
+
+
+def test_a_reward_without_a_call_is_refused(clean_registries):
+    @registry.register_reward("silent")
+    class Silent:
+        pass
+
+    with pytest.raises(InputError, match="reward: silent is no reward"):
+        make_reward([RewardConfig("silent")])
+
+
+def test_a_plugin_that_ends_python_is_told(tmp_path, monkeypatch, clean_registries):
+    plugin = tmp_path / "exits.py"
+    plugin.write_text("import sys\nsys.exit(7)\n")
+    with pytest.raises(InputError, match=r"exits.py' cannot be loaded: SystemExit: 7"):
+        registry.load_plugin(str(plugin))
+    installed(tmp_path, "rewards", "leaving = exits")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match=r"'leaving' is declared .*cannot be loaded: SystemExit"):
+        registry.rewards.get("leaving")
+
+
+def test_a_reward_that_ends_python_is_a_missing_score():
+    def leaving(prompt, image):
+        raise SystemExit(3)
+
+    reward = as_reward(leaving)
+    assert reward(TWO) == [None, None] and "SystemExit: 3" in why_missing(reward)

@@ -59,7 +59,7 @@ def data_build(config: Config, out: Out = Path("out/data"), set_: Set = []) -> N
     from secondlook import config as configs
     from secondlook.data.build_config import BuildConfig
     from secondlook.data.generate import build
-    from secondlook.io import read_json, writable_folder
+    from secondlook.io import claimed_folder, read_json
     from secondlook.rewards.config import make_reward
 
     build_config = configs.load(BuildConfig, config, set_)
@@ -71,9 +71,11 @@ def data_build(config: Config, out: Out = Path("out/data"), set_: Set = []) -> N
     def load_generator(model: str) -> Engine:
         return load_engine(locate(model), device, largest_batch)
 
-    writable_folder(out)
-    reward = make_reward(build_config.rewards, device, reasons=True, prompts=build_config.prompts)
-    build(build_config, reward, out, load_generator, WorkerShard.of_environment())
+    with claimed_folder(out):
+        reward = make_reward(
+            build_config.rewards, device, reasons=True, prompts=build_config.prompts
+        )
+        build(build_config, reward, out, load_generator, WorkerShard.of_environment())
     if (out / "manifest.json").exists():  # the last of several processes writes it
         _name_all_left_out(read_json(out / "manifest.json", dict))
     examples = "" if build_config.examples == "none" else "examples-*, "

@@ -126,7 +126,10 @@ def _show_episode(path: Path) -> None:
 
 
 def _show_result(result: dict) -> None:
-    """A result.json, told from others by the keys that it has."""
+    """A result.json, told from others by the keys that it has. Raises ValueError for an empty
+    one."""
+    if not result:
+        raise ValueError("it is empty")
     if "splits" in result:
         _show_pope(result)
     elif "tasks" not in result:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -41,6 +42,27 @@ def writable_folder(path: Path, claimed: bool = True) -> Path:
     if claimed:
         claim(path)
     return path
+
+
+@contextmanager
+def claimed_folder(path: Path) -> Iterator[Path]:
+    """``writable_folder`` for a job inside. Where its input is refused (InputError) before it has
+    written anything, the lock, and the folder where it was made for this, are removed."""
+    was_there, claimed_before = path.exists(), set(_claimed)
+    writable_folder(path)
+    new_locks = _claimed.keys() - claimed_before
+    try:
+        yield path
+    except InputError:
+        holds_more = any(entry.name != LOCK for entry in path.iterdir())
+        lock_path = path.resolve() / LOCK
+        if not holds_more and lock_path in new_locks:
+            lock_path.unlink(missing_ok=True)  # while it is held, so that nobody else has it
+            _claimed.pop(lock_path).release()
+            if not was_there:
+                with suppress(OSError):  # somebody has put a file into it
+                    path.rmdir()
+        raise
 
 
 def check_name(path: Path) -> None:

@@ -39,7 +39,7 @@ class FunctionReward:
             result = self.function(prompt, image, **source, **self.settings)
         except (InputError, Stopped):
             raise
-        except Exception as error:  # a function of the user's may raise anything
+        except (Exception, SystemExit) as error:  # a function of the user's may raise anything
             # on one line, for it is told in one sentence
             self.missing.add(f"{type(error).__name__}: {' '.join(str(error).split())}")
             return None

@@ -49,7 +49,9 @@ class Algorithm:
 
     def advantages(self, trajectories: list[Trajectory]) -> None:
         """Set ``advantage`` of every turn of a step's trajectories, those of one prompt side by
-        side (``trajectory.groups_of``); leave it NaN where the turn must not be learned from.
+        side (``trajectory.groups_of``): a number, or one number a token. Leave it NaN where the
+        turn must not be learned from; not on all turns of a step that has scores: that stops
+        the run.
 
         The trajectories are those of all ranks, and each rank calls this: it must not depend on
         pictures or tokens (``episode``, ``sampled``), which only the drawing rank has.
