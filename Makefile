@@ -17,7 +17,7 @@ install: .venv/.installed
 	touch $@
 
 demo: install
-	$(BIN)/secondlook draw "$(PROMPT)" --seed $(SEED) --out out/demo
+	$(BIN)/secondlook draw "$(PROMPT)" --seed $(SEED)
 
 lint: install
 	$(BIN)/ruff check $(CODE)

@@ -95,7 +95,7 @@ def main() -> None:
     def start(name: str) -> subprocess.Popen:
         command = ["train", "rl", "--config", str(config), "--out", str(args.out / name)]
         return subprocess.Popen(
-            [sys.executable, "-m", "secondlook.cli", *command], stdout=subprocess.DEVNULL
+            [sys.executable, "-m", "secondlook", *command], stdout=subprocess.DEVNULL
         )
 
     lives: list[dict] = []

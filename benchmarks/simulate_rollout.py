@@ -1,5 +1,5 @@
 """A rank's rollout of a recipe at full size, without weights: the engine's own scheduler, slots and
-kept sequences, on torch's meta device, where a tensor has a size and no values. Passes of the
+cached prefixes, on torch's meta device, where a tensor has a size and no values. Passes of the
 language model are left out; what they would sample is made up."""
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from secondlook.types import Prompt, Turn
 GIB = 2**30
 SHORT = 16
 """Tokens of the shortest reason, where lengths vary."""
-DRAWING = ("key-value cache", "kept sequences", "pictures")
+DRAWING = ("key-value cache", "cached prefixes", "pictures")
 """Rows of the plan that are simulated; the others are weights, which do not change while episodes
 are drawn."""
 
@@ -98,7 +98,7 @@ class Log:
         return random.Random(f"{sequence.spec.request.seed} verdict").random() < self.yes
 
     def held(self) -> dict[str, float]:
-        """GiB of the cache and of kept sequences now."""
+        """GiB of the cache and of cached prefixes now."""
         bytes_of_storage: dict[int, int] = {}  # prefixes may share one
         for prefix in self.kept:
             for tensor in tensors(prefix.keys_values):
@@ -109,7 +109,7 @@ class Log:
             cache_bytes = sum(tensor.nbytes for tensor in tensors(self.cache.stored))
         return {
             "key-value cache": cache_bytes / GIB,
-            "kept sequences": sum(bytes_of_storage.values()) / GIB,
+            "cached prefixes": sum(bytes_of_storage.values()) / GIB,
         }
 
 

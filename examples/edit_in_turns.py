@@ -1,5 +1,8 @@
 """Edit a picture by several instructions, one after another, and show the way there.
 
+What is added needs a place; docs/miniature.md lists the instructions that the model was taught. Its
+reasons are often false where its picture and its verdict are right.
+
 python examples/edit_in_turns.py
 """
 
@@ -10,7 +13,7 @@ from PIL import Image
 import secondlook
 
 PROMPT = "a photo of a red star and a blue cat"
-INSTRUCTIONS = ["make the star green", "remove the cat", "add a white cup"]
+INSTRUCTIONS = ["make the star green", "remove the cat", "add a white cup at the bottom right"]
 
 editor = secondlook.load("mini-edit")  # draws as well as mini does
 first = editor.draw(PROMPT, seed=0).image

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import secondlook
+from secondlook.io import EXTENSIONS  # .png, .jpg, …
 
 model = secondlook.load("mini")
 if len(sys.argv) > 2:
@@ -18,7 +19,9 @@ else:  # no folder given: draw one, half of it something else
     for i, episode in enumerate(episodes):
         episode.image.save(folder / f"{i}.png")
 
-paths = sorted(path for path in folder.iterdir() if path.suffix in (".png", ".jpg"))
+paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS)
+if not paths:
+    sys.exit(f"{folder} holds no picture ({', '.join(EXTENSIONS)})")
 verdicts = model.judge(paths, prompt)
 
 surest_first = sorted(zip(paths, verdicts, strict=True), key=lambda pair: -pair[1].p_yes)

@@ -23,7 +23,7 @@ secondlook.train_rl(
 
 # Scores with intervals for the card (in earnest without the two small numbers).
 command = "eval mini-geneval --model out/mine/final --rows-per-task 1 --samples 1 --out out/scores"
-subprocess.run([sys.executable, "-m", "secondlook.cli", *command.split()], check=True)
+subprocess.run([sys.executable, "-m", "secondlook", *command.split()], check=True)
 
 where = push(
     "out/mine",

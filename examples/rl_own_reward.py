@@ -21,7 +21,7 @@ def mean_darkness(model) -> float:
 
 print(f"before: {mean_darkness(secondlook.load('mini')):.3f}")
 trained = secondlook.train_rl(
-    "mini/rl",  # a recipe that comes along; the rest overrules it
+    "mini/rl",  # a shipped recipe; the rest overrules it
     out="out/dark",
     reward=darkness,
     model="mini",

@@ -36,7 +36,7 @@ data_path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 # A few steps, to see that it works; hundreds, to learn something.
 tuned = secondlook.train_sft(
-    "mini/sft",  # a recipe that comes along; the rest overrules it
+    "mini/sft",  # a shipped recipe; the rest overrules it
     out="out/own-sft",
     model="mini-base",
     data=str(data_path),

@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 out=${OUT:-out/edit} seed=${SEED:-0} device=${DEVICE:-cpu} parts=${PARTS:-2} edits=${EDITS:-48000} pictures=${PICTURES:-4000}
 if [ "$device" = cpu ]; then ranks=${RANKS:-2} workers=0; else ranks=${RANKS:-1} workers=$parts; fi
 many() { # how many processes, two words of a command, its options
-  OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node "$1" -m secondlook.cli "$2" "$3" --set "seed=$seed" \
+  OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node "$1" -m secondlook "$2" "$3" --set "seed=$seed" \
     "${@:4}"
 }
 build() { # config, folder, prompts, settings

@@ -17,7 +17,7 @@ SECONDLOOK_CODE=$(mktemp)
 export SECONDLOOK_CODE
 trap 'rm -f "$SECONDLOOK_CODE"' EXIT
 # the launcher ignores USR1, and so does what it starts, but for ranks that have a state to save
-(trap '' USR1; exec torchrun "${where[@]}" --nproc-per-node "${RANKS:-gpu}" --max-restarts "${RESTARTS:-3}" -m secondlook.cli "$@") &
+(trap '' USR1; exec torchrun "${where[@]}" --nproc-per-node "${RANKS:-gpu}" --max-restarts "${RESTARTS:-3}" -m secondlook "$@") &
 launcher=$! asked= verb=${1:-}
 end() { # USR1 or TERM
   if [ "$1" = TERM ] && { [ -n "$asked" ] || [ "$verb" != train ]; }; then

@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from secondlook.api import Model, load
     from secondlook.errors import InputError, Stopped
-    from secondlook.registry import register_benchmark, register_prompts, register_reward
+    from secondlook.registry import (
+        register_benchmark,
+        register_generator,
+        register_prompts,
+        register_reward,
+        register_sanity_pairs,
+    )
     from secondlook.streaming import PartialImage
     from secondlook.train.rl.algorithms import Algorithm, register_algorithm
     from secondlook.training import train_rl, train_sft
@@ -47,8 +53,10 @@ _MODULES = {
     "load": "api",
     "register_algorithm": "train.rl.algorithms",
     "register_benchmark": "registry",
+    "register_generator": "registry",
     "register_prompts": "registry",
     "register_reward": "registry",
+    "register_sanity_pairs": "registry",
     "train_rl": "training",
     "train_sft": "training",
 }
@@ -70,8 +78,10 @@ __all__ = [
     "load",
     "register_algorithm",
     "register_benchmark",
+    "register_generator",
     "register_prompts",
     "register_reward",
+    "register_sanity_pairs",
     "train_rl",
     "train_sft",
 ]
@@ -101,4 +111,7 @@ def _version() -> str:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    """The public names and a module's own (``__doc__``, ``__path__`` …), not what this file
+    imports for itself."""
+    own_names = [name for name in globals() if name.startswith("__")]
+    return sorted({*own_names, *__all__})

@@ -15,6 +15,7 @@ import torch
 from secondlook.arguments import (
     Picture,
     as_list,
+    as_path,
     as_prompt,
     at_least,
     check_sampling,
@@ -57,7 +58,7 @@ def load(
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype: {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
-    at_least("batch_size", batch_size)
+    batch_size = at_least("batch_size", batch_size)
     # int8 begins with the device's own dtype: what is not in 8 bits stays in it
     loaded_dtype: Any = "auto" if dtype in ("auto", "int8") else getattr(torch, dtype)
     janus = Janus.load(model, device, loaded_dtype, attention)
@@ -94,10 +95,12 @@ class Model:
 
     @property
     def device(self) -> torch.device:
+        """Where its weights are and its images are drawn."""
         return self.janus.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """Number type of its weights; of a model in 8 bits, of those that are not."""
         return self.janus.dtype
 
     @property
@@ -166,24 +169,23 @@ class Model:
             prompt: One prompt or several. A ``Prompt`` with a source is an edit of it.
             n: Episodes of each prompt. Sample j of prompt i has the seed ``seed + i * n + j``.
             rounds: The most images of an episode.
-            seed: Equal seeds give equal episodes, whatever they are decoded together with.
+            seed: From 0 on. Equal seeds give equal episodes, whatever is decoded beside them.
             guidance: Classifier-free guidance of drawing; default: the checkpoint's own.
-            temperature: 0 is greedy.
+            temperature: Of codes, verdicts and reasons; 0 is greedy.
 
         Returns:
             One episode for one prompt and ``n = 1``, else a list: the first prompt's ``n``, then
-            the second's …
+            the second's …; of an empty list an empty one.
 
         Raises:
             InputError: A prompt cannot be read by the model, or a number is out of range.
         """
-        at_least("n", n)
-        at_least("rounds", rounds)
+        n, rounds, seed = at_least("n", n), at_least("rounds", rounds), at_least("seed", seed, 0)
         sampling = self.sampling(guidance, temperature)
         is_single = isinstance(prompt, str | Prompt)
-        repeated_prompts: list[Prompt] = []
+        repeated_prompts: list[Prompt] = []  # samples of a prompt side by side
         for each in as_list(prompt, str | Prompt):
-            repeated_prompts += [as_prompt(each)] * n  # samples of a prompt side by side
+            repeated_prompts += [as_prompt(each, self.janus)] * n
         seeds = list(range(seed, seed + len(repeated_prompts)))
         episodes = run_episodes(self.engine, repeated_prompts, seeds, rounds, sampling)
         return episodes[0] if is_single and n == 1 else episodes
@@ -231,11 +233,11 @@ class Model:
 
         Args:
             image: The image to edit, or its path.
-            instruction: What to change, or a list of it.
+            instruction: What to change, or a list of it; an empty list gives an empty list.
             rounds: The most images of an instruction.
-            seed: Equal seeds give equal episodes.
+            seed: From 0 on. Equal seeds give equal episodes.
             guidance: Classifier-free guidance of editing; default: the checkpoint's own.
-            temperature: 0 is greedy.
+            temperature: Of codes, verdicts and reasons; 0 is greedy.
 
         Returns:
             An episode, or one of each instruction where they are a list.
@@ -243,9 +245,9 @@ class Model:
         Raises:
             InputError: The image or an instruction cannot be read, or a number is out of range.
         """
-        at_least("rounds", rounds)
+        rounds, seed = at_least("rounds", rounds), at_least("seed", seed, 0)
         sampling = self.sampling(guidance, temperature)
-        instructions = [instruction] if isinstance(instruction, str) else list(instruction)
+        instructions = as_list(instruction, str)
         for text in instructions:
             check_text("instruction", text, "say what to change")
         source_image = open_picture(image)
@@ -287,7 +289,7 @@ class Model:
         """Ask the model whether images match their prompts (greedy).
 
         Args:
-            image: An image or its path, or a list of them.
+            image: An image or its path, or a list of them; an empty list gives an empty list.
             prompt: What the image should show; of several images one for all, or one each.
             source: What the image is an edit of; the prompt is then the instruction.
             threshold: P(Yes) above which the verdict is Yes.
@@ -304,10 +306,10 @@ class Model:
         prompts = one_each("prompt", prompt, len(images), str)
         sources = one_each("source", source, len(images), Picture | None)
         template, requests = self.engine.template, []
-        for i, judged in enumerate(images):
-            edited = sources[i]
-            source_image = None if edited is None else open_picture(edited)
-            segments = template.judge(prompts[i], [open_picture(judged)], [], source_image)
+        for judged, text, edited in zip(images, prompts, sources, strict=True):
+            check_text("prompt", text, "say what the image should show, or how it was edited")
+            source_image = None if edited is None else open_picture(edited, "source")
+            segments = template.judge(text, [open_picture(judged)], [], source_image)
             requests.append(Request("judge", segments, seed=0))  # greedy: no seed matters
         greedy = SamplingParams("text", temperature=0.0, first=(template.yes, template.no))
         verdicts = []
@@ -335,7 +337,7 @@ class Model:
         """Ask the model a question about an image (greedy).
 
         Args:
-            image: An image or its path, or a list of them.
+            image: An image or its path, or a list of them; an empty list gives an empty list.
             question: The question; of several images one for all, or one each.
             max_tokens: The longest answer.
 
@@ -345,14 +347,14 @@ class Model:
         Raises:
             InputError: An image or a question cannot be read, or the lists have different lengths.
         """
-        at_least("max_tokens", max_tokens)
+        max_tokens = at_least("max_tokens", max_tokens)
         images = as_list(image, Picture)
         questions = one_each("question", question, len(images), str)
         template, requests = self.engine.template, []
         for shown, text in zip(images, questions, strict=True):
+            check_text("question", text, "ask something about the image")
             requests.append(Request("ask", template.ask(open_picture(shown), text), seed=0))
-        greedy = SamplingParams("text", temperature=0.0)
-        turns = self.engine.write(requests, greedy, max_tokens)
+        turns = self.engine.write(requests, SamplingParams("text", temperature=0.0), max_tokens)
         answers = [template.words(turn.tokens) for turn in turns]
         return answers[0] if isinstance(image, Picture) else answers
 
@@ -371,15 +373,15 @@ class Model:
 
         Ending the loop early ends the drawing. Raises InputError as ``draw`` does.
         """
-        at_least("rounds", rounds)
+        rounds, seed = at_least("rounds", rounds), at_least("seed", seed, 0)
         sampling = self.sampling(guidance, temperature)
-        return stream_events(self.engine, as_prompt(prompt), seed, rounds, sampling)
+        return stream_events(self.engine, as_prompt(prompt, self.janus), seed, rounds, sampling)
 
     def save(self, folder: str | Path) -> Path:
         """Write the checkpoint to a new folder, in transformers' layout and in the number type that
         it was loaded in. ``load`` and the command line read it. Raises InputError where the folder
         exists, cannot be written, or the weights are in 8 bits."""
-        folder = Path(folder)
+        folder = as_path("out", folder)
         if self.in_8_bits:
             raise InputError(
                 "dtype: weights in 8 bits are for drawing only; load the model in another dtype"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from secondlook.errors import InputError
 from secondlook.io import is_file, read_json
 from secondlook.models.shipped import SHIPPED
 from secondlook.report import page
@@ -162,9 +163,7 @@ def model_card(
 
     stages, base = lineage(checkpoint)
     license_id = license_id or LICENSES.get(base, "")
-    scores: list[ScoreRow] = []
-    for path in results:
-        scores += score_rows(path)
+    scores = _all_scores(results)
     is_hub_id = "/" in base
     metadata = ModelCardData(
         license=license_id or None,
@@ -184,3 +183,31 @@ def model_card(
         scores=scores,
         license_id=license_id,
     )
+
+
+def _all_scores(results: Sequence[Path]) -> list[ScoreRow]:
+    scores: list[ScoreRow] = []
+    for path in results:
+        scores += score_rows(path)
+    return scores
+
+
+def extended_card(card: str, results: Sequence[Path] = (), license_id: str = "") -> str:
+    """A card that is there already, with the numbers of ``results`` at its end and, where one is
+    given, another licence. Raises InputError where its metadata cannot be read."""
+    from huggingface_hub import ModelCard
+
+    if license_id:
+        try:
+            parsed_card = ModelCard(card, ignore_metadata_errors=False)
+        except Exception as error:  # YAML's errors, and the hub's own
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"license: the README.md's metadata cannot be read: {reason}"
+            ) from error
+        parsed_card.data.__dict__["license"] = license_id  # CardData keeps its fields there
+        card = str(parsed_card)
+    scores = _all_scores(results)
+    if scores:
+        card = f"{card.rstrip()}\n\n## Further scores\n\n{page('model_scores.md', scores=scores)}\n"
+    return card

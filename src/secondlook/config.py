@@ -17,6 +17,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from pydantic.dataclasses import is_pydantic_dataclass
 
+from secondlook.complaints import what_is_wrong
 from secondlook.errors import InputError
 from secondlook.io import finite, read_text
 from secondlook.recipes import find_config
@@ -27,13 +28,9 @@ T = TypeVar("T")
 NUMBERS = (int, float, int | None, float | None)
 LEAST = {"seed": 0, "threads": 1}
 """Bounds of settings of these names in every job."""
-BOUNDS = {
-    "greater_than_equal": ("ge", "at least"),
-    "greater_than": ("gt", "above"),
-    "less_than_equal": ("le", "at most"),
-    "less_than": ("lt", "below"),
-}
-"""Of pydantic's kinds of error: where the bound stands, and how it is said."""
+CHECKS = ("value_error", "assertion_error")
+"""Of pydantic's kinds of error: what a dataclass's own ``__post_init__`` raises, which names the
+fields that it is about."""
 
 
 def load(job: type[T], path: Path, settings: list[str]) -> T:
@@ -57,23 +54,26 @@ def read(path: Path) -> dict[str, Any]:
         raise InputError(f"config: {str(path)!r} is not valid TOML ({error})") from error
 
 
-def parse(job: type[T], values: dict[str, Any], where: str = "the settings") -> T:
+def parse(
+    job: type[T], values: dict[str, Any], where: str = "the settings", section: str = ""
+) -> T:
     """A job's dataclass from nested dictionaries, as TOML has them. ``where`` is what a message
-    calls their source.
+    calls their source; ``section``: the dotted name of the table that they are, of a part of a job.
 
     Raises InputError that names the field, the value and what would be right.
     """
     values = dict(values)
     load_config_plugins(values)  # before what they register is asked for
     _refuse_renamed(job, values)
-    _check_numbers(job, values, "")
+    prefix = f"{section}." if section else ""
+    _check_numbers(job, values, prefix)
     checked_class: Any = job
     if not is_pydantic_dataclass(job):
         checked_class = with_config(ConfigDict(extra="forbid", allow_inf_nan=False))(job)
     try:
         return TypeAdapter(checked_class).validate_python(values)
     except ValidationError as error:
-        raise InputError(_sentence(job, error, where)) from error
+        raise InputError(_sentence(job, error, values, where, prefix)) from error
 
 
 def changed(config: T, settings: dict[str, Any]) -> T:
@@ -164,35 +164,59 @@ def _check_numbers(job: type, values: dict[str, Any], prefix: str) -> None:
             _check_numbers(section_class, value, f"{prefix}{name}.")
 
 
-def _sentence(job: type, error: ValidationError, where: str) -> str:
-    """The first of pydantic's complaints, said in one sentence."""
+def _sentence(
+    job: type, error: ValidationError, values: dict[str, Any], where: str, prefix: str
+) -> str:
+    """The first of pydantic's complaints of ``values``, said in one sentence. ``prefix`` stands
+    before the names of settings."""
     first_error = error.errors()[0]
-    name = ".".join(map(str, first_error["loc"])) or "?"
+    # without an end where the settings as a whole are meant: "algorithm_options", or ""
+    name = (prefix + ".".join(map(str, first_error["loc"]))).rstrip(".")
     error_type = first_error["type"]
     if error_type == "missing":
         return f"config: {name} is missing from {where}; this job needs it"
     if error_type in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"config: {name} is not a setting of this job; {_suggestion(job, name)}"
-    message = first_error["msg"].removeprefix("Value error, ")
+        return f"config: {name} is not a setting of this job; {_suggestion(job, name, prefix)}"
+    message = what_is_wrong(first_error)
     if message.startswith("config: "):  # a section has said it itself
         return message
-    if error_type in BOUNDS:
-        bound_key, bound_words = BOUNDS[error_type]
-        message = f"it must be {bound_words} {first_error['ctx'][bound_key]}"
-    return f"config: {name} = {first_error['input']!r} is wrong: {message}"
+    name = (prefix + _name_of_value(first_error["loc"], values)).rstrip(".")
+    if error_type in CHECKS and isinstance(first_error["input"], dict):
+        return f"config: {name}: {message}" if name else f"config: {message}"
+    return f"config: {name or where} = {first_error['input']!r} is wrong: {message}"
 
 
-def _suggestion(job: type, name: str) -> str:
-    """What was probably meant by a name that no setting has: the same word in another section, or
-    the nearest name."""
-    known_names = known_settings(job)
+def _name_of_value(location: tuple[int | str, ...], values: Any) -> str:
+    """The dotted name of a value at pydantic's location, without the names of types that it adds
+    where several are possible; "" for the settings as a whole."""
+    keys: list[str] = []
+    for key in location:
+        is_key = isinstance(values, dict) and key in values
+        is_place = isinstance(values, list | tuple) and isinstance(key, int) and key < len(values)
+        if is_key or is_place:
+            keys.append(str(key))
+            values = values[key]
+    return ".".join(keys)
+
+
+def _suggestion(job: type, name: str, prefix: str) -> str:
+    """What was probably meant by a name that no setting or section has: the same word in another
+    section, or the nearest name."""
+    known_names = known_settings(job, prefix)
     section, _, last_word = name.rpartition(".")
     name_of_word = {known_name.rpartition(".")[2]: known_name for known_name in known_names}
+    words_of_section: list[str] = []  # its settings and the sections in it
+    for known_name in known_names:
+        if not section:
+            words_of_section.append(known_name.partition(".")[0])
+        elif known_name.startswith(f"{section}."):
+            words_of_section.append(known_name.removeprefix(f"{section}.").partition(".")[0])
     near_words = get_close_matches(last_word, name_of_word, n=1, cutoff=0.75)
-    near_names = get_close_matches(name, known_names, n=1, cutoff=0.75)
+    # by the last word alone: names of one section are alike in the section's name
+    near_in_section = get_close_matches(last_word, words_of_section, n=1, cutoff=0.75)
     # a word that another section has is likelier misplaced than misspelt
-    if last_word not in name_of_word and near_names:
-        return f"did you mean {near_names[0]}?"
+    if last_word not in name_of_word and near_in_section:
+        return f"did you mean {name.removesuffix(last_word)}{near_in_section[0]}?"
     if near_words:
         return f"did you mean {name_of_word[near_words[0]]}?"
     listed_names: list[str] = []
@@ -200,4 +224,4 @@ def _suggestion(job: type, name: str) -> str:
         listed_names = [each for each in known_names if each.startswith(f"{section}.")]
     if not listed_names:  # the sections and the settings outside of them, each once
         listed_names = list(dict.fromkeys(each.partition(".")[0] for each in known_names))
-    return f"known are {', '.join(listed_names)}"
+    return f"known are {', '.join(listed_names) or 'none'}"

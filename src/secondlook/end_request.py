@@ -67,6 +67,38 @@ class EndRequest:
         self.came = True
 
 
+class TermInterrupts:
+    """From ``with`` on, SIGTERM interrupts as Ctrl-C does (KeyboardInterrupt) and is noted in
+    ``came``; a second one ends the process at once. A job that saves at TERM listens itself
+    (``EndRequest``). Under torchrun nothing is changed: it sends SIGTERM to ranks that it gives
+    up."""
+
+    def __init__(self) -> None:
+        self.came = False
+        self.process = os.getpid()
+        self.handler_before: Any = None
+
+    def __enter__(self) -> TermInterrupts:
+        is_default = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        if is_default and "TORCHELASTIC_RUN_ID" not in os.environ:
+            with suppress(ValueError):  # only a process's main thread is told of signals
+                self.handler_before = signal.signal(signal.SIGTERM, self._interrupt)
+        return self
+
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.handler_before is not None:
+            signal.signal(signal.SIGTERM, self.handler_before)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        if os.getpid() != self.process:  # a worker that was forked off ends as workers do
+            os.kill(os.getpid(), number)
+        self.came = True
+        raise KeyboardInterrupt
+
+
 def end_requested() -> bool:
     """Whether the job around was asked to save and end; no, where no job listens."""
     return EndRequest.around is not None and EndRequest.around.came

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from secondlook.card import model_card
+from secondlook.card import extended_card, model_card
 from secondlook.errors import InputError
 from secondlook.io import is_file, read_json, read_text, whole_folder, writable_folder, write_text
 from secondlook.models.shipped import locate
@@ -42,8 +42,9 @@ def push(
 ) -> str:
     """Upload a checkpoint with a model card to the hub.
 
-    A checkpoint's own README.md is its card; without one, the card is made of the settings of its
-    run (``config.json`` beside the folder ``final``) and of the results.
+    A checkpoint's own README.md is its card, to which results are added; without one, the card is
+    made of the settings of its run (``config.json`` beside the folder ``final``) and of the
+    results.
 
     Args:
         model: A checkpoint's folder, a run's folder (its ``final`` is taken), a shipped model's
@@ -62,22 +63,19 @@ def push(
     Raises:
         InputError: There is no checkpoint, a name or a file is wrong, or the hub refused.
     """
-    if len(repo_id) > 96 or not REPO_ID.fullmatch(repo_id):
+    is_name = isinstance(repo_id, str) and len(repo_id) <= 96 and REPO_ID.fullmatch(repo_id)
+    if not is_name:
         raise InputError(
             f"repo: {repo_id!r} is not a name on the hub; write owner/name, as me/my-model"
         )
     with _checkpoint_of(model) as (folder, trained_in):
         files = checkpoint_files(folder)
         own_card = folder / CARD
+        result_paths = [Path(path) for path in results]
         if is_file(own_card):
-            if results or license_id:
-                raise InputError(
-                    f"results: {str(own_card)!r} is there and is the card; remove it to have one "
-                    "made with results and a licence"
-                )
-            card = read_text(own_card)
+            card = extended_card(read_text(own_card), result_paths, license_id)
         else:
-            card = model_card(trained_in, repo_id, [Path(path) for path in results], license_id)
+            card = model_card(trained_in, repo_id, result_paths, license_id)
         if dry_run is not None:
             return str(_write_locally(files, card, Path(dry_run)))
         return _upload(files, card, repo_id, private, message)
@@ -101,7 +99,7 @@ def _checkpoint_of(model: str | Path | Saved) -> Iterator[tuple[Path, Path]]:
 def checkpoint_files(folder: Path) -> list[Path]:
     """The files of a checkpoint, sorted by name. Raises InputError where it is none."""
     if not folder.is_dir():
-        raise InputError(f"folder: {str(folder)!r} is not a folder; give a checkpoint's folder")
+        raise InputError(f"folder: {str(folder)!r}: no such folder; give a checkpoint's folder")
     config_path = folder / "config.json"
     if not is_file(config_path) or "model_type" not in read_json(config_path, dict):
         raise InputError(

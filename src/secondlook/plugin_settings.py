@@ -15,6 +15,7 @@ from difflib import get_close_matches
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, get_type_hints
 
+from secondlook.complaints import what_is_wrong
 from secondlook.errors import InputError
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def _sentence(error: ValidationError, where: str, name: str, known_keys: Sequenc
     """The first of pydantic's complaints, said in one sentence. ``known_keys`` are those that may
     stand in the table of the thing ``name``."""
     first_error = error.errors()[0]
-    key = ".".join(map(str, first_error["loc"])) or "?"
+    key = ".".join(map(str, first_error["loc"]))  # "": all settings together
     error_type = first_error["type"]
     if error_type in ("missing", "missing_keyword_only_argument", "missing_argument"):
         return f"config: {where}: {key} is missing; {name!r} needs it"
@@ -109,9 +110,11 @@ def _sentence(error: ValidationError, where: str, name: str, known_keys: Sequenc
             f"config: {where}: {key} is not a setting of {name!r}; known are "
             f"{', '.join(known_keys) or 'none'}{guess}"
         )
-    message = first_error["msg"].removeprefix("Value error, ")
+    message = what_is_wrong(first_error)
     if message.startswith("config: "):  # the settings' own check has said it
         return message
+    if not key:  # the settings' own check, which names the fields that it is about
+        return f"config: {where}: {name!r}: {message}"
     return f"config: {where}: {key} = {first_error['input']!r} is wrong: {message}"
 
 

@@ -68,13 +68,18 @@ class Registry(Generic[T]):
         """A decorator that puts a class or function under ``name`` and returns it unchanged.
 
         The same definition may be registered again (a notebook's cell run twice). Raises InputError
-        for an empty name, and for one that another thing, the system itself or an installed package
-        has.
+        for an empty name, for one that another thing, the system itself or an installed package
+        has, and for what is neither a class nor a function.
         """
         if not isinstance(name, str) or not name.strip():
             raise InputError(f"{self.group}: {name!r} is no name; register under a word")
 
         def add(thing: T) -> T:
+            if not callable(thing):
+                raise InputError(
+                    f"{self.group}: {name!r} is {thing!r}, which cannot be called; register a "
+                    "function or a class"
+                )
             earlier_thing = self._registered.get(name)
             if earlier_thing is not None and origin(earlier_thing) != origin(thing):
                 raise InputError(
@@ -139,7 +144,7 @@ class Registry(Generic[T]):
             loaded = entry_point.load()
         except InputError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise InputError(
                 f"{self.group}: {entry_point.name!r} is declared by an installed package as "
                 f"{entry_point.value!r}, which cannot be loaded: {_reason(error)}"
@@ -195,7 +200,7 @@ def load_plugin(plugin: str) -> None:
             importlib.import_module(plugin)
     except BaseException as error:
         _plugins.discard(plugin_key)
-        if isinstance(error, InputError) or not isinstance(error, Exception):
+        if isinstance(error, InputError) or not isinstance(error, (Exception, SystemExit)):
             raise
         raise InputError(
             f"plugin: {plugin!r} cannot be loaded: {_reason(error)}; give a .py file or a module "

@@ -4,6 +4,7 @@ HTML."""
 from __future__ import annotations
 
 import base64
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from PIL import Image
 
 from secondlook.io import (
-    claim,
+    counted,
     png,
     stored_rows,
     versions,
@@ -24,6 +25,7 @@ from secondlook.io import (
 from secondlook.types import Episode
 
 _PAGES = Environment(loader=PackageLoader("secondlook"), autoescape=select_autoescape())
+_PAGES.filters["counted"] = counted
 
 
 def embed(image: Image.Image) -> str:
@@ -59,7 +61,7 @@ def episode_json(episode: Episode, settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _strip(episode: Episode) -> dict[str, Any]:
+def strip_of(episode: Episode) -> dict[str, Any]:
     """What the pages' templates show of an episode, its pictures as data URLs."""
     round_rows = []
     for episode_round in episode.rounds:
@@ -81,30 +83,14 @@ def _strip(episode: Episode) -> dict[str, Any]:
     }
 
 
-def filmstrip(episodes: list[Episode], title: str) -> str:
-    """Episodes as one page: a row of rounds each."""
-    return page("episode.html", title=title, strips=[_strip(episode) for episode in episodes])
+def filmstrip(episode: Episode) -> str:
+    """An episode as a page: a row of its rounds."""
+    return page("episode.html", strip=strip_of(episode))
 
 
 def episode_strip(episode: Episode) -> str:
     """An episode as a piece of HTML that brings its own styles, for a notebook's cell."""
-    return page("episode_strip.html", strip=_strip(episode))
-
-
-EPISODE_FILES = ("episode.json", "episode.html", "final.png", "source.png", "round-*.png")
-
-
-def forget_episodes(folder: Path) -> None:
-    """Remove the episodes that earlier calls wrote to ``folder`` and its numbered folders, so that
-    none is taken for a new one's. Other files stay."""
-    numbered_folders = [path for path in folder.glob("*") if path.name.isdigit()]
-    for episode_folder in (folder, *numbered_folders):
-        if not (episode_folder / "episode.json").is_file():
-            continue
-        claim(episode_folder)
-        for pattern in EPISODE_FILES:
-            for stale_file in episode_folder.glob(pattern):
-                stale_file.unlink()
+    return page("episode_strip.html", strip=strip_of(episode))
 
 
 def write_episode(
@@ -124,14 +110,24 @@ def write_episode(
     for number, episode_round in enumerate(episode.rounds, 1):
         write_image(folder / f"round-{number}.png", episode_round.image)
     write_image(folder / "final.png", episode.image)
-    write_text(folder / "episode.html", filmstrip([episode], episode.prompt.text))
+    write_text(folder / "episode.html", filmstrip(episode))
     # last: a folder with this file holds a whole episode
     write_json(folder / "episode.json", episode_json(episode, settings))
 
 
+def episode_files(folder: Path) -> list[Path]:
+    """The episode.json of a folder, else those of the folders in it: 1, 2, …, 10."""
+    own_path = folder / "episode.json"
+    if own_path.exists():
+        return [own_path]
+    in_folders = folder.glob("*/episode.json")
+    return sorted(in_folders, key=lambda path: (len(path.parent.name), path.parent.name))
+
+
 def curves(run_folder: Path, image_path: Path | None = None, names: Sequence[str] = ()) -> Path:
-    """Plot the metrics ``names`` (default: all) of a run's metrics.jsonl over its steps, three in a
-    row, into ``image_path`` (default: curves.png in the run's folder), which is returned."""
+    """Plot the metrics ``names`` (default: all that more than one step has) of a run's
+    metrics.jsonl over its steps, three in a row, into ``image_path`` (default: curves.png in the
+    run's folder), which is returned."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -163,10 +159,8 @@ def curves(run_folder: Path, image_path: Path | None = None, names: Sequence[str
 
 
 def _metric_names(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """All metrics of a run's rows, in the order in which they first come."""
-    names: list[str] = []
+    """The metrics that more than one of a run's rows has, in the order in which they first come."""
+    num_rows: Counter[str] = Counter()
     for row in rows:
-        for name in row:
-            if name not in ("step", "seconds") and name not in names:
-                names.append(name)
-    return names
+        num_rows.update(name for name in row if name not in ("step", "seconds"))
+    return [name for name, count in num_rows.items() if count > 1]

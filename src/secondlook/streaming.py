@@ -18,15 +18,19 @@ GREY = (127, 127, 127)
 
 @dataclass(frozen=True)
 class PartialImage:
-    """An image while it is drawn."""
+    """An image while it is drawn.
+
+    Attributes:
+        round_index: 0 for the first image, 1 for the first redraw.
+        rows: Rows of codes that are drawn.
+        total_rows: Rows of codes of a whole image.
+        image: What is drawn so far; the rest is grey.
+    """
 
     round_index: int
-    """0 for the first image, 1 for the first redraw."""
     rows: int
-    """Rows of codes that are drawn, of ``total_rows``."""
     total_rows: int
     image: Image.Image
-    """What is drawn so far; the rest is grey."""
 
 
 StreamEvent: TypeAlias = PartialImage | VerdictGiven | EpisodeFinished

@@ -43,13 +43,17 @@ def digest(image: Image) -> str:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is asked for: a picture of ``text``, or with a ``source`` an edit of it by the
-    instruction ``text``."""
+    """What is asked for: a picture, or with a ``source`` an edit of it.
+
+    Attributes:
+        text: What to draw; of an edit the instruction.
+        source: The picture to edit.
+        codes: The source's codes, where it was drawn; without them it is encoded.
+    """
 
     text: str
     source: Image | None = None
     codes: tuple[int, ...] = ()
-    """The source's, where it was drawn; else it is encoded."""
 
     @property
     def key(self) -> str:
@@ -153,14 +157,17 @@ class Turn:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the model says of an image after looking at it."""
+    """What the model says of an image after looking at it.
+
+    Attributes:
+        yes: Whether it matches its prompt.
+        p_yes: P(Yes) / (P(Yes) + P(No)), from 0 to 1.
+        reason: One sentence: "there is a red star but no blue cat."
+    """
 
     yes: bool
-    """Whether it matches its prompt."""
     p_yes: float
-    """P(Yes) / (P(Yes) + P(No)), from 0 to 1."""
     reason: str
-    """One sentence: "there is a red star but no blue cat." """
 
     def __str__(self) -> str:
         return f"{'Yes' if self.yes else 'No'} (p(yes) {self.p_yes:.2f}): {self.reason}"
@@ -168,7 +175,15 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Round:
-    """One image of an episode with the model's own verdict on it."""
+    """One image of an episode with the model's own verdict on it.
+
+    Attributes:
+        image: The picture.
+        codes: Its codes, row by row from the top; of Janus-Pro 24 x 24 = 576.
+        yes: The verdict, which was sampled: whether the image matches the prompt.
+        p_yes: P(Yes) / (P(Yes) + P(No)), from 0 to 1.
+        reason: One sentence, written after the verdict.
+    """
 
     image: Image
     codes: tuple[int, ...]
@@ -178,13 +193,22 @@ class Round:
 
     @property
     def verdict(self) -> Verdict:
+        """``yes``, ``p_yes`` and ``reason`` together."""
         return Verdict(self.yes, self.p_yes, self.reason)
 
 
 @dataclass(frozen=True)
 class Episode:
     """A prompt's rounds in order. The one object that the CLI, the benchmarks and the trainers
-    receive."""
+    receive.
+
+    Attributes:
+        prompt: What was asked for.
+        seed: The episode's seed: with the prompt and the settings it decides everything.
+        rounds: Each image with its verdict; the last one was not redrawn.
+        turns: The sequences behind the rounds, each a drawing or a verdict, with their tokens and
+            log-probabilities: what training learns from.
+    """
 
     prompt: Prompt
     seed: int
@@ -243,7 +267,13 @@ class RowDrawn:
 
 @dataclass(frozen=True)
 class VerdictGiven:
-    """While an episode is drawn: a round has its image and its verdict."""
+    """While an episode is drawn: a round has its image and its verdict.
+
+    Attributes:
+        prompt_index: Which of the prompts that are drawn together it is of; of a stream 0.
+        round_index: 0 for the first image, 1 for the first redraw.
+        round: The image with its verdict.
+    """
 
     prompt_index: int
     round_index: int
@@ -252,7 +282,12 @@ class VerdictGiven:
 
 @dataclass(frozen=True)
 class EpisodeFinished:
-    """An episode is whole."""
+    """An episode is whole.
+
+    Attributes:
+        prompt_index: Which of the prompts that are drawn together it is of; of a stream 0.
+        episode: The episode, the same that ``draw`` returns.
+    """
 
     prompt_index: int
     episode: Episode

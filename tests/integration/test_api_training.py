@@ -6,6 +6,7 @@ import pytest
 
 import secondlook
 from secondlook.api import Model
+from secondlook.errors import InputError
 
 RL = {
     "model": "mini-base",
@@ -48,6 +49,21 @@ def test_settings_may_be_a_file_and_keywords(tmp_path):
         secondlook.train_sft(tmp_path / "none.toml", tmp_path / "run")
     with pytest.raises(secondlook.InputError, match="rewards: 'nonesuch' is unknown"):
         secondlook.train_rl(RL, tmp_path / "run", reward="nonesuch")
+    with pytest.raises(secondlook.InputError, match="config: 3 is no path; give a text or a Path"):
+        secondlook.train_rl(3, tmp_path / "run")
+    with pytest.raises(secondlook.InputError, match="out: None is no path"):
+        secondlook.train_sft({"data": "none"}, None)
+
+
+def test_a_reward_of_one_parameter_gets_a_list(tmp_path, capfd):
+    """And without sanity pairs the reward is not checked before, which one plain line says."""
+    words = "reward: .* was given a list of .* and returned 1; it must return"
+    with pytest.raises(secondlook.InputError, match=words):
+        secondlook.train_rl(RL, tmp_path / "run", reward=lambda pairs: 1, sanity_pairs="")
+    [line] = capfd.readouterr().err.splitlines()
+    assert line == (
+        "secondlook: config: there are no sanity_pairs: the reward is not checked before the run"
+    )
 
 
 def test_sft_on_own_pictures(tmp_path):
@@ -72,3 +88,20 @@ def test_sft_on_own_pictures(tmp_path):
         runtime={"device": "cpu", "threads": 1},
     )
     assert trained.draw("a photo of a red star", rounds=1).image.size == (48, 48)
+
+
+def test_a_refused_job_leaves_nothing_behind(tmp_path):
+    settings = {"model": "mini-base", "runtime": {"device": "cpu"}}
+    for train, wrong in (
+        (secondlook.train_rl, {"prompts": str(tmp_path / "none.txt")}),
+        (secondlook.train_rl, {"reward": 5}),
+        (secondlook.train_sft, {"data": str(tmp_path / "none")}),
+    ):
+        with pytest.raises(InputError):
+            train(settings, out=tmp_path / "out", **wrong)
+        assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").touch()
+    with pytest.raises(InputError, match=r"none\.txt"):
+        secondlook.train_rl(settings, out=tmp_path / "out", prompts=str(tmp_path / "none.txt"))
+    assert (tmp_path / "out" / "mine").exists()

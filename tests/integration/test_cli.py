@@ -5,16 +5,23 @@ import importlib
 import json
 import os
 import re
+import runpy
+import signal
 import sys
+import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import pytest
 from PIL import Image
 from rich.table import Table
 
 from forked import Finished, run_command, run_forked
 from secondlook.cli import common, main
+from secondlook.data.labelled_images import read_pairs
+from secondlook.io import stored_rows
+from secondlook.report import curves
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +60,7 @@ def drawn(model, tmp_path_factory) -> tuple[Path, str]:
 
 def test_draw_writes_every_round(drawn):
     out, printed = drawn
-    assert sorted(p.name for p in out.iterdir()) == [".lock", "1", "2"]
+    assert sorted(p.name for p in out.iterdir()) == [".lock", "1", "2", "config.json"]
     for k in ("1", "2"):
         episode = json.loads((out / k / "episode.json").read_text())
         assert (
@@ -73,10 +80,25 @@ def test_draw_writes_every_round(drawn):
         assert not re.search(r'(src|href)="(?!data:)', page), "the page is self-contained"
 
 
+def test_draw_says_that_an_unlikely_verdict_was_sampled(capsys):
+    from secondlook.cli.drawing import _print_episode
+    from secondlook.types import Episode, Prompt, Round
+
+    image = Image.new("RGB", (48, 48))
+    for yes, p_yes, is_unlikely in [(False, 0.78, True), (True, 0.3, True), (True, 0.9, False)]:
+        rounds = (Round(image, (), yes, p_yes, "there is no cup."),)
+        _print_episode(Episode(Prompt("a photo of a cup"), 0, rounds, ()), "")
+        assert ("sampled from p(yes)" in capsys.readouterr().out) == is_unlikely
+
+
 def test_draw_is_reproducible(drawn, model, tmp_path):
     out, _ = drawn
     args = ("--n", 1, "--seed", 6, "--rounds", 2, "--out", tmp_path)
-    assert secondlook("draw", "a photo of a red star", "--model", model, *args).returncode == 0
+    done = secondlook("draw", "a photo of a red star", "--model", model, *args)
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    assert lines[0] == "a photo of a red star  seed 6"
+    assert lines == [line.rstrip() for line in lines]
     again, before = (
         json.loads(p.read_text()) for p in (tmp_path / "episode.json", out / "2" / "episode.json")
     )
@@ -100,6 +122,59 @@ def test_judge_ask_and_show(drawn, model, tmp_path):
         and "a photo of a red star" in shown.stdout
         and "final" in shown.stdout
     )
+
+
+def test_what_was_drawn_is_judged(drawn, model, tmp_path, monkeypatch, capsys):
+    out, _ = drawn
+    monkeypatch.chdir(tmp_path)
+    assert run_here(monkeypatch, "judge", out, "a photo of a cat", "--model", model) == 0
+    assert "of 2 match" in capsys.readouterr().out
+    verdicts = stored_rows(Path("out/judge/verdicts.jsonl"))
+    assert [row["image"] for row in verdicts] == ["1/final.png", "2/final.png"]
+    assert {row["prompt"] for row in verdicts} == {"a photo of a red star"}, "the episodes' own"
+
+    Image.open(out / "1" / "final.png").save("a.png")
+    editing = ("edit", "a.png", "add a cat", "--rounds", 1, "--model", model)
+    assert run_here(monkeypatch, *editing) == 0
+    assert run_here(monkeypatch, "judge", "out/edit", "--model", model, "--out", "edited") == 0
+    [verdict] = stored_rows(Path("edited/verdicts.jsonl"))
+    assert (verdict["image"], verdict["prompt"]) == ("final.png", "add a cat")
+    [pair] = read_pairs(Path("out/edit"))
+    assert np.array_equal(pair.source(), Image.open("a.png")), "judged beside its source"
+
+    Path("out/edit/final.png").unlink()
+    assert run_here(monkeypatch, "judge", "out/edit", "--model", model) == 2
+    assert "out/edit/final.png' is not a file" in capsys.readouterr().err
+
+
+def test_a_run_is_shown_with_what_there_is_to_look_at(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run = Path("run")
+    (run / "episodes").mkdir(parents=True)
+    metrics = run / "metrics.jsonl"
+
+    def shown() -> str:
+        assert run_here(monkeypatch, "show", run) == 0
+        return capsys.readouterr().out
+
+    metrics.write_text('{"step": 0, "loss": 0.5, "eval": 0.25}\n')
+    assert shown().splitlines()[-1] == "curves: none of a single step"
+    assert [path.name for path in run.iterdir() if path.is_file()] == ["metrics.jsonl"]
+    with metrics.open("a") as file:
+        file.write('{"step": 1, "loss": 0.25}\n')
+    (run / "tensorboard").mkdir()
+    (run / "final").mkdir()
+    for step in (9, 10):
+        (run / "episodes" / f"step-{step}.html").touch()
+    assert shown().splitlines()[-4:] == [
+        "curves: run/curves.png",
+        "best and worst episodes: run/episodes/step-10.html (and 1 of earlier steps)",
+        "tensorboard --logdir run/tensorboard",
+        "checkpoint: run/final",
+    ]
+    one_panel = Image.open(run / "curves.png").size
+    curves(run, names=["loss"])
+    assert Image.open(run / "curves.png").size == one_panel, "no panel of a single dot"
 
 
 def run_here(monkeypatch, *args) -> int:
@@ -154,7 +229,7 @@ def test_a_list_of_prompts_is_drawn_and_resumed(
     (folders[4] / "final.png").unlink()
     before = {f: (f / "episode.json").stat().st_mtime_ns for f in folders}
     assert run_here(monkeypatch, *command) == 0
-    assert "4 of 6 episodes are there" in capsys.readouterr().out
+    assert "episodes that are there: 4 of 6" in capsys.readouterr().out
     changed = [f for f in folders if (f / "episode.json").stat().st_mtime_ns != before[f]]
     assert changed == folders[3:5]
     again = [json.loads((f / "episode.json").read_text()) for f in folders]
@@ -180,7 +255,63 @@ def test_a_list_is_not_mixed_with_other_settings(prompt_list, model, tmp_path, m
     assert "has other prompts" in refused("draw", "--prompts", other, *command[3:])
     single = tmp_path / "single"
     assert run_here(monkeypatch, "draw", "a cat", "--model", model, "--n", 1, "--out", single) == 0
+    assert "folder of another job" in refused(*command[:-1], single)
+    (single / "config.json").unlink()
     assert "not drawn from a list" in refused(*command[:-1], single)
+
+
+def test_a_folder_keeps_one_commands_episodes(model, tmp_path, monkeypatch, capsys):
+    settings = ("--model", model, "--rounds", 1, "--device", "cpu")
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args) -> str:
+        assert run_here(monkeypatch, *args, *settings) == 0
+        return capsys.readouterr().out
+
+    def refused(*args) -> str:
+        assert run_here(monkeypatch, *args, *settings) == 2
+        [sentence] = capsys.readouterr().err.splitlines()
+        return sentence
+
+    def files() -> dict[Path, bytes]:
+        paths = (path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock")
+        return {path: path.read_bytes() for path in paths}
+
+    drawing = ("draw", "a photo of a cup", "--n", 2, "--out", "cups")
+    run(*drawing)
+    drawn = files()
+    assert len(drawn) == 9  # config.json, and of each: round, final, JSON and page
+    assert refused("draw", "a photo of a heart", "--n", 2, "--out", "cups") == (
+        "secondlook: config: prompt is 'a photo of a heart' but cups was begun with 'a photo of a "
+        "cup'; use the same value to go on with it, or another folder"
+    )
+    assert "n is 1 but" in refused("draw", "a photo of a cup", "--n", 1, "--out", "cups")
+    assert "seed is 3 but" in refused(*drawing, "--seed", 3)
+    assert "guidance is 2.0 but" in refused(*drawing, "--guidance", 2)
+    assert "another job" in refused("edit", "cups/1/final.png", "add a cat", "--out", "cups")
+    assert "unknown settings" in refused(*drawing[:-1], "cups/1")
+    run(*drawing)
+    assert files() == drawn, "the same command again is fine"
+
+    Image.open("cups/1/final.png").save("a.png")
+    editing = ("edit", "a.png", "add a cat", "--out", "edits")
+    run(*editing)
+    other_editing = ("edit", "a.png", "add a cup", "--out", "edits")
+    assert "instructions is ['add a cup'] but" in refused(*other_editing)
+    Image.new("RGB", (48, 48), "red").save("a.png")
+    assert "'a.png' is another picture than the one that 'edits'" in refused(*editing)
+    assert "another job" in refused(*drawing[:-1], "edits")
+
+
+def test_without_out_other_commands_get_folders_of_their_own(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for prompt, folder in (("a cup", "draw"), ("a heart", "draw-2"), ("a cup", "draw")):
+        args = ("draw", prompt, "--n", 1, "--rounds", 1, "--model", model)
+        assert run_here(monkeypatch, *args) == 0
+        printed = capsys.readouterr().out
+        assert f"written to out/{folder}:" in printed
+        assert not re.search(" $", printed, re.MULTILINE), "no trailing blanks"
+    assert sorted(path.name for path in Path("out").iterdir()) == ["draw", "draw-2"]
 
 
 def broken_png(folder: Path) -> Path:
@@ -318,6 +449,47 @@ def test_bad_input_gets_one_sentence(case, model, tmp_path, monkeypatch, capsys)
     assert not written, "nothing half-written"
 
 
+MISTYPED = {
+    ("draw", "a cat", "--seed", "-1"): r"draw: .*--seed.*; see `secondlook draw --help`",
+    ("draw", "a cat", "--n", "two"): r"draw: .*--n.*; see `secondlook draw --help`",
+    ("draw", "a", "cat"): r"draw: .*extra argument.*cat.*quotes.*; see `secondlook draw --help`",
+    ("draw", "a cat", "--n"): r".*--n.*argument; see `secondlook --help`",
+    ("draw", "a cat", "--sed", "1"): r"draw: no such option.*--sed.*--seed.*--help`",
+    ("draw", "a cat", "--plugin", "x"): r"draw: no such.*--plugin; it stands before the command.*",
+    ("--seed", "1", "draw", "a cat"): r"no such option.*options stand after its name; see.*",
+    ("drow", "a cat"): r"no such command 'drow'; did you mean 'draw'; see `secondlook --help`",
+    ("train", "rl"): r"train rl: missing option '--config'; see `secondlook train rl --help`",
+    ("judge",): r"judge: missing argument.*; see `secondlook judge --help`",
+    ("data", "bild"): r"data: no such command 'bild'.*; see `secondlook data --help`",
+    ("eval", "pope", "--nosuch"): r"eval pope: no such option.*; see `secondlook eval pope --help`",
+}
+
+
+@pytest.mark.parametrize("args", MISTYPED, ids=" ".join)
+def test_a_mistyped_command_line_gets_one_sentence(args, monkeypatch, capsys):
+    assert run_here(monkeypatch, *args) == 2
+    printed = capsys.readouterr()
+    [sentence] = printed.err.splitlines()
+    assert re.fullmatch(f"secondlook: {MISTYPED[args]}", sentence) and printed.out == ""
+
+
+@pytest.mark.parametrize("args", [(), ("train",)])
+def test_without_a_command_the_help_is_printed(args, monkeypatch, capsys):
+    assert run_here(monkeypatch, *args) == 2
+    printed = capsys.readouterr()
+    assert "Commands" in printed.out and printed.err == ""
+
+
+def test_the_version_and_the_module(monkeypatch, capsys):
+    assert run_here(monkeypatch, "--version") == 0
+    printed = capsys.readouterr().out
+    assert re.fullmatch(r"secondlook \S+ \(torch \S+, transformers \S+, numpy \S+\)\n", printed)
+    monkeypatch.setattr(sys, "argv", ["", "--version"])
+    with pytest.raises(SystemExit) as done:
+        runpy.run_module("secondlook", run_name="__main__")
+    assert done.value.code == 0 and capsys.readouterr().out == printed
+
+
 @pytest.mark.parametrize(
     "args",
     [
@@ -345,19 +517,22 @@ def test_names_for_results_are_utf8(args, tmp_path, monkeypatch, capsys):
         (("data", "build", "--config", "c.toml"), "interrupted; the same command resumes it"),
     ],
 )
-def test_an_interruption_is_told(args, told, tmp_path, monkeypatch, capsys):
-    """typer itself ends without a word."""
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interruption_is_told(args, told, number, code, tmp_path, monkeypatch, capsys):
+    """typer itself ends without a word, and Python at TERM."""
 
     def pressed(*args, **settings):
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), number)
+        time.sleep(5)
 
     for name in ("cli.drawing.locate", "cli.show.stored_rows", "config.load"):
         module, _, function = f"secondlook.{name}".rpartition(".")
         monkeypatch.setattr(importlib.import_module(module), function, pressed)
     (tmp_path / "metrics.jsonl").touch()
     monkeypatch.chdir(tmp_path)
-    assert run_here(monkeypatch, *args) == 130
+    assert run_here(monkeypatch, *args) == code
     assert capsys.readouterr().err == f"secondlook: {told}\n"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_control_characters_are_printed_as_escapes(tmp_path, monkeypatch, capsys):
@@ -388,3 +563,9 @@ def test_truncated_checkpoint(model, tmp_path):
         and "model" in done.stderr
         and len(done.stderr.strip().splitlines()) == 1
     )
+
+
+def test_an_empty_result_is_not_shown(tmp_path, monkeypatch, capsys):
+    (tmp_path / "result.json").write_text("{}")
+    assert run_here(monkeypatch, "show", str(tmp_path)) == 2
+    assert "result.json' is not what secondlook writes" in capsys.readouterr().err

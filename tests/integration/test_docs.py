@@ -14,6 +14,7 @@ import ast
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 import traceback
@@ -21,9 +22,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from forked import run_forked
 from secondlook.evals import intervals
+from secondlook.mini.world.language import parse
+from secondlook.mini.world.scene import COLORS, OBJECTS
 
 ROOT = Path(__file__).parents[2]
 RUN = ("python", "bash", "console")
@@ -149,6 +153,31 @@ def test_files_and_names_are_where_the_page_says(page):
                 assert name in defined(text), f"{name} is not defined in {file}"
 
 
+PATH = re.compile(r"(?:\w+/)+\w+\.(?:py|toml)")
+
+
+@pytest.mark.parametrize("page", ["architecture.md", "paper.md"])
+def test_files_that_the_page_mentions_are_there(page):
+    for span in CODE_SPAN.findall((ROOT / "docs" / page).read_text()):
+        if PATH.fullmatch(span):
+            places = [ROOT / "src" / "secondlook" / span, ROOT / span]
+            assert any(place.exists() for place in places), f"{span} in {page}"
+
+
+def test_numbered_lists_are_shown_with_the_numbers_that_are_written():
+    """Markdown counts on from a list's first number, whatever the others say."""
+    for page in [p for p in pages() if p.suffix == ".md"]:
+        last_number = 0
+        for line in page.read_text().splitlines():
+            item = re.match(r"(\d+)\. ", line)
+            if item and last_number:
+                assert int(item[1]) == last_number + 1, f"{page.relative_to(ROOT)}: {line}"
+            if item:
+                last_number = int(item[1])
+            elif line and not line.startswith(" "):  # the list has ended
+                last_number = 0
+
+
 def defined(text: str) -> set[str]:
     """Names that a module gives to something: classes, functions, variables."""
     names = set()
@@ -165,6 +194,31 @@ def test_every_file_that_the_pages_link_to_is_there():
         for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{target} in {page.relative_to(ROOT)}"
+
+
+def test_the_miniature_s_page_lists_every_word():
+    page = (ROOT / "docs" / "miniature.md").read_text()
+    assert f"| objects | {', '.join(OBJECTS)} |" in page
+    assert f"| colours | {', '.join(COLORS)} |" in page
+    for prompt in re.findall(r'"(a photo of (?!a dog)[^"]+)"', page):
+        assert parse(prompt).prompt == prompt
+
+
+def judge_folder(pictures: str) -> None:
+    sys.argv = ["judge_folder.py", pictures, "a photo of a red star"]
+    runpy.run_path(str(ROOT / "examples" / "judge_folder.py"), run_name="__main__")
+
+
+def test_the_example_judges_pictures_with_any_extension(tmp_path):
+    pictures, output = tmp_path / "pictures", tmp_path / "output"
+    pictures.mkdir()
+    output.mkdir()
+    done = run_forked(judge_folder, str(pictures), output=output)
+    assert done.returncode != 0 and "holds no picture" in done.stdout + done.stderr
+    for name in ("a.PNG", "b.jpeg"):
+        Image.new("RGB", (48, 48)).save(pictures / name)
+    done = run_forked(judge_folder, str(pictures), output=output)
+    assert done.returncode == 0 and "of 2 match" in done.stdout
 
 
 def test_the_readme_stays_a_page():

@@ -400,3 +400,62 @@ def test_what_an_earlier_sequence_left_in_a_slot_is_not_read(exact, monkeypatch)
     steps_to_the_end(engine)
     assert [len(handle.result().tokens) for handle in (longer, shorter)] == [4, 3]
     assert sorted(finished_together[-1]) == [3, 4]
+
+
+@pytest.mark.parametrize("ends_by", ["raise", "cancel"])
+@pytest.mark.parametrize("steps_between", [0, 8, 20])
+def test_a_listener_that_ends_its_task_at_the_last_report_harms_no_other(
+    engine, alone, ends_by, steps_between
+):
+    def on_tokens(request, drawn_tokens):
+        if request.kind == "draw" and len(drawn_tokens) == engine.janus.n_codes:
+            if ends_by == "raise":
+                raise ValueError("boom")
+            engine.cancel(ended)
+
+    ended = engine.submit(task(engine, 0), on_tokens)
+    for _ in range(steps_between):
+        engine.step()
+    others = [engine.submit(task(engine, seed)) for seed in (1, 2)]
+    steps_to_the_end(engine)
+    assert ended.failed == (ends_by == "raise") and ended.cancelled == (ends_by == "cancel")
+    assert [tokens(other.result()) for other in others] == [alone[1], alone[2]]
+    assert is_empty(engine)
+
+
+def test_a_listener_may_end_a_task_whose_sequence_ends_in_the_same_step(engine, alone):
+    handles = []
+
+    def on_tokens(request, drawn_tokens):
+        if request.kind == "draw" and len(drawn_tokens) == engine.janus.n_codes:
+            engine.cancel(handles[1])
+
+    handles.append(engine.submit(task(engine, 0), on_tokens))
+    handles += [engine.submit(task(engine, seed)) for seed in (1, 2)]
+    steps_to_the_end(engine)
+    assert handles[1].cancelled
+    assert [tokens(handles[i].result()) for i in (0, 2)] == [alone[0], alone[2]]
+
+
+def test_run_keeps_what_became_done_beside_it_for_the_next_step(engine, alone):
+    [early, late] = [engine.submit(task(engine, seed)) for seed in (0, 1)]
+    engine.run([task(engine, 2)])
+    told = []
+    while not (early.done and late.done) or not told:
+        told += engine.step()
+    told += steps_to_the_end(engine)
+    assert sorted(map(id, told)) == sorted(map(id, (early, late))), "each once"
+    cancelled = engine.submit(task(engine, 3))
+    engine.cancel(cancelled)
+    engine.release()
+    assert engine.step() == [cancelled]
+
+
+def test_tasks_may_come_from_a_generator_that_itself_draws(engine, alone):
+    def tasks():
+        for seed in (0, 1):
+            yield task(engine, seed)
+            engine.run([task(engine, 2)])
+
+    assert [tokens(episode) for episode in engine.run(tasks())] == [alone[0], alone[1]]
+    assert engine.idle and engine.step() == []

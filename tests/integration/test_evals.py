@@ -56,6 +56,59 @@ def test_the_real_files(benchmarks, tmp_path):
     assert len(edits) == 604 and len({row.task for row in edits}) == 11
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "change", "said"),
+    [
+        ("mini-geneval", {"rows_per_task": 2}, {"rows_per_task": 3}, "rows_per_task is 3"),
+        ("mini-geneval", {}, {"model": "mini-base", "seed": 5}, "model is 'mini-base'"),
+        ("mini-geneval", {"guidance": 1.0}, {"guidance": 3.0}, "guidance is 3.0"),
+        ("mini-curve", {}, {"max_rounds": 4}, "max_rounds is 4"),
+        ("mini-pie", {}, {"split": "seen"}, "split is 'seen'"),
+        ("mini-questions", {}, {"questions": 3}, "questions is 3"),
+        ("mini-judging", {"images": "drawn"}, {"images": "other"}, "images is 'other'"),
+        ("mini-audit", {"folder": "drawn"}, {"folder": "other"}, "folder is 'other'"),
+        ("pope", {"model": "mini"}, {"only": 3}, "only is 3"),
+    ],
+)
+def test_a_folder_keeps_to_one_set_of_settings(name, options, change, said, tmp_path):
+    benchmark = get_benchmark(name)
+    benchmark(**options).begin(name, tmp_path)
+    benchmark(**options).begin(name, tmp_path)  # the same may run again
+    with pytest.raises(InputError, match=f"config: .*{said}.* was begun with"):
+        benchmark(**options | change).begin(name, tmp_path)
+    with pytest.raises(InputError, match="benchmark is 'other'"):
+        benchmark(**options).begin("other", tmp_path)
+
+
+def test_guidance_that_is_the_checkpoints_own_is_the_same_setting(tmp_path):
+    benchmark = get_benchmark("mini-geneval")
+    own = benchmark().folder_settings("mini-geneval")
+    benchmark().begin("mini-geneval", tmp_path)
+    benchmark(guidance=own["guidance"]).begin("mini-geneval", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["mini-questions", "all"])
+def test_a_folder_of_other_settings_is_refused_before_a_model_is_loaded(
+    name, tmp_path, monkeypatch
+):
+    """Also the folder of a finished benchmark that `eval all` would not run again."""
+    folder = tmp_path / "mini-questions"
+    folder.mkdir()
+    get_benchmark("mini-questions")(questions=10).begin("mini-questions", folder)
+    (folder / "result.json").write_text("{}")
+    before = (folder / "config.json").read_text()
+    monkeypatch.setattr("secondlook.cli.evals.load_engine", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("secondlook.cli.evals._names_of_suite", lambda _: ["mini-questions"])
+    monkeypatch.setattr(
+        "secondlook.evals.overview.write", lambda *_: {"benchmarks": {}, "skipped": {}}
+    )
+    out = tmp_path if name == "all" else folder
+    options = ["--model", "mini", "--questions", "20", "--out", str(out)]
+    run = CliRunner().invoke(app, ["eval", name, *options])
+    assert "questions is 20 but" in str(run.exception)
+    assert (folder / "config.json").read_text() == before
+
+
 def eval_all(*options):
     return CliRunner().invoke(app, ["eval", "all", "--model", "mini", *map(str, options)])
 
@@ -68,7 +121,7 @@ def test_all_benchmarks_of_a_miniature(tmp_path):
     result = json.loads((tmp_path / "result.json").read_text())
     assert set(result["benchmarks"]) == {"mini-geneval", "mini-curve", "mini-questions", "mini-pie"}
     assert not result["skipped"]
-    assert 'href="mini-geneval/mini-geneval.html"' in (tmp_path / "all.html").read_text()
+    assert 'href="mini-geneval/benchmark.html"' in (tmp_path / "all.html").read_text()
     mixed = eval_all("--only", 2, *options)
     assert isinstance(mixed.exception, InputError) and "only is 2 but" in str(mixed.exception)
 

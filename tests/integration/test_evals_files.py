@@ -11,11 +11,13 @@ from secondlook.cli import app
 from secondlook.cli.common import console
 from secondlook.errors import InputError
 from secondlook.evals import records, report, runner
-from secondlook.evals.benchmark import VALUE_IN_UNIT, Row, ValueRange
+from secondlook.evals.benchmark import VALUE_IN_UNIT, Row, ValueRange, get_benchmark
 from secondlook.evals.geneval import GenEval
+from secondlook.evals.pie_bench import PIEBench
 from secondlook.evals.records import EvalSettings, score_fault
 from secondlook.io import append_rows
 from secondlook.mini.evals import audit, judging
+from secondlook.mini.evals.sampled import redraws_text
 
 
 def test_no_score_is_outside_its_range():
@@ -41,7 +43,7 @@ def test_what_has_no_number_is_missing_and_named(tmp_path, monkeypatch):
     not stop a resumed run."""
     every = [Row(f"{i:05d}", f"a photo of a cup {i}", "all") for i in range(20)]
     settings = EvalSettings("geneval", "mini", 1, 1)
-    records.begin(tmp_path, settings, {})
+    (tmp_path / "pictures").mkdir()
     record = {"k": 0, "task": "all", "seed": 0, "final": 0, "fresh": []}
     lines = []
     for i, row in enumerate(every):
@@ -67,11 +69,11 @@ def test_what_has_no_number_is_missing_and_named(tmp_path, monkeypatch):
     ].startswith("value is nan")
     report.write(tmp_path, benchmark, settings, episodes)
     page = (tmp_path / "benchmark.html").read_text()
-    assert "1 of 20 samples are left out" in page and "00003-0-1.png" in page
+    assert "1 of 20 samples left out" in page and "00003-0-1.png" in page
     monkeypatch.setattr(console, "_width", 120)  # whichever test made the console first
     shown = CliRunner().invoke(app, ["show", str(tmp_path)])
-    assert shown.exit_code == 0 and "GenEval: mini, 20 rows, 1 samples each" in shown.output
-    assert "1.000 [1.000, 1.000]" in shown.output and "1 of 20 samples left out" in shown.output
+    assert shown.exit_code == 0 and "GenEval: mini, 20 rows, 1 sample each" in shown.output
+    assert "[1.000, 1.000]" in shown.output and "1 of 20 samples left out" in shown.output
 
 
 def test_what_there_is_none_of_is_shown_as_none(tmp_path):
@@ -96,9 +98,11 @@ def test_what_there_is_none_of_is_shown_as_none(tmp_path):
         (
             miniature,
             (
-                "redraws: fixed none (wrong: 0), broke 0.500 of 2 right",
-                "balanced none, kappa",
-                "colours: none (chance",
+                "2 images were drawn again after a No: no wrong first image was among them, 50.0 % "
+                "of 2 right first images ended wrong.",
+                "0.500     no data            0.000",
+                "balanced accuracy needs right and wrong images",
+                "each in its colour  no data  0.50",
             ),
         ),
         (
@@ -107,14 +111,119 @@ def test_what_there_is_none_of_is_shown_as_none(tmp_path):
                 "POPE: mini, 4 questions",
                 "0.500 [0.500, 0.500]",
                 "0.750",
-                "none of the pictures left out",
             ),
         ),
     ):
         (tmp_path / "result.json").write_text(json.dumps(result))
         shown = CliRunner().invoke(app, ["show", str(tmp_path)])
         assert shown.exit_code == 0 and all(words in shown.output for words in said), shown.output
-        assert "nan" not in shown.output
+        assert "nan" not in shown.output and "none" not in shown.output.lower()
+
+
+def interval_of(mean):
+    return {"mean": mean, "low": mean - 0.0123, "high": mean + 0.0123}
+
+
+def test_what_eval_prints_fits_80_columns(tmp_path, monkeypatch):
+    """No interval is broken; an image benchmark's other metrics and what its number is are told."""
+    row = {"first": interval_of(27.5), "final": interval_of(28.25), "gain": interval_of(-0.5)}
+    judged = {"accuracy": 0.5, "kappa": -0.5, "always_yes_rate": 1.0}
+    judged["balanced_accuracy"] = interval_of(0.5)
+    tasks = {"background_change": row | {"images": 700}, "ps_human": row | {"images": 1}}
+    settings = {"model": "mini", "samples": 1, "judge": "x"}
+    public = {"title": "PIE", "rows": 1, "settings": settings, "note": "", "mean_rounds": 1.5}
+    public |= {"overall": row | {"images": 1}, "tasks": tasks, "images": 1, "missing": 0}
+    public |= {"metrics": {"psnr": row, "clip": row}, "judge": judged}
+    miniature = {
+        "overall": row,
+        "tasks": {"single_object": row | {"images": 320}},
+        "binding": {"bound": interval_of(0.5), "images": 320},
+        "position": {"given_both": interval_of(0.5), "chance": 0.25, "images": 320},
+        "judge": {"every round, greedy": judged},
+        "redraws": {"fixed": 0.0, "wrong": 1, "broken": 0.0, "right": 0},
+    }
+    monkeypatch.setattr(console, "_width", 80)
+    for result in (miniature, public | {"number": PIEBench.number}):
+        (tmp_path / "result.json").write_text(json.dumps(result))
+        shown = CliRunner().invoke(app, ["show", str(tmp_path)])
+        assert shown.exit_code == 0, shown.output
+        for line in shown.output.splitlines()[2:]:
+            assert len(line) <= 80 or line.startswith(("PSNR", "1 image was")), line
+            assert line.count("[") == line.count("]"), line
+        for interval in ("[27.488, 27.512]", "[-0.512, -0.488]", "0.500 [0.488, 0.512]"):
+            assert interval in shown.output
+    assert "\nclip " in shown.output and "PSNR in dB" in shown.output
+    assert "1 row, 1 sample each" in shown.output and "every sample has its" in shown.output
+
+
+@pytest.mark.parametrize("name", ["mini-curve", "mini-pie", "mini-judging", "pope"])
+def test_lines_of_results_fit_80_columns(name):
+    row = {measure: interval_of(-0.5) for measure in ("success", "exact", "psnr")}
+    point = {"rounds": 10, "images": 10.5, "final": interval_of(0.5)}
+    point["over_best_of_n"] = interval_of(-0.5)
+    overall = {"balanced_accuracy": interval_of(0.5), "auroc": interval_of(0.5), "ece": 0.5}
+    overall |= {"kappa": -0.5, "verdicts": 12345, "calibrated": {}}
+    overall |= {image: row for image in ("first", "final", "gain")}
+    split = {"f1": interval_of(0.5), "accuracy": 0.5, "yes_rate": 0.5}
+    other = {"other": "x", "sampled_balanced_accuracy": interval_of(-0.5), "auroc": interval_of(0)}
+    result = {"curve": [point], "overall": overall, "over": [other], "images_per_second": 1.0}
+    result |= {"judge": {"every round": overall}, "splits": {"adversarial": split}, "left_out": []}
+    options = {"images": "x"} if name == "mini-judging" else {"model": "mini"}
+    lines = get_benchmark(name)(**options).lines(result)
+    assert lines and max(map(len, lines)) <= 80, lines
+
+
+@pytest.mark.parametrize(
+    ("redraws", "said"),
+    [
+        ((0, 0.0, 0, 0.0), "No image was drawn again."),
+        (
+            (1, 1.0, 0, 0.0),
+            "1 image was drawn again after a No: 100.0 % of 1 wrong first image ended right, no "
+            "right first image was among them.",
+        ),
+        (
+            (3, 1 / 3, 2, 0.0),
+            "5 images were drawn again after a No: 33.3 % of 3 wrong first images ended right, 0.0 "
+            "% of 2 right first images ended wrong.",
+        ),
+    ],
+)
+def test_redraws_are_told_in_a_sentence(redraws, said):
+    names = ("wrong", "fixed", "right", "broken")
+    assert redraws_text(dict(zip(names, redraws, strict=True))) == said
+
+
+def image_benchmark_result(folder, value):
+    """What `eval geneval` leaves of one picture that has this score."""
+    folder.mkdir(parents=True)
+    shown = [{"picture": "0.png", "yes": True, "p_yes": 0.9, "reason": "…"}]
+    record = {"row": 0, "k": 0, "task": "all", "id": "0", "prompt": "a cup", "seed": 0, "final": 0}
+    append_rows(folder / "episodes-000.jsonl", [record | {"rounds": shown, "fresh": []}])
+    append_rows(folder / "scores-000.jsonl", [{"picture": "0.png", "value": value}])
+    (folder / "pictures").mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "pictures" / "0.png")
+    settings = EvalSettings("geneval", "mini", 1, 1)
+    episodes = records.read_records(folder)
+    report.write(folder, GenEval(model="mini"), settings, episodes)
+
+
+def test_a_table_takes_a_benchmarks_folder_or_one_above(tmp_path):
+    image_benchmark_result(tmp_path / "a", 0.0)
+    image_benchmark_result(tmp_path / "b" / "geneval", 1.0)
+    pairs = [f"a={tmp_path}/a", f"b={tmp_path}/b"]
+    run = CliRunner().invoke(app, ["eval", "table", *pairs, "--out", str(tmp_path / "out")])
+    assert run.exit_code == 0, run.output
+    [table] = json.loads((tmp_path / "out" / "result.json").read_text())["benchmarks"]
+    assert [row["name"] for row in table["models"]] == ["a", "b"]
+    assert table["differences"][1]["difference"]["mean"] == 1.0
+    for settings, said in (
+        ({"model": "mini"}, "holds no result.json of an image benchmark, and none of its folders"),
+        ({"benchmark": "mine"}, "a result of 'mine', which is no known benchmark; name the file"),
+    ):
+        (tmp_path / "a" / "result.json").write_text(json.dumps({"settings": settings}))
+        run = CliRunner().invoke(app, ["eval", "table", *pairs, "--out", str(tmp_path / "out")])
+        assert said in str(run.exception)
 
 
 def test_records_that_are_damaged_are_as_if_not_there(tmp_path):
@@ -122,7 +231,6 @@ def test_records_that_are_damaged_are_as_if_not_there(tmp_path):
         [Row("0", "a cup", "all"), Row("1", "a cat", "all")],
         EvalSettings("geneval", "mini", 1, 1),
     )
-    records.begin(tmp_path, settings, {})
     shown = [{"picture": "00000-0-1.png", "yes": True, "p_yes": 0.9, "reason": "…"}]
     good = {
         "row": 0,

@@ -163,7 +163,7 @@ def test_processes_share_the_jobs_and_resume(data, tmp_path):
     settings = EvalSettings("geneval", "mini", 2, 1, 0, 0, 1.0)
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     for out in (alone, shared):
-        records.begin(out, settings, {})
+        out.mkdir()
     runner.draw(engine, every, settings, sampling, alone)
     runner.draw(engine, every, settings, sampling, shared, WorkerShard(0, 2))
     assert not records.all_drawn(shared, every, settings)

@@ -53,7 +53,7 @@ def test_pope_from_questions_to_the_page(command, tmp_path):
     assert all(answer["answer"] in ("Yes", "No") for answer in answers)
     share_of_no = sum(answer["answer"] == "No" for answer in answers) / 12
     assert result["overall"]["accuracy"] == pytest.approx(share_of_no) and not result["left_out"]
-    assert "released evaluate.py" in (out / "pope.html").read_text()
+    assert "released evaluate.py" in (out / "benchmark.html").read_text()
 
 
 def test_two_processes_share_popes_questions(command, tmp_path, monkeypatch):

@@ -5,6 +5,8 @@ tests/integration/test_extending_algorithm.py.
 """
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -111,7 +113,7 @@ def test_a_reward_that_fails_its_sanity_pairs_is_refused(outside):
         (
             ("--plugin", "{folder}/brightness.py"),
             ("--set", 'rewards=[{kind = "test-brightness", floor = "low"}]'),
-            "rewards: floor = 'low' is wrong: Input should be a valid number",
+            "rewards: floor = 'low' is wrong: it must be a number",
         ),
         (
             ("--plugin", "{folder}/brightness.py"),
@@ -125,3 +127,26 @@ def test_what_cannot_be_used_is_one_sentence(outside, before, settings, words):
     assert isinstance(result.exception, InputError)
     with pytest.raises(InputError, match=words):
         raise result.exception
+
+
+def test_a_plugin_that_ends_python_amid_a_command_is_told(tmp_path):
+    plugin = tmp_path / "leaving.py"
+    plugin.write_text(
+        "from secondlook.registry import register_prompts\n"
+        "@register_prompts('leaving')\n"
+        "def prompts():\n"
+        "    exit(0)\n"
+    )
+    command = [sys.executable, "-m", "secondlook", "--plugin", str(plugin), "train", "rl"]
+    settings = [
+        "prompts=leaving",
+        "prompt_options={}",
+        "rewards=[{kind='mini'}]",
+        "runtime.device=cpu",
+    ]
+    for setting in settings:
+        command += ["--set", setting]
+    command += ["--config", "mini/rl", "--set", "model=mini", "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "plugin: leaving.py, line 4, ended the program with 0" in done.stderr

@@ -1,12 +1,17 @@
 """A benchmark from a file outside the package, run by name through the command line."""
 
 import json
+import re
 import sys
 
 import pytest
+from PIL import Image
 
 from secondlook import registry
 from secondlook.cli import main
+from secondlook.errors import InputError
+from secondlook.evals import runner
+from secondlook.evals.benchmark import VALUE_IN_UNIT, Row
 
 PLUGIN = '''
 from __future__ import annotations
@@ -95,3 +100,72 @@ def test_something_else_than_a_benchmark_is_refused(tmp_path, monkeypatch, capsy
         assert "no subclass of secondlook.evals.benchmark.Benchmark" in capsys.readouterr().err
     finally:
         registry.benchmarks._registered.pop("wrong", None)
+
+
+WRONG_CLASSES = {
+    'metrics = {"half": (0, 1)}': r"metrics = {'half': \(0, 1\)} is wrong at 'half'; give a range",
+    'metrics = {"half": ValueRange(1, 0)}': "is wrong at 'half'; give a range",
+    'metrics = ("half",)': r"metrics = \('half',\) is wrong; give a dictionary of names and ranges",
+    "metrics = {}": "metrics = {} is wrong",
+    'metrics = {"picture": ValueRange()}': "a text other than 'picture'",
+    'metrics: dict = {"half": ValueRange()}': "metrics with a type is an option of the command",
+    'title = ""': "title = '' is wrong; give a text for people",
+    "del title": "has no title; give a text for people",
+    'suite = "auto"': "suite = 'auto' is wrong; give one word that `eval all --suite` takes",
+    "suite = 3": "suite = 3 is wrong",
+    'counted_tasks = "star"': "counted_tasks = 'star' is wrong; give a tuple of tasks' names",
+    'counted_tasks = ("dog",)': "counted_tasks names 'dog', of which there is no row; rows are of",
+    'mean_over = "rows"': 'mean_over = \'rows\' is wrong; give "tasks" or "images"',
+    "default_samples = 0": "default_samples = 0 is wrong; give a whole number from 1 to 1000",
+    'argument = "folder"': "argument = 'folder' is wrong; it has no field of this name",
+    'files = ("mine.csv",)': "files names 'mine.csv', which is not in evals.fetch.FILES",
+    "edits = True": "row 0 edits nothing; give its Row a source",
+    "device: str = 'cpu'": "every benchmark has an option device",
+    "def rows(self): return [('0', 'a cup', 'a')]": r"row 0 is \('0', 'a cup', 'a'\); give a",
+    "def rows(self): return None": r"rows\(\) returned None; return a list of Row",
+    "scorer = ImageBenchmark.scorer": "lacks scorer; define what it lacks",
+}
+
+
+@pytest.mark.filterwarnings("ignore:Field name")  # pydantic says it too
+@pytest.mark.parametrize("line", WRONG_CLASSES)
+def test_a_class_that_is_no_benchmark_is_refused_before_drawing(
+    line, tmp_path, monkeypatch, capsys
+):
+    name = "half-benchmark"
+    text = PLUGIN.replace("red-pictures", name).replace("Row\n", "Row, ValueRange\n")
+    if line == "del title":
+        text = text.replace('    title = "Red pictures"\n', "")
+    elif line.startswith("title"):
+        text = text.replace('title = "Red pictures"', line)
+    else:
+        text += f"\n    {line}\n"
+    path = tmp_path / "wrong.py"
+    path.write_text(text)
+    monkeypatch.setattr("secondlook.cli.evals.load_engine", lambda *_, **__: pytest.fail("loaded"))
+    try:
+        command = ["--plugin", path, "eval", name, "--model", "mini", "--out", tmp_path / "out"]
+        assert ended(monkeypatch, *command) == 2
+    finally:
+        registry.benchmarks._registered.pop(name, None)
+    said = capsys.readouterr().err
+    assert said.startswith("secondlook: benchmarks: ") and said.count("\n") == 1
+    assert re.search(WRONG_CLASSES[line], said), said
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_scorer_gives_is_checked(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / "0.png")
+    rows, batch = [Row("0", "a cup", "all")], [(0, "0.png")]
+    _, [missing] = runner._score_batch(lambda _: [0.5], rows, tmp_path, batch, VALUE_IN_UNIT)
+    assert missing["why"] == "the scorer gave 0.5, neither metrics nor a sentence"
+    with pytest.raises(InputError, match="scorer: it gave 0 scores for 1 pictures"):
+        runner._score_batch(lambda _: [], rows, tmp_path, batch, VALUE_IN_UNIT)
+
+
+def test_benchmarks_of_others_are_a_suite_of_their_own(plugin, monkeypatch, capsys):
+    assert ended(monkeypatch, "--plugin", plugin, "eval", "list") == 0
+    suites = dict(line.split()[:2] for line in capsys.readouterr().out.splitlines())
+    assert suites["red-pictures"] == "own" and suites["geneval"] == "public"
+    assert suites["name"] == "suite", "the columns are named"

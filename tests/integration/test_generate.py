@@ -100,6 +100,8 @@ def test_pictures_scores_examples_and_a_manifest(folder, tmp_path):
         "negatives": 9,
         "licence": "CC0-1.0",
     }
+    shown = CliRunner().invoke(app, ["show", str(out)], env={"COLUMNS": "200"})
+    assert "prompts: 9" in shown.output and f"samples: {out / 'samples.html'}" in shown.output
     for name, digest in manifest["sha256"].items():
         assert sha256((out / name).read_bytes()).hexdigest() == digest
     files = {
@@ -303,10 +305,10 @@ def test_what_a_folder_has_beyond_and_lacks_is_named(tmp_path):
         assert run.exit_code == 0, run.exception
         told = [line for line in run.output.splitlines() if "pictures)" in line]
         assert told == [
-            f"1 pictures of prompts that are not asked ({pictures}): other.png",
-            f"1 pictures beyond images = 2 ({pictures}): 3.png",
-            f"1 pictures that metadata.jsonl does not name ({pictures}): unlisted.png",
-            f"1 prompts without a picture ({pictures}): a photo of a blue cup",
+            f"pictures of prompts that are not asked ({pictures}): 1 (other.png)",
+            f"pictures beyond images = 2 ({pictures}): 1 (3.png)",
+            f"pictures that metadata.jsonl does not name ({pictures}): 1 (unlisted.png)",
+            f"prompts without a picture ({pictures}): 1 (a photo of a blue cup)",
         ]
     with pytest.raises(
         InputError,

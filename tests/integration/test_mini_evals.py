@@ -68,7 +68,7 @@ def test_a_run_equals_its_recomputation(engine, tmp_path):
         np.mean([np.mean(v) for v in by_task.values()])
     )
     assert len({tuple(r["rounds"][0]["codes"]) for r in rows}) == len(rows), "distinct samples"
-    assert "Mini-GenEval" in (tmp_path / "mini-geneval.html").read_text()
+    assert "Mini-GenEval" in (tmp_path / "benchmark.html").read_text()
 
 
 @pytest.mark.parametrize("field", ["samples", "rounds", "rows_per_task"])
@@ -293,11 +293,11 @@ def test_the_page_shows_what_is_wrong_and_was_judged_yes(tmp_path):
         "Right at once": 2,
     }
     write(tmp_path, some, MiniGenEval())
-    page = (tmp_path / "mini-geneval.html").read_text()
+    page = (tmp_path / "benchmark.html").read_text()
     assert (
         "Wrong, and judged Yes at once" in page and "Still wrong" not in page and "nan" not in page
     )
-    assert "a redraw fixed: (there were none)" in page
+    assert "No image was drawn again." in page
     assert list(gallery([scored((False, False))])) == ["Still wrong"]
 
 

@@ -115,8 +115,19 @@ def test_a_shipped_model_has_a_card_of_its_own(tmp_path):
     assert {path.name for path in out.iterdir()} == CHECKPOINT_FILES | {"README.md"}
     own = Path(locate("mini")) / "README.md"
     assert (out / "README.md").read_text() == own.read_text()
-    with pytest.raises(InputError, match=r"README\.md' is there and is the card"):
-        hub.push("mini", "me/mini", license_id="mit", dry_run=tmp_path / "other")
+
+
+def test_results_and_a_licence_are_added_to_a_card_that_is_there(run, tmp_path):
+    out = tmp_path / "out"
+    hub.push("mini", "me/mini", [tmp_path / "geneval"], dry_run=out)
+    own_text = (Path(locate("mini")) / "README.md").read_text()
+    card_text = (out / "README.md").read_text()
+    assert card_text.startswith(own_text.rstrip())
+    assert "| GenEval | first | 0.812 | 0.790 to 0.830 |" in card_text.removeprefix(own_text)
+    hub.push("mini", "me/mini", license_id="mit", dry_run=tmp_path / "other")
+    card = ModelCard.load(tmp_path / "other" / "README.md")
+    assert card.data.license == "mit" and card.data.base_model == "mini-base"
+    assert "## What it knows" in card.text
 
 
 class FakeApi:

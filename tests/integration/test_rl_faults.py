@@ -142,15 +142,54 @@ def group_of(values: list[float], number: int) -> list[Trajectory]:
     return trajectories
 
 
-def test_the_page_of_a_step_of_which_groups_have_no_score(tmp_path):
+def test_the_page_of_a_step(tmp_path):
     nan = math.nan
     without, wide, narrow = [nan, nan], [0.1, nan, 0.75], [0.5, 0.625]
-    write_page(tmp_path, [*group_of(without, 0), *group_of(wide, 1), *group_of(narrow, 2)], 7)
+    flat, alone = [0.25, 0.25, 0.25], [nan, 0.875]
+    groups = [without, flat, wide, narrow]
+    trajectories = [t for number, group in enumerate(groups) for t in group_of(group, number)]
+    reward, drawing, verdict = 1.5, (0.5, 1.0), nan
+    best = trajectories[7]
+    best.turns = [
+        TrajectoryTurn("draw", 0.75, reward=reward, advantage=drawing, advantage_scale=2.0),
+        TrajectoryTurn("judge", 0.75, advantage=verdict),
+    ]
+    shown = write_page(tmp_path, trajectories, 7)
     page = (tmp_path / "episodes" / "step-7.html").read_text()
-    places = [page.index(prompt) for prompt in ("p0.75", "p0.1", "p0.625", "p0.5<")]
-    assert places == sorted(places) and "pnan" not in page
-    write_page(tmp_path, group_of(without, 0), 8)
-    assert not (tmp_path / "episodes" / "step-8.html").exists()
+    expected = [
+        "final images score from 0.100 to 0.750 (2 of 3 episodes have a score)",
+        ">best<",
+        ">score 0.750<",
+        "right",
+        "drawing: reward 1.50, advantage +1.50",
+        "verdict: masked, for want of a score",
+        ">worst<",
+        ">score 0.100<",
+        "wrong",
+        "final images score from 0.500 to 0.625 (2 of 2 episodes have a score)",
+        ">score 0.625<",
+        ">score 0.500<",
+        "flat group: all final images score 0.250 (3 of 3 episodes have a score)",
+        ">one of them<",
+        ">score 0.250<",
+    ]
+    for text in expected:
+        assert text in page, text
+        page = page[page.index(text) + len(text) :]  # in this order
+    assert "<img" not in page, "a flat group's episode is there once"
+    assert [episode.prompt.text for episode in shown] == [
+        "p0.75",
+        "p0.1",
+        "p0.625",
+        "p0.5",
+        "p0.25",
+    ]
+
+    write_page(tmp_path, group_of(alone, 0), 8)
+    page = (tmp_path / "episodes" / "step-8.html").read_text()
+    assert "1 of 2 episodes have a score: 0.875" in page and "flat" not in page
+    write_page(tmp_path, group_of(without, 0), 9)
+    assert not (tmp_path / "episodes" / "step-9.html").exists()
 
 
 class Listening(ProcessGroup):

@@ -61,7 +61,7 @@ def vision_command(folder, out) -> list[str]:
     return [
         sys.executable,
         "-m",
-        "secondlook.cli",
+        "secondlook",
         "train",
         "vision",
         "--config",

@@ -40,12 +40,12 @@ def installed(wheel, tmp_path_factory) -> Path:
     venv.create(folder / "venv", symlinks=True)
     variables = {"base": str(folder / "venv"), "platbase": str(folder / "venv")}
     site = Path(sysconfig.get_path("purelib", "venv", variables))
-    libraries = folder / "libraries"  # links, without this package and without what .pth files add
-    libraries.mkdir()
+    # links, without this package and without what .pth files add; they stand in the environment
+    # itself, since dill (of datasets) pickles modules from elsewhere with all they hold
     for library in Path(sysconfig.get_path("purelib")).iterdir():
-        if "secondlook" not in library.name and library.suffix != ".pth":
-            (libraries / library.name).symlink_to(library)
-    (site / "libraries.pth").write_text(f"{libraries}\n")
+        is_here = (site / library.name).exists()
+        if "secondlook" not in library.name and library.suffix != ".pth" and not is_here:
+            (site / library.name).symlink_to(library)
     options = ["--quiet", "--no-deps", "--no-index", "--target", str(site)]
     subprocess.run([sys.executable, "-m", "pip", "install", *options, str(wheel)], check=True)
     return folder / "venv" / "bin"
@@ -71,7 +71,7 @@ def run(installed, tmp_path):
 
 def secondlook(run, *arguments: str) -> str:
     """What a command prints. Fails where it does not end with 0."""
-    done = run("-m", "secondlook.cli", *arguments)
+    done = run("-m", "secondlook", *arguments)
     assert done.returncode == 0, f"{arguments}: {done.stderr[-2000:]}"
     return done.stdout
 

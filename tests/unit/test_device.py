@@ -53,3 +53,8 @@ def test_workers_have_a_gpu_each(machine, monkeypatch):
         assert worker_device("auto") == torch.device("cuda", index)
         assert worker_device("cuda:1") == torch.device("cuda", 1)
         assert worker_device("cpu") == torch.device("cpu")
+
+
+def test_a_device_without_data_is_refused():
+    with pytest.raises(InputError, match="'meta' is not there, torch finds cpu"):
+        resolve_device("meta")

@@ -240,7 +240,7 @@ def test_mini_pie_and_its_numbers(tmp_path):
         )
     still = result["baselines"]["identity"]
     assert still["success"]["mean"] == 0 and still["mse"]["mean"] == 0
-    assert (tmp_path / "mini-pie.html").read_text().count("<img") >= 4
+    assert (tmp_path / "benchmark.html").read_text().count("<img") >= 4
 
 
 def test_the_shipped_model_edits_and_judges_edits():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from secondlook.arguments import open_picture
 from secondlook.data.labelled_images import read_pairs
 from secondlook.errors import InputError
 from secondlook.io import as_rgb, decode_image, read_image
@@ -135,3 +136,9 @@ def test_pictures_that_are_none_are_refused(recwarn):
         read_image(CASES / "images" / "pixels_196_million.png")
     assert "178,956,970" in sentence(error)
     assert not recwarn.list
+
+
+@pytest.mark.parametrize("size", [(0, 0), (5, 0), (0, 5)])
+def test_a_picture_without_pixels_is_refused(size):
+    with pytest.raises(InputError, match=f"it has no pixels: {size[0]} x {size[1]}"):
+        open_picture(Image.new("RGB", size))

@@ -5,6 +5,7 @@ miniature, and only inside functions.
 """
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[2] / "src" / "secondlook"
-EVERYONE = {"types", "errors", "io", "end_request"}
+PAGE = Path(__file__).parents[2] / "docs" / "architecture.md"
+EVERYONE = {"types", "errors", "io", "end_request", "complaints"}
 PLUGINS = {"registry", "plugin_settings"}
 """What can be added from outside: known to the rooms that ask for it."""
 
@@ -25,6 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "types": {"report"},  # inside a function: how an episode shows itself
     "errors": set(),
     "end_request": set(),
+    "complaints": set(),
     "io": set(),
     "registry": set(),
     "plugin_settings": set(),
@@ -44,8 +47,12 @@ SYSTEM = set(MAY_IMPORT) | DOOR
 MAY_IMPORT |= {room: SYSTEM for room in DOOR}
 MAY_IMPORT["mini"] = SYSTEM
 MAY_IMPORT["cli"] = SYSTEM | {"mini"}
+MAY_IMPORT["__main__"] = {"cli"}
 
-MODULES_OF_RL = 83
+PART = re.compile(r"`(\w+(?=/)|\w+\.py)/?`")
+"""A folder or a module in the page's table."""
+
+MODULES_OF_RL = 85
 """Most modules of the package, its 13 folders included, that the RL loop loads; fewer are better.
 """
 
@@ -83,6 +90,36 @@ def test_imports_stay_in_their_rooms(path):
     if room != "mini":
         at_the_top = rooms_of(tree.body)
         assert "mini" not in at_the_top, f"{path.name} imports the miniature when it is imported"
+
+
+def stated_imports() -> dict[str, set[str]]:
+    """Of every module in the page's table, which others it may import. "X and what that
+    may" is X with its own, "all above" the rows before, "everything" all rows."""
+    table = PAGE.read_text().split("## Five words")[0]
+    stated: dict[str, set[str]] = {}
+    for row in re.findall(r"^\| (`.*) \|.*\| (.*) \|$", table, re.MULTILINE):
+        own, others = ({part.removesuffix(".py") for part in PART.findall(cell)} for cell in row)
+        for other in re.findall(r"`(\w+)/` and what that may", row[1]):
+            others |= stated[other]
+        if row[1] == "all above":
+            others = set(stated)
+        elif row[1].startswith("everything"):
+            others = set(stated) | own
+        for room in own:
+            stated[room] = others - own
+    return stated
+
+
+def test_the_page_says_who_may_import_whom():
+    stated = stated_imports()
+    for room in MAY_IMPORT:
+        allowed = MAY_IMPORT[room] - EVERYONE
+        if room in DOOR:
+            allowed -= DOOR
+        if room in EVERYONE:
+            allowed = set.union(*(MAY_IMPORT[other] for other in EVERYONE)) - EVERYONE
+        assert room in stated, f"{room} is not in the page's table"
+        assert stated[room] - EVERYONE - {room} == allowed - {room}, room
 
 
 def loaded_by(module: str) -> list[str]:

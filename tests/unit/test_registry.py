@@ -24,6 +24,7 @@ from secondlook.plugin_settings import build, check_settings
 from secondlook.registry import Registry
 from secondlook.rewards.config import RewardConfig, as_reward, make_reward
 from secondlook.rewards.reward import Score, score
+from secondlook.train.rl.algorithms import register_algorithm
 from secondlook.train.rl.config import RLConfig
 from secondlook.types import Prompt
 
@@ -173,7 +174,7 @@ def thing(prompt, image, most: Annotated[int, Field(ge=1)] = 3, names: list[str]
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"most": 0}, "rewards: most = 0 is wrong: .*greater than or equal to 1"),
+        ({"most": 0}, "rewards: most = 0 is wrong: it must be at least 1"),
         ({"most": "3"}, "rewards: most = '3' is wrong"),
         ({"most": True}, "rewards: most = True is wrong"),
         ({"names": [1]}, r"rewards: names\.0 = 1 is wrong"),
@@ -184,6 +185,48 @@ def thing(prompt, image, most: Annotated[int, Field(ge=1)] = 3, names: list[str]
 def test_settings_are_checked_by_name_and_type(values, words):
     with pytest.raises(InputError, match=f"^config: {words}"):
         check_settings("rewards", "thing", thing, values, frozenset({"prompt", "image"}))
+
+
+@dataclass
+class Checked:
+    share: float = 0.5
+
+    def __post_init__(self):
+        if self.share > 1:
+            raise ValueError(f"share is {self.share}; it must be at most 1")
+
+
+def test_a_check_of_all_settings_speaks_for_itself():
+    class Sharing:
+        Config = Checked
+
+    sentence = "^config: rewards: 'sharing': share is 2.0; it must be at most 1$"
+    with pytest.raises(InputError, match=sentence):
+        check_settings("rewards", "sharing", Sharing, {"share": 2}, frozenset())
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"share": 2}, "algorithm_options: share is 2.0; it must be at most 1"),
+        (
+            {"shar": 2},
+            "algorithm_options.shar is not a setting of this job; did you mean "
+            "algorithm_options.share?",
+        ),
+        ({"xyz": 2}, "algorithm_options.xyz is not .* job; known are algorithm_options.share"),
+        ({"share": "x"}, "algorithm_options.share = 'x' is wrong: it must be a number"),
+        ({"share": [1]}, r"algorithm_options.share = \[1\] is wrong: .*"),
+    ],
+)
+def test_options_of_an_algorithm_are_named_with_their_table(options, sentence):
+    with pytest.raises(InputError, match=f"^config: {sentence}$".replace("?$", r"\?$")):
+        parse(Checked, options, "[algorithm_options]", "algorithm_options")
+
+
+def test_a_check_of_a_whole_job_names_no_field():
+    with pytest.raises(InputError, match=r"^config: share is 2.0; it must be at most 1$"):
+        parse(Checked, {"share": 2})
 
 
 def test_settings_fill_keyword_arguments_or_a_config_class():
@@ -227,6 +270,36 @@ def test_a_function_is_a_reward_and_what_fails_is_missing():
     for wrong in (1.5, -0.1, "good", True + 1):
         with pytest.raises(InputError, match=r"reward: .*returned"):
             as_reward(lambda prompt, image, wrong=wrong: wrong)(TWO)
+
+
+@pytest.mark.parametrize(
+    ("reward", "words"),
+    [
+        (3, "3 is no reward; give a registered name, a function"),
+        (Score, "is no reward; give a registered name, a function"),
+        (max, "does not say its parameters|cannot be called"),
+        (lambda: 1.0, "cannot be called with a prompt and an image"),
+        (lambda prompt, image, weight: 1.0, "cannot be called .*'weight'"),
+    ],
+)
+def test_what_cannot_be_called_is_no_reward(reward, words):
+    with pytest.raises(InputError, match=f"^reward: .*{words}"):
+        as_reward(reward)
+
+
+@pytest.mark.parametrize("returned", [1, None, "ab", [0.5, 0.5], [Score(1.0, True, "r")]])
+def test_a_function_of_lists_returns_a_list_of_scores(returned):
+    items = [(Prompt("a"), IMAGE), (Prompt("b"), IMAGE)]
+    words = r"reward: 'test_registry\.test_.*lambda.*' was given a list of 2 .* and returned "
+    with pytest.raises(InputError, match=words) as raised:
+        score(as_reward(lambda listed: returned), items)
+    assert repr(returned) in str(raised.value)
+    assert score(as_reward(lambda listed: [None, Score(1.0, True, "r")]), items)[0] is None
+
+
+def test_a_wrapped_function_is_one_of_a_picture():
+    reward = as_reward(lambda *arguments, **settings: 0.5 * len(arguments))
+    assert [each.value for each in reward(TWO)] == [1.0, 1.0]
 
 
 def test_a_function_with_a_source_scores_edits():
@@ -331,3 +404,44 @@ def test_a_function_is_a_generator(clean_registries):
             GeneratorConfig(**settings)
     with pytest.raises(InputError, match="render draws its own world's prompts; set prompts = 'mi"):
         BuildConfig([GeneratorConfig("render", "mini")], templates=["a cat"])
+
+
+def test_what_cannot_be_called_is_not_registered(clean_registries):
+    for register in (
+        registry.register_reward,
+        registry.register_benchmark,
+        registry.register_prompts,
+        registry.register_sanity_pairs,
+        registry.register_generator,
+        register_algorithm,
+    ):
+        with pytest.raises(InputError, match="'five' is 5, which cannot be called; register a"):
+            register("five")(5)
+
+
+def test_a_reward_without_a_call_is_refused(clean_registries):
+    @registry.register_reward("silent")
+    class Silent:
+        pass
+
+    with pytest.raises(InputError, match="reward: silent is no reward"):
+        make_reward([RewardConfig("silent")])
+
+
+def test_a_plugin_that_ends_python_is_told(tmp_path, monkeypatch, clean_registries):
+    plugin = tmp_path / "exits.py"
+    plugin.write_text("import sys\nsys.exit(7)\n")
+    with pytest.raises(InputError, match=r"exits.py' cannot be loaded: SystemExit: 7"):
+        registry.load_plugin(str(plugin))
+    installed(tmp_path, "rewards", "leaving = exits")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match=r"'leaving' is declared .*cannot be loaded: SystemExit"):
+        registry.rewards.get("leaving")
+
+
+def test_a_reward_that_ends_python_is_a_missing_score():
+    def leaving(prompt, image):
+        raise SystemExit(3)
+
+    reward = as_reward(leaving)
+    assert reward(TWO) == [None, None] and "SystemExit: 3" in why_missing(reward)

@@ -55,17 +55,15 @@ def say(*parts: str | tuple[str, str]) -> None:
     console.print(line)
 
 
+NO_DATA = "no data"
+
+
 def interval(measured: dict[str, float]) -> str:
-    """A mean with its 95 % interval; "none" where there was nothing to average, so that the mean is
-    NaN."""
+    """A mean with its 95 % interval; `NO_DATA` where there was nothing to average, so that the mean
+    is NaN."""
     if math.isnan(measured["mean"]):
-        return "none"
+        return NO_DATA
     return f"{measured['mean']:.3f} [{measured['low']:.3f}, {measured['high']:.3f}]"
-
-
-def share(fraction: float, total: int, what: str) -> str:
-    """A fraction of ``total`` of them; "none" where there are none."""
-    return f"{fraction:.3f} of {total} {what}" if total else f"none ({what}: 0)"
 
 
 def progress_bar() -> Progress:
@@ -136,5 +134,5 @@ def load_engine(
 def name_left_out(what: str, names: list[str], most: int = 5) -> None:
     """Print how many things were not used, and the first ones' names."""
     if names:
-        others = f" (and {len(names) - most} more)" if len(names) > most else ""
-        say(f"{len(names)} {what}: {', '.join(names[:most])}{others}")
+        others = f", and {len(names) - most} more" if len(names) > most else ""
+        say(f"{what}: {len(names)} ({', '.join(names[:most])}{others})")

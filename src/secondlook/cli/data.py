@@ -34,7 +34,7 @@ def data_fetch(out: Out = Path("out/files")) -> None:
     """Fetch seed prompts and benchmarks' files at pinned revisions, their hashes checked, with
     their licences."""
     from secondlook.evals import fetch
-    from secondlook.io import writable_folder, write_text
+    from secondlook.io import counted, writable_folder, write_text
 
     writable_folder(out)
     fetched_files = fetch.fetch_all(out)
@@ -44,8 +44,8 @@ def data_fetch(out: Out = Path("out/files")) -> None:
     for repository, commit, licence in sorted(sources):
         say(f"  {repository} at {commit[:9]}: {licence}")
     say(
-        f"written to {out}: {len(fetched_files)} files, SOURCES.json, seeds.txt "
-        f"({len(seed_prompts)} prompts)"
+        f"written to {out}: {counted(len(fetched_files), 'file')}, SOURCES.json, seeds.txt "
+        f"({counted(len(seed_prompts), 'prompt')})"
     )
 
 
@@ -59,7 +59,7 @@ def data_build(config: Config, out: Out = Path("out/data"), set_: Set = []) -> N
     from secondlook import config as configs
     from secondlook.data.build_config import BuildConfig
     from secondlook.data.generate import build
-    from secondlook.io import read_json, writable_folder
+    from secondlook.io import claimed_folder, read_json
     from secondlook.rewards.config import make_reward
 
     build_config = configs.load(BuildConfig, config, set_)
@@ -71,9 +71,11 @@ def data_build(config: Config, out: Out = Path("out/data"), set_: Set = []) -> N
     def load_generator(model: str) -> Engine:
         return load_engine(locate(model), device, largest_batch)
 
-    writable_folder(out)
-    reward = make_reward(build_config.rewards, device, reasons=True, prompts=build_config.prompts)
-    build(build_config, reward, out, load_generator, WorkerShard.of_environment())
+    with claimed_folder(out):
+        reward = make_reward(
+            build_config.rewards, device, reasons=True, prompts=build_config.prompts
+        )
+        build(build_config, reward, out, load_generator, WorkerShard.of_environment())
     if (out / "manifest.json").exists():  # the last of several processes writes it
         _name_all_left_out(read_json(out / "manifest.json", dict))
     examples = "" if build_config.examples == "none" else "examples-*, "
@@ -135,5 +137,5 @@ def data_edits(
     written_path, prompts_without = write_instructions(
         data, out, Endpoint(url, model), pictures, each, good, seed
     )
-    name_left_out("prompts got no instruction", prompts_without)
+    name_left_out("prompts without an instruction", prompts_without)
     say(f"written to {written_path}")

@@ -11,15 +11,24 @@ from typing import Any
 
 from secondlook.api import Model
 from secondlook.cli.common import load_model, progress_bar, say
+from secondlook.cli.drawn_folder import CONFIG
 from secondlook.data.prompts import Line, check_prompts, read_prompts
 from secondlook.episode import SamplingConfig, stream_episodes
 from secondlook.errors import InputError
-from secondlook.io import finite, read_json, same_config, writable_folder, write_json, write_text
+from secondlook.io import (
+    counted,
+    finite,
+    read_json,
+    same_config,
+    writable_folder,
+    write_json,
+    write_text,
+)
 from secondlook.models.shipped import locate
 from secondlook.report import page, write_episode
 from secondlook.types import Episode, EpisodeFinished
 
-CONFIG, SUMMARY, INDEX = "config.json", "summary.json", "index.html"
+SUMMARY, INDEX = "summary.json", "index.html"
 PART = 512
 """Episodes that are submitted to the engine together; the sources of no more are open."""
 
@@ -65,7 +74,7 @@ def draw_list(
     jobs = _jobs_of(lines, settings)
     missing_jobs = [job for job in jobs if not _is_whole(out / job.name, job)]
     if len(missing_jobs) < len(jobs):
-        say(f"{len(jobs) - len(missing_jobs)} of {len(jobs)} episodes are there")
+        say(f"episodes that are there: {len(jobs) - len(missing_jobs)} of {len(jobs)}")
     if missing_jobs:
         model = load_model(settings.model, **loading)
         check_prompts(model.engine.template, lines)
@@ -89,18 +98,11 @@ def _jobs_of(lines: Sequence[Line], settings: ListSettings) -> list[Job]:
     return jobs
 
 
-def refuse_list_folder(out: Path) -> None:
-    """Raises InputError where ``draw --prompts`` has written to ``out``: single episodes are not
-    mixed with a list's."""
-    if (out / SUMMARY).exists() or (out / CONFIG).exists():
-        raise InputError(f"out: {str(out)!r} is the folder of another job; use another folder")
-
-
 def say_summary(summary: dict[str, Any]) -> None:
     """Print what ``summarize`` found."""
     say(
-        f"{summary['prompts']} prompts, {summary['episodes']} episodes of "
-        f"{summary['mean_rounds']:.2f} images"
+        f"{counted(summary['prompts'], 'prompt')}, {counted(summary['episodes'], 'episode')} of "
+        f"{summary['mean_rounds']:.2f} images on average"
     )
     say(
         f"the model says Yes to {summary['yes_first']:.1%} of the first and "

@@ -13,20 +13,26 @@ from secondlook.cli.common import (
     Device,
     Dtype,
     Model,
-    Out,
     Seed,
     console,
     load_model,
     say,
 )
+from secondlook.cli.drawn_folder import CONFIG, open_drawn_folder
 from secondlook.errors import InputError
 from secondlook.models.shipped import locate
-from secondlook.types import Episode
+from secondlook.types import Episode, digest
 
 Guidance = Annotated[
     float | None, typer.Option(help="Classifier-free guidance; default: the checkpoint's own.")
 ]
-Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
+Temperature = Annotated[float, typer.Option(help="Of codes, verdicts and reasons; 0 is greedy.")]
+
+
+UNLIKELY_VERDICT = (
+    "           (sampled from p(yes), as all verdicts here; --temperature 0 is greedy)"
+)
+"""Said below a round whose verdict is the less likely one."""
 
 
 def draw(
@@ -48,7 +54,10 @@ def draw(
     temperature: Temperature = 1.0,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for the results; default: out/draw, of a file out/ITS-NAME."),
+        typer.Option(
+            help="Folder for the results; default: out/draw, or the next of out/draw-2, … that is "
+            "free; of a file out/ITS-NAME."
+        ),
     ] = None,
     batch: Annotated[int, typer.Option(help="Episodes drawn together.")] = 64,
     device: Device = "auto",
@@ -75,7 +84,7 @@ def draw(
         return
     check_text("prompt", prompt, "say what to draw")
     sampling = {"rounds": rounds, "seed": seed, "guidance": guidance, "temperature": temperature}
-    _draw_one(prompt, model, n or 4, sampling, out or Path("out/draw"), loading)
+    _draw_one(prompt, model, n or 4, sampling, out, loading)
 
 
 def _draw_one(
@@ -83,27 +92,26 @@ def _draw_one(
     model_name: str,
     num_samples: int,
     sampling: dict[str, Any],
-    out: Path,
+    out: Path | None,
     loading: dict[str, Any],
 ) -> None:
     """Draw one prompt and write its episodes. ``sampling`` are arguments of ``Model.draw``,
     ``loading`` those of ``load_model``."""
     from dataclasses import asdict
 
-    from secondlook.cli.draw_list import refuse_list_folder
-    from secondlook.io import writable_folder
-    from secondlook.report import forget_episodes, write_episode
+    from secondlook.io import write_json
+    from secondlook.report import write_episode
 
     # all that can be wrong with the names is found before a model is loaded
     locate(model_name)
-    writable_folder(out)
-    refuse_list_folder(out)
+    config = {"command": "draw", "prompt": prompt, "model": model_name, "n": num_samples} | sampling
+    out = open_drawn_folder(out, Path("out/draw"), config)
     model = load_model(model_name, **loading)
     with console.status("drawing, looking, redrawing …"):
         episodes = model.draw([prompt], num_samples, **sampling)
     sampling_config = model.sampling(sampling["guidance"], sampling["temperature"])
     settings = {"model": model_name, "max_rounds": sampling["rounds"]} | asdict(sampling_config)
-    forget_episodes(out)
+    write_json(out / CONFIG, config)
     for episode_number, episode in enumerate(episodes, 1):
         write_episode(out if num_samples == 1 else out / str(episode_number), episode, settings)
     for episode_number, episode in enumerate(episodes, 1):
@@ -122,7 +130,13 @@ def edit(
     seed: Seed = 0,
     guidance: Guidance = None,
     temperature: Temperature = 1.0,
-    out: Out = Path("out/edit"),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the results; default: out/edit, or the next of out/edit-2, … that is "
+            "free."
+        ),
+    ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     attention: Attention = "sdpa",
@@ -130,9 +144,8 @@ def edit(
     """Edit a picture, look at the edit, judge it, and edit again while the verdict is No."""
     from dataclasses import asdict
 
-    from secondlook.cli.draw_list import refuse_list_folder
-    from secondlook.io import read_image, writable_folder, write_image
-    from secondlook.report import forget_episodes, write_episode
+    from secondlook.io import read_image, write_image, write_json
+    from secondlook.report import write_episode
 
     at_least("rounds", rounds)
     check_sampling(guidance, temperature)
@@ -140,21 +153,17 @@ def edit(
         check_text("instruction", instruction, "say what to change")
     source_image = read_image(image)
     locate(model)
-    writable_folder(out)
-    refuse_list_folder(out)
+    sampling: dict[str, Any] = {"rounds": rounds, "seed": seed}
+    sampling |= {"guidance": guidance, "temperature": temperature}
+    config = {"command": "edit", "image": str(image), "image_digest": digest(source_image)}
+    config |= {"instructions": list(instructions), "model": model} | sampling
+    out = open_drawn_folder(out, Path("out/edit"), config)
     editor = load_model(model, device, dtype=dtype, attention=attention)
     with console.status("editing, looking, editing again …"):
-        episodes = editor.edit(
-            source_image,
-            instructions,
-            rounds=rounds,
-            seed=seed,
-            guidance=guidance,
-            temperature=temperature,
-        )
+        episodes = editor.edit(source_image, instructions, **sampling)
     sampling_config = editor.sampling(guidance, temperature)
     settings = {"model": model, "image": str(image), "max_rounds": rounds} | asdict(sampling_config)
-    forget_episodes(out)
+    write_json(out / CONFIG, config)
     are_several = len(episodes) > 1
     for episode_number, episode in enumerate(episodes, 1):
         write_episode(out / str(episode_number) if are_several else out, episode, settings)
@@ -171,9 +180,12 @@ def edit(
 
 def _print_episode(episode: Episode, position_text: str) -> None:
     """A line of the prompt and one of each round. ``position_text``: "2/4" of several episodes."""
-    say((episode.prompt.text, "bold"), (f"  seed {episode.seed} {position_text}", "dim"))
+    seed_text = f"  seed {episode.seed} {position_text}".rstrip()
+    say((episode.prompt.text, "bold"), (seed_text, "dim"))
     for round_index, episode_round in enumerate(episode.rounds):
         verdict = ("Yes", "green") if episode_round.yes else ("No ", "red")
         final_mark = ("  <- final", "blue") if round_index == episode.final else ""
         reason = f" p(yes) {episode_round.p_yes:.2f}  {episode_round.reason}"
         say(f"  round {round_index + 1}: ", verdict, reason, final_mark)
+        if episode_round.yes != (episode_round.p_yes > 0.5):
+            say((UNLIKELY_VERDICT, "dim"))

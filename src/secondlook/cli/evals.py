@@ -69,9 +69,13 @@ def eval_list() -> None:
     """The registered benchmarks."""
     from secondlook.evals.benchmark import get_benchmark
 
+    rows = [("name", "suite", "what it measures")]
     for name in benchmarks.names():
         benchmark = get_benchmark(name)
-        say((f"{name:16}", "bold"), f"{benchmark.suite:8}{_one_line(benchmark)}")
+        rows.append((name, benchmark.suite, _one_line(benchmark)))
+    name_width, suite_width = (max(len(row[column]) for row in rows) + 2 for column in (0, 1))
+    for name, suite, about in rows:
+        say((f"{name:{name_width}}", "bold"), f"{suite:{suite_width}}{about}")
 
 
 def _one_line(benchmark: type[Benchmark]) -> str:
@@ -111,6 +115,7 @@ def run_benchmark(
     from secondlook.io import writable_folder
 
     writable_folder(out)
+    benchmark.begin(name, out)
     with _session(name, out, computing) as session:
         result = benchmark.run(session)
     if result is None:
@@ -121,9 +126,7 @@ def run_benchmark(
         say(line)
     if not result_lines:
         show(out)
-    name_left_out(
-        "samples are left out, for a picture of theirs has no score", _without_score(result)
-    )
+    name_left_out("samples left out, for want of a score", _without_score(result))
     say(f"written to {out}: {benchmark.files_written}")
     return result
 
@@ -215,7 +218,7 @@ def _run_all(
 ) -> None:
     """``benchmark_options``: those of the benchmarks' fields, None where one was not given."""
     from secondlook.evals import overview
-    from secondlook.io import same_config, writable_folder, write_json
+    from secondlook.io import counted, same_config, writable_folder, write_json
     from secondlook.models.shipped import SHIPPED, locate
 
     at_least("batch", batch)
@@ -237,18 +240,17 @@ def _run_all(
     computing = {"batch": batch, "device": device, "dtype": dtype, "attention": attention}
     failures: dict[str, str] = {}
     for name, benchmark in chosen_benchmarks.items():
-        if not benchmark.resumes and (out / name / "result.json").exists():
-            continue  # it would be computed again
         try:
+            if not benchmark.resumes and (out / name / "result.json").exists():
+                benchmark.begin(name, out / name)  # refuses a result of other options
+                continue  # it would be computed again
             run_benchmark(name, benchmark, out / name, computing)
         except (InputError, Stopped) as error:  # the others do not depend on it
             failures[name] = str(error)
             say(f"{name}: not ended: {error}")
     result = overview.write(out, settings, skipped | failures)
-    say(
-        f"written to {out}: all.html, result.json ({len(result['benchmarks'])} benchmarks, "
-        f"{len(skipped)} skipped)"
-    )
+    num_measured = counted(len(result["benchmarks"]), "benchmark")
+    say(f"written to {out}: all.html, result.json ({num_measured}, {len(skipped)} skipped)")
     if failures:
         first_reason = next(iter(failures.values()))
         raise Stopped(f"benchmarks: {', '.join(failures)} began and did not end: {first_reason}")
@@ -311,7 +313,11 @@ def eval_resumes(words: list[str]) -> bool:
 
 
 SUITE_OPTION = Annotated[
-    str, typer.Option(help="mini, public, or auto: mini for shipped models, else public.")
+    str,
+    typer.Option(
+        help="mini, public, own (registered by others), another suite's name, or auto: mini for "
+        "shipped models, else public."
+    ),
 ]
 ROUNDS_OPTION = Annotated[int, typer.Option(help="At most this many images an episode.")]
 ONLY_OPTION = Annotated[

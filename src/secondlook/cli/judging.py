@@ -25,7 +25,10 @@ from secondlook.models.shipped import locate
 
 def judge(
     images: Annotated[
-        Path, typer.Argument(help="A picture, a folder, or a .jsonl or .parquet of pairs.")
+        Path,
+        typer.Argument(
+            help="A picture, a folder (also one of draw or edit), or a .jsonl or .parquet of pairs."
+        ),
     ],
     prompt: Annotated[
         str,

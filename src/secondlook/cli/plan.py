@@ -48,7 +48,7 @@ def plan(
     """Say what a training job needs of each GPU's memory, whether it fits, and what to change."""
     from dataclasses import replace
 
-    from secondlook.io import finite, write_json
+    from secondlook.io import counted, finite, write_json
     from secondlook.train import memory_advice, model_sizes
     from secondlook.train import memory_plan as plans
     from secondlook.train.rl.config import RLConfig
@@ -69,15 +69,16 @@ def plan(
     available_bytes = memory * plans.GIB
     billions = (sizes.trained_params + sizes.frozen_params) / 1e9
     account = plans.account(sizes, job, gpus, editing)
+    which_gpus = "one GPU" if gpus == 1 else f"each of {gpus} GPUs"
     _print_table(
         account,
-        f"GiB of each of {gpus} GPUs: {model}, {billions:.2f} billion parameters",
+        f"GiB of {which_gpus}: {model}, {billions:.2f} billion parameters",
     )
     changes, fits_with_changes = memory_advice.advice(sizes, job, gpus, available_bytes, editing)
     _say_whether_it_fits(account, memory, changes, fits_with_changes)
     if changes or not fits_with_changes:
         num_ranks = memory_advice.ranks_needed(sizes, job, available_bytes, editing)
-        on_ranks = f"{num_ranks} such GPUs" if num_ranks else "no number of such GPUs"
+        on_ranks = counted(num_ranks, "such GPU") if num_ranks else "no number of such GPUs"
         say(f"as it is, it fits on {on_ranks}")
     if isinstance(job, RLConfig) and any(reward.kind == "vlm" for reward in job.rewards):
         say("the judge's server is not counted; it needs GPUs of its own")

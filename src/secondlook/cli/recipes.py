@@ -1,4 +1,4 @@
-"""The settings that come along."""
+"""The shipped recipes: settings of jobs."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import typer
 from secondlook.cli.common import say
 
 recipes_app = typer.Typer(
-    invoke_without_command=True, help="List the settings that come along, or copy one to edit."
+    invoke_without_command=True, help="List the shipped recipes, or copy one to edit."
 )
 
 
 @recipes_app.callback()
 def list_recipes(context: typer.Context) -> None:
-    """List the settings that come along; --config takes these names."""
+    """List the shipped recipes, settings of jobs; --config takes these names."""
     if context.invoked_subcommand is not None:
         return
     from secondlook.recipes import recipe_names, title_of

@@ -14,7 +14,9 @@ from secondlook.errors import InputError
 def eval_table(
     results: Annotated[
         list[str],
-        typer.Argument(help="NAME=FOLDER, each with folders of image benchmarks' results."),
+        typer.Argument(
+            help="NAME=FOLDER of an image benchmark's result, or with several such folders."
+        ),
     ],
     out: Out = Path("out/table"),
 ) -> None:

@@ -66,11 +66,10 @@ def _train(
 ) -> None:
     """Run a job with the settings of a file, and of ``--set`` over them."""
     from secondlook import config as configs
-    from secondlook.io import writable_folder
+    from secondlook.io import claimed_folder
     from secondlook.train.termination import noted
 
     job_config = configs.load(config_class, config_path, settings)
-    writable_folder(out)
-    with noted(out):  # how it ends is kept for a restart
+    with claimed_folder(out), noted(out):  # how it ends is kept for a restart
         train_job(job_config, out)
     say(f"written to {out}")

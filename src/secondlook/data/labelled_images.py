@@ -20,9 +20,11 @@ from secondlook.io import (
     is_file,
     parquet_rows,
     read_image,
+    read_json,
     read_rows,
     text_field,
 )
+from secondlook.report import episode_files
 from secondlook.types import Prompt
 
 LISTS = (".jsonl", ".parquet")
@@ -60,7 +62,8 @@ def read_pairs(
     left_out: Callable[[str], None] = lambda _: None,
 ) -> list[Pair]:
     """Pairs of a picture (``prompt`` is then needed), a folder (with metadata.jsonl of file_name
-    and prompt, else its pictures, all of ``prompt``), a JSONL file (image, prompt, perhaps good and
+    and prompt, else of episodes, whose final images they are, else its pictures, all of
+    ``prompt``), a JSONL file (image, prompt, perhaps good and
     source; paths beside the file) or a Parquet file (columns image, prompt, perhaps good or
     correct, and source_image). Pictures without a source of their own are edits of ``source``, if
     any. ``left_out`` is told the name of each of a folder's files that is no picture.
@@ -84,6 +87,9 @@ def _stored_pairs(path: Path, prompt: str, left_out: Callable[[str], None]) -> l
     if path.is_dir():
         if (path / "metadata.jsonl").is_file():
             return _pairs_of_described_folder(path, prompt, left_out)
+        episode_paths = episode_files(path)
+        if episode_paths:
+            return [_pair_of_episode(path, episode_path) for episode_path in episode_paths]
         return _pairs_of_plain_folder(path, prompt, left_out)
     if path.suffix.lower() == ".jsonl":
         return _pairs_of_lines(path, "image", prompt)
@@ -116,6 +122,22 @@ def _pairs_of_described_folder(
         if is_picture and path.name not in named_files:
             left_out(path.name)
     return pairs
+
+
+def _pair_of_episode(folder: Path, episode_path: Path) -> Pair:
+    """The final image of an episode in ``folder`` that ``draw`` or ``edit`` wrote."""
+    episode_folder = episode_path.parent
+    image_path, source_path = episode_folder / "final.png", episode_folder / "source.png"
+    where = str(episode_path)
+    prompt = text_field(read_json(episode_path, dict), "prompt", where)
+    return Pair(
+        name=str(image_path.relative_to(folder)),
+        prompt=prompt,
+        open=partial(read_image, _existing(image_path, where)),
+        source=partial(read_image, source_path) if source_path.exists() else None,
+        source_name=str(source_path) if source_path.exists() else "",
+        where=where,
+    )
 
 
 def _pairs_of_plain_folder(

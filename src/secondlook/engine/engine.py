@@ -51,6 +51,8 @@ class Engine:
         self._running_batch: RunningBatch | None = None
         self._need: Need | None = None
         self._stepping = False
+        self._unreported: list[Handle] = []
+        """Done while ``run`` ran other tasks; told by the next ``step``."""
 
     # what a task awaits
 
@@ -110,22 +112,27 @@ class Engine:
         here and by every handle.
         """
         if self._stepping:
-            raise RuntimeError("engine: step was called within a step, or from a second thread")
+            raise RuntimeError(
+                "engine: a step is under way already; an engine belongs to one thread, so submit "
+                "all work from there, or load the model once for each thread"
+            )
+        unreported, self._unreported = self._unreported, []
         scheduler = self._scheduler
         if scheduler is None:
-            return []
+            return unreported
         self._stepping = True
         try:
             with self._running(), fast_linear(self.janus.device), sdpa_kernel(KERNELS):
                 if scheduler.tasks:
                     self._step(scheduler)
         except BaseException as error:
+            self._unreported = unreported
             scheduler.cancel_all(error if isinstance(error, Exception) else None)
             self._release()
             raise
         finally:
             self._stepping = False
-        return scheduler.take_done()
+        return unreported + scheduler.take_done()
 
     def _step(self, scheduler: Scheduler) -> None:
         if self._running_batch is None:
@@ -158,19 +165,30 @@ class Engine:
         that fails raises, after cancelling the others. Work submitted before goes on beside
         them."""
         handles: list[Handle[T]] = []
+        others_done: list[Handle] = []
         try:
             for task in tasks:
                 handles.append(self.submit(task, need=need))
             unfinished = set(handles)
             while unfinished:
+                failed = None
                 for handle in self.step():
-                    if handle in unfinished and handle.failed:
-                        handle.result()  # raises
+                    if handle not in unfinished:
+                        others_done.append(handle)
+                    elif handle.failed:
+                        failed = failed or handle
                     unfinished.discard(handle)
+                if failed is not None:
+                    failed.result()  # raises
             return [handle.result() for handle in handles]
         finally:
             for handle in handles:
                 self.cancel(handle)
+            if self._scheduler is not None:
+                others_done += self._scheduler.take_done()
+            own_handles = set(handles)
+            told_later = self._unreported + others_done
+            self._unreported = [handle for handle in told_later if handle not in own_handles]
             self.release()
 
     def release(self) -> None:
@@ -181,6 +199,8 @@ class Engine:
             self._release()
 
     def _release(self) -> None:
+        if self._scheduler is not None:
+            self._unreported += self._scheduler.take_done()
         self._scheduler = self._running_batch = self._need = None
 
     def _max_tasks(self) -> int:

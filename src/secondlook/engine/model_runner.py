@@ -12,7 +12,6 @@ model's width, F of its feed-forward layer, A query heads, H key-value heads, d 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from functools import cache
 
@@ -26,6 +25,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, eager
 
 from secondlook.engine.decode_state import DecodeState
 from secondlook.engine.kv_cache import KVCache, in_columns, rounded
+from secondlook.errors import tell_user
 from secondlook.models import packing
 from secondlook.models.janus.model import Janus
 
@@ -187,10 +187,9 @@ class ModelRunner:
             try:
                 self._run(state, *shape)
             except torch._dynamo.exc.BackendCompilerFailed as error:
-                warnings.warn(
+                tell_user(
                     "drawing is slower: torch.compile does not work here "
-                    f"({str(error).splitlines()[0]})",
-                    stacklevel=2,
+                    f"({str(error).splitlines()[0]})"
                 )
                 self.between = BETWEEN
                 self._run(state, *shape)

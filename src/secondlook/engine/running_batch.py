@@ -350,6 +350,7 @@ class RunningBatch:
             return
         free_slots: set[int] = set()
         for sequence in leaving:
+            assert sequence.slot >= 0, "it was taken out before"
             free_slots.update(sequence.slots)
         num_remaining = self.slots_used - len(free_slots)
         # the slots in use from there on are as many as the free ones before, and move to them

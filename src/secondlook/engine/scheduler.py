@@ -18,7 +18,8 @@ from secondlook.engine.handle import Handle
 from secondlook.engine.image_codec import ImageCodec
 from secondlook.engine.requests import DecodeImage, EncodeImage, GenerateRequest, Task
 from secondlook.engine.sequence import CachedPrefix, Sequence, StepOutput
-from secondlook.types import ImageInput, Request
+from secondlook.errors import Stopped
+from secondlook.types import ImageInput, Request, Turn
 
 T = TypeVar("T")
 OnTokens = Callable[[Request, tuple[int, ...]], None]
@@ -111,23 +112,26 @@ class Scheduler:
 
     def postprocess(self, output: StepOutput) -> None:
         """Report tokens to those who listen, and resume the tasks whose sequences have ended."""
-        for sequence, tokens in output.partial:
-            self._report(sequence, tokens)
+        # what has ended is in the batch no more: a listener that ends tasks must not take it out
+        ended: list[tuple[ScheduledTask, Sequence, Turn | Stopped]] = []
         for sequence, turn in output.finished:
-            if not isinstance(turn, Exception):
-                self._report(sequence, turn.tokens)
-            task = self._decoding.pop(sequence, None)
-            if task is None:
-                continue  # cancelled meanwhile
+            ended.append((self._decoding.pop(sequence), sequence, turn))
+        for sequence, tokens in output.partial:
+            if sequence in self._decoding:  # else its task was ended by an earlier listener
+                self._report(self._decoding[sequence], sequence, tokens)
+        for task, sequence, turn in ended:
+            if isinstance(turn, Turn) and not task.handle.done:
+                self._report(task, sequence, turn.tokens)
+            if task.handle.done:
+                continue
             if sequence.spec.keep_prefix:
                 task.prefixes[sequence.spec.sampling_params.head] = sequence.prefixes
                 sequence.prefixes = []
             self._resume(task, turn)
         self._step += 1
 
-    def _report(self, sequence: Sequence, tokens: tuple[int, ...]) -> None:
-        task = self._decoding.get(sequence)
-        if task is None or task.on_tokens is None:
+    def _report(self, task: ScheduledTask, sequence: Sequence, tokens: tuple[int, ...]) -> None:
+        if task.on_tokens is None:
             return
         try:
             task.on_tokens(sequence.spec.request, tokens)

@@ -13,9 +13,10 @@ Importing this module imports neither torch nor transformers.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
@@ -24,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from secondlook.errors import InputError
 from secondlook.evals.scorers import BLIP
-from secondlook.registry import benchmarks, origin
+from secondlook.registry import benchmarks
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -74,6 +75,8 @@ Metrics = Mapping[str, ValueRange]
 VALUE_IN_UNIT: Metrics = {"value": ValueRange()}
 """One metric, ``value``, from 0 to 1."""
 
+MeanOver = Literal["tasks", "images"]
+
 ScoreOrReason = dict[str, Any] | str
 """A picture's score: its metrics' names with their values, and whatever else is worth keeping. Or,
 where the picture has no score, why not."""
@@ -101,7 +104,7 @@ class EvalSession:
     name: str
     """What the benchmark is registered as."""
     out: Path
-    """Folder of the result. It is there and may be written to."""
+    """Folder of the result. It is there, may be written to, and was begun (`Benchmark.begin`)."""
     load_engine: Callable[[str], Engine]
     """The engine of a model's name."""
     device: str = "cpu"
@@ -122,8 +125,9 @@ class Benchmark(BaseModel, ABC):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     title: ClassVar[str]
-    suite: ClassVar[str] = "public"
-    """``secondlook eval all`` runs the benchmarks of one suite."""
+    suite: ClassVar[str] = "own"
+    """``secondlook eval all --suite`` runs the benchmarks of one suite: mini, public, own (what
+    others have registered), or any other word."""
     argument: ClassVar[str] = ""
     """The field that the command line takes without an option's name. A benchmark that has one is
     about another one's result and is not run by ``eval all``."""
@@ -160,6 +164,22 @@ class Benchmark(BaseModel, ABC):
         model_name = getattr(self, "model", None)
         if model_name is not None:  # else it measures no model, as a comparison of results
             locate(model_name)
+
+    def folder_settings(self, name: str) -> dict[str, Any]:
+        """What a folder of results is of, for its config.json. ``name``: what the benchmark is
+        registered as."""
+        return {"benchmark": name} | self.settings()
+
+    def begin(self, name: str, out: Path) -> None:
+        """Write down in ``out``, before anything is measured, what its result will be of. Raises
+        InputError where the folder was begun with other settings; the same may run again."""
+        from secondlook.io import same_config, write_json
+
+        # through JSON, so that they compare equal to what is read from the file (tuples become
+        # lists)
+        config = json.loads(json.dumps(self.folder_settings(name)))
+        same_config(out, config)
+        write_json(out / "config.json", config)
 
     @abstractmethod
     def run(self, session: EvalSession) -> dict[str, Any] | None:
@@ -202,12 +222,12 @@ class ImageBenchmark(Benchmark):
     metrics: ClassVar[Metrics] = VALUE_IN_UNIT
     counted_tasks: ClassVar[tuple[str, ...]] = ()
     """Tasks of the overall number; (): all."""
-    mean_over: ClassVar[Literal["tasks", "images"]] = "tasks"
+    mean_over: ClassVar[MeanOver] = "tasks"
     """Whether the overall number is the unweighted mean of the tasks' or the mean over images."""
     edits: ClassVar[bool] = False
     """Whether the rows are edits."""
     number: ClassVar[str] = ""
-    """What the printed table's number is and which way is better, where it is no share."""
+    """What the tables' number is and which way is better, where it is no share."""
     note: ClassVar[str] = ""
     """What differs from the published protocol, or must be known to compare."""
     resumes: ClassVar[bool] = True
@@ -268,10 +288,11 @@ class ImageBenchmark(Benchmark):
         """The rows, the first ``only`` of them where it is not 0. Raises InputError that names the
         file and the line of whatever cannot be drawn."""
         from secondlook.data.prompts import check_prompts
+        from secondlook.evals.benchmark_class import check_rows
         from secondlook.models.janus.checkpoint import load_tokenizer
         from secondlook.models.janus.template import ChatTemplate
 
-        rows = self.rows()
+        rows = check_rows(self, self.rows())
         if self.only:
             rows = rows[: self.only]
         lines = [row.line() for row in rows]
@@ -291,22 +312,17 @@ class ImageBenchmark(Benchmark):
         """Ask an endpoint that will answer questions about the pictures a trial question, before
         any is drawn. Raises InputError where it can answer none."""
 
+    def folder_settings(self, name: str) -> dict[str, Any]:
+        from secondlook.evals.runner import sampling_of, settings_of
+
+        sampling = sampling_of(self)
+        settings = settings_of(self, name, sampling)
+        return asdict(settings) | {"sampling": asdict(sampling)}
+
     def run(self, session: EvalSession) -> dict[str, Any] | None:
         from secondlook.evals.runner import run_image_benchmark
 
         return run_image_benchmark(self, session)
-
-    def lines(self, result: dict[str, Any]) -> list[str]:
-        from secondlook.evals.intervals import interval_text
-
-        lines = [f"  {self.number}"] if self.number else []
-        means_of_task = {"overall": result["overall"], **result["tasks"]}
-        for task, means in means_of_task.items():
-            first_text, final_text = interval_text(means["first"]), interval_text(means["final"])
-            lines.append(
-                f"  {task:16} first {first_text}  final {final_text}  of {means['images']} samples"
-            )
-        return lines
 
     @classmethod
     def options_for_all(cls, rounds: int, only: int) -> dict[str, Any]:
@@ -336,11 +352,7 @@ class AnsweredBenchmark(ImageBenchmark):
 
 def get_benchmark(name: str) -> type[Benchmark]:
     """The class that is registered under ``name``. Raises InputError for an unknown name, and for
-    something else than a benchmark."""
-    benchmark = benchmarks.get(name)
-    if not (isinstance(benchmark, type) and issubclass(benchmark, Benchmark)):
-        raise InputError(
-            f"benchmarks: {name!r} is {origin(benchmark)}, which is no subclass of "
-            "secondlook.evals.benchmark.Benchmark"
-        )
-    return benchmark
+    a class that says not all that a benchmark must, or something wrong."""
+    from secondlook.evals.benchmark_class import check_class
+
+    return check_class(name, benchmarks.get(name))

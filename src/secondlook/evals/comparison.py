@@ -47,25 +47,41 @@ class ModelResult:
 
 
 def read_results(model: str, folder: Path) -> list[ModelResult]:
-    """What ``secondlook eval`` of image benchmarks wrote in the folders of ``folder``. Raises
-    InputError where there is nothing."""
+    """What ``secondlook eval`` of image benchmarks wrote in ``folder`` itself or in its folders.
+    Raises InputError where there is nothing."""
     known_names = set(benchmarks.names())
-    model_results = []
-    for result_path in sorted(folder.glob("*/result.json")):
+    model_results, unknown_name = [], ""
+    for result_path in _result_paths(folder):
         result = read_json(result_path, dict)
-        benchmark_name = result.get("settings", {}).get("benchmark")
-        if benchmark_name not in known_names:
+        settings = result.get("settings")
+        benchmark_name = settings.get("benchmark") if isinstance(settings, dict) else None
+        if isinstance(benchmark_name, str) and benchmark_name not in known_names:
+            unknown_name = benchmark_name  # of a plugin that is not named, or removed
+        if not isinstance(benchmark_name, str) or benchmark_name not in known_names:
             continue  # another command's result
         benchmark = get_benchmark(benchmark_name)
         if issubclass(benchmark, ImageBenchmark):
             episodes = _episode_scores(result_path.parent, benchmark)
             model_results.append(ModelResult(model, benchmark_name, benchmark, result, episodes))
+    if not model_results and unknown_name:
+        raise InputError(
+            f"results: {str(folder)!r} holds a result of {unknown_name!r}, which is no known "
+            "benchmark; name the file that registers it with --plugin"
+        )
     if not model_results:
         raise InputError(
-            f"results: {str(folder)!r} has no folder with the result.json of an image benchmark; "
-            "run secondlook eval first"
+            f"results: {str(folder)!r} holds no result.json of an image benchmark, and none of its "
+            "folders does; give the folder that secondlook eval of one wrote, or one with several "
+            "such folders"
         )
     return model_results
+
+
+def _result_paths(folder: Path) -> list[Path]:
+    """The folder's own result.json, where there is one, then those one level below."""
+    own_path = folder / "result.json"
+    paths_below = sorted(folder.glob("*/result.json"))
+    return [own_path, *paths_below] if own_path.exists() else paths_below
 
 
 def _episode_scores(folder: Path, benchmark: type[ImageBenchmark]) -> dict[JobKey, EpisodeScores]:

@@ -48,6 +48,7 @@ class CompBench(AnsweredBenchmark):
     """T2I-CompBench's validation prompts of four categories, 300 each."""
 
     title = "T2I-CompBench"
+    suite = "public"
     default_samples = 10
     files = tuple(f"t2i_compbench/{category}_val.txt" for category in CATEGORIES)
     metrics: ClassVar[Metrics] = {"value": ValueRange(-1)}

@@ -23,6 +23,7 @@ class DPGBench(AnsweredBenchmark):
     """DPG-Bench's 1,065 prompts with their questions, from --data."""
 
     title = "DPG-Bench"
+    suite = "public"
     default_samples = 4
     mean_over = "images"
     note = (

@@ -21,6 +21,7 @@ class DSG(AnsweredBenchmark):
     """DSG-1k: 1,060 prompts of ten sources (the tasks), 8,182 questions."""
 
     title = "DSG-1k"
+    suite = "public"
     files = ("dsg/dsg-1k-anns.csv",)
     mean_over = "images"
 

@@ -54,6 +54,7 @@ class GEdit(AnsweredBenchmark):
     """GEdit-Bench's 604 English instructions of 11 types."""
 
     title = "GEdit-Bench, English"
+    suite = "public"
     files = ("gedit/gedit_edit.json",)
     edits = True
     metrics: ClassVar[Metrics] = {

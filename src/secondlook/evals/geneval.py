@@ -57,6 +57,7 @@ class GenEval(ImageBenchmark):
     """GenEval's 553 prompts of six tasks."""
 
     title = "GenEval"
+    suite = "public"
     default_samples = 4
     files = ("geneval/evaluation_metadata.jsonl",)
 

@@ -31,14 +31,16 @@ RESAMPLES = 2000
 
 
 def interval_text(interval: Interval) -> str:
-    """ "0.850 [0.812, 0.883]"; "none" where there was nothing to average."""
+    """ "0.850 [0.812, 0.883]"; "no data" where there was nothing to average."""
     if np.isnan(interval["mean"]):
-        return "none"
+        return "no data"
     return "{mean:.3f} [{low:.3f}, {high:.3f}]".format(**interval)
 
 
 def signed_text(difference: Interval) -> str:
-    """ "+0.015 [-0.002, +0.031]"."""
+    """ "+0.015 [-0.002, +0.031]"; "no data" where there was nothing to average."""
+    if np.isnan(difference["mean"]):
+        return "no data"
     return "{mean:+.3f} [{low:+.3f}, {high:+.3f}]".format(**difference)
 
 

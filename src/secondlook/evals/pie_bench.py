@@ -54,6 +54,7 @@ class PIEBench(ImageBenchmark):
     """PIE-Bench's 700 edits of ten types, from --data."""
 
     title = "PIE-Bench"
+    suite = "public"
     mean_over = "images"
     edits = True
     metrics: ClassVar[Metrics] = {

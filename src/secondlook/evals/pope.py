@@ -24,9 +24,9 @@ from secondlook.evals.intervals import bootstrap, group_by_prompt, interval_text
 from secondlook.evals.records import stored
 from secondlook.io import (
     append_rows,
+    counted,
     read_image,
     read_rows,
-    same_config,
     versions,
     write_json,
     write_text,
@@ -51,9 +51,10 @@ class POPE(Benchmark):
     """POPE's 9,000 questions about objects in pictures of COCO (--images)."""
 
     title = "POPE"
+    suite = "public"
     resumes = True
-    files_written = "result.json, answers.json, pope.html"
-    page = "pope.html"
+    files_written = "result.json, answers.json, benchmark.html"
+    page = "benchmark.html"
 
     model: str = Field(description=MODEL_HELP)
     images: Path | None = Field(None, description="The folder of COCO's val2014 pictures.")
@@ -111,8 +112,6 @@ class POPE(Benchmark):
 
     def run(self, session: EvalSession) -> dict[str, Any] | None:
         rows, faults = self.readable_rows
-        same_config(session.out, self.settings())
-        write_json(session.out / "config.json", self.settings())
         self._ask_own_questions(rows, session)
         answers = read_answers(session.out)
         if not all(row.id in answers for row in rows):
@@ -157,8 +156,8 @@ class POPE(Benchmark):
     def _write(
         self, out: Path, rows: Sequence[Row], texts: Sequence[str], faults: Sequence[str]
     ) -> dict[str, Any]:
-        """answers.json, pope.html and, last, result.json. ``faults`` say which pictures' questions
-        were not asked, and why."""
+        """answers.json, benchmark.html and, last, result.json. ``faults`` say which pictures'
+        questions were not asked, and why."""
         from secondlook.report import page
 
         text_of_row = {}
@@ -184,7 +183,7 @@ class POPE(Benchmark):
             "versions": versions(),
         }
         write_json(out / "answers.json", answers)
-        write_text(out / "pope.html", page("pope.html", result=result))
+        write_text(out / "benchmark.html", page("pope.html", result=result))
         write_json(out / "result.json", result)
         return result
 
@@ -197,8 +196,8 @@ class POPE(Benchmark):
             )
         if result["left_out"]:
             lines.append(
-                f"{len(result['left_out'])} pictures cannot be read, their questions are left "
-                f"out; first: {result['left_out'][0]}"
+                f"{counted(len(result['left_out']), 'picture')} left out with the questions, for "
+                f"want of a readable file; first: {result['left_out'][0]}"
             )
         return lines
 

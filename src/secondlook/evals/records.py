@@ -7,15 +7,14 @@ and a score that is no number of its metric's range, are as if not there.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from secondlook.errors import InputError
 from secondlook.evals.benchmark import Metrics, Row
-from secondlook.io import finite, same_config, stored_rows, write_json
+from secondlook.io import finite, stored_rows
 from secondlook.types import WorkerShard
 
 ROUNDING = 1e-3
@@ -59,15 +58,6 @@ class EvalSettings:
     """Who scored, in words."""
     options: dict[str, Any] = field(default_factory=dict)
     """The benchmark's own options."""
-
-
-def begin(out: Path, settings: EvalSettings, sampling: dict[str, Any]) -> None:
-    """Write the settings down; a folder of other ones is refused. Raises InputError."""
-    # through JSON, so that they compare equal to what is read from the file (tuples become lists)
-    config = json.loads(json.dumps(asdict(settings) | {"sampling": sampling}))
-    same_config(out, config)
-    (out / "pictures").mkdir(parents=True, exist_ok=True)
-    write_json(out / "config.json", config)
 
 
 def stored(out: Path, kind: str) -> list[dict[str, Any]]:

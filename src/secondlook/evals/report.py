@@ -35,6 +35,7 @@ def write(
     result = summarize(benchmark, settings, episodes, scores, records.missing_reasons(out)) | {
         "rows": len(distinct_rows),
         "title": benchmark.title,
+        "number": benchmark.number,
         "note": benchmark.note,
         "settings": asdict(settings),
         "sources": fetch.stated(benchmark.files),

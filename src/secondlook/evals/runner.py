@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -50,8 +50,6 @@ def run_image_benchmark(benchmark: ImageBenchmark, session: EvalSession) -> dict
     settings = settings_of(benchmark, session.name, sampling)
     rows, metrics, out = benchmark.checked_rows, benchmark.metrics, session.out
     shard = WorkerShard.of_environment()
-    # first of all, so that a folder of other settings is refused before anything is read of it
-    records.begin(out, settings, asdict(sampling))
 
     damaged = damaged_jobs(out, rows, settings, shard, metrics)
     for reason in damaged.values():
@@ -80,18 +78,23 @@ def run_image_benchmark(benchmark: ImageBenchmark, session: EvalSession) -> dict
 
 def sampling_of(benchmark: ImageBenchmark) -> SamplingConfig:
     """How episodes are sampled: as the checkpoint says, or with the guidance that is asked for."""
+    sampling = checkpoint_sampling(benchmark.model)
+    if benchmark.guidance is None:
+        return sampling
+    return replace(sampling, guidance=benchmark.guidance, edit_guidance=benchmark.guidance)
+
+
+def checkpoint_sampling(model: str) -> SamplingConfig:
+    """How the checkpoint says that it is sampled; its weights are not loaded."""
     from transformers import GenerationConfig
 
     from secondlook.models.shipped import locate
 
     try:
-        generation_config = GenerationConfig.from_pretrained(locate(benchmark.model))
+        generation_config = GenerationConfig.from_pretrained(locate(model))
     except OSError:
         generation_config = GenerationConfig()
-    sampling = SamplingConfig.of(generation_config)
-    if benchmark.guidance is None:
-        return sampling
-    return replace(sampling, guidance=benchmark.guidance, edit_guidance=benchmark.guidance)
+    return SamplingConfig.of(generation_config)
 
 
 def settings_of(benchmark: ImageBenchmark, name: str, sampling: SamplingConfig) -> EvalSettings:
@@ -150,6 +153,7 @@ def draw(
             scored_stems.add(_stem(score["picture"]))
     own_jobs = records.jobs_of(len(rows), settings)[shard.rank :: shard.size]
     jobs_left = [job for job in own_jobs if job.key not in attempt_of_job or job.key in redo]
+    (out / "pictures").mkdir(parents=True, exist_ok=True)
     for start in range(0, len(jobs_left), engine.batch):
         progress(len(own_jobs) - len(jobs_left) + start, len(own_jobs))
         batch_jobs = jobs_left[start : start + engine.batch]
@@ -329,6 +333,11 @@ def _score_batch(
     for row_index, picture_name in batch:
         scored_items.append((rows[row_index], read_image(out / "pictures" / picture_name)))
     scores_or_reasons = scorer(scored_items)
+    if len(scores_or_reasons) != len(scored_items):
+        raise InputError(
+            f"scorer: it gave {len(scores_or_reasons)} scores for {len(scored_items)} pictures; "
+            "give one each, a sentence where a picture has none"
+        )
     score_rows: list[dict[str, Any]] = []
     missing_rows: list[dict[str, str]] = []
     for (_, picture_name), score_or_reason in zip(batch, scores_or_reasons, strict=True):
@@ -337,8 +346,10 @@ def _score_batch(
             if not fault:
                 score_rows.append({"picture": picture_name, **score_or_reason})
                 continue
-        else:
+        elif isinstance(score_or_reason, str):
             fault = score_or_reason
+        else:
+            fault = f"the scorer gave {score_or_reason!r}, neither metrics nor a sentence"
         missing_rows.append({"picture": picture_name, "why": fault})
     return score_rows, missing_rows
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from secondlook.errors import InputError
+from secondlook.errors import InputError, tell_user
 from secondlook.io.text import read_json
 from secondlook.types import WorkerShard
 
@@ -44,6 +44,27 @@ def writable_folder(path: Path, claimed: bool = True) -> Path:
     return path
 
 
+@contextmanager
+def claimed_folder(path: Path) -> Iterator[Path]:
+    """``writable_folder`` for a job inside. Where its input is refused (InputError) before it has
+    written anything, the lock, and the folder where it was made for this, are removed."""
+    was_there, claimed_before = path.exists(), set(_claimed)
+    writable_folder(path)
+    new_locks = _claimed.keys() - claimed_before
+    try:
+        yield path
+    except InputError:
+        holds_more = any(entry.name != LOCK for entry in path.iterdir())
+        lock_path = path.resolve() / LOCK
+        if not holds_more and lock_path in new_locks:
+            lock_path.unlink(missing_ok=True)  # while it is held, so that nobody else has it
+            _claimed.pop(lock_path).release()
+            if not was_there:
+                with suppress(OSError):  # somebody has put a file into it
+                    path.rmdir()
+        raise
+
+
 def check_name(path: Path) -> None:
     """Refuse a name for results that is not UTF-8: the libraries that write weights and logs open
     no such file. Raises InputError."""
@@ -72,10 +93,9 @@ def claim(folder: Path) -> None:
             "folder"
         ) from error
     except (OSError, NotImplementedError) as error:  # some network file systems have no locks
-        warnings.warn(
+        tell_user(
             f"{folder} cannot be kept for one process ({error}): take care that no other one "
-            "uses it",
-            stacklevel=3,
+            "uses it"
         )
         return
     with suppress(OSError):  # who has it is only told; the lock holds without

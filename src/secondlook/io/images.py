@@ -69,7 +69,9 @@ def decode_image(data: bytes, name: str) -> Image.Image:
 def as_rgb(image: Image.Image) -> Image.Image:
     """RGB as a viewer shows it: upright by EXIF's orientation, more bits scaled to 8, colours by
     their profile or gamma, transparent places white. Raises ValueError for values whose range no
-    one states."""
+    one states, and for a picture without pixels."""
+    if not image.width or not image.height:
+        raise ValueError(f"it has no pixels: {image.width} x {image.height}")
     if image.mode == "RGB" and not image.info and not image.getexif():
         return image.copy()  # the file it comes from may be closed
     # read before transposing, which makes a plain image of a TIFF

@@ -374,3 +374,8 @@ def parquet_rows(
                 f"file: column {name} of {str(path)!r} has a value that cannot be read ({error})"
             ) from error
     return table.to_pylist()
+
+
+def counted(number: int, noun: str) -> str:
+    """ "1 sample", "2 samples": a noun whose plural has an s, after its number."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -62,6 +62,8 @@ def _is_there(device: torch.device) -> bool:
         return torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
     if device.type == "mps":
         return torch.backends.mps.is_available()
+    if device.type == "meta":  # torch makes tensors without data there
+        return False
     try:  # of the other types torch has no common way to ask
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from stat import S_ISDIR
 
 from secondlook.errors import InputError
 
 SHIPPED = ("mini", "mini-base", "mini-edit")
+HUB_ID = re.compile(r"[^./][^/]*/[^/]+")
+"""What may be an id of the hub, owner/name; the hub says whether it is one."""
 
 
 def locate(model: str) -> str:
@@ -16,6 +19,11 @@ def locate(model: str) -> str:
 
     Raises InputError for anything else.
     """
+    if not model:
+        raise InputError(
+            f"model: it is empty; give one of {', '.join(SHIPPED)}, a checkpoint's folder or a hub "
+            "id (owner/name)"
+        )
     if model in SHIPPED:
         folder = Path(__file__).parents[1] / "checkpoints" / model
         if not folder.is_dir():
@@ -37,9 +45,9 @@ def locate(model: str) -> str:
         raise InputError(
             f"model: {model!r} is a file; give the folder that holds the whole checkpoint"
         )
-    if model.count("/") == 1 and not model.startswith((".", "/")):
+    if HUB_ID.fullmatch(model):
         return model
     raise InputError(
-        f"model: {model!r} is neither shipped ({', '.join(SHIPPED)}) nor a folder nor a hub id "
-        "(owner/name)"
+        f"model: {model!r}: no such folder; it is neither shipped ({', '.join(SHIPPED)}) nor a hub "
+        "id (owner/name)"
     )

@@ -105,13 +105,25 @@ def _make_one(config: RewardConfig, device: str, reasons: bool) -> Reward:
 
 
 def _of_instance(reward: Callable[..., Any], name: str = "") -> Reward:
-    """A reward takes one list; what needs a prompt and an image is a function of one picture."""
-    parameters = inspect.signature(reward).parameters.values()
+    """A reward takes one list; what needs a prompt and an image is a function of one picture.
+    Raises InputError for what can be called in neither way."""
+    shown_name = name or repr(reward)
+    if isinstance(reward, type) or not callable(reward):
+        raise InputError(
+            f"reward: {shown_name} is no reward; give a registered name, a function (prompt, "
+            "image), or an object of a class with the methods of a Reward"
+        )
+    try:
+        parameters = inspect.signature(reward).parameters.values()
+    except ValueError as error:  # some that are not written in Python
+        raise InputError(
+            f"reward: {shown_name} does not say its parameters; give a function (prompt, image)"
+        ) from error
     n_required = 0
     for parameter in parameters:
         is_optional = parameter.default is not parameter.empty
-        if not is_optional and parameter.kind is not parameter.VAR_KEYWORD:
-            n_required += 1
+        is_rest = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        n_required += not is_optional and not is_rest
     if n_required == 1:
         return reward
     return of_function(reward, name or registry.origin(reward))

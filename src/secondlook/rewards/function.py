@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -38,7 +39,7 @@ class FunctionReward:
             result = self.function(prompt, image, **source, **self.settings)
         except (InputError, Stopped):
             raise
-        except Exception as error:  # a function of the user's may raise anything
+        except (Exception, SystemExit) as error:  # a function of the user's may raise anything
             # on one line, for it is told in one sentence
             self.missing.add(f"{type(error).__name__}: {' '.join(str(error).split())}")
             return None
@@ -82,6 +83,15 @@ def of_function(
     function: Callable[..., Any], name: str, settings: Mapping[str, Any] | None = None
 ) -> FunctionReward:
     """The reward of a function ``(prompt, image)``, or ``(prompt, image, source=None)`` where it
-    can score edits."""
-    reward_class = EditFunctionReward if takes(function, "source") else FunctionReward
+    can score edits. Raises InputError for one that cannot be called so."""
+    can_edit = takes(function, "source")
+    keyword_arguments = dict(settings or {}, **({"source": None} if can_edit else {}))
+    try:
+        inspect.signature(function).bind("prompt", "image", **keyword_arguments)
+    except TypeError as error:
+        raise InputError(
+            f"reward: {name!r} cannot be called with a prompt and an image ({error}); write it as "
+            "a function (prompt, image), or (prompt, image, source=None) to score edits too"
+        ) from error
+    reward_class = EditFunctionReward if can_edit else FunctionReward
     return reward_class(function, name, settings or {})

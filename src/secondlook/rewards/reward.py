@@ -3,15 +3,17 @@ the score could not be had."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from textwrap import shorten
+from typing import Any, Protocol
 
 from PIL.Image import Image
 
 from secondlook.errors import InputError
 from secondlook.io import finite
 from secondlook.llm.missing import Missing, missing_of
+from secondlook.registry import origin
 from secondlook.types import Prompt
 
 
@@ -56,7 +58,8 @@ Edited = tuple[str, Image, Image]
 
 def score(reward: Reward, items: Sequence[tuple[Prompt, Image]]) -> list[Score | None]:
     """One score for each picture, in the order of ``items``, of pictures of prompts and of edits of
-    sources. Raises InputError for edits where the judge knows none."""
+    sources. Raises InputError for edits where the judge knows none, and for a judge that returns
+    anything else than scores."""
     drawings: list[tuple[str, Image]] = []
     edits: list[Edited] = []
     for prompt, image in items:
@@ -65,7 +68,7 @@ def score(reward: Reward, items: Sequence[tuple[Prompt, Image]]) -> list[Score |
         else:
             edits.append((prompt.text, prompt.source, image))
     # one call for each of the two sorts, so that a served judge is asked about all at once
-    drawing_scores = iter(reward(drawings) if drawings else [])
+    drawing_scores = iter(_checked_scores(reward, reward, drawings) if drawings else [])
     if not edits:
         return list(drawing_scores)
     if not hasattr(reward, "edits"):
@@ -74,10 +77,28 @@ def score(reward: Reward, items: Sequence[tuple[Prompt, Image]]) -> list[Score |
             "source"
         )
     # the scores of both sorts, back in the order of the items
-    edit_scores = iter(reward.edits(edits))
+    edit_scores = iter(_checked_scores(reward, reward.edits, edits))
     scores = []
     for prompt, _ in items:
         scores.append(next(drawing_scores if prompt.source is None else edit_scores))
+    return scores
+
+
+def _checked_scores(
+    reward: Reward, method: Callable[..., Any], items: Sequence[Any]
+) -> list[Score | None]:
+    """What a method of a reward returns for these pictures. Raises InputError unless it is one
+    Score or None for each."""
+    returned = method(items)
+    scores = list(returned) if isinstance(returned, Iterable) else [returned]
+    are_scores = all(each is None or isinstance(each, Score) for each in scores)
+    if not are_scores or len(scores) != len(items):
+        raise InputError(
+            f"reward: {origin(reward)!r} was given a list of {len(items)} (prompt, image) and "
+            f"returned {shorten(repr(returned), 80, placeholder=' …')}; it must return a list of "
+            "as many Scores or None; with two parameters, (prompt, image), it is called for each "
+            "picture and may return a number"
+        )
     return scores
 
 
@@ -112,7 +133,7 @@ class Weighted:
 
     def __call__(self, items: Sequence[tuple[str, Image]]) -> list[Score | None]:
         """One score for each (prompt, picture)."""
-        return self._mean_scores([judge(items) for _, judge in self.parts])
+        return self._mean_scores([_checked_scores(judge, judge, items) for _, judge in self.parts])
 
     def try_out(self) -> None:
         """``try_out`` of each judge."""

@@ -133,7 +133,7 @@ def rollout_bytes(
     return {
         "gathered weights": gathered_weights,
         "key-value cache": need.cache(num_episodes) * column_bytes,
-        "kept sequences": need.kept(num_episodes, images_together) * column_bytes,
+        "cached prefixes": need.kept(num_episodes, images_together) * column_bytes,
         "pictures": min(num_episodes * image_pixels, PIXELS) * decoder_bytes,
     }
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import shutil
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -30,7 +29,7 @@ from rich.progress import (
 from torch.distributed.checkpoint.api import CheckpointException
 
 from secondlook.end_request import EndRequest
-from secondlook.errors import InputError
+from secondlook.errors import InputError, tell_user
 from secondlook.io import (
     append_rows,
     finite,
@@ -249,7 +248,7 @@ class Trainer:
                     part.load_state_dict(state[name])
                 self.step = state["step"]
                 return
-            warnings.warn(f"{folder} cannot be read ({problem})", stacklevel=2)
+            tell_user(f"{folder} cannot be read ({problem})")
         raise InputError(
             f"out: no state in {str(self.out / STATES)!r} can be read; delete it to begin anew, "
             "or use another folder"
@@ -315,11 +314,10 @@ class Trainer:
         for name, version in origin["versions"].items():
             if present_versions.get(name) != version:
                 changed_versions.append(f"{name} {version}")
-        if changed_versions:
-            warnings.warn(
+        if changed_versions and self.ranks.is_main:
+            tell_user(
                 f"{self.out} was begun with {', '.join(changed_versions)}: it goes on, perhaps not "
-                "to the bit",
-                stacklevel=4,  # the line that makes the Trainer
+                "to the bit"
             )
 
     def _trim_metrics(self) -> None:

@@ -22,7 +22,7 @@ from secondlook.engine.engine import Engine
 from secondlook.errors import InputError
 from secondlook.evals.benchmark import Benchmark, EvalSession
 from secondlook.evals.intervals import Sample, bootstrap, by_prompt, written_by
-from secondlook.io import read_json, versions, write_image, write_json
+from secondlook.io import counted, read_json, versions, write_image, write_json
 from secondlook.mini.world import second_detector
 from secondlook.mini.world.language import Spec, parse
 from secondlook.mini.world.reader import Verdict, judge
@@ -58,7 +58,7 @@ class MiniAudit(Benchmark):
 
     def lines(self, result: dict[str, Any]) -> list[str]:
         agreed = "{mean:.4f} [{low:.4f}, {high:.4f}]".format(**result["agreement"])
-        return [f"the detectors agree on {agreed} of {result['images']} images"]
+        return [f"the detectors agree on {agreed} of {counted(result['images'], 'image')}"]
 
 
 class JudgedTwice(NamedTuple):

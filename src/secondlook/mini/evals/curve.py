@@ -43,12 +43,13 @@ class MiniCurve(SampledMiniBenchmark):
         return write(session.out, trials, self.with_guidance(sampling))
 
     def lines(self, result: dict[str, Any]) -> list[str]:
-        text_lines = []
+        text_lines = [f"  rounds  images  {'right':24}over best-of-N"]
         for curve_point in result["curve"]:
+            final_text = interval_text(curve_point["final"])
             gain_text = interval_text(curve_point["over_best_of_n"])
             text_lines.append(
-                f"  {curve_point['rounds']} rounds, {curve_point['images']:.2f} images: "
-                f"{interval_text(curve_point['final'])}  over best-of-N {gain_text}"
+                f"  {curve_point['rounds']:6}  {curve_point['images']:6.2f}  {final_text:24}"
+                f"{gain_text}"
             )
         return text_lines
 

@@ -28,7 +28,12 @@ from secondlook.evals.intervals import (
     mean_of_tasks,
 )
 from secondlook.io import versions, write_json, write_text
-from secondlook.mini.evals.sampled import SampledMiniBenchmark, shown_rounds, strips_of_groups
+from secondlook.mini.evals.sampled import (
+    SampledMiniBenchmark,
+    redraws_text,
+    shown_rounds,
+    strips_of_groups,
+)
 from secondlook.mini.world.language import TASKS, Spec, benchmark
 from secondlook.mini.world.reader import THRESHOLD, Detection, Reading, judge, read
 from secondlook.mini.world.scene import CELL, place, relations
@@ -43,8 +48,8 @@ class MiniGenEval(SampledMiniBenchmark):
     judge."""
 
     title = "Mini-GenEval"
-    files_written = "result.json, episodes.json, mini-geneval.html"
-    page = "mini-geneval.html"
+    files_written = "result.json, episodes.json, benchmark.html"
+    page = "benchmark.html"
 
     rounds: int = Field(3, ge=1, description=ROUNDS_HELP)
     rows_per_task: int = Field(80, ge=1, description="Prompts a task.")
@@ -341,12 +346,13 @@ def episode_row(scored_episode: ReadEpisode) -> dict[str, Any]:
 
 
 def write(out: Path, scored: Sequence[ReadEpisode], settings: MiniGenEval) -> dict[str, Any]:
-    """episodes.json, gallery.json, mini-geneval.html and, last, result.json; returns the result."""
+    """episodes.json, gallery.json, benchmark.html and, last, result.json; returns the result."""
     result = summarize(scored, settings)
     write_json(out / "episodes.json", [episode_row(scored_episode) for scored_episode in scored])
     shown_episodes = gallery(scored)
     write_json(out / "gallery.json", shown_episodes)
-    html = page("mini-geneval.html", result=result, gallery=shown_episodes)
-    write_text(out / "mini-geneval.html", html)
+    redrawn = redraws_text(result["redraws"])
+    html = page("mini-geneval.html", result=result, redraws=redrawn, gallery=shown_episodes)
+    write_text(out / "benchmark.html", html)
     write_json(out / "result.json", result)
     return result

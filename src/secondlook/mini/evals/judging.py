@@ -27,7 +27,7 @@ from secondlook.episode import SamplingConfig
 from secondlook.errors import InputError
 from secondlook.evals.benchmark import MODEL_HELP, SEED_HELP, Benchmark, EvalSession
 from secondlook.evals.intervals import interval_text, signed_text, written_by
-from secondlook.io import finite, read_json, versions, whole_file, write_json
+from secondlook.io import counted, finite, read_json, versions, whole_file, write_json
 from secondlook.mini.evals.audit import decode, read_codes
 from secondlook.mini.evals.judge_measures import (
     ImageVerdict,
@@ -104,9 +104,9 @@ class MiniJudging(Benchmark):
         else:
             labelled_images, unlabelled_names = labelled_pairs(self.images, self._template())
             if unlabelled_names:
+                num_left_out = counted(len(unlabelled_names), "pair")
                 session.say(
-                    f"{len(unlabelled_names)} pairs say not whether they are good and are left "
-                    f"out, first {unlabelled_names[0]}"
+                    f"{num_left_out} left out, for want of a label; first {unlabelled_names[0]}"
                 )
         verdicts, seconds = judge_images(
             session.load_engine(self.model), labelled_images, self.seed
@@ -120,7 +120,7 @@ class MiniJudging(Benchmark):
         overall = result["overall"]
         text_lines = [
             f"balanced accuracy {interval_text(overall['balanced_accuracy'])}, "
-            f"{overall['verdicts']} images",
+            f"{counted(overall['verdicts'], 'image')}",
             f"AUROC {interval_text(overall['auroc'])}, ECE {overall['ece']:.3f}, kappa "
             f"{overall['kappa']:.3f}",
         ]
@@ -137,13 +137,11 @@ class MiniJudging(Benchmark):
                 "other"
             )
         for row in result["over"]:
-            difference_texts = []
+            text_lines.append(f"over {row['other']}:")
             for name, difference_interval in row.items():
                 if name != "other":
-                    difference_texts.append(
-                        f"{name.replace('_', ' ')} {signed_text(difference_interval)}"
-                    )
-            text_lines.append(f"over {row['other']}: {', '.join(difference_texts)}")
+                    measure = name.replace("_", " ")
+                    text_lines.append(f"  {measure:25} {signed_text(difference_interval)}")
         return [*text_lines, f"{result['images_per_second']:.1f} images/s"]
 
     @classmethod

@@ -33,7 +33,12 @@ from secondlook.evals.intervals import (
 )
 from secondlook.evals.scorers.background import background
 from secondlook.io import versions, write_json, write_text
-from secondlook.mini.evals.sampled import SampledMiniBenchmark, shown_rounds, strips_of_groups
+from secondlook.mini.evals.sampled import (
+    SampledMiniBenchmark,
+    redraws_text,
+    shown_rounds,
+    strips_of_groups,
+)
 from secondlook.mini.world import edit_samples, edits
 from secondlook.mini.world.edits import Edit
 from secondlook.mini.world.reader import LEFTOVER, Reading, read
@@ -52,8 +57,8 @@ class MiniPIE(SampledMiniBenchmark):
     identity and drawing afresh."""
 
     title = "Mini-PIE"
-    files_written = "result.json, episodes.json, mini-pie.html"
-    page = "mini-pie.html"
+    files_written = "result.json, episodes.json, benchmark.html"
+    page = "benchmark.html"
     guidance_scale = "edit_guidance"
 
     model: str = Field("mini-edit", description=MODEL_HELP)
@@ -69,13 +74,11 @@ class MiniPIE(SampledMiniBenchmark):
         return write(session.out, measured_episodes, self.with_guidance(sampling), baseline_means)
 
     def lines(self, result: dict[str, Any]) -> list[str]:
-        text_lines = []
+        text_lines = [f"  {'':6} {'success':24}{'exact':24}PSNR of the background"]
         for name in ("first", "final", "gain"):
             row = result["overall"][name]
-            text_lines.append(
-                f"{name:6} success {interval_text(row['success'])}, exact "
-                f"{interval_text(row['exact'])}, background PSNR {row['psnr']['mean']:.1f} dB"
-            )
+            success, exact = interval_text(row["success"]), interval_text(row["exact"])
+            text_lines.append(f"  {name:6} {success:24}{exact:24}{row['psnr']['mean']:.1f} dB")
         accuracy_text = interval_text(result["judge"]["every round"]["balanced_accuracy"])
         return [*text_lines, f"judge, every round: balanced accuracy {accuracy_text}"]
 
@@ -356,12 +359,13 @@ def episode_row(measured_episode: MeasuredEpisode) -> dict[str, Any]:
 def write(
     out: Path, measured: Sequence[MeasuredEpisode], settings: MiniPIE, beside: dict[str, Any]
 ) -> dict[str, Any]:
-    """episodes.json, mini-pie.html and, last, result.json; returns the result."""
+    """episodes.json, benchmark.html and, last, result.json; returns the result."""
     result = summarize(measured, settings, beside)
     write_json(
         out / "episodes.json", [episode_row(measured_episode) for measured_episode in measured]
     )
-    html = page("mini-pie.html", result=result, gallery=gallery(measured))
-    write_text(out / "mini-pie.html", html)
+    redrawn = redraws_text(result["redraws"], "edited")
+    html = page("mini-pie.html", result=result, redraws=redrawn, gallery=gallery(measured))
+    write_text(out / "benchmark.html", html)
     write_json(out / "result.json", result)
     return result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import Field
@@ -11,6 +11,7 @@ from pydantic import Field
 from secondlook.engine.engine import Engine
 from secondlook.episode import SamplingConfig
 from secondlook.evals.benchmark import MODEL_HELP, SEED_HELP, Benchmark
+from secondlook.io import counted
 from secondlook.report import embed
 from secondlook.types import Episode
 
@@ -33,9 +34,18 @@ class SampledMiniBenchmark(Benchmark):
     )
     guidance: float | None = Field(None, description="Default: the checkpoint's own.")
 
+    def folder_settings(self, name: str) -> dict[str, Any]:
+        from secondlook.evals.runner import checkpoint_sampling
+
+        sampling = self._guided(checkpoint_sampling(self.model))
+        stated = self.with_guidance(sampling).settings()
+        return {"benchmark": name} | stated | {"sampling": asdict(sampling)}
+
     def sampling(self, engine: Engine) -> SamplingConfig:
         """As the checkpoint says, or with the guidance that is asked for."""
-        sampling = SamplingConfig.of(engine.janus.net.generation_config)
+        return self._guided(SamplingConfig.of(engine.janus.net.generation_config))
+
+    def _guided(self, sampling: SamplingConfig) -> SamplingConfig:
         if self.guidance is None:
             return sampling
         if self.guidance_scale == "edit_guidance":
@@ -67,6 +77,25 @@ def strips_of_groups(
                 strip(chosen_episode) for chosen_episode in of_group[::step][:num_shown]
             ]
     return strips
+
+
+def redraws_text(redraws: Mapping[str, Any], verb: str = "drawn") -> str:
+    """What became of the episodes that were redrawn (``redraws`` of a result), as a sentence."""
+    num_redrawn = redraws["wrong"] + redraws["right"]
+    if not num_redrawn:
+        return f"No image was {verb} again."
+    outcomes = []
+    for is_now, num_images, share, becomes in (
+        ("wrong", redraws["wrong"], redraws["fixed"], "right"),
+        ("right", redraws["right"], redraws["broken"], "wrong"),
+    ):
+        if num_images:
+            first_images = counted(num_images, f"{is_now} first image")
+            outcomes.append(f"{100 * share:.1f} % of {first_images} ended {becomes}")
+        else:
+            outcomes.append(f"no {is_now} first image was among them")
+    were = "was" if num_redrawn == 1 else "were"
+    return f"{counted(num_redrawn, 'image')} {were} {verb} again after a No: {', '.join(outcomes)}."
 
 
 def shown_rounds(episode: Episode, right: Sequence[bool]) -> list[dict[str, Any]]:

@@ -166,7 +166,8 @@ class _Words:
         """ "a red star" -> (class, colour)."""
         if text not in _things():
             raise InputError(
-                f"instruction: {self.instruction!r} asks for {text!r}; say for example 'a red star'"
+                f"instruction: {self.instruction!r} asks for {text!r}; say for example 'a red "
+                f"star', with an object of {', '.join(OBJECTS)}, in {', '.join(COLORS)}"
             )
         return _things()[text]
 

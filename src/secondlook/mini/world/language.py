@@ -175,8 +175,8 @@ def _unreadable(prompt: str, unreadable_text: str) -> InputError:
         )
     return InputError(
         f"prompt: {prompt!r} cannot be checked because of {unreadable_text!r}; "
-        "write for example 'a photo of a red star and a blue cat' with the world's objects and "
-        "colours"
+        "write for example 'a photo of a red star and a blue cat', with an object of "
+        f"{', '.join(OBJECTS)}, in {', '.join(COLORS)}"
     )
 
 

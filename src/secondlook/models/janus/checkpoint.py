@@ -42,7 +42,8 @@ def fetch(model: str) -> Path:
             snapshot_download(model, allow_patterns=["*.bin"])
     except Exception as error:
         raise InputError(
-            f"model: {model!r} could not be fetched from the hub: {weight_files.one_line(error)}"
+            f"model: {model!r}: no such folder, and it could not be fetched from the hub: "
+            f"{weight_files.one_line(error)}"
         ) from error
     return folder
 

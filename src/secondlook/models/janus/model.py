@@ -12,6 +12,8 @@ search; `lm_head` is never tied; decoded pixels are truncated to 8 bits; seeing 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +23,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from transformers import JanusForConditionalGeneration, JanusProcessor, JanusVQVAE
+from transformers.utils import logging
 
 from secondlook.errors import InputError
 from secondlook.io import as_rgb
@@ -92,7 +95,8 @@ class Janus(nn.Module):
     def save(self, folder: str | Path, weights: dict[str, Tensor] | None = None) -> None:
         """Write the checkpoint in transformers' layout (config, safetensors, processor, tokenizer);
         ``weights`` by name in place of the network's own, of which a rank may hold a part only."""
-        self.net.save_pretrained(folder, state_dict=weights)
+        with _without_progress_bars():
+            self.net.save_pretrained(folder, state_dict=weights)
         self.processor.save_pretrained(folder)
 
     @property
@@ -224,6 +228,18 @@ class Janus(nn.Module):
     def text_logits(self, hidden: Tensor) -> Tensor:
         """(…, D) to (…, vocabulary)."""
         return self.net.lm_head(hidden)
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """transformers shows no bars in this block, whose files are written in a moment."""
+    were_shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if were_shown:
+            logging.enable_progress_bar()
 
 
 def encode(vq: JanusVQVAE, pixels: Tensor) -> Tensor:

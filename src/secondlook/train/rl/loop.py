@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +29,7 @@ from secondlook.data.sanity_pairs import open_sanity_pairs
 from secondlook.end_request import EndRequested
 from secondlook.engine.engine import Engine
 from secondlook.episode import SamplingConfig
-from secondlook.errors import InputError, Stopped
+from secondlook.errors import InputError, Stopped, tell_user
 from secondlook.io import fingerprint
 from secondlook.llm.missing import tell_missing, why_missing
 from secondlook.models.device import resolve_device
@@ -44,7 +43,7 @@ from secondlook.train.activation_checkpointing import activation_checkpointing
 from secondlook.train.distributed import ProcessGroup
 from secondlook.train.optim import freeze, trainable
 from secondlook.train.reference import Reference
-from secondlook.train.rl.algorithms import algorithms
+from secondlook.train.rl.algorithms.checks import check_advantages, get_algorithm, naming
 from secondlook.train.rl.config import RLConfig
 from secondlook.train.rl.episode_pages import write_page
 from secondlook.train.rl.logprob_agreement import LIMITS, Agreement
@@ -78,7 +77,7 @@ class RLLoop:
         self.config, self.out = config, out
         self.ranks = ranks or ProcessGroup(device=str(resolve_device(config.runtime.device)))
         self._check_prompts_per_step()
-        algorithm_class = algorithms.get(config.algorithm)
+        algorithm_class = get_algorithm(config.algorithm)
         self.prompts = open_prompts(config.prompts, config.prompt_options)
         self.reward = reward or make_reward(
             config.rewards, self.ranks.device, prompts=config.prompts
@@ -103,7 +102,8 @@ class RLLoop:
         # not bounded: as many together as the config says, whatever memory is free
         self.engine = Engine(self.janus, batch_size, bounded=False)
         self.sampling = sampling_of(config, self.janus)
-        self.algorithm = algorithm_class(config, self.janus, self.ranks)
+        with naming(algorithm_class, config.algorithm):
+            self.algorithm = algorithm_class(config, self.janus, self.ranks)
         self.policy_update = PolicyUpdate(
             config,
             self.algorithm,
@@ -137,10 +137,10 @@ class RLLoop:
         if sanity_pairs is None:
             with self.ranks.all_raise():
                 try_out(self.reward)
-            warnings.warn(
-                "config: there are no sanity_pairs: the reward is not checked before the run",
-                stacklevel=3,
-            )
+            if self.ranks.is_main:
+                tell_user(
+                    "config: there are no sanity_pairs: the reward is not checked before the run"
+                )
             return
         good_pairs, bad_pairs = sanity_pairs
         # each rank asks for itself, and may be the only one whose reward is dead
@@ -159,7 +159,7 @@ class RLLoop:
         trajectories = gather_trajectories(own_trajectories, self.ranks)
         metrics = describe(trajectories)
 
-        self.algorithm.advantages(trajectories)
+        self.set_advantages(trajectories)
         metrics |= self.reward_checks.check(metrics, trajectories, self._why_missing())
         tell_missing(self.reward)
 
@@ -197,6 +197,14 @@ class RLLoop:
                 self.engine, prompts, group_size, settings.rounds, seeds, self.sampling
             )
             return score_episodes(self.reward, episodes, own_groups)
+
+    def set_advantages(self, trajectories: list[Trajectory]) -> None:
+        """Have the algorithm credit all ranks' turns. Raises InputError, on all ranks, where it
+        fails or nothing can be learned from what it credits."""
+        name = self.config.algorithm
+        with self.ranks.all_raise(), naming(type(self.algorithm), name):
+            self.algorithm.advantages(trajectories)
+            check_advantages(name, trajectories)
 
     def update(
         self,

@@ -7,6 +7,7 @@ Suffixes: n tokens of a turn, N tokens of a micro-batch, D hidden width.
 from __future__ import annotations
 
 from collections import defaultdict
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from secondlook.models.janus.template import ChatTemplate
 from secondlook.train.optim import Optimizer
 from secondlook.train.reference import Reference
 from secondlook.train.rl.algorithms import Algorithm
+from secondlook.train.rl.algorithms.checks import naming
 from secondlook.train.rl.config import RLConfig
 from secondlook.train.rl.logprob_agreement import Agreement
 from secondlook.train.rl.micro_batches import (
@@ -58,6 +60,10 @@ class PolicyUpdate:
         self.idle_turns: dict[str, TrajectoryTurn] = {}
         """Of each head, a turn for micro-batches in which this rank has nothing to learn."""
 
+    def naming(self) -> AbstractContextManager[None]:
+        """Around what the algorithm computes: an error of its own names it."""
+        return naming(type(self.algorithm), self.config.algorithm)
+
     def set_idle(self, turns: list[Turn]) -> None:
         """Take a step's idle turns from all that this rank sampled: the last one of each head."""
         last_of_head = {turn.sampling_params.head: turn for turn in turns}
@@ -86,9 +92,10 @@ class PolicyUpdate:
             if not algorithm.updates_policy(step):  # then no update compares sampler and scorer
                 metrics |= self.agreement.check()
             own_states = [states[index] for index in own]
-            metrics |= algorithm.learn_before(
-                list(own.values()), own_states, critic_epochs, step, beta
-            )
+            with self.naming():
+                metrics |= algorithm.learn_before(
+                    list(own.values()), own_states, critic_epochs, step, beta
+                )
         else:  # the first minibatch scores its own turns, in its update
             self.score_before(own, epochs[0][1:])
         if algorithm.updates_policy(step):
@@ -125,8 +132,9 @@ class PolicyUpdate:
             if not len(batch.old_logprobs):
                 batch = batch.with_old(logprobs_N.detach())
                 self.agreement.add(batch, batch.old_logprobs)
-            batch_loss = self.algorithm.loss(batch, logprobs_N, denominator, beta)
-            batch_loss.loss.backward()
+            with self.naming():
+                batch_loss = self.algorithm.loss(batch, logprobs_N, denominator, beta)
+                batch_loss.loss.backward()
             sums["loss"] += float(batch_loss.loss.detach())
             sums["kl"] += float(batch_loss.kl) / denominator
             sums["clipped"] += float(batch_loss.clipped)

@@ -2,7 +2,7 @@
 
 One of your own is a class in a file of your own::
 
-    from secondlook.train.rl.algorithms import Algorithm, register_algorithm
+    from secondlook import Algorithm, register_algorithm
 
     @register_algorithm("rloo")
     class RLOO(Algorithm):

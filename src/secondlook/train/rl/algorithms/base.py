@@ -43,13 +43,15 @@ class Algorithm:
         """Raises InputError for ``[algorithm_options]`` that ``config_class`` does not have."""
         self.config = config
         self.ranks = ranks
-        self.options: Any = parse(
-            self.config_class or NoOptions, config.algorithm_options, "[algorithm_options]"
-        )
+        options_class: type = self.config_class or NoOptions
+        section = "algorithm_options"
+        self.options: Any = parse(options_class, config.algorithm_options, f"[{section}]", section)
 
     def advantages(self, trajectories: list[Trajectory]) -> None:
         """Set ``advantage`` of every turn of a step's trajectories, those of one prompt side by
-        side (``trajectory.groups_of``); leave it NaN where the turn must not be learned from.
+        side (``trajectory.groups_of``): a number, or one number a token. Leave it NaN where the
+        turn must not be learned from; not on all turns of a step that has scores: that stops
+        the run.
 
         The trajectories are those of all ranks, and each rank calls this: it must not depend on
         pictures or tokens (``episode``, ``sampled``), which only the drawing rank has.
@@ -125,4 +127,5 @@ class Algorithm:
         """What a resumed run needs."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what ``state_dict`` returned."""

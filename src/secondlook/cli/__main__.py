@@ -1,3 +1,0 @@
-from secondlook.cli import main
-
-main()
