@@ -322,4 +322,4 @@ def test_compound_prompts_from_drawing_to_the_page(tmp_path):
     assert result["headline"]["gain"]["mean"] == pytest.approx(final - first)
     graded = np.mean([np.mean(row["rounds"][0]["held"]) for row in rows])
     assert result["overall"]["graded_first"]["mean"] == pytest.approx(graded)
-    assert "Does a redraw learn" in (tmp_path / "mini-geneval-plus.html").read_text()
+    assert "Does a redraw learn" in (tmp_path / "benchmark.html").read_text()

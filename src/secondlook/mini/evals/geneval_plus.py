@@ -48,8 +48,8 @@ class MiniGenEvalPlus(SampledMiniBenchmark):
     """Mini-GenEval-plus: compound prompts, and whether a redraw learns from its mistake."""
 
     title = "Mini-GenEval-plus"
-    files_written = "result.json, episodes.json, mini-geneval-plus.html"
-    page = "mini-geneval-plus.html"
+    files_written = "result.json, episodes.json, benchmark.html"
+    page = "benchmark.html"
 
     rounds: int = Field(3, ge=1, description=ROUNDS_HELP)
     rows_per_task: int = Field(60, ge=1, le=1000, description="Prompts a task.")
@@ -317,10 +317,10 @@ def episode_row(trial: ReadTrial) -> dict[str, Any]:
 
 
 def write(out: Path, read_trials: Sequence[ReadTrial], settings: MiniGenEvalPlus) -> dict[str, Any]:
-    """episodes.json, mini-geneval-plus.html and, last, result.json; returns the result."""
+    """episodes.json, benchmark.html and, last, result.json; returns the result."""
     result = summarize(read_trials, settings)
     write_json(out / "episodes.json", [episode_row(trial) for trial in read_trials])
     html = page("mini-geneval-plus.html", result=result, gallery=gallery(read_trials))
-    write_text(out / "mini-geneval-plus.html", html)
+    write_text(out / "benchmark.html", html)
     write_json(out / "result.json", result)
     return result
