@@ -78,6 +78,7 @@ def test_the_benchmark_is_fixed():
     rows = benchmark_plus("held-out", 10)
     assert Counter(row.task for row in rows) == dict.fromkeys(TASKS, 10)
     assert len({row.spec.prompt for row in rows}) == len(rows)
+    assert all(3 <= row.num_clauses <= 7 for row in benchmark_plus())
     assert rows == benchmark_plus.__wrapped__("held-out", 10)
     with pytest.raises(InputError, match="split: 'other'"):
         benchmark_plus("other")

@@ -6,7 +6,8 @@ Beside introspection two baselines at equal drawn codes, with the same first ima
 model's own judge, and drawing afresh until its Yes. ``repaired``: of wrong first images those that
 end right; ``broken``: of right ones those that end wrong; ``kept``: of the clauses that hold in an
 image those that still hold in its redraw, beside the same share of a fresh image. ``reason_true``:
-of what the model's true Nos name, the share that is true.
+of what the model's true Nos name, the share that is true, in the words of `world.repair`; the
+shipped models were taught others, which count as false.
 """
 
 from __future__ import annotations

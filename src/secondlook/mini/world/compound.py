@@ -48,6 +48,7 @@ from secondlook.mini.world.scene import (
 TAG = "compound"
 TASKS = ("objects", "counts", "relations", "mixed")
 MAX_THINGS = 8
+MIN_CLAUSES, MAX_CLAUSES = 3, 7
 _COLORS = tuple(COLORS)
 _MOST_CLASSES = 5
 """Six classes of which all may meet are rare (three sets of 8,008)."""
@@ -220,7 +221,9 @@ def sample_compound(
             things.append(Thing(y, x, name, color_of_name[name]))
         scene = Scene.of(things)
         spec = _describe(rng, drawn_task, scene)
-        if spec is None or (scene_held_out(scene) if seen else not compound_held_out(spec)):
+        if spec is None or not MIN_CLAUSES <= len(clauses(spec)) <= MAX_CLAUSES:
+            continue
+        if scene_held_out(scene) if seen else not compound_held_out(spec):
             continue
         return Compound(drawn_task, spec), scene
 
