@@ -4,6 +4,7 @@ line."""
 import json
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -43,14 +44,16 @@ max_flat_steps = 9
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory) -> Path:
-    """A folder with the page's two files; the TOML is made small."""
+def page(tmp_path_factory) -> Iterator[Path]:
+    """A folder with the page's two files; the TOML is made small. What the plugin registers is
+    forgotten afterwards: a worker may come back to this module, with another folder."""
     folder = tmp_path_factory.mktemp("outside")
     section = PAGE.read_text().partition("## An algorithm\n")[2]
     python, toml = re.findall(r"```(?:python|toml)\n(.*?)```", section, re.DOTALL)
     (folder / "rloo.py").write_text(python)
     (folder / "my_rl.toml").write_text(toml.replace('"mini"', '"mini-base"') + SMALL)
-    return folder
+    yield folder
+    algorithms._registered.pop("rloo", None)
 
 
 def test_an_algorithm_from_a_file_trains(page, tmp_path, monkeypatch):
