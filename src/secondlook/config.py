@@ -19,15 +19,13 @@ from pydantic.dataclasses import is_pydantic_dataclass
 
 from secondlook.complaints import what_is_wrong
 from secondlook.errors import InputError
-from secondlook.io import finite, read_text
+from secondlook.io import read_text
 from secondlook.recipes import find_config
 from secondlook.registry import load_config_plugins
 
 T = TypeVar("T")
 
 NUMBERS = (int, float, int | None, float | None)
-LEAST = {"seed": 0, "threads": 1}
-"""Bounds of settings of these names in every job."""
 CHECKS = ("value_error", "assertion_error")
 """Of pydantic's kinds of error: what a dataclass's own ``__post_init__`` raises, which names the
 fields that it is about."""
@@ -155,10 +153,6 @@ def _check_numbers(job: type, values: dict[str, Any], prefix: str) -> None:
         value = values.get(name)
         if hint in NUMBERS and isinstance(value, bool | str):
             raise InputError(f"config: {prefix}{name} = {value!r} is wrong: it must be a number")
-        if name in LEAST and value is not None and not finite(value, LEAST[name]):
-            raise InputError(
-                f"config: {prefix}{name} = {value!r} is wrong: it must be at least {LEAST[name]}"
-            )
         section_class = _section(hint)
         if section_class is not None and isinstance(value, dict):
             _check_numbers(section_class, value, f"{prefix}{name}.")

@@ -112,10 +112,6 @@ class Registry(Generic[T]):
         load_environment_plugins()
         return sorted({*self._registered, *self._built_in, *self._entry_points()})
 
-    def load_all(self) -> dict[str, T]:
-        """Everything by its name; imports what was not imported yet."""
-        return {name: self.get(name) for name in self.names()}
-
     def _find(self, name: str) -> None:
         """Import what may register ``name``."""
         if name in self._built_in:

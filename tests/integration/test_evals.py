@@ -6,6 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from secondlook.cli import app
+from secondlook.cli.evals import _names_of_suite
 from secondlook.errors import InputError
 from secondlook.evals.benchmark import get_benchmark
 from secondlook.evals.compbench import CompBench
@@ -113,13 +114,18 @@ def eval_all(*options):
     return CliRunner().invoke(app, ["eval", "all", "--model", "mini", *map(str, options)])
 
 
+def test_the_miniatures_suite():
+    suite = {"mini-geneval", "mini-geneval-plus", "mini-curve", "mini-questions", "mini-pie"}
+    assert set(_names_of_suite("mini")) == suite
+
+
 @pytest.mark.slow
 def test_all_benchmarks_of_a_miniature(tmp_path):
     options = ("--rounds", 2, "--out", tmp_path)
     run = eval_all("--only", 1, *options)
     assert run.exit_code == 0, run.output
     result = json.loads((tmp_path / "result.json").read_text())
-    assert set(result["benchmarks"]) == {"mini-geneval", "mini-curve", "mini-questions", "mini-pie"}
+    assert set(result["benchmarks"]) == set(_names_of_suite("mini"))
     assert not result["skipped"]
     assert 'href="mini-geneval/benchmark.html"' in (tmp_path / "all.html").read_text()
     mixed = eval_all("--only", 2, *options)

@@ -4,7 +4,9 @@ import json
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from secondlook.cli import app
 from secondlook.episode import SamplingConfig
 from secondlook.errors import InputError
 from secondlook.evals.intervals import Sample, agreement, bootstrap, by_prompt, mean_of_tasks
@@ -323,3 +325,8 @@ def test_compound_prompts_from_drawing_to_the_page(tmp_path):
     graded = np.mean([np.mean(row["rounds"][0]["held"]) for row in rows])
     assert result["overall"]["graded_first"]["mean"] == pytest.approx(graded)
     assert "Does a redraw learn" in (tmp_path / "benchmark.html").read_text()
+
+    # the folder names its benchmark, which says how its result is shown
+    settings.begin("mini-geneval-plus", tmp_path)
+    shown = CliRunner().invoke(app, ["show", str(tmp_path)])
+    assert shown.exit_code == 0 and "over_until_yes: " in shown.output

@@ -15,10 +15,11 @@ from secondlook.mini.world.compound import (
     held_clauses,
     sample_compound,
 )
+from secondlook.mini.world.edits import place_of
 from secondlook.mini.world.language import Clause, scene_held_out
 from secondlook.mini.world.reader import judge, read
 from secondlook.mini.world.render import render
-from secondlook.mini.world.repair import diagnose, place_of, truth_of, verdict
+from secondlook.mini.world.repair import diagnose, truth_of, verdict
 from secondlook.mini.world.scene import CELL, CORNERS, Scene, Thing, layouts
 
 

@@ -43,7 +43,13 @@ def show(
                 _show_episode(episode_path)
     elif result_path.exists():
         with foreign(result_path):
-            _show_result(read_json(result_path, dict))
+            result = read_json(result_path, dict)
+            result_lines = _lines_of_benchmark(folder, result)
+            if result_lines:
+                for line in result_lines:
+                    say(line)
+            else:
+                _show_result(result)
     elif manifest_path.exists():
         with foreign(manifest_path):
             _show_build(folder, read_json(manifest_path, dict))
@@ -123,6 +129,20 @@ def _show_episode(path: Path) -> None:
             f"  {round_row['image']}: {verdict} p(yes) {round_row['p_yes']:.2f}  "
             f"{round_row['reason']}{final_mark}"
         )
+
+
+def _lines_of_benchmark(folder: Path, result: dict) -> list[str]:
+    """What the benchmark that wrote a folder prints of its result; nothing where the folder names
+    none, or one that is not known here."""
+    from secondlook.registry import benchmarks
+
+    config_path = folder / "config.json"
+    if not config_path.exists():
+        return []
+    name = read_json(config_path, dict).get("benchmark")
+    if name not in benchmarks.names():
+        return []
+    return benchmarks.get(name).lines(result)  # type: ignore[attr-defined]
 
 
 def _show_result(result: dict) -> None:

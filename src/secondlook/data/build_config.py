@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from secondlook import registry
 from secondlook.data.expand import ExpandConfig
@@ -49,7 +51,7 @@ class BuildConfig:
     """Most examples of a prompt and task."""
     shard: int = 250
     """Prompts a shard."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     device: str = "auto"
 
     def __post_init__(self) -> None:

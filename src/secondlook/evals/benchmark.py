@@ -186,7 +186,8 @@ class Benchmark(BaseModel, ABC):
         """Measure, write the files (result.json last) and return the result; None where other
         processes have not ended their shares yet."""
 
-    def lines(self, result: dict[str, Any]) -> list[str]:
+    @classmethod
+    def lines(cls, result: dict[str, Any]) -> list[str]:
         """What the command line prints of a result; nothing: what ``secondlook show`` prints."""
         return []
 

@@ -187,7 +187,8 @@ class POPE(Benchmark):
         write_json(out / "result.json", result)
         return result
 
-    def lines(self, result: dict[str, Any]) -> list[str]:
+    @classmethod
+    def lines(cls, result: dict[str, Any]) -> list[str]:
         lines = []
         for split, scores in result["splits"].items():
             lines.append(

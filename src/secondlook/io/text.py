@@ -366,14 +366,16 @@ def parquet_rows(
 ) -> list[dict[str, Any]]:
     """``read_parquet`` as rows. Raises InputError, also for values that Python has no form of."""
     table = read_parquet(path, columns, optional)
+    cells_of_columns: list[list[Any]] = []
     for name in table.column_names:
         try:
-            table[name].to_pylist()
+            cells_of_columns.append(table[name].to_pylist())
         except (ValueError, OverflowError) as error:  # as a date of the year 20000
             raise InputError(
                 f"file: column {name} of {str(path)!r} has a value that cannot be read ({error})"
             ) from error
-    return table.to_pylist()
+    names = table.column_names
+    return [dict(zip(names, cells, strict=True)) for cells in zip(*cells_of_columns, strict=True)]
 
 
 def counted(number: int, noun: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,11 @@ class Answers:
             return json.loads(rows[0][0], parse_constant=_no_number)
         except (ValueError, TypeError) as error:
             raise self._broken(error) from error
+
+    def known_of(self, keys: Iterable[str]) -> dict[str, Any]:
+        """The stored values of those of the keys that have one."""
+        values = {key: self.get(key) for key in keys}
+        return {key: value for key, value in values.items() if value is not None}
 
     def put(self, key: str, value: Any) -> None:
         """Store a JSON value."""

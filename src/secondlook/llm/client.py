@@ -111,13 +111,9 @@ class Asker:
     async def _answer_all(self, questions: Sequence[Question]) -> list[Any]:
         keys = [self._key(question) for question in questions]
         distinct_questions = dict(zip(keys, questions, strict=True))
-        answers: dict[str, Any] = {}
-        new_questions: dict[str, Question] = {}
-        for key, question in distinct_questions.items():
-            answers[key] = self.answers.get(key)
-            if answers[key] is None:
-                new_questions[key] = question
-        self.counts["from cache"] += len(distinct_questions) - len(new_questions)
+        answers = self.answers.known_of(distinct_questions)
+        self.counts["from cache"] += len(answers)
+        new_questions = {k: q for k, q in distinct_questions.items() if k not in answers}
         if new_questions:
             async with self._open_client() as http:
                 scouts = self._choose_scouts(new_questions)

@@ -90,13 +90,9 @@ class LocalModel:
         once."""
         keys = [question_key(self._identity, question) for question in questions]
         distinct_questions = dict(zip(keys, questions, strict=True))
-        answers: dict[str, Any] = {}
-        new_questions: dict[str, Question] = {}
-        for key, question in distinct_questions.items():
-            answers[key] = self.answers.get(key)
-            if answers[key] is None:
-                new_questions[key] = question
-        self.counts["from cache"] += len(distinct_questions) - len(new_questions)
+        answers = self.answers.known_of(distinct_questions)
+        self.counts["from cache"] += len(answers)
+        new_questions = {k: q for k, q in distinct_questions.items() if k not in answers}
         for batch_keys in self._batches(new_questions):
             self.counts["asked"] += len(batch_keys)
             choices = self._choices([new_questions[key].body for key in batch_keys])
@@ -109,7 +105,7 @@ class LocalModel:
                 except (Unanswered, Refused) as reason:
                     self.counts["missing"] += 1
                     self.missing.add(str(reason))
-        return [answers[key] for key in keys]
+        return [answers.get(key) for key in keys]
 
     def _batches(self, questions: dict[str, Question]) -> Iterator[list[str]]:
         """Keys of questions that are answered together: of one limit of tokens, all for

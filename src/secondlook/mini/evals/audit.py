@@ -56,7 +56,8 @@ class MiniAudit(Benchmark):
         model, coded = read_codes(self.folder)
         return write(session.out, decode_and_judge(session.load_engine(model), coded))
 
-    def lines(self, result: dict[str, Any]) -> list[str]:
+    @classmethod
+    def lines(cls, result: dict[str, Any]) -> list[str]:
         agreed = "{mean:.4f} [{low:.4f}, {high:.4f}]".format(**result["agreement"])
         return [f"the detectors agree on {agreed} of {counted(result['images'], 'image')}"]
 

@@ -42,7 +42,8 @@ class MiniCurve(SampledMiniBenchmark):
         trials = run_trials(engine, self, sampling, session.progress)
         return write(session.out, trials, self.with_guidance(sampling))
 
-    def lines(self, result: dict[str, Any]) -> list[str]:
+    @classmethod
+    def lines(cls, result: dict[str, Any]) -> list[str]:
         text_lines = [f"  rounds  images  {'right':24}over best-of-N"]
         for curve_point in result["curve"]:
             final_text = interval_text(curve_point["final"])

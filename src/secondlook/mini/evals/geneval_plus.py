@@ -61,7 +61,8 @@ class MiniGenEvalPlus(SampledMiniBenchmark):
         read_trials = draw_and_read(engine, self, sampling, session.progress)
         return write(session.out, read_trials, self.with_guidance(sampling))
 
-    def lines(self, result: dict[str, Any]) -> list[str]:
+    @classmethod
+    def lines(cls, result: dict[str, Any]) -> list[str]:
         return [f"  {name}: {interval_text(value)}" for name, value in result["headline"].items()]
 
     @classmethod

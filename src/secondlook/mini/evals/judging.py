@@ -116,7 +116,8 @@ class MiniJudging(Benchmark):
             over_others.append(differences(verdicts, read_verdicts(folder), str(folder)))
         return write(session.out, verdicts, self.settings(), seconds, over_others)
 
-    def lines(self, result: dict[str, Any]) -> list[str]:
+    @classmethod
+    def lines(cls, result: dict[str, Any]) -> list[str]:
         overall = result["overall"]
         text_lines = [
             f"balanced accuracy {interval_text(overall['balanced_accuracy'])}, "

@@ -73,7 +73,8 @@ class MiniPIE(SampledMiniBenchmark):
         baseline_means = baselines(engine, self, sampling)
         return write(session.out, measured_episodes, self.with_guidance(sampling), baseline_means)
 
-    def lines(self, result: dict[str, Any]) -> list[str]:
+    @classmethod
+    def lines(cls, result: dict[str, Any]) -> list[str]:
         text_lines = [f"  {'':6} {'success':24}{'exact':24}PSNR of the background"]
         for name in ("first", "final", "gain"):
             row = result["overall"][name]

@@ -40,7 +40,8 @@ class MiniQuestions(Benchmark):
         write_json(session.out / "result.json", result)
         return result
 
-    def lines(self, result: dict[str, Any]) -> list[str]:
+    @classmethod
+    def lines(cls, result: dict[str, Any]) -> list[str]:
         text_lines = []
         for question_opening, row in result["kinds"].items():
             text_lines.append(

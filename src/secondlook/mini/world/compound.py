@@ -50,7 +50,7 @@ TASKS = ("objects", "counts", "relations", "mixed")
 MAX_THINGS = 8
 MIN_CLAUSES, MAX_CLAUSES = 3, 7
 _COLORS = tuple(COLORS)
-_MOST_CLASSES = 5
+MAX_CLASSES = 5
 """Six classes of which all may meet are rare (three sets of 8,008)."""
 
 
@@ -130,7 +130,7 @@ def _meeting_classes() -> dict[int, list[tuple[str, ...]]]:
     """Size -> the sets of classes of which every two may share a training picture."""
     held_out_pairs = held_out()["two_object"]
     sets_of_size = {}
-    for size in range(2, _MOST_CLASSES + 1):
+    for size in range(2, MAX_CLASSES + 1):
         allowed = []
         for names in combinations(OBJECTS, size):
             if held_out_pairs.isdisjoint(combinations(sorted(names), 2)):
@@ -158,7 +158,7 @@ def _held_out_layouts() -> np.ndarray:
 def _draw_plan(rng: np.random.Generator, task: str, seen: bool) -> Plan:
     """How many classes and objects of each; ``seen``: classes that may meet in training."""
     fewest = {"objects": 3, "counts": 3, "relations": 3, "mixed": 3}[task]
-    num_classes = int(rng.integers(fewest, _MOST_CLASSES + 1))
+    num_classes = int(rng.integers(fewest, MAX_CLASSES + 1))
     if seen:
         allowed = _meeting_classes()[num_classes]
         names = [*allowed[rng.integers(len(allowed))]]

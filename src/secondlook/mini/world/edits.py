@@ -43,9 +43,21 @@ PLACES = {
     "bottom right": (32, 32),
 }
 """Name -> the corner (y, x) of the cell there, in pixels."""
+_PLACE_NAMES = {corner: name for name, corner in PLACES.items()}
 NEAR = STEP * 3 // 4
 """Pixels by which an object's middle may be off the middle of what belongs there (classes differ by
 up to two)."""
+
+
+def place_of(y: int, x: int) -> str:
+    """The name of the third of the canvas, up and down and across, where the cell with this corner
+    lies."""
+    middle = (SIZE - CELL) // 2
+
+    def nearest(corner: int) -> int:
+        return middle + CELL * int(np.sign(corner - middle))
+
+    return _PLACE_NAMES[nearest(y), nearest(x)]
 
 
 @dataclass(frozen=True)
@@ -336,8 +348,7 @@ def _where(edit: Edit, thing: Thing) -> str:
     """ " at the top left" for edits that name a place, else ""."""
     if edit.kind not in ("add", "move"):
         return ""
-    place_name = next(name for name, corner in PLACES.items() if corner == (thing.y, thing.x))
-    return f" at the {place_name}"
+    return f" at the {place_of(thing.y, thing.x)}"
 
 
 def _done(edit: Edit) -> str:

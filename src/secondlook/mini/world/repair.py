@@ -17,6 +17,7 @@ from itertools import combinations, permutations
 
 import numpy as np
 
+from secondlook.mini.world.edits import place_of
 from secondlook.mini.world.language import Spec, phrase
 from secondlook.mini.world.reader import (
     LEFTOVER,
@@ -45,19 +46,6 @@ from secondlook.mini.world.scene import (
 MAX_TOLD = 3
 """Faults that a reason names; of more the first ones."""
 _CORNER_INDEX = {corner: i for i, corner in enumerate(CORNERS)}
-
-
-def place_of(y: int, x: int) -> str:
-    """ "top left", "center" …: where the cell with this corner lies on the canvas."""
-    rows = ("top", "", "bottom")
-    cols = ("left", "", "right")
-    middle = (SIZE - CELL) // 2
-
-    def third(corner: int) -> int:
-        return int(np.sign(corner - middle)) + 1
-
-    words = f"{rows[third(y)]} {cols[third(x)]}".strip()
-    return words or "center"
 
 
 @dataclass(frozen=True)
@@ -288,7 +276,7 @@ def _relations_of(spec: Spec, slots: list[_Slot]) -> list[tuple[int, str, int]]:
 
 
 @cache
-def _relation_holds(a: str, b: str, corner_a: int, corner_b: int) -> frozenset[str]:
+def _relations_at(a: str, b: str, corner_a: int, corner_b: int) -> frozenset[str]:
     box_a, box_b = box(Thing(*CORNERS[corner_a], a, "")), box(Thing(*CORNERS[corner_b], b, ""))
     return frozenset(relations(box_a, box_b))
 
@@ -358,7 +346,7 @@ def _all_hold(
     names: tuple[str, ...], corner_of: dict[int, int], asked: Iterable[tuple[int, str, int]]
 ) -> bool:
     for a, relation, b in asked:
-        if relation not in _relation_holds(names[a], names[b], corner_of[a], corner_of[b]):
+        if relation not in _relations_at(names[a], names[b], corner_of[a], corner_of[b]):
             return False
     return True
 

@@ -16,6 +16,8 @@ from itertools import combinations, product
 
 import numpy as np
 
+from secondlook.evals.geneval import relations as relations  # GenEval's own rule
+
 SIZE, CELL, STEP = 48, 16, 8  # px: the canvas's side, a cell's side, the lattice's step
 _LATTICE = range(0, SIZE - CELL + 1, STEP)
 CORNERS = tuple(product(_LATTICE, _LATTICE))  # (y, x), rows first
@@ -114,29 +116,6 @@ def box(thing: Thing) -> tuple[int, int, int, int]:
     )
 
 
-def relations(a: tuple[float, ...], b: tuple[float, ...]) -> set[str]:
-    """Where box ``a`` lies relative to box ``b`` by GenEval's rule (centre offset reduced by a
-    tenth of both sizes, then its direction against 0.5 of the unreduced norm); several may hold,
-    also none. Boxes are (x1, y1, x2, y2)."""
-    box_a, box_b = np.asarray(a, float), np.asarray(b, float)
-    # (2,) each: x, then y; the offset points from b's centre to a's
-    offset = (box_a[:2] + box_a[2:] - box_b[:2] - box_b[2:]) / 2
-    sizes = (box_a[2:] - box_a[:2]) + (box_b[2:] - box_b[:2])
-    reduced_offset = np.sign(offset) * np.maximum(np.abs(offset) - 0.1 * sizes, 0)
-    if np.all(np.abs(reduced_offset) < 1e-3):
-        return set()
-    dx, dy = reduced_offset / np.linalg.norm(offset)
-    # y grows downwards
-    holds_of_relation = {
-        "left of": dx < -0.5,
-        "right of": dx > 0.5,
-        "above": dy < -0.5,
-        "below": dy > 0.5,
-    }
-    return {relation for relation, holds in holds_of_relation.items() if holds}
-
-
-@cache
 def layouts(n: int) -> np.ndarray:
     """(layouts, n) int: every way to put ``n`` cells on the lattice so that none overlap, each as
     ascending indices into CORNERS. The cells are kings on a 5x5 board that do not attack each
