@@ -4,19 +4,21 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from secondlook.errors import InputError
+from secondlook.mini.verifier import Verifier
 from secondlook.mini.world import compound, samples
 from secondlook.mini.world.compound import (
     TASKS,
     benchmark_plus,
-    compound_held_out,
     compound_spec,
     held_clauses,
+    num_held_out,
     sample_compound,
 )
 from secondlook.mini.world.edits import place_of
-from secondlook.mini.world.language import Clause, scene_held_out
+from secondlook.mini.world.language import Clause, benchmark, scene_held_out
 from secondlook.mini.world.reader import judge, read
 from secondlook.mini.world.render import render
 from secondlook.mini.world.repair import diagnose, truth_of, verdict
@@ -32,6 +34,7 @@ def spoiled(rng: np.random.Generator, scene: Scene) -> Scene:
 
 
 def test_layouts_are_all_ways_to_put_cells_without_overlap():
+    assert layouts(5) is layouts(5) and not layouts(5).flags.writeable
     # kings on a 5x5 board that do not attack each other
     assert [len(layouts(n)) for n in range(1, 10)] == [25, 228, 964, 1987, 1974, 978, 242, 27, 1]
     for layout in layouts(8):
@@ -71,8 +74,21 @@ def test_samples_satisfy_their_prompts_and_keep_to_their_split(seen):
         reading = read(render(scene))
         assert judge(sample.spec, reading).correct and all(held_clauses(sample.spec, reading))
         assert 3 <= sample.num_clauses <= 7 and len(scene.things) <= compound.MAX_THINGS
-        assert compound_held_out(sample.spec) != seen
+        assert num_held_out(sample.spec) == (0 if seen else 1)
         assert not seen or not scene_held_out(scene)
+
+
+def test_prompts_are_read_as_they_were_meant():
+    rng = np.random.default_rng(1)
+    for seen in (True, False):
+        for _ in range(150):
+            spec = sample_compound(rng, seen=seen)[0].spec
+            read_spec = compound.parse(spec.prompt)
+            assert (read_spec.include, read_spec.exclude) == (spec.include, spec.exclude)
+    for spec in benchmark():
+        assert compound.parse(spec.prompt) == spec, "prompts that are not compound, too"
+    with pytest.raises(InputError, match="cannot be checked because of 'two bicycles'"):
+        compound.parse("a photo of two bicycles, a red key and no cat")
 
 
 def test_the_benchmark_is_fixed():
@@ -131,6 +147,16 @@ def test_faults_point():
     assert diagnose(spec, broken).faults == ("what is at the top left is no red cat",)
 
 
+def test_what_stands_between_the_lines_is_mended_too():
+    spec = compound_spec(
+        (Clause("cat", 1, "red"), Clause("key", 1, "blue"), Clause("sun", 1, "pink"))
+    )
+    off_lattice = Scene.of([Thing(0, 17, "cat", "red"), Thing(30, 2, "key", "green")])
+    diagnosis = diagnose(spec, off_lattice)
+    assert judge(spec, diagnosis.repaired).correct
+    assert "the key at the bottom left is green, not blue" in diagnosis.faults
+
+
 def test_a_relation_that_fails_moves_one_object():
     spec = compound_spec((Clause("cat", 1, "red"), Clause("key", 1, "green", ("left of", 0))))
     wrong = Scene.of([Thing(16, 0, "cat", "red"), Thing(16, 16, "key", "green")])
@@ -139,6 +165,28 @@ def test_a_relation_that_fails_moves_one_object():
     assert " belongs at the " in fault
     assert judge(spec, diagnosis.repaired).correct
     assert len(set(wrong.things) & set(diagnosis.repaired.things)) == 1
+
+
+def test_the_verifier_points_and_says_how_true_reasons_are():
+    prompt = "a photo of a red cat, two blue keys and no dog".replace("dog", "horse")
+    cat, key = Thing(0, 0, "cat", "red"), Thing(32, 0, "key", "blue")
+    wrong = Image.fromarray(render(Scene.of([cat, key, Thing(32, 32, "key", "green")])))
+    [score] = Verifier()([(prompt, wrong)])
+    assert not score.correct and 0 < score.value < 0.5
+    assert score.answer == "No, the key at the bottom right is green, not blue."
+    reasons = [score.reason, f"{score.reason}; a red cat is missing at the top", "it is nice", ""]
+    asked = [(prompt, wrong, reason) for reason in reasons]
+    assert Verifier().reason_truths(asked) == [1.0, 0.5, 0.0, 0.0]
+    assert Verifier().reason_truths([("a photo of a bicycle", wrong, "no")]) == [None]
+
+
+def test_compound_prompts_are_one_kind_among_others():
+    rng = np.random.default_rng(0)
+    spec, scene = samples.sample_scene(rng, {"compound": 1.0})
+    assert spec.tag == compound.TAG and judge(spec, scene).correct
+    for _ in range(30):
+        miss = samples.near_miss(rng, spec, scene, aimed=0.5)
+        assert not judge(spec, miss).correct and not scene_held_out(miss)
 
 
 def test_places_are_named_by_thirds():

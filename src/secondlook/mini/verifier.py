@@ -8,9 +8,11 @@ from PIL.Image import Image
 
 from secondlook.errors import InputError
 from secondlook.mini.world import edits
+from secondlook.mini.world.compound import parse
 from secondlook.mini.world.edits import Edit
-from secondlook.mini.world.language import parse
-from secondlook.mini.world.reader import judge
+from secondlook.mini.world.language import Spec
+from secondlook.mini.world.reader import judge, to_canvas
+from secondlook.mini.world.repair import diagnose, truth_of
 from secondlook.rewards.reward import Edited, Score
 from secondlook.types import Prompt
 
@@ -32,6 +34,19 @@ class Verifier:
                 edit_of_request[request_key] = self._edit_of(instruction, source)
             scores.append(self._score_edit(edit_of_request[request_key], image))
         return scores
+
+    def reason_truths(self, items: Sequence[tuple[str, Image, str]]) -> list[float | None]:
+        """Of each (prompt, wrong picture, reason) the share of the faults the reason names that are
+        there; 0 where it names none. None for a prompt in other words."""
+        truths: list[float | None] = []
+        for prompt, image, reason in items:
+            try:
+                truth = truth_of(reason, diagnose(parse(prompt), to_canvas(image)))
+            except (InputError, ValueError):
+                truths.append(None)
+                continue
+            truths.append(truth or 0.0)
+        return truths
 
     def why_not(self, prompt: Prompt) -> str:
         """Why no picture of a prompt gets a score: words, or a source, of another world."""
@@ -62,4 +77,13 @@ class Verifier:
         except InputError:
             return None
         verdict = judge(spec, image)
-        return Score(verdict.score, verdict.correct, verdict.reason)
+        if verdict.correct:
+            return Score(verdict.score, True, verdict.reason)
+        return Score(verdict.score, False, self._faults(spec, image) or verdict.reason)
+
+    def _faults(self, spec: Spec, image: Image) -> str:
+        """What to change, and where; "" where no arrangement of what is there would do."""
+        try:
+            return diagnose(spec, to_canvas(image)).reason
+        except ValueError:
+            return ""

@@ -24,7 +24,8 @@ from secondlook.evals.benchmark import Benchmark, EvalSession
 from secondlook.evals.intervals import Sample, bootstrap, by_prompt, written_by
 from secondlook.io import counted, read_json, versions, write_image, write_json
 from secondlook.mini.world import second_detector
-from secondlook.mini.world.language import Spec, parse
+from secondlook.mini.world.compound import parse
+from secondlook.mini.world.language import Spec
 from secondlook.mini.world.reader import Verdict, judge
 from secondlook.registry import register_benchmark
 

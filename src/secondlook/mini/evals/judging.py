@@ -35,7 +35,7 @@ from secondlook.mini.evals.judge_measures import (
     overall,
     verdict_agreement,
 )
-from secondlook.mini.world.language import parse
+from secondlook.mini.world.compound import parse
 from secondlook.mini.world.reader import judge, names_a_failure
 from secondlook.models.janus.template import ChatTemplate
 from secondlook.registry import register_benchmark

@@ -57,9 +57,15 @@ class TokenizerConfig:
     """Pictures a step."""
     probe_images: int = Field(default=300, ge=1)
     """Pictures on which what was learned is measured."""
+    kinds: dict[str, float] = field(default_factory=lambda: dict(datasets.KINDS))
+    """Shares of the kinds of prompts whose pictures are learned. Without crowded ones a decoder
+    spoils those: its normalisation is over the whole picture."""
     seed: int = Field(default=0, ge=0)
     optim: MuonConfig = field(default_factory=MuonConfig)
     runtime: BasicRuntimeConfig = field(default_factory=BasicRuntimeConfig)
+
+    def __post_init__(self) -> None:
+        datasets.check_shares("kinds", self.kinds, datasets.KINDS)
 
     @property
     def patch(self) -> int:
@@ -181,7 +187,7 @@ class TokenizerJob:
     def pictures(self, key: int, n: int) -> tuple[list[datasets.Picture], Tensor]:
         """``n`` pictures of a step and their pixels (n, 3, S, S)."""
         rng = np.random.default_rng([self.config.seed, key])
-        items = datasets.pictures(rng, n)
+        items = datasets.pictures(rng, n, kinds=self.config.kinds)
         return items, datasets.pixels(items).to(self.device)
 
     def step(self, step: int) -> dict[str, float]:

@@ -20,7 +20,16 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 from transformers import JanusVisionConfig, JanusVisionModel
 
-from secondlook.mini.datasets import N_COLORS, N_PARTS, SIDE, cells, pictures, pixels
+from secondlook.mini.datasets import (
+    KINDS,
+    N_COLORS,
+    N_PARTS,
+    SIDE,
+    cells,
+    check_shares,
+    pictures,
+    pixels,
+)
 from secondlook.mini.pretrain.config import MuonConfig
 from secondlook.models.device import resolve_device
 from secondlook.train.job_config import CHECKED, BasicRuntimeConfig
@@ -45,9 +54,14 @@ class VisionConfig:
     steps: int = Field(default=600, ge=1)
     batch_size: int = Field(default=48, ge=1)
     """Pictures a step."""
+    kinds: dict[str, float] = field(default_factory=lambda: dict(KINDS))
+    """Shares of the kinds of prompts whose pictures are learned."""
     seed: int = Field(default=0, ge=0)
     optim: MuonConfig = field(default_factory=MuonConfig)
     runtime: BasicRuntimeConfig = field(default_factory=lambda: BasicRuntimeConfig(save_every=200))
+
+    def __post_init__(self) -> None:
+        check_shares("kinds", self.kinds, KINDS)
 
 
 class VisionJob:
@@ -82,7 +96,7 @@ class VisionJob:
         """Pixels (n, 3, S, S) of ``n`` pictures and their patches' labels (n, 4, patches): part,
         colour, row and column. With ``disturb`` half of the pictures carry noise."""
         rng = np.random.default_rng([self.config.seed, key])
-        sampled_pictures = pictures(rng, n)
+        sampled_pictures = pictures(rng, n, kinds=self.config.kinds)
         patch_rows, patch_columns = np.divmod(np.arange(SIDE**2), SIDE)
         picture_labels = []
         for sampled_picture in sampled_pictures:

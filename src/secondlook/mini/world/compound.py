@@ -7,18 +7,20 @@ absence. A class occurs in one clause only. Four tasks: ``objects``, ``counts``,
 ``mixed``, which has all.
 
 Training shows no composition that is held out (`language.scene_held_out`), so the classes of a
-training scene are pairwise allowed to meet, at most five of them. A benchmark prompt names at least
-one held-out pair of classes, pairing of colours, count or relation.
+training scene are pairwise allowed to meet, at most five of them. A benchmark prompt is one step
+away from them: it names exactly one held-out pair of classes, pairing of colours, count or
+relation. (Of five classes drawn at random four pairs are held out, which is another world.)
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations, product
 
 import numpy as np
 
+from secondlook.mini.world import language
 from secondlook.mini.world.language import (
     SEED,
     Clause,
@@ -30,7 +32,6 @@ from secondlook.mini.world.language import (
     pairing_held_out,
     phrase,
     scene_held_out,
-    spec_held_out,
 )
 from secondlook.mini.world.reader import Reading, holds
 from secondlook.mini.world.scene import (
@@ -38,6 +39,7 @@ from secondlook.mini.world.scene import (
     CORNERS,
     OBJECTS,
     OPPOSITE,
+    RELATIONS,
     Scene,
     Thing,
     box,
@@ -50,7 +52,7 @@ TASKS = ("objects", "counts", "relations", "mixed")
 MAX_THINGS = 8
 MIN_CLAUSES, MAX_CLAUSES = 3, 7
 _COLORS = tuple(COLORS)
-MAX_CLASSES = 5
+MIN_CLASSES, MAX_CLASSES = 3, 5
 """Six classes of which all may meet are rare (three sets of 8,008)."""
 
 
@@ -104,6 +106,44 @@ def clauses(spec: Spec) -> list[Spec]:
     return single_clauses
 
 
+def parse(prompt: str) -> Spec:
+    """The specification that any prompt of the world states, compound or not. Three coloured
+    objects alone are ``language``'s three_colored kind, which asks for the same. Raises InputError
+    for other words."""
+    parts = prompt.strip().removeprefix("a photo of ").replace(" and ", ", ").split(", ")
+    has_relation = any(f" {relation} " in part for part in parts for relation in RELATIONS)
+    has_absence = any(part.startswith("no ") for part in parts)
+    if len(parts) < 3 and not has_absence and not (has_relation and len(parts) > 1):
+        return language.parse(prompt)
+    include: list[Clause] = []
+    absent: list[str] = []
+    for part in parts:
+        if part.removeprefix("no ") in OBJECTS:
+            absent.append(part.removeprefix("no "))
+            continue
+        a_words, relation, b_words = _split_relation(part)
+        if relation:
+            include.append(language.parse_clause(prompt, b_words))
+            position = (relation, len(include) - 1)
+            include.append(replace(language.parse_clause(prompt, a_words), position=position))
+        else:
+            include.append(language.parse_clause(prompt, a_words))
+    is_list = not has_relation and not has_absence
+    if is_list and len(include) == 3 and all(clause.count == 1 for clause in include):
+        return language.parse(prompt)
+    return compound_spec(tuple(include), tuple(absent))
+
+
+def _split_relation(part: str) -> tuple[str, str, str]:
+    """ "a red cat left of a blue key" to its three parts; the last two are "" where there is no
+    relation."""
+    for relation in RELATIONS:
+        a_words, separator, b_words = part.partition(f" {relation} ")
+        if separator:
+            return a_words, relation, b_words
+    return part, "", ""
+
+
 def held_clauses(spec: Spec, picture: Reading | Scene) -> list[bool]:
     """Of each clause whether it holds in a picture."""
     return [holds(clause, picture) for clause in clauses(spec)]
@@ -155,10 +195,10 @@ def _held_out_layouts() -> np.ndarray:
     return table
 
 
-def _draw_plan(rng: np.random.Generator, task: str, seen: bool) -> Plan:
-    """How many classes and objects of each; ``seen``: classes that may meet in training."""
-    fewest = {"objects": 3, "counts": 3, "relations": 3, "mixed": 3}[task]
-    num_classes = int(rng.integers(fewest, MAX_CLASSES + 1))
+def _draw_plan(rng: np.random.Generator, task: str, seen: bool, num_classes: int = 0) -> Plan:
+    """How many classes (0: any number) and objects of each; ``seen``: classes that may meet in
+    training."""
+    num_classes = num_classes or int(rng.integers(MIN_CLASSES, MAX_CLASSES + 1))
     if seen:
         allowed = _meeting_classes()[num_classes]
         names = [*allowed[rng.integers(len(allowed))]]
@@ -203,13 +243,13 @@ def _draw_corners(rng: np.random.Generator, plan: Plan, seen: bool) -> np.ndarra
 
 
 def sample_compound(
-    rng: np.random.Generator, task: str | None = None, seen: bool = True
+    rng: np.random.Generator, task: str | None = None, seen: bool = True, num_classes: int = 0
 ) -> tuple[Compound, Scene]:
-    """A prompt of a task (None: any) and a scene that satisfies it. ``seen``: as training has them;
-    otherwise the prompt names a held-out composition."""
+    """A prompt of a task (None: any) and a scene that satisfies it, of so many classes (0: any
+    number). ``seen``: as training has them; otherwise the prompt names one held-out composition."""
     while True:
         drawn_task = task or TASKS[rng.integers(len(TASKS))]
-        plan = _draw_plan(rng, drawn_task, seen)
+        plan = _draw_plan(rng, drawn_task, seen, num_classes)
         colors = _draw_colors(rng, plan.names, seen)
         corners = _draw_corners(rng, plan, seen)
         if colors is None or corners is None:
@@ -223,7 +263,7 @@ def sample_compound(
         spec = _describe(rng, drawn_task, scene)
         if spec is None or not MIN_CLAUSES <= len(clauses(spec)) <= MAX_CLAUSES:
             continue
-        if scene_held_out(scene) if seen else not compound_held_out(spec):
+        if scene_held_out(scene) if seen else num_held_out(spec) != 1:
             continue
         return Compound(drawn_task, spec), scene
 
@@ -282,23 +322,36 @@ def _draw_relation(
     return first, relation, second
 
 
-def compound_held_out(spec: Spec) -> bool:
-    """Whether a prompt names a composition that training never shows."""
-    counted = {(clause.name, clause.count) for clause in spec.include if clause.count > 1}
-    return spec_held_out(spec) or not counted.isdisjoint(held_out()["counting"])
+def num_held_out(spec: Spec) -> int:
+    """How many compositions a prompt names that training never shows: pairs of classes, pairings of
+    colours, counts and relations."""
+    keys = held_out()
+    held_out_names: list[bool] = []
+    for a, b in combinations(spec.include, 2):
+        held_out_names.append(tuple(sorted((a.name, b.name))) in keys["two_object"])
+        if a.color and b.color:
+            held_out_names.append(pairing_held_out((a.color, a.name), (b.color, b.name)))
+    for clause in spec.include:
+        held_out_names.append(clause.count > 1 and (clause.name, clause.count) in keys["counting"])
+        if clause.position is not None:
+            relation, other = clause.position
+            layout = canonical(clause.name, relation, spec.include[other].name)
+            held_out_names.append(layout in keys["position"])
+    return sum(held_out_names)
 
 
 @cache
 def benchmark_plus(split: str = "held-out", rows_per_task: int = 60) -> tuple[Compound, ...]:
-    """Mini-GenEval-plus: distinct prompts a task, drawn with seed 43. Raises InputError for another
-    split than "held-out" and "seen"."""
+    """Mini-GenEval-plus: distinct prompts a task, as many of three, of four and of five classes,
+    drawn with seed 43. Raises InputError for another split than "held-out" and "seen"."""
     check_split(split)
     rng = np.random.default_rng([SEED, 18])
     rows: list[Compound] = []
     for task in TASKS:
         of_task: dict[str, Compound] = {}
         while len(of_task) < rows_per_task:
-            compound, _ = sample_compound(rng, task, seen=split == "seen")
+            num_classes = MIN_CLASSES + len(of_task) % (MAX_CLASSES - MIN_CLASSES + 1)
+            compound, _ = sample_compound(rng, task, split == "seen", num_classes)
             of_task.setdefault(compound.spec.prompt, compound)
         rows += of_task.values()
     return tuple(rows)

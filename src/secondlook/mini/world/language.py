@@ -132,12 +132,12 @@ def parse(prompt: str) -> Spec:
     for relation in RELATIONS:
         a_words, separator, b_words = prompt_body.partition(f" {relation} ")
         if separator:
-            a, b = _parse_clause(prompt, a_words), _parse_clause(prompt, b_words)
+            a, b = parse_clause(prompt, a_words), parse_clause(prompt, b_words)
             if a.count == b.count == 1:
                 return position_spec(a.name, relation, b.name, (a.color, b.color))
             raise _unreadable(prompt, prompt_body)
     clause_words = prompt_body.replace(" and ", ", ").split(", ")
-    clauses = [_parse_clause(prompt, clause_text) for clause_text in clause_words]
+    clauses = [parse_clause(prompt, clause_text) for clause_text in clause_words]
     return spec(_tag_of(clauses), *clauses)
 
 
@@ -160,7 +160,8 @@ def _clauses() -> dict[str, Clause]:
     return clause_of_wording
 
 
-def _parse_clause(prompt: str, clause_text: str) -> Clause:
+def parse_clause(prompt: str, clause_text: str) -> Clause:
+    """The clause that a part of a prompt states. Raises InputError for other words."""
     clause_of_wording = _clauses()
     if clause_text not in clause_of_wording:
         raise _unreadable(prompt, clause_text)

@@ -163,16 +163,18 @@ def _where(thing: Thing) -> str:
 def _things_of(picture: Reading | Scene | np.ndarray) -> tuple[list[Thing], np.ndarray]:
     """The objects of a picture on the lattice, in reading order, and (48, 48) bool: what is left
     over."""
+    mask = np.zeros((SIZE, SIZE), bool)
     if isinstance(picture, Scene):
-        return list(picture.things), np.zeros((SIZE, SIZE), bool)
-    if isinstance(picture, Reading):
-        reading, mask = picture, np.zeros((SIZE, SIZE), bool)
+        scene = picture
     else:
-        reading = read(picture)
-        mask = _leftover_mask(picture, reading)
-    sure = [found for found in reading.objects if found.confidence > THRESHOLD]
+        reading = picture if isinstance(picture, Reading) else read(picture)
+        if not isinstance(picture, Reading):
+            mask = _leftover_mask(picture, reading)
+        sure = [found for found in reading.objects if found.confidence > THRESHOLD]
+        scene = scene_of(Reading(tuple(sure)))
+    # also a scene may have been read from a picture, where objects stand between the lines
     things: dict[tuple[int, int], Thing] = {}
-    for thing in scene_of(Reading(tuple(sure))).things:
+    for thing in scene.things:
         y, x = (_snap(value) for value in (thing.y, thing.x))
         things.setdefault((y, x), replace(thing, y=y, x=x))
     return [things[corner] for corner in sorted(things)], mask

@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from secondlook.mini.world import compound
 from secondlook.mini.world.language import (
     NUMBERS,
     Clause,
@@ -50,7 +51,9 @@ KINDS = {
     "position_colored": 0.09,
     "color_attr": 0.26,
     "three_colored": 0.10,
+    compound.TAG: 0.0,
 }
+"""Shares of the kinds of prompts. Compound ones are asked for by name."""
 ALONE = {kind: KINDS[kind] for kind in ("single", "colored")}
 """The kinds whose scenes hold one object."""
 _COLORS = tuple(COLORS)  # to be indexed
@@ -62,6 +65,7 @@ _AIMED = {
     "colors": ("color",),
     "position": ("swap places", "move"),
     "color_attr": ("swap colors",),
+    compound.TAG: ("color", "name", "swap colors", "swap places", "move", "drop", "add"),
 }
 """The changes that attack what a task's prompts ask for."""
 
@@ -85,6 +89,9 @@ def sample_scene(
 def _propose(rng: np.random.Generator, kind: str, num_classes: int) -> tuple[Spec, Scene] | None:
     """A prompt of a kind and a scene for it, held out or not; None where a random choice cannot be
     carried out."""
+    if kind == compound.TAG:
+        compound_prompt, scene = compound.sample_compound(rng)
+        return compound_prompt.spec, scene
     num_objects = {"single": 1, "colored": 1, "three_colored": 3}.get(kind, 2)
     object_names = [OBJECTS[i] for i in rng.choice(num_classes, num_objects, replace=False)]
     repeat_colors = kind in ("two", "position")  # elsewhere colours tell the objects apart
@@ -132,8 +139,9 @@ def near_miss(rng: np.random.Generator, s: Spec, scene: Scene, aimed: float = 0.
     or places, one object more or less. A share ``aimed`` of the changes attacks what the prompt
     asks for (a relation, a count, who has which colour). Not held out."""
     changes = _AIMED[s.tag] if rng.random() < aimed else _CHANGES
+    max_things = compound.MAX_THINGS if s.tag == compound.TAG else 4
     while True:
-        changed_scene = Scene.of(_changed(rng, list(scene.things), changes))
+        changed_scene = Scene.of(_changed(rng, list(scene.things), changes, max_things))
         is_allowed = changed_scene.valid() and not scene_held_out(changed_scene)
         if is_allowed and not judge(s, changed_scene).correct:
             return changed_scene
@@ -144,9 +152,10 @@ def near_miss(rng: np.random.Generator, s: Spec, scene: Scene, aimed: float = 0.
 
 
 def _changed(
-    rng: np.random.Generator, things: list[Thing], changes: tuple[str, ...]
+    rng: np.random.Generator, things: list[Thing], changes: tuple[str, ...], max_things: int = 4
 ) -> list[Thing]:
-    """``things`` after one of ``changes``, or as they were where it cannot be made."""
+    """``things``, at most ``max_things``, after one of ``changes``, or as they were where it cannot
+    be made."""
     i, j = rng.integers(len(things), size=2).tolist()  # may be the same
     a, b = things[i], things[j]
     y, x = CORNERS[rng.integers(len(CORNERS))]
@@ -157,7 +166,7 @@ def _changed(
             things[i] = replace(a, name=OBJECTS[rng.integers(len(OBJECTS))])
         case "drop" if len(things) > 1:
             things.pop(i)
-        case "add" if len(things) < 4:
+        case "add" if len(things) < max_things:
             things.append(Thing(y, x, a.name, a.color))
         case "move":
             things[i] = replace(a, y=y, x=x)

@@ -116,10 +116,11 @@ def box(thing: Thing) -> tuple[int, int, int, int]:
     )
 
 
+@cache
 def layouts(n: int) -> np.ndarray:
-    """(layouts, n) int: every way to put ``n`` cells on the lattice so that none overlap, each as
-    ascending indices into CORNERS. The cells are kings on a 5x5 board that do not attack each
-    other: 1,974 ways for five, 978 for six, 242 for seven, 27 for eight."""
+    """(layouts, n) int, read-only: every way to put ``n`` cells on the lattice so that none
+    overlap, each as ascending indices into CORNERS. The cells are kings on a 5x5 board that do not
+    attack each other: 1,974 ways for five, 978 for six, 242 for seven, 27 for eight."""
     overlap = np.zeros((len(CORNERS), len(CORNERS)), bool)
     for i, j in product(range(len(CORNERS)), repeat=2):
         overlap[i, j] = _any_overlap([CORNERS[i], CORNERS[j]])
@@ -131,7 +132,9 @@ def layouts(n: int) -> np.ndarray:
                 if not overlap[list(layout), corner].any():
                     longer_layouts.append((*layout, corner))
         partial_layouts = longer_layouts
-    return np.array(partial_layouts, dtype=int).reshape(-1, n)
+    all_layouts = np.array(partial_layouts, dtype=int).reshape(-1, n)
+    all_layouts.flags.writeable = False  # it is kept and shared
+    return all_layouts
 
 
 def place(rng: np.random.Generator, n: int, tries: int = 200) -> list[tuple[int, int]]:
