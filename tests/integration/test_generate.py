@@ -19,12 +19,17 @@ from misbehaving import Judge
 from secondlook.cli import app
 from secondlook.data import decontaminate
 from secondlook.data.build_config import BuildConfig
+from secondlook.data.build_pictures import picture_of, read_pictures
 from secondlook.data.expand import ExpandConfig
 from secondlook.data.generate import build
 from secondlook.data.generators import Diffusers, GeneratorConfig, Shard, make_generator
 from secondlook.data.sft_dataset import Pool
 from secondlook.data.stored_images import check_built
+from secondlook.engine.engine import Engine
 from secondlook.errors import InputError
+from secondlook.mini.verifier import Verifier
+from secondlook.models.janus.model import Janus
+from secondlook.models.shipped import locate
 from secondlook.rewards.reward import Score
 from secondlook.types import Prompt, WorkerShard
 
@@ -458,3 +463,61 @@ def test_a_build_goes_on_with_its_own_prompts_only(folder, tmp_path):
     prompts.write_text("a red wall\na green door\n")
     with pytest.raises(InputError, match=r"not those of .*prompts\.jsonl"):
         build(stated, Named(), out, nothing)
+
+
+@pytest.fixture(scope="module")
+def rendered():
+    """Settings of a build from the miniature's renderer, and what loads a model."""
+    engines = {}
+
+    def load(model):
+        if model not in engines:
+            engines[model] = Engine(Janus.load(locate(model)))
+        return engines[model]
+
+    generators = [GeneratorConfig("render", "mini-base", images=5)]
+    return BuildConfig(generators, prompts="mini", n_prompts=10, examples="none"), load
+
+
+def test_a_redraw_becomes_the_nearest_right_picture(rendered, tmp_path):
+    settings, load = rendered
+    twice = replace(settings, generators=[*settings.generators] * 2, redraw="nearest")
+    out = build(twice, Verifier(), tmp_path, load)
+    [shard] = out.glob("images-*.parquet")
+    rows = {row["id"]: row for row in read_pictures(shard)}
+    all_codes = load("mini-base").codes([picture_of(row) for row in rows.values()])
+    codes = {row_id: np.array(own) for row_id, own in zip(rows, all_codes, strict=True)}
+
+    def shared(a, b):
+        return (codes[a] == codes[b]).sum()
+
+    paired = {row["id"]: row["target"] for row in rows.values() if row["target"]}
+    assert paired and all(rows[wrong]["score"] < 0.5 for wrong in paired)
+    for wrong, target in paired.items():
+        rights = [r["id"] for r in rows.values() if r["score"] >= 0.8]
+        rights = [r for r in rights if rows[r]["prompt"] == rows[wrong]["prompt"]]
+        assert target in rights
+        assert shared(wrong, target) == max(shared(wrong, right) for right in rights)
+    # SFT draws it after that picture
+    pool = Pool(out)
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        choice = pool.redrawing(rng, 1)
+        wrong, target = (pool.index.words(row).id for row in (choice.earlier[-1], choice.target))
+        assert paired[wrong] == target
+
+
+def test_a_redraw_becomes_an_edit_that_the_judge_accepts(rendered, tmp_path):
+    settings, load = rendered
+    edited = replace(settings, redraw="edit", redraw_model="mini-edit", redraw_edits=3)
+    out = build(edited, Verifier(), tmp_path, load)
+    [shard] = out.glob("images-*.parquet")
+    rows = {row["id"]: row for row in read_pictures(shard)}
+    edits = [row for row in rows.values() if row["source"] == "edit by mini-edit"]
+    assert edits and all(row["score"] is not None for row in edits)
+    for row in rows.values():
+        if row["target"]:
+            target = rows[row["target"]]
+            assert target in edits and target["score"] >= 0.8 and row["score"] < 0.5
+            assert target["prompt"] == row["prompt"]
+    assert json.loads((out / "manifest.json").read_text())["config"]["redraw"] == "edit"

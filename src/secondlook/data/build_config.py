@@ -44,6 +44,15 @@ class BuildConfig:
     good_to_judge: float = GOOD_TO_JUDGE
     good_edit: float = GOOD_EDIT
     """Following and preserving from which on an edit is learned."""
+    redraw: Literal["any", "nearest", "edit"] = "any"
+    """What a redraw is taught to become: ``any`` right picture of the prompt (the paper), the right
+    one that shares most codes with the wrong one, or an edit of the wrong one by ``redraw_model``
+    that the reward accepts (``data.redraw_targets``)."""
+    redraw_model: str = ""
+    """Whose image tokenizer says what is near, or who edits; empty: the model of the first of the
+    generators."""
+    redraw_edits: int = 4
+    """Edits that are tried of each wrong picture."""
     examples: Literal["parquet", "webdataset", "none"] = "parquet"
     """Examples of the three tasks, for other trainers too; ``train sft`` pairs the scored pictures
     itself."""
@@ -55,12 +64,14 @@ class BuildConfig:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        for field_name in ("n_prompts", "shard", "examples_per_prompt"):
+        for field_name in ("n_prompts", "shard", "examples_per_prompt", "redraw_edits"):
             value = getattr(self, field_name)
             if value < 1:
                 raise InputError(f"config: {field_name} is {value}; it must be at least 1")
         if not self.generators:
             raise InputError("config: generators is empty; give at least one [[generators]]")
+        if self.redraw != "any" and not self.redraw_model:
+            self.redraw_model = self.generators[0].model
         if self.prompts and self.templates:
             raise InputError("config: prompts and templates are both given; use one of them")
         if not self.prompts and not self.templates:

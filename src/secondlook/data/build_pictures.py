@@ -26,6 +26,8 @@ COLUMNS = {
     "reason": "string",
     "following": "float32",
     "preserving": "float32",
+    # id of the picture that a redraw of this wrong one is taught to become (data.redraw_targets)
+    "target": "string",
 }
 """Types of a shard's columns, by their names in ``datasets``; ``image`` comes last."""
 
@@ -89,4 +91,5 @@ def row_of(picture: Picture, generator: GeneratorConfig) -> dict[str, Any]:
         "reason": None,
         "following": None,
         "preserving": None,
+        "target": None,
     }

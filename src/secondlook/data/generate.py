@@ -35,7 +35,9 @@ from secondlook.data.build_report import manifest_of, samples_page
 from secondlook.data.export import write_examples
 from secondlook.data.folder_generator import check_folders, left_out
 from secondlook.data.generators import Load, Shard, make_generator
+from secondlook.data.redraw_targets import edits_of_wrong, pair_edits, pair_nearest
 from secondlook.data.sft_dataset import Pool
+from secondlook.episode import turn_seed
 from secondlook.errors import InputError
 from secondlook.io import same_config, writable_folder, write_json, write_text
 from secondlook.llm.missing import tell_missing, why_missing
@@ -75,6 +77,7 @@ def build(
     # All is drawn before anything is judged: generators and the judge share a GPU's memory.
     _draw(config, unscored_shards, out, load)
     _score(config, unscored_shards, out, reward)
+    _pair(config, unscored_shards, out, reward, load)
     if worker.rank:
         return out  # the first process ends the build
     while not all(_scored_path(out, shard).exists() for shard in shards):
@@ -130,14 +133,45 @@ def _score(config: BuildConfig, shards: list[Shard], out: Path, reward: Reward) 
         if sources:
             # before the scored shard: where that one exists, the shard is whole
             write_sources(out / f"sources-{shard.number:05d}.parquet", sources)
-        write_pictures(_scored_path(out, shard), _judged(shard, rows, reward, sources))
+        judged_path = (
+            _scored_path(out, shard) if config.redraw == "any" else _judged_path(out, shard)
+        )
+        write_pictures(judged_path, _judged(shard, rows, reward, sources))
+
+
+def _judged_path(out: Path, shard: Shard) -> Path:
+    """Where a shard's scored pictures wait until redraws have their targets."""
+    return out / "parts" / f"judged-{shard.number:05d}.parquet"
+
+
+def _pair(config: BuildConfig, shards: list[Shard], out: Path, reward: Reward, load: Load) -> None:
+    """Give the wrong pictures of ``shards`` the ones that their redraws are taught to become."""
+    if config.redraw == "any" or not shards:
+        return
+    engine = load(config.redraw_model)
+    for shard in track(shards, "targets of redraws"):
+        rows = read_pictures(_judged_path(out, shard))
+        if config.redraw == "nearest":
+            pair_nearest(rows, engine, config)
+        else:
+            edit_rows = edits_of_wrong(rows, engine, config, turn_seed(config.seed, shard.start))
+            sources = {prompt.key: prompt.source for prompt in shard.prompts if prompt.source}
+            if edit_rows:
+                edit_rows = _judged(shard, edit_rows, reward, sources, first_number=len(rows))
+            pair_edits(rows, edit_rows, config)
+            rows += edit_rows
+        write_pictures(_scored_path(out, shard), rows)
 
 
 def _judged(
-    shard: Shard, rows: list[dict[str, Any]], reward: Reward, sources: dict[str, Image.Image]
+    shard: Shard,
+    rows: list[dict[str, Any]],
+    reward: Reward,
+    sources: dict[str, Image.Image],
+    first_number: int = 0,
 ) -> list[dict[str, Any]]:
     """The rows with scores and names, without pictures that a prompt has twice. ``sources`` are the
-    edited pictures by ``Prompt.key``.
+    edited pictures by ``Prompt.key``; names are numbered from ``first_number``.
 
     Raises InputError where not one of them got a score.
     """
@@ -151,7 +185,7 @@ def _judged(
         if (prompt_key, pixel_digest) in seen:
             continue
         seen.add((prompt_key, pixel_digest))
-        row["id"] = f"{shard.number:05d}-{len(distinct_rows):05d}"
+        row["id"] = f"{shard.number:05d}-{first_number + len(distinct_rows):05d}"
         distinct_rows.append(row)
         to_judge.append((Prompt(row["prompt"], sources.get(prompt_key)), image))
     scores = score(reward, to_judge)

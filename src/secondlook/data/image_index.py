@@ -92,6 +92,8 @@ class _Columns:
     """1: it is an edit of another picture."""
     use: array[int] = field(default_factory=lambda: array("B"))
     """Members of ``Use``."""
+    target: array[int] = field(default_factory=lambda: array("i"))
+    """Row that a redraw of this one is taught to become; -1: any right one of its prompt."""
 
 
 class Index:
@@ -122,6 +124,8 @@ class Index:
         """S, of an edit the lesser of following and preserving; NaN: nobody has scored it."""
         self.edit = np.array(columns.edit, dtype=bool)
         self.use = np.array(columns.use, dtype=np.uint8)
+        self.target = np.array(columns.target, dtype=np.int32)
+        """Row of the picture that a redraw of this one is taught to become; -1: any right one."""
         key_texts = sorted(key_numbers)
         # Keys are numbered anew in the order of their texts: what a seed draws does not depend on
         # the order of the files.
@@ -146,7 +150,13 @@ class Index:
         for place_path in places:
             for stored in self._open(place_path):
                 self.stored.append(stored)
+                first_row = len(columns.use)
+                row_of_id: dict[str, int] = {}
+                target_ids: dict[int, str] = {}
                 for place, words in stored.scan():
+                    if words.target is not None:
+                        target_ids[len(columns.use)] = words.target
+                    row_of_id[words.id] = len(columns.use)
                     key_text = words.prompt
                     if words.source:
                         key_text += f"\n{self.source_name(stored, words)}"
@@ -158,6 +168,9 @@ class Index:
                     columns.quality.append(np.nan if quality is None else quality)
                     columns.edit.append(words.source is not None)
                     columns.use.append(self._use(stored, place, words, folders, reason_problem))
+                # a picture and its target are in one shard
+                for row in range(first_row, len(columns.use)):
+                    columns.target.append(row_of_id.get(target_ids.get(row, ""), -1))
             self.ends.append(len(columns.use))
         return columns, key_numbers
 

@@ -301,9 +301,12 @@ class Pool:
         return right_choice, Choice(tuple(earlier_of_wrong), wrong_target)
 
     def redrawing(self, rng: np.random.Generator, longest: int = 2) -> Choice:
-        """Task III: one to ``longest`` wrong pictures (S < 0.5; ``short``), then one with S >=
-        0.8."""
+        """Task III: one to ``longest`` wrong pictures (S < 0.5; ``short``), then one with S >= 0.8:
+        the last wrong one's own target where it has one that may be drawn, else any."""
         prompt = self._prompt(rng, "redraw")
         earlier = self._pick(rng, self.bad[prompt], 1 + short(rng, longest))
         (target,) = self._pick(rng, self.draw[prompt], 1)
+        own_target = int(self.index.target[earlier[-1]])
+        if own_target >= 0 and own_target in self.draw[prompt]:
+            target = own_target
         return Choice(earlier, target)

@@ -21,7 +21,7 @@ from secondlook.errors import InputError
 from secondlook.io import decode_image, finite, read_bytes, read_json
 
 T = TypeVar("T")
-WORDS = ("id", "prompt", "score", "reason", "source_id", "following", "preserving")
+WORDS = ("id", "prompt", "score", "reason", "source_id", "following", "preserving", "target")
 """Columns of a shard that say something of its pictures."""
 NEEDED_COLUMNS = ("prompt", "score", "reason", "image")
 """Columns that it must have."""
@@ -53,6 +53,8 @@ class Words(NamedTuple):
     source: str | None
     following: float | None
     preserving: float | None
+    target: str | None = None
+    """Id of the picture that its redraw is taught to become; None: any right one."""
     path: str = ""
 
     @property
@@ -201,7 +203,7 @@ class Shard:
                     row_number += 1
 
     def _checked(self, row: dict[str, Any], place: Place) -> Words:
-        for name in ("prompt", "reason", "source_id"):
+        for name in ("prompt", "reason", "source_id", "target"):
             value = row.get(name)
             if not isinstance(value, str) and (value is not None or name == "prompt"):
                 raise InputError(
@@ -219,6 +221,7 @@ class Shard:
             source=row.get("source_id"),
             following=checked_score(row, "following", self.where, place),
             preserving=checked_score(row, "preserving", self.where, place),
+            target=row.get("target"),
         )
 
     def _row(self, place: Place, columns: list[str]) -> dict[str, Any]:

@@ -1,0 +1,112 @@
+"""What a redraw is taught to become: the right picture nearest to the wrong one, or an edit of it.
+
+Taught with any right picture of the prompt, as in the paper, a redraw is a fresh drawing that
+ignores picture and reason (docs/LOG.md). The nearest one keeps what was right, so that there is
+something to learn from both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from secondlook.data.build_config import BuildConfig
+from secondlook.data.build_pictures import picture_of
+from secondlook.data.sft_dataset import BAD, Pool, quality
+from secondlook.engine.engine import Engine
+from secondlook.episode import SamplingConfig, turn_seed
+from secondlook.io import png
+from secondlook.types import Request
+
+
+def is_wrong(row: dict[str, Any]) -> bool:
+    """Whether a redraw may begin with a picture: it is wrong, and somebody has said why."""
+    return row["score"] is not None and row["reason"] is not None and quality(row) < BAD
+
+
+def is_right(row: dict[str, Any], config: BuildConfig) -> bool:
+    """Whether a redraw may become a picture."""
+    if row["score"] is None:
+        return False
+    return quality(row) >= (config.good_edit if row["source_id"] else config.good_to_draw)
+
+
+def pair_nearest(rows: Sequence[dict[str, Any]], engine: Engine, config: BuildConfig) -> None:
+    """Set ``target`` of each wrong picture: the id of the right one of its prompt that shares most
+    codes with it; the first of several. Pictures of prompts without a right one keep none."""
+    rights_of_key: dict[str, list[int]] = {}
+    wrongs: list[int] = []
+    for i, row in enumerate(rows):
+        if is_right(row, config):
+            rights_of_key.setdefault(Pool.key(row), []).append(i)
+    for i, row in enumerate(rows):
+        if is_wrong(row) and Pool.key(row) in rights_of_key:
+            wrongs.append(i)
+    needed = sorted({*wrongs, *(i for i in wrongs for i in rights_of_key[Pool.key(rows[i])])})
+    if not needed:
+        return
+    # codes are compared as the model draws them: both pictures pass through its image tokenizer
+    all_codes = engine.codes([picture_of(rows[i]) for i in needed])
+    codes_of_row = {i: np.array(codes) for i, codes in zip(needed, all_codes, strict=True)}
+    for i in wrongs:
+        rights = rights_of_key[Pool.key(rows[i])]
+        shared = [int((codes_of_row[i] == codes_of_row[right]).sum()) for right in rights]
+        rows[i]["target"] = rows[rights[int(np.argmax(shared))]]["id"]
+
+
+def edits_of_wrong(
+    rows: Sequence[dict[str, Any]], engine: Engine, config: BuildConfig, first_seed: int
+) -> list[dict[str, Any]]:
+    """``config.redraw_edits`` edits of each wrong picture by the model, told its prompt and what is
+    wrong, as rows without a score. ``repairs`` names the picture that each is an edit of."""
+    sampling = SamplingConfig.of(engine.janus.net.generation_config)
+    wrongs = [row for row in rows if is_wrong(row)]
+    codes_of_wrong = engine.codes([picture_of(row) for row in wrongs]) if wrongs else []
+    requests: list[Request] = []
+    edited: list[dict[str, Any]] = []
+    for row, codes in zip(wrongs, codes_of_wrong, strict=True):
+        instruction = engine.template.repair_instruction(row["prompt"], row["reason"])
+        for _ in range(config.redraw_edits):
+            seed = turn_seed(first_seed, len(requests))
+            requests.append(Request("edit", engine.template.edit(codes, instruction), seed))
+            edited.append(row)
+    turns = engine.draw(requests, sampling.draw_params(editing=True)) if requests else []
+    pictures = engine.pictures([turn.tokens for turn in turns]) if turns else []
+    edit_rows = []
+    for row, request, picture in zip(edited, requests, pictures, strict=True):
+        edit_rows.append(
+            row
+            | {
+                "id": "",
+                "image": {"bytes": png(picture)},
+                "source": f"edit by {config.redraw_model}",
+                "seed": str(request.seed),
+                "licence": "",
+                "score": None,
+                "correct": None,
+                "reason": None,
+                "following": None,
+                "preserving": None,
+                "target": None,
+                "repairs": row["id"],
+            }
+        )
+    return edit_rows
+
+
+def pair_edits(
+    rows: Sequence[dict[str, Any]], edit_rows: Sequence[dict[str, Any]], config: BuildConfig
+) -> None:
+    """Set ``target`` of each wrong picture to its best edit, where the judge accepts one."""
+    best_of_row: dict[str, dict[str, Any]] = {}
+    for edit_row in edit_rows:
+        if not is_right(edit_row, config):
+            continue
+        best = best_of_row.get(edit_row["repairs"])
+        if best is None or quality(edit_row) > quality(best):
+            best_of_row[edit_row["repairs"]] = edit_row
+    for row in rows:
+        if row["id"] in best_of_row and is_wrong(row):
+            row["target"] = best_of_row[row["id"]]["id"]
