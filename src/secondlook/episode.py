@@ -3,14 +3,15 @@ a source: edit, judge the edit, and edit the source again.
 
 Source: the introspection loop of arXiv 2506.01480 (T = 3 images). Departures from the public code:
 T rounds instead of one redraw; only what was judged No is redrawn; the history of a redraw is what
-the checkpoint was trained with (``history``): the sampled codes, or as in the public code the
-picture encoded again. The paper's model edits without a second look; here the loop is the same.
+the checkpoint was trained with: the sampled codes, or as in the public code the picture encoded
+again (``history``), of all rounds before or of the last one (``redraw_sees``). The paper's model
+edits without a second look; here the loop is the same.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING
@@ -60,13 +61,14 @@ class SamplingConfig:
 
     @staticmethod
     def of(generation_config) -> SamplingConfig:
-        """The checkpoint's own guidance scales where it states them, else the paper's."""
-        stated_scales = {}
-        for name in ("guidance", "edit_guidance"):
-            scale = getattr(generation_config, f"{name}_scale", None)
-            if scale:
-                stated_scales[name] = scale
-        return SamplingConfig(**stated_scales)
+        """The checkpoint's own guidance scales and length of reasons where it states them, else the
+        paper's."""
+        stated = {
+            "guidance": getattr(generation_config, "guidance_scale", None),
+            "edit_guidance": getattr(generation_config, "edit_guidance_scale", None),
+            "reason_tokens": getattr(generation_config, "reason_tokens", None),
+        }
+        return SamplingConfig(**{name: value for name, value in stated.items() if value})
 
     def draw_params(self, editing: bool = False) -> SamplingParams:
         """Of a drawing, or of an edit."""
@@ -92,9 +94,10 @@ async def run_episode(
     max_rounds: int,
     sampling: SamplingConfig,
     on_round: Callable[[int, Round], None] | None = None,
+    first_turn: Turn | None = None,
 ) -> Episode:
     """One episode: a task for the engine. ``on_round(round_index, round)`` is called after each
-    verdict."""
+    verdict. ``first_turn`` drew the first image already, for several episodes that share it."""
     template, text, source = engine.template, prompt.text, prompt.source
     draw_params = sampling.draw_params(editing=source is not None)
     judge_params = sampling.judge_params(template.yes, template.no)
@@ -120,9 +123,12 @@ async def run_episode(
         request = Request(kind, segments, turn_seed(seed, len(turns)))
         # re-encoded codes are others than the sampled ones: no later sequence begins like this one
         keep_prefix = not is_last and not is_reencoded
-        drawn_turn = await engine.generate(
-            request, draw_params, engine.janus.n_codes, keep_prefix=keep_prefix
-        )
+        if first_turn is not None and round_index == 0:
+            drawn_turn = first_turn
+        else:
+            drawn_turn = await engine.generate(
+                request, draw_params, engine.janus.n_codes, keep_prefix=keep_prefix
+            )
         turns.append(drawn_turn)
         image = await engine.decode_image(drawn_turn.tokens)
 
@@ -159,15 +165,17 @@ def run_episodes(
     seeds: list[int],
     rounds: int = 3,
     sampling: SamplingConfig | None = None,
+    first_turns: Sequence[Turn] = (),
 ) -> list[Episode]:
-    """One episode per (prompt, seed), all decoded together. Raises InputError when ``rounds`` is
-    below 1."""
+    """One episode per (prompt, seed), all decoded together. ``first_turns``, one for each, drew
+    their first images already. Raises InputError when ``rounds`` is below 1."""
     _check(prompts, seeds, rounds)
     sampling = sampling or SamplingConfig.of(engine.janus.net.generation_config)
     need = _need(engine, prompts, rounds, sampling)
     tasks = []
-    for prompt, seed in zip(prompts, seeds, strict=True):
-        tasks.append(run_episode(engine, prompt, seed, rounds, sampling))
+    turns: Sequence[Turn | None] = first_turns or [None] * len(prompts)
+    for prompt, seed, first_turn in zip(prompts, seeds, turns, strict=True):
+        tasks.append(run_episode(engine, prompt, seed, rounds, sampling, first_turn=first_turn))
     return engine.run(tasks, need)
 
 
@@ -254,4 +262,8 @@ def _need(engine: Engine, prompts: list[Prompt], rounds: int, sampling: Sampling
         longest_prompt = max(longest_prompt, length(segments, n_patches))
     longest_image = max(n_codes, n_patches)  # drawn or seen
     is_reencoded = template.history == "reencode"
-    return Need.of(longest_prompt, longest_image, rounds, sampling.reason_tokens, is_reencoded)
+    # a redraw that sees the last image alone is as long as the second one
+    longest_chain = rounds if template.redraw_sees == "chain" else min(rounds, 2)
+    return Need.of(
+        longest_prompt, longest_image, longest_chain, sampling.reason_tokens, is_reencoded
+    )

@@ -368,6 +368,8 @@ def test_a_generation_config_that_says_what_no_one_can_do(folder):
         "guidance_scale": ["x", -1, True, [5]],
         "edit_guidance_scale": ["x"],
         "history": ["pixels", 5],
+        "redraw_sees": ["first", 3],
+        "reason_tokens": [0, "many", True],
     }.items():
         for value in values:
             path.write_text(said)

@@ -26,7 +26,7 @@ from secondlook.train.rl.loop import RLLoop, train_rl
 from secondlook.train.rl.micro_batches import minibatches
 from secondlook.train.rl.prompt_checks import check_lines
 from secondlook.train.rl.reward_checks import RewardChecks
-from secondlook.train.rl.rollout import gather_trajectories
+from secondlook.train.rl.rollout import check_reasons, describe, gather_trajectories
 from secondlook.train.rl.trajectory import Trajectory, TrajectoryTurn
 from secondlook.train.termination import Saved
 from secondlook.types import Episode, Prompt, Round, SamplingParams
@@ -312,3 +312,48 @@ def test_a_step_that_was_given_up_while_its_judge_was_waited_for_is_done_again(t
     train_rl(config, tmp_path / "cut", Verifier())
     whole, cut = (tmp_path / run / "final" / "model.safetensors" for run in ("whole", "cut"))
     assert whole.read_bytes() == cut.read_bytes()
+
+
+def test_groups_that_share_a_wrong_first_image(tmp_path):
+    """Nothing is learned from it; what follows has seeds of its own, and reasons their truth."""
+    settings = RL | {
+        "model": "mini-base",
+        "prompts": "mini",
+        "prompt_options": {"kinds": {"position": 0.5, "color_attr": 0.5}},
+        "rollout": {"prompts_per_step": 3, "group_size": 4, "rounds": 2, "repair_groups": 2},
+        "advantage": {"credit": "expected", "reason_weight": 1.0, "progress_weight": 0.5},
+        "runtime": {"device": "cpu"},
+    }
+    loop = RLLoop(parse(RLConfig, settings), tmp_path)
+    rng = np.random.default_rng([0, 0])
+    trajectories = loop.roll_out_and_score(rng, 0)
+    whole, repairs = trajectories[:12], trajectories[12:]
+    assert len(repairs) == 8 and all(t.is_repair for t in repairs)
+    assert [t.group for t in repairs] == [3] * 4 + [4] * 4
+    wrong_firsts = {t.episode.turns[0].tokens for t in whole if not t.scores[0].correct}
+    for group in (repairs[:4], repairs[4:]):
+        [first] = {t.episode.turns[0].tokens for t in group}
+        assert first in wrong_firsts and {t.scores[0] for t in group} == {group[0].scores[0]}
+        redraws = [t.episode.turns[2].tokens for t in group if len(t.episode.turns) > 2]
+        assert len(set(redraws)) == len(redraws), "each goes on from a seed of its own"
+    told = [truth for t in trajectories for truth in t.reason_truths if not math.isnan(truth)]
+    assert told and all(0 <= truth <= 1 for truth in told)
+    loop.set_advantages(trajectories)
+    for trajectory in trajectories:
+        assert trajectory.turns[0].is_masked == trajectory.is_repair
+        assert not any(turn.is_masked for turn in trajectory.turns[1:])
+    metrics = describe(trajectories)
+    assert metrics["images"] == sum(len(t.scores) for t in trajectories)
+    assert metrics["first"] == np.mean([t.scores[0].correct for t in whole]), "of whole episodes"
+    assert 0 <= metrics["repaired"] <= 1 and metrics["reason_true"] == pytest.approx(np.mean(told))
+    assert math.isfinite(loop.step(1)["loss"])
+
+
+def test_settings_of_repairs_are_checked(tmp_path):
+    with pytest.raises(InputError, match="repair_groups is 2, but no image is drawn again"):
+        parse(RLConfig, {"model": "mini", "rollout": {"rounds": 1, "repair_groups": 2}})
+    trajectory = Trajectory(0, (Score(0.1, False, "r"),), (False,), (0.2,), 0)
+    with pytest.raises(
+        InputError, match="reason_weight needs a reward that checks reasons; Bright"
+    ):
+        check_reasons(Bright(), [trajectory])

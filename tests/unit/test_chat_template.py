@@ -63,6 +63,33 @@ def test_chains_take_the_path_of_what_comes_next(official):
     ]
 
 
+def test_a_redraw_sees_the_chain_the_last_image_or_an_edits_source(official):
+    first, second, picture = (1, 2, 3), (4, 5, 6), Image.new("RGB", (8, 8))
+    reasons = ["No, there is no cat.", "No, there is a dog."]
+    sees = {
+        how: ChatTemplate(official.tokenizer, "codes", how) for how in ("chain", "last", "edit")
+    }
+    chain, last, edit = (
+        sees[how].redraw("a cat", [first, second], reasons) for how in ("chain", "last", "edit")
+    )
+    assert [s.codes for s in chain if isinstance(s, ImageCodes)] == [first, second]
+    assert last == official.redraw("a cat", [second], reasons[1:])
+    assert edit == official.edit(second, "a cat; there is a dog")
+    sampled = official.answer(reasons[1])  # ids, as an episode has them
+    assert sees["edit"].redraw("a cat", [second], [sampled]) == edit
+    assert sees["edit"].redraw("a cat", [second], ["No."]) == official.edit(second, "a cat")
+    for how, seen in (("chain", 2), ("last", 1), ("edit", 1)):
+        judged = sees[how].judge("a cat", [picture, picture], reasons[:1])
+        assert sum(isinstance(s, ImageInput) for s in judged) == seen
+    # an edit that is made again keeps its source, unless it is edited itself
+    again = sees["last"].redraw("add a cat", [first, second], reasons, source=(7, 8, 9))
+    assert [s.codes for s in again if isinstance(s, ImageCodes)] == [(7, 8, 9), second]
+    with pytest.raises(
+        InputError, match="redraw_sees: 'all' is unknown; it must be one of chain, "
+    ):
+        ChatTemplate(official.tokenizer, "codes", "all")
+
+
 def test_sampled_reasons_are_taken_as_they_are(official):
     words = "No, there is no cat."
     by_words = official.redraw("a cat", [(1,)], [words])

@@ -14,11 +14,13 @@ from secondlook.errors import InputError
 from secondlook.models import sampling
 from secondlook.rewards.reward import Score
 from secondlook.train.rl.advantages import (
+    RedrawReward,
     comprehension,
     episode_reward,
     gae,
     group_advantages,
     normalise,
+    reason_advantages,
     segment_rewards,
     turn_rewards,
     verdict_advantage,
@@ -236,6 +238,39 @@ def test_rewards_of_turns():
         for credit in ("episode", "segment")
         for r in turn_rewards([math.nan], [True], 3, credit)
     )
+
+
+def test_progress_pays_and_regress_and_a_premature_yes_cost():
+    shaping = RedrawReward(progress=0.5, regress=2.0, premature_yes=0.25)
+    scores, yes = [0.2, 0.6, 0.5], [True, False, True]
+    plain = segment_rewards(scores, yes)
+    shaped = segment_rewards(scores, yes, shaping)
+    # the first verdict is a Yes to a wrong image, the last one is not; images 0.4 up, 0.1 down
+    assert np.subtract(shaped, plain) == pytest.approx([0, -0.25, 0.2, 0, -0.2, 0])
+    changed = episode_reward(scores, yes, 3, shaping=shaping) - episode_reward(scores, yes, 3)
+    assert changed == pytest.approx(0.2 - 0.2 - 0.25)
+    assert turn_rewards(scores, yes, 3, "segment", shaping=shaping) == pytest.approx(shaped)
+    # on an image that is judged by a coin, Yes is worth less than before
+    before = verdict_advantage(0.2, True, 0.5, scale_rewards="none")
+    after = verdict_advantage(0.2, True, 0.5, scale_rewards="none", shaping=shaping)
+    assert after == pytest.approx(before - 0.125)
+    [first, _] = group_advantages([scores, scores], [yes, yes], 3, "segment", shaping=shaping)
+    assert first == [0] * 6, "equal episodes have nothing to learn"
+
+
+def test_reasons_are_compared_with_those_of_the_same_round():
+    nan = math.nan
+    advantages = reason_advantages([[1.0, nan], [0.0, 0.5], [nan]], scale_rewards="none")
+    assert advantages[0][0] == 0.5 and advantages[1] == [-0.5, 0.0]
+    assert math.isnan(advantages[0][1]) and math.isnan(advantages[2][0])
+
+
+def test_a_reason_of_its_own_truth_leaves_the_verdicts_token_alone():
+    sampled = Turn("judge", (TokenIds((1,)),), (1, 2, 3), (-1.0,) * 3, SamplingParams("text"), 0)
+    turn = TrajectoryTurn("judge", 0.2, sampled, advantage=1.0, advantage_scale=2.0)
+    assert turn.token_advantages == [2.0, 2.0, 2.0]
+    turn.reason_advantage = -0.5
+    assert turn.token_advantages == [2.0, -1.0, -1.0]
 
 
 def test_the_critic_learns_what_states_earn():

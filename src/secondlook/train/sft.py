@@ -74,7 +74,11 @@ class SFTJob:
         self.config, self.ranks = config, ranks
         self.janus = Janus.load(config.model, ranks.device).train()
         self.janus.history = "codes"
-        self.template = ChatTemplate(self.janus.tokenizer, self.janus.history)
+        if config.redraw_sees is not None:
+            self.janus.redraw_sees = config.redraw_sees
+        self.template = ChatTemplate(
+            self.janus.tokenizer, self.janus.history, self.janus.redraw_sees
+        )
         self.code_cache = CodeCache()
         self.batches = SFTBatches(config, self._open_data(), ranks, self.code_cache.touch)
         self.coming: Iterator[SFTBatch] | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -62,6 +62,10 @@ class SFTConfig:
     """Most pictures in a self-evaluation, the judged one included."""
     redraw_context: int = Field(default=2, ge=1)
     """Most wrong pictures before a regeneration."""
+    redraw_sees: Literal["chain", "last", "edit"] | None = None
+    """What stands before a regeneration and the verdict on it: the whole chain of wrong pictures
+    and verdicts (the paper), the last ones alone, or the last picture as the source of an edit with
+    the reason as its instruction. Recorded with the checkpoint; default: as the model has it."""
     prompt_dropout: float = Field(default=0.1, ge=0, le=1)
     """How often a drawing goes without its prompt, for classifier-free guidance."""
     verdict_weight: float = Field(default=0.8, ge=0, le=1)

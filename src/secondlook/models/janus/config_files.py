@@ -21,6 +21,8 @@ from secondlook.models.janus.tokenizer_files import IMAGE_TOKENS, read_tokenizer
 
 HISTORIES = ("codes", "reencode")
 """What a redraw may have as an earlier drawn image (``Janus.history``)."""
+REDRAW_SEES = ("chain", "last", "edit")
+"""Which earlier images a redraw may have before it (``Janus.redraw_sees``)."""
 MAX_LAYERS = 1000
 """More layers than any Janus has; a damaged config may state millions, which no memory holds."""
 
@@ -228,11 +230,18 @@ def read_generation_config(folder: Path, tokenizer: PreTrainedTokenizerFast) -> 
                 f"model: {str(config_path)!r} says {key} {value!r}; it must be a number of at "
                 "least 0"
             )
-    if entries.get("history") not in (None, *HISTORIES):
+    reason_tokens = entries.get("reason_tokens")
+    if reason_tokens is not None and (type(reason_tokens) is not int or reason_tokens < 1):
         raise InputError(
-            f"model: {str(config_path)!r} says history {entries['history']!r}; it must be "
-            f"{' or '.join(HISTORIES)}"
+            f"model: {str(config_path)!r} says reason_tokens {reason_tokens!r}; it must be a whole "
+            "number of at least 1"
         )
+    for key, known in (("history", HISTORIES), ("redraw_sees", REDRAW_SEES)):
+        if entries.get(key) not in (None, *known):
+            raise InputError(
+                f"model: {str(config_path)!r} says {key} {entries[key]!r}; it must be "
+                f"{' or '.join(known)}"
+            )
     try:
         return GenerationConfig.from_dict(entries)
     except Exception as error:

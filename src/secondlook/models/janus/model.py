@@ -119,6 +119,18 @@ class Janus(nn.Module):
         self.net.generation_config.history = value
 
     @property
+    def redraw_sees(self) -> str:
+        """What stands before a redraw and before the verdict on it: the whole ``chain`` of images
+        and verdicts (the paper), the ``last`` image and verdict alone, or the last image as the
+        source of an ``edit`` with the reason as its instruction. The checkpoint's generation config
+        says which it was trained with; "chain" where it is silent."""
+        return getattr(self.net.generation_config, "redraw_sees", None) or "chain"
+
+    @redraw_sees.setter
+    def redraw_sees(self, value: str) -> None:
+        self.net.generation_config.redraw_sees = value
+
+    @property
     def image_size(self) -> int:
         return self.net.config.vision_config.image_size
 

@@ -23,7 +23,7 @@ from PIL.Image import Image
 
 from secondlook.errors import InputError
 from secondlook.io import check_unicode
-from secondlook.models.janus.config_files import HISTORIES
+from secondlook.models.janus.config_files import HISTORIES, REDRAW_SEES
 from secondlook.types import ImageCodes, ImageInput, PositionSkip, Segment, TokenIds
 
 END = "<｜end▁of▁sentence｜>"
@@ -66,15 +66,20 @@ class ChatTemplate:
 
     With ``history`` "reencode", as the public code has it, a reason's end of sentence keeps a
     position before a redraw, and the one that opens AGAIN follows as a second one (a reason that
-    was cut off has none); with "codes" it is one and the same.
+    was cut off has none); with "codes" it is one and the same. ``redraw_sees`` says which of the
+    earlier images stand before a redraw and a verdict (``Janus.redraw_sees``).
     """
 
-    def __init__(self, tokenizer, history: str = "codes"):
-        if history not in HISTORIES:
-            raise InputError(
-                f"history: {history!r} is unknown; it must be one of {', '.join(HISTORIES)}"
-            )
-        self.tokenizer, self.history = tokenizer, history
+    def __init__(self, tokenizer, history: str = "codes", redraw_sees: str = "chain"):
+        for name, value, known in (
+            ("history", history, HISTORIES),
+            ("redraw_sees", redraw_sees, REDRAW_SEES),
+        ):
+            if value not in known:
+                raise InputError(
+                    f"{name}: {value!r} is unknown; it must be one of {', '.join(known)}"
+                )
+        self.tokenizer, self.history, self.redraw_sees = tokenizer, history, redraw_sees
         self.bos = tokenizer.bos_token_id
         self.eos = tokenizer.eos_token_id
         self.pad = tokenizer.pad_token_id
@@ -161,10 +166,13 @@ class ChatTemplate:
         source: Image | None = None,
     ) -> tuple[Segment, ...]:
         """The verdict on the last of ``images``; ``reasons`` are the earlier verdicts ("No, …"),
-        one fewer. With a ``source`` ``prompt`` is an instruction, and the images are edits of it:
-        the same strings then ask whether it was followed and the rest left as it was (ours; the
-        paper's model does not judge its edits)."""
+        one fewer. Unless redraws see the chain, the earlier ones are left out. With a ``source``
+        ``prompt`` is an instruction, and the images are edits of it: the same strings then ask
+        whether it was followed and the rest left as it was (ours; the paper's model does not judge
+        its edits)."""
         opening = self._instruction(ImageInput(source), prompt) if source else self._prompt(prompt)
+        if self.redraw_sees != "chain":
+            images, reasons = images[-1:], ()
         # before text, images are seen
         seen_images = [ImageInput(image) for image in images]
         return self._chain(opening, seen_images, reasons, open_image=False)
@@ -177,11 +185,23 @@ class ChatTemplate:
         source: tuple[int, ...] = (),
     ) -> tuple[Segment, ...]:
         """The next image after as many verdicts as images; with a ``source`` the next edit of
-        it."""
+        it. With ``redraw_sees`` "last" only the last ones are kept; with "edit" the next image is
+        an edit of the last one, by the prompt and the reason, and has no other source."""
+        if self.redraw_sees == "edit":
+            return self.edit(codes[-1], self.repair_instruction(prompt, reasons[-1]))
+        if self.redraw_sees == "last":
+            codes, reasons = codes[-1:], reasons[-1:]
         opening = self._instruction(ImageCodes(source), prompt) if source else self._prompt(prompt)
         # before an image, images are drawn
         drawn_images = [ImageCodes(image_codes) for image_codes in codes]
         return self._chain(opening, drawn_images, reasons, open_image=True)
+
+    def repair_instruction(self, prompt: str, reason: Answer) -> str:
+        """The instruction by which a wrong picture is edited into a right one: the prompt and what
+        is wrong, "a photo of a red cat; there is a blue cat"."""
+        words = reason if isinstance(reason, str) else self.words(reason)
+        fault = re.sub(r"^(yes|no)\b[,.]?\s*", "", words, flags=re.IGNORECASE).rstrip(". ")
+        return f"{prompt.strip()}; {fault}" if fault else prompt
 
     def _chain(
         self,

@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -35,9 +36,35 @@ RIGHT = 0.5
 """Score from which on an image counts as right."""
 
 
-def comprehension(score: float, yes: bool) -> float:
-    """Reward of a verdict: 1 - |S - SE|, where SE is 1 for Yes and 0 for No."""
-    return 1 - abs(score - float(yes))
+@dataclass(frozen=True)
+class RedrawReward:
+    """What is added to the rewards of turns so that looking back pays; 0: the paper's rewards.
+
+    Source: ours; that progress pays and regress costs is also in UMM-Reflection (arXiv 2609.35767).
+    """
+
+    progress: float = 0.0
+    """A redraw earns so many times what its S is above that of the image before."""
+    regress: float = 0.0
+    """It loses so many times what its S is below."""
+    premature_yes: float = 0.0
+    """What a Yes to a wrong image costs."""
+
+
+AS_PAPER = RedrawReward()
+
+
+def comprehension(score: float, yes: bool, shaping: RedrawReward = AS_PAPER) -> float:
+    """Reward of a verdict: 1 - |S - SE|, where SE is 1 for Yes and 0 for No, less what a Yes to a
+    wrong image costs."""
+    cost = shaping.premature_yes if yes and score < RIGHT else 0.0
+    return 1 - abs(score - float(yes)) - cost
+
+
+def change(before: float, after: float, shaping: RedrawReward) -> float:
+    """What a redraw earns for the change of S from the image before to its own."""
+    difference = after - before
+    return difference * (shaping.progress if difference > 0 else shaping.regress)
 
 
 def episode_reward(
@@ -46,26 +73,34 @@ def episode_reward(
     rounds: int,
     last_image_weight: LastImageWeight = "T-K+1",
     judging_weight: float = 1.0,
+    shaping: RedrawReward = AS_PAPER,
 ) -> float:
     """The paper's reward of a whole episode of at most ``rounds`` = T images.
 
     R = sum over i < K of S_i + w S_K + (T / K) sum over i <= K of (1 - |S_i - SE_i|), K the last
-    round; NaN if a score is. The second sum counts ``judging_weight`` times.
+    round; NaN if a score is. The second sum counts ``judging_weight`` times. ``shaping`` adds what
+    the changes from image to image earn.
     """
     n_drawn = len(scores)  # K
     # the last image also stands for the rounds that were not needed
     last_weight = rounds - n_drawn + (last_image_weight == "T-K+1")
     drawing_reward = sum(scores[:-1]) + last_weight * scores[-1]
-    verdict_rewards = [comprehension(s, said_yes) for s, said_yes in zip(scores, yes, strict=True)]
+    drawing_reward += sum(change(*pair, shaping) for pair in pairwise(scores))
+    verdict_rewards = [
+        comprehension(s, said_yes, shaping) for s, said_yes in zip(scores, yes, strict=True)
+    ]
     return drawing_reward + judging_weight * rounds / n_drawn * sum(verdict_rewards)
 
 
-def segment_rewards(scores: Sequence[float], yes: Sequence[bool]) -> list[float]:
-    """One reward a turn, in order draw, judge, redraw, judge …: S of the image drawn, 1 - |S - SE|
-    of the verdict."""
+def segment_rewards(
+    scores: Sequence[float], yes: Sequence[bool], shaping: RedrawReward = AS_PAPER
+) -> list[float]:
+    """One reward a turn, in order draw, judge, redraw, judge …: S of the image drawn and what its
+    change earns, 1 - |S - SE| of the verdict."""
     rewards = []
-    for score, said_yes in zip(scores, yes, strict=True):
-        rewards += [score, comprehension(score, said_yes)]
+    for i, (score, said_yes) in enumerate(zip(scores, yes, strict=True)):
+        changed = change(scores[i - 1], score, shaping) if i > 0 else 0.0
+        rewards += [score + changed, comprehension(score, said_yes, shaping)]
     return rewards
 
 
@@ -76,15 +111,18 @@ def turn_rewards(
     credit: Credit = "episode",
     last_image_weight: LastImageWeight = "T-K+1",
     judging_weight: float = 1.0,
+    shaping: RedrawReward = AS_PAPER,
 ) -> list[float]:
     """The reward at the end of each turn of one episode, for PPO: the whole episode's on all of
     them, or each turn's own."""
     n_turns = 2 * len(scores)
     if credit == "episode":
-        return [episode_reward(scores, yes, rounds, last_image_weight, judging_weight)] * n_turns
+        return [
+            episode_reward(scores, yes, rounds, last_image_weight, judging_weight, shaping)
+        ] * n_turns
     if not np.isfinite(scores).all():
         return [math.nan] * n_turns
-    rewards = segment_rewards(scores, yes)
+    rewards = segment_rewards(scores, yes, shaping)
     for i in range(1, n_turns, 2):  # every second turn is a verdict
         rewards[i] *= judging_weight
     return rewards
@@ -110,12 +148,18 @@ def normalise(
 
 
 def verdict_advantage(
-    score: float, yes: bool, p_yes: float, epsilon: float = EPSILON, scale_rewards: Scale = "std"
+    score: float,
+    yes: bool,
+    p_yes: float,
+    epsilon: float = EPSILON,
+    scale_rewards: Scale = "std",
+    shaping: RedrawReward = AS_PAPER,
 ) -> float:
     """(r - E r) / (std r + epsilon) of a verdict's reward r = 1 - |S - SE|, over the policy's own
     Yes and No on that image: what group normalisation tends to in an endless group of verdicts on
     one image. ``scale_rewards`` "none": without the division."""
-    rewards = np.array([comprehension(score, False), comprehension(score, True)])  # (2,) No, Yes
+    # (2,) of No and of Yes
+    rewards = np.array([comprehension(score, said_yes, shaping) for said_yes in (False, True)])
     probabilities = np.array([1 - p_yes, p_yes])  # (2,)
     expected_reward = float(probabilities @ rewards)
     centred = float(rewards[int(yes)] - expected_reward)
@@ -134,6 +178,7 @@ def group_advantages(
     p_yes: Sequence[Sequence[float]] = (),
     scale_rewards: Scale = "std",
     judging_weight: float = 1.0,
+    shaping: RedrawReward = AS_PAPER,
 ) -> list[list[float]]:
     """Advantages of every turn of one group's episodes (draw, judge, redraw, judge …), given each
     image's score and verdict.
@@ -150,7 +195,9 @@ def group_advantages(
         episode_rewards = []
         for own_scores, own_yes in zip(scores, yes, strict=True):
             episode_rewards.append(
-                episode_reward(own_scores, own_yes, rounds, last_image_weight, judging_weight)
+                episode_reward(
+                    own_scores, own_yes, rounds, last_image_weight, judging_weight, shaping
+                )
             )
         advantages_G = normalise(np.array(episode_rewards), scale_rewards=scale_rewards).tolist()
         turn_advantages = []
@@ -162,14 +209,14 @@ def group_advantages(
     rewards = np.full((len(scores), 2 * rounds), np.nan)
     for i, (own_scores, own_yes) in enumerate(zip(scores, yes, strict=True)):
         if np.isfinite(own_scores).all():
-            rewards[i, : 2 * len(own_scores)] = segment_rewards(own_scores, own_yes)
+            rewards[i, : 2 * len(own_scores)] = segment_rewards(own_scores, own_yes, shaping)
     columns = [normalise(column_G, scale_rewards=scale_rewards) for column_G in rewards.T]
     advantages = np.stack(columns, axis=1)  # (G, 2 T)
     if credit == "expected":
         for i in range(len(scores)):
             if np.isfinite(scores[i]).all():
                 advantages[i, 1 : 2 * len(scores[i]) : 2] = verdict_advantages(
-                    scores[i], yes[i], p_yes[i], scale_rewards
+                    scores[i], yes[i], p_yes[i], scale_rewards, shaping
                 )
     advantages[:, 1::2] *= judging_weight  # the columns of verdicts
     return [advantages[i, : 2 * len(own)].tolist() for i, own in enumerate(scores)]
@@ -180,14 +227,33 @@ def verdict_advantages(
     yes: Sequence[bool],
     p_yes: Sequence[float],
     scale_rewards: Scale = "std",
+    shaping: RedrawReward = AS_PAPER,
 ) -> list[float]:
     """``verdict_advantage`` of each image of one episode."""
     advantages = []
     for score, said_yes, probability in zip(scores, yes, p_yes, strict=True):
         advantages.append(
-            verdict_advantage(score, said_yes, probability, scale_rewards=scale_rewards)
+            verdict_advantage(
+                score, said_yes, probability, scale_rewards=scale_rewards, shaping=shaping
+            )
         )
     return advantages
+
+
+def reason_advantages(
+    truths: Sequence[Sequence[float]], scale_rewards: Scale = "std"
+) -> list[list[float]]:
+    """Advantages of the reasons of one group's episodes, by how true they are: one for each image,
+    compared with the reasons that the others gave in the same round. NaN, where a reason has no
+    truth, stays NaN.
+    """
+    rounds = max(map(len, truths))
+    truths_GT = np.full((len(truths), rounds), np.nan)
+    for i, own_truths in enumerate(truths):
+        truths_GT[i, : len(own_truths)] = own_truths
+    columns = [normalise(column_G, scale_rewards=scale_rewards) for column_G in truths_GT.T]
+    advantages_GT = np.stack(columns, axis=1)
+    return [advantages_GT[i, : len(own)].tolist() for i, own in enumerate(truths)]
 
 
 def gae(

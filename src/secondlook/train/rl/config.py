@@ -12,7 +12,7 @@ from secondlook.data.prompts import check_prompt_options
 from secondlook.errors import InputError
 from secondlook.rewards.config import RewardConfig
 from secondlook.train.job_config import CHECKED, OptimConfig, RuntimeConfig
-from secondlook.train.rl.advantages import Credit, LastImageWeight, Scale
+from secondlook.train.rl.advantages import Credit, LastImageWeight, RedrawReward, Scale
 from secondlook.train.rl.trajectory import Reduction
 
 
@@ -26,6 +26,10 @@ class RolloutConfig:
     """Episodes of each prompt, which are compared with each other."""
     rounds: int = Field(default=3, ge=1)
     """Most images of an episode (T)."""
+    repair_groups: int = Field(default=0, ge=0)
+    """Groups of a step beside those, each of ``group_size`` episodes that share one of the step's
+    wrong first images: the first image is not learned from, what follows it is. All ranks together,
+    a multiple of the number of ranks; fewer where there are fewer wrong images."""
     rollout_batch_size: int = Field(default=0, ge=0)
     """Episodes that a rank decodes together, to save memory; 0: all of its own."""
     temperature: float = Field(default=1.0, ge=0)
@@ -57,8 +61,23 @@ class AdvantageConfig:
     balance_verdicts: bool = False
     """Verdicts on right images weigh as much in a step as those on wrong images
     (``advantages.verdict_balance``)."""
+    progress_weight: float = Field(default=0.0, ge=0)
+    """A redraw earns, beside its S, so many times what it is above the image before."""
+    regress_weight: float = Field(default=0.0, ge=0)
+    """It loses so many times what it is below."""
+    premature_yes_cost: float = Field(default=0.0, ge=0)
+    """What a Yes to a wrong image costs, beside what the verdict earns."""
+    reason_weight: float = Field(default=0.0, ge=0)
+    """Reasons of a No to a wrong image are credited by their own truth, so many times, and no
+    longer by their verdict; needs a reward that checks reasons (``reason_truths``). 0: as the
+    verdict."""
     drop_flat_groups: bool = False
     """Groups whose images all earn the same are left out of the update (DAPO)."""
+
+    @property
+    def shaping(self) -> RedrawReward:
+        """What is added to the paper's rewards."""
+        return RedrawReward(self.progress_weight, self.regress_weight, self.premature_yes_cost)
 
 
 @dataclass(config=CHECKED)
@@ -290,5 +309,10 @@ class RLConfig:
             raise InputError(
                 "config: ppo.kl_in is 'reward', but only algorithm = \"ppo\" has a reward for each "
                 "token; use 'loss'"
+            )
+        if self.rollout.repair_groups and self.rollout.rounds < 2:
+            raise InputError(
+                f"config: rollout.repair_groups is {self.rollout.repair_groups}, but no image is "
+                "drawn again with rollout.rounds = 1; give at least 2 rounds"
             )
         check_prompt_options(self.prompts, self.prompt_options)

@@ -38,7 +38,7 @@ from secondlook.models.janus.model import Janus
 from secondlook.models.janus.template import ChatTemplate
 from secondlook.models.shipped import locate
 from secondlook.rewards.config import make_reward
-from secondlook.rewards.reward import Reward, try_out
+from secondlook.rewards.reward import Reward, Score, try_out
 from secondlook.train.activation_checkpointing import activation_checkpointing
 from secondlook.train.distributed import ProcessGroup
 from secondlook.train.optim import freeze, trainable
@@ -51,14 +51,23 @@ from secondlook.train.rl.policy_update import PolicyUpdate
 from secondlook.train.rl.prompt_checks import check_lines
 from secondlook.train.rl.recovery import AutoRecovery
 from secondlook.train.rl.reward_checks import RewardChecks, check_reward
-from secondlook.train.rl.rollout import describe, gather_trajectories, rollout, score_episodes
+from secondlook.train.rl.rollout import (
+    describe,
+    gather_trajectories,
+    rollout,
+    score_episodes,
+    wrong_first_images,
+)
 from secondlook.train.rl.trajectory import Trajectory
 from secondlook.train.rl.turn_weights import select_turns
 from secondlook.train.schedule import Schedule
 from secondlook.train.sharding import ShardedModel
 from secondlook.train.trackers import episode_strip
 from secondlook.train.trainer import Stateful, Trainer, set_up_process
-from secondlook.types import Episode, Turn
+from secondlook.types import Episode, Prompt, Turn
+
+REPAIR_SEEDS = 10**15
+"""From here on seeds are those of episodes that begin with a shared image."""
 
 
 class RLLoop:
@@ -125,6 +134,12 @@ class RLLoop:
         if prompts_per_step % self.ranks.world_size:
             raise InputError(
                 f"config: rollout.prompts_per_step is {prompts_per_step}; it must be a multiple of "
+                f"the number of ranks, which is {self.ranks.world_size}"
+            )
+        repair_groups = self.config.rollout.repair_groups
+        if repair_groups % self.ranks.world_size:
+            raise InputError(
+                f"config: rollout.repair_groups is {repair_groups}; it must be a multiple of "
                 f"the number of ranks, which is {self.ranks.world_size}"
             )
 
@@ -196,7 +211,46 @@ class RLLoop:
             episodes = rollout(
                 self.engine, prompts, group_size, settings.rounds, seeds, self.sampling
             )
-            return score_episodes(self.reward, episodes, own_groups)
+            checks_reasons = config.advantage.reason_weight > 0
+            trajectories = score_episodes(
+                self.reward, episodes, own_groups, checks_reasons=checks_reasons
+            )
+            return trajectories + self._roll_out_repairs(rng, step, trajectories)
+
+    def _roll_out_repairs(
+        self, rng: np.random.Generator, step: int, trajectories: list[Trajectory]
+    ) -> list[Trajectory]:
+        """This rank's trajectories that begin with wrong first images of this step."""
+        settings = self.config.rollout
+        own_places = self.ranks.local_part(range(settings.repair_groups))
+        starts = wrong_first_images(rng, trajectories, len(own_places))
+        if not starts:
+            return []
+        # numbers of groups and seeds behind those of whole episodes, which are the same without
+        own_places = own_places[: len(starts)]
+        group_numbers = [settings.prompts_per_step + place for place in own_places]
+        first_number = (self.config.seed * 10**6 + step) * settings.repair_groups
+        seeds = [REPAIR_SEEDS + (first_number + p) * settings.group_size for p in own_places]
+        prompts: list[Prompt] = []
+        first_turns: list[Turn] = []
+        first_scores: list[Score] = []
+        for start in starts:
+            first_score = start.scores[0]
+            assert start.episode is not None and first_score is not None
+            prompts.append(start.episode.prompt)
+            first_turns.append(start.episode.turns[0])
+            first_scores.append(first_score)
+        episodes = rollout(
+            self.engine,
+            prompts,
+            settings.group_size,
+            settings.rounds,
+            seeds,
+            self.sampling,
+            first_turns,
+        )
+        checks_reasons = self.config.advantage.reason_weight > 0
+        return score_episodes(self.reward, episodes, group_numbers, first_scores, checks_reasons)
 
     def set_advantages(self, trajectories: list[Trajectory]) -> None:
         """Have the algorithm credit all ranks' turns. Raises InputError, on all ranks, where it
@@ -304,6 +358,7 @@ def sampling_of(config: RLConfig, janus: Janus) -> SamplingConfig:
         temperature=rollout_config.temperature,
         code_top_k=0,
         text_top_k=0,
+        reason_tokens=of_checkpoint.reason_tokens,
         edit_guidance=edit_guidance,
     )
 

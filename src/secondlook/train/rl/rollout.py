@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -10,10 +11,11 @@ from PIL.Image import Image
 
 from secondlook.engine.engine import Engine
 from secondlook.episode import SamplingConfig, run_episodes
+from secondlook.errors import InputError
 from secondlook.rewards.reward import Reward, Score, score
 from secondlook.train.distributed import ProcessGroup
-from secondlook.train.rl.trajectory import Trajectory
-from secondlook.types import Episode, Prompt
+from secondlook.train.rl.trajectory import Trajectory, groups_of
+from secondlook.types import Episode, Prompt, Turn
 
 
 def rollout(
@@ -23,34 +25,91 @@ def rollout(
     rounds: int,
     seeds: list[int],
     sampling: SamplingConfig,
+    first_turns: Sequence[Turn] = (),
 ) -> list[Episode]:
     """``group_size`` episodes of each prompt, side by side, all decoded together. A group's
-    episodes are seeded by its prompt's seed and the following numbers."""
+    episodes are seeded by its prompt's seed and the following numbers. ``first_turns``, one for
+    each prompt, draw the first image of all of its episodes."""
     episode_prompts: list[Prompt] = []
     episode_seeds: list[int] = []
     for prompt, seed in zip(prompts, seeds, strict=True):
         episode_prompts += [prompt] * group_size
         episode_seeds += range(seed, seed + group_size)
-    return run_episodes(engine, episode_prompts, episode_seeds, rounds, sampling)
+    episode_turns = [turn for turn in first_turns for _ in range(group_size)]
+    return run_episodes(engine, episode_prompts, episode_seeds, rounds, sampling, episode_turns)
 
 
 def score_episodes(
-    reward: Reward, episodes: list[Episode], group_numbers: Sequence[int]
+    reward: Reward,
+    episodes: list[Episode],
+    group_numbers: Sequence[int],
+    first_scores: Sequence[Score] = (),
+    checks_reasons: bool = False,
 ) -> list[Trajectory]:
     """Trajectories of episodes, every image scored in one call. ``group_numbers`` are the numbers
-    of the prompts, each of which has as many episodes."""
+    of the prompts, each of which has as many episodes. ``first_scores``, one for each prompt, are
+    known already, of the image that its episodes begin with. With ``checks_reasons`` the reward is
+    asked how true the reasons are (``check_reasons``)."""
+    group_size = len(episodes) // max(1, len(group_numbers))
+    num_known = 1 if first_scores else 0
     drawn_images: list[tuple[Prompt, Image]] = []
     for episode in episodes:
-        for episode_round in episode.rounds:
+        for episode_round in episode.rounds[num_known:]:
             drawn_images.append((episode.prompt, episode_round.image))
     image_scores = iter(score(reward, drawn_images))  # in the order of the images
-    group_size = len(episodes) // max(1, len(group_numbers))
     trajectories = []
     for i, episode in enumerate(episodes):
-        own_scores = [next(image_scores) for _ in episode.rounds]
-        group_number = group_numbers[i // group_size]
-        trajectories.append(Trajectory.of_episode(episode, own_scores, group_number))
+        own_scores: list[Score | None] = [*first_scores[i // group_size :][:num_known]]
+        own_scores += [next(image_scores) for _ in episode.rounds[num_known:]]
+        trajectory = Trajectory.of_episode(episode, own_scores, group_numbers[i // group_size])
+        trajectory.is_repair = bool(first_scores)
+        trajectories.append(trajectory)
+    if checks_reasons:
+        check_reasons(reward, trajectories)
     return trajectories
+
+
+def check_reasons(reward: Reward, trajectories: list[Trajectory]) -> None:
+    """Set ``reason_truths``: the reward's ``reason_truths`` of the reasons of a No to a wrong image
+    that was drawn. Raises InputError for a reward that checks no reasons."""
+    if not hasattr(reward, "reason_truths"):
+        raise InputError(
+            f"config: advantage.reason_weight needs a reward that checks reasons; "
+            f"{type(reward).__name__} does not, use 0"
+        )
+    asked: list[tuple[str, Image, str]] = []
+    places: list[tuple[Trajectory, int]] = []
+    for trajectory in trajectories:
+        trajectory.reason_truths = (math.nan,) * len(trajectory.scores)
+        episode = trajectory.episode
+        if episode is None or episode.prompt.source is not None:
+            continue
+        for i, (image_score, episode_round) in enumerate(
+            zip(trajectory.scores, episode.rounds, strict=True)
+        ):
+            if image_score is not None and not image_score.correct and not episode_round.yes:
+                asked.append((episode.prompt.text, episode_round.image, episode_round.reason))
+                places.append((trajectory, i))
+    for (trajectory, i), truth in zip(places, reward.reason_truths(asked), strict=True):
+        truths = list(trajectory.reason_truths)
+        truths[i] = math.nan if truth is None else truth
+        trajectory.reason_truths = tuple(truths)
+
+
+def wrong_first_images(
+    rng: np.random.Generator, trajectories: list[Trajectory], n: int
+) -> list[Trajectory]:
+    """At most ``n`` trajectories whose first image is wrong, in a random order; of each prompt one
+    before any has two."""
+    by_turn_of_prompt: list[tuple[int, Trajectory]] = []
+    for group in groups_of(trajectories):
+        wrong = [t for t in group if t.scores[0] is not None and not t.scores[0].correct]
+        for turn_of_prompt, i in enumerate(rng.permutation(len(wrong))):
+            by_turn_of_prompt.append((turn_of_prompt, wrong[i]))
+    order = rng.permutation(len(by_turn_of_prompt))
+    shuffled = [by_turn_of_prompt[i] for i in order]
+    shuffled.sort(key=lambda item: item[0])  # stable: random among those of equal turn
+    return [trajectory for _, trajectory in shuffled[:n]]
 
 
 def gather_trajectories(own: list[Trajectory], ranks: ProcessGroup) -> list[Trajectory]:
@@ -70,7 +129,7 @@ def gather_trajectories(own: list[Trajectory], ranks: ProcessGroup) -> list[Traj
 def describe(trajectories: list[Trajectory]) -> dict[str, float]:
     """What to watch: scores and correctness by round, of first and final images, verdicts and their
     agreement with the reward, what redrawing gains."""
-    complete = [trajectory for trajectory in trajectories if trajectory.is_complete]
+    complete = [t for t in trajectories if t.is_complete and not t.is_repair]
     all_scores: list[Score | None] = []
     for trajectory in trajectories:
         all_scores += trajectory.scores  # also those of episodes that lack another one
@@ -80,6 +139,23 @@ def describe(trajectories: list[Trajectory]) -> dict[str, float]:
         metrics |= _metrics_by_round(complete)
         metrics |= _metrics_of_first_and_final(complete)
         metrics |= _metrics_of_verdicts(complete)
+    metrics |= _metrics_of_repairs(trajectories)
+    return metrics
+
+
+def _metrics_of_repairs(trajectories: list[Trajectory]) -> dict[str, float]:
+    """How many episodes that begin with a wrong image end with a right one, and how true reasons
+    are, where there are any."""
+    metrics = {}
+    repaired = []
+    for trajectory in trajectories:
+        if trajectory.is_repair and trajectory.is_complete:
+            repaired.append(_known_scores(trajectory)[trajectory.final].correct)
+    if repaired:
+        metrics["repaired"] = float(np.mean(repaired))
+    truths = [truth for t in trajectories for truth in t.reason_truths if math.isfinite(truth)]
+    if truths:
+        metrics["reason_true"] = float(np.mean(truths))
     return metrics
 
 

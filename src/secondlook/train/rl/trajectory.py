@@ -4,7 +4,8 @@
 fields of a turn              are set by
 ============================  =======================================================
 kind, image_score, sampled    ``rollout.score_episodes``
-reward, advantage             ``Algorithm.advantages``
+reward, advantage,            ``Algorithm.advantages``
+reason_advantage
 advantage_scale, index,       ``turn_weights.select_turns``
 token_weight, turn_weight
 reference_logprobs            ``PolicyUpdate.score_reference``
@@ -42,6 +43,8 @@ class TrajectoryTurn:
     """What the turn earns at its last token (PPO)."""
     advantage: float | tuple[float, ...] = math.nan
     """Of every token, or one for each; NaN: masked."""
+    reason_advantage: float = math.nan
+    """Of a verdict: that of every token after its first; NaN: the same as the first's."""
     advantage_scale: float = 1.0
     """Factor of the advantage, after whitening where there is any; 0: the turn teaches nothing."""
     index: int = -1
@@ -81,6 +84,8 @@ class TrajectoryTurn:
             advantages = self.advantage
         else:
             advantages = (self.advantage,) * len(self.turn.tokens)
+            if math.isfinite(self.reason_advantage):
+                advantages = (self.advantage, *(self.reason_advantage,) * (len(advantages) - 1))
         return [advantage * self.advantage_scale for advantage in advantages]
 
 
@@ -99,6 +104,12 @@ class Trajectory:
     final: int
     """Number of the final image."""
     turns: list[TrajectoryTurn] = field(default_factory=list)
+    reason_truths: tuple[float, ...] = ()
+    """Of each image how true the reason of its verdict is, in [0, 1]; NaN where that is not asked
+    (a Yes, a right image) or not known. () where no reason is checked."""
+    is_repair: bool = False
+    """It begins with a wrong first image that the episodes of its group share, and that is not
+    learned from."""
     episode: Episode | None = None
     """Its pictures and tokens; None where another rank drew it."""
 

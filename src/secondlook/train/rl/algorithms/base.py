@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from secondlook.config import parse
 from secondlook.train.distributed import ProcessGroup
-from secondlook.train.rl.advantages import Credit, group_advantages
+from secondlook.train.rl.advantages import Credit, group_advantages, reason_advantages
 from secondlook.train.rl.losses import PolicyLoss, importance_weights, policy_loss
 from secondlook.train.rl.micro_batches import MicroBatch
 from secondlook.train.rl.trajectory import Trajectory, TrajectoryTurn, groups_of
@@ -73,10 +74,25 @@ class Algorithm:
                 [trajectory.p_yes for trajectory in group],
                 advantage_config.scale_rewards,
                 advantage_config.judging_weight,
+                advantage_config.shaping,
             )
             for trajectory, turn_advantages in zip(group, advantages_of_group, strict=True):
                 for turn, advantage in zip(trajectory.turns, turn_advantages, strict=True):
                     turn.advantage = advantage
+                if trajectory.is_repair:
+                    trajectory.turns[0].advantage = math.nan  # masked: all of the group share it
+            self._credit_reasons(group)
+
+    def _credit_reasons(self, group: list[Trajectory]) -> None:
+        """Set ``reason_advantage`` of verdicts, where reasons are checked."""
+        advantage_config = self.config.advantage
+        if not all(trajectory.reason_truths for trajectory in group):
+            return
+        truths = [trajectory.reason_truths for trajectory in group]
+        advantages_of_group = reason_advantages(truths, advantage_config.scale_rewards)
+        for trajectory, own_advantages in zip(group, advantages_of_group, strict=True):
+            for turn, advantage in zip(trajectory.judge_turns, own_advantages, strict=True):
+                turn.reason_advantage = advantage_config.reason_weight * advantage
 
     def loss(
         self, batch: MicroBatch, logprobs: Tensor, denominator: float, beta: float

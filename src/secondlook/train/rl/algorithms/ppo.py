@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,9 +59,15 @@ class PPO(Algorithm):
                 credit,
                 advantage_config.last_image_weight,
                 advantage_config.judging_weight,
+                advantage_config.shaping,
             )
             for turn, reward in zip(trajectory.turns, rewards, strict=True):
                 turn.reward = reward
+            # the critic finds which tokens a true reason owes it to
+            for turn, truth in zip(trajectory.judge_turns, trajectory.reason_truths, strict=False):
+                turn.reason_advantage = math.nan
+                if math.isfinite(truth):
+                    turn.reward += advantage_config.reason_weight * truth
 
     def critic_epochs(self, rng: np.random.Generator, n_turns: int) -> list[list[list[int]]]:
         n_minibatches = self.config.optim.minibatches
