@@ -521,3 +521,22 @@ def test_a_redraw_becomes_an_edit_that_the_judge_accepts(rendered, tmp_path):
             assert target in edits and target["score"] >= 0.8 and row["score"] < 0.5
             assert target["prompt"] == row["prompt"]
     assert json.loads((out / "manifest.json").read_text())["config"]["redraw"] == "edit"
+
+
+def test_a_redraw_becomes_the_smallest_repair_that_the_world_knows(rendered, tmp_path):
+    settings, load = rendered
+    model = GeneratorConfig("model", "mini-base", images=3)
+    kinds = {"kinds": {"compound": 0.5, "color_attr": 0.5}}
+    repaired = replace(
+        settings, generators=[*settings.generators, model], redraw="repair", prompt_options=kinds
+    )
+    out = build(repaired, Verifier(), tmp_path, load)
+    [shard] = out.glob("images-*.parquet")
+    rows = {row["id"]: row for row in read_pictures(shard)}
+    made = [row["id"] for row in rows.values() if row["source"] == "repair"]
+    targets = [row["target"] for row in rows.values() if row["target"]]
+    assert made and set(targets) <= set(made) and len(targets) > 0.9 * len(made)
+    assert {rows[t]["correct"] for t in targets} == {True}
+    folder = GeneratorConfig("folder", "pictures")
+    with pytest.raises(InputError, match="none of the generators can repair a picture; render can"):
+        BuildConfig([folder], templates=["a wall"], redraw="repair")

@@ -44,10 +44,11 @@ class BuildConfig:
     good_to_judge: float = GOOD_TO_JUDGE
     good_edit: float = GOOD_EDIT
     """Following and preserving from which on an edit is learned."""
-    redraw: Literal["any", "nearest", "edit"] = "any"
-    """What a redraw is taught to become: ``any`` right picture of the prompt (the paper), the right
-    one that shares most codes with the wrong one, or an edit of the wrong one by ``redraw_model``
-    that the reward accepts (``data.redraw_targets``)."""
+    redraw: Literal["any", "nearest", "edit", "repair"] = "any"
+    """What a redraw is taught to become (``data.redraw_targets``): ``any`` right picture of the
+    prompt (the paper), the right one that shares most codes with the wrong one, an edit of the
+    wrong one by ``redraw_model`` that the reward accepts, or what the first of the generators that
+    can repair pictures (``render``) makes of it."""
     redraw_model: str = ""
     """Whose image tokenizer says what is near, or who edits; empty: the model of the first of the
     generators."""
@@ -63,6 +64,14 @@ class BuildConfig:
     seed: Annotated[int, Field(ge=0)] = 0
     device: str = "auto"
 
+    @property
+    def repairing_generator(self) -> GeneratorConfig | None:
+        """The first one whose class has a method ``repairs``."""
+        for generator in self.generators:
+            if hasattr(registry.generators.get(generator.kind), "repairs"):
+                return generator
+        return None
+
     def __post_init__(self) -> None:
         for field_name in ("n_prompts", "shard", "examples_per_prompt", "redraw_edits"):
             value = getattr(self, field_name)
@@ -70,8 +79,13 @@ class BuildConfig:
                 raise InputError(f"config: {field_name} is {value}; it must be at least 1")
         if not self.generators:
             raise InputError("config: generators is empty; give at least one [[generators]]")
-        if self.redraw != "any" and not self.redraw_model:
+        if self.redraw in ("nearest", "edit") and not self.redraw_model:
             self.redraw_model = self.generators[0].model
+        if self.redraw == "repair" and self.repairing_generator is None:
+            raise InputError(
+                "config: redraw is 'repair', but none of the generators can repair a picture; "
+                "render can, else use 'nearest' or 'edit'"
+            )
         if self.prompts and self.templates:
             raise InputError("config: prompts and templates are both given; use one of them")
         if not self.prompts and not self.templates:

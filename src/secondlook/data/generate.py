@@ -35,7 +35,12 @@ from secondlook.data.build_report import manifest_of, samples_page
 from secondlook.data.export import write_examples
 from secondlook.data.folder_generator import check_folders, left_out
 from secondlook.data.generators import Load, Shard, make_generator
-from secondlook.data.redraw_targets import edits_of_wrong, pair_edits, pair_nearest
+from secondlook.data.redraw_targets import (
+    edits_of_wrong,
+    pair_made,
+    pair_nearest,
+    repairs_of_wrong,
+)
 from secondlook.data.sft_dataset import Pool
 from secondlook.episode import turn_seed
 from secondlook.errors import InputError
@@ -148,19 +153,27 @@ def _pair(config: BuildConfig, shards: list[Shard], out: Path, reward: Reward, l
     """Give the wrong pictures of ``shards`` the ones that their redraws are taught to become."""
     if config.redraw == "any" or not shards:
         return
-    engine = load(config.redraw_model)
+    repairer = config.repairing_generator
+    if config.redraw == "repair" and repairer:
+        generator: Any = make_generator(
+            repairer, load, config.seed, config.device, config.prompt_options
+        )
+    else:
+        engine = load(config.redraw_model)
     for shard in track(shards, "targets of redraws"):
         rows = read_pictures(_judged_path(out, shard))
         if config.redraw == "nearest":
             pair_nearest(rows, engine, config)
+            made_rows = []
+        elif config.redraw == "edit":
+            made_rows = edits_of_wrong(rows, engine, config, turn_seed(config.seed, shard.start))
         else:
-            edit_rows = edits_of_wrong(rows, engine, config, turn_seed(config.seed, shard.start))
+            made_rows = repairs_of_wrong(rows, generator.repairs, "repair")
+        if made_rows:
             sources = {prompt.key: prompt.source for prompt in shard.prompts if prompt.source}
-            if edit_rows:
-                edit_rows = _judged(shard, edit_rows, reward, sources, first_number=len(rows))
-            pair_edits(rows, edit_rows, config)
-            rows += edit_rows
-        write_pictures(_scored_path(out, shard), rows)
+            made_rows = _judged(shard, made_rows, reward, sources, first_number=len(rows))
+            pair_made(rows, made_rows, config)
+        write_pictures(_scored_path(out, shard), rows + made_rows)
 
 
 def _judged(

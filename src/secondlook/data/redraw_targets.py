@@ -7,10 +7,11 @@ something to learn from both.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from PIL.Image import Image
 
 from secondlook.data.build_config import BuildConfig
 from secondlook.data.build_pictures import picture_of
@@ -19,6 +20,10 @@ from secondlook.engine.engine import Engine
 from secondlook.episode import SamplingConfig, turn_seed
 from secondlook.io import png
 from secondlook.types import Request
+
+Repairs = Callable[[Sequence[tuple[str, Image]]], list[Image | None]]
+"""Of each (prompt, wrong picture) the right one that is nearest, None where there is none; a method
+of generators that can."""
 
 
 def is_wrong(row: dict[str, Any]) -> bool:
@@ -76,37 +81,50 @@ def edits_of_wrong(
     pictures = engine.pictures([turn.tokens for turn in turns]) if turns else []
     edit_rows = []
     for row, request, picture in zip(edited, requests, pictures, strict=True):
-        edit_rows.append(
-            row
-            | {
-                "id": "",
-                "image": {"bytes": png(picture)},
-                "source": f"edit by {config.redraw_model}",
-                "seed": str(request.seed),
-                "licence": "",
-                "score": None,
-                "correct": None,
-                "reason": None,
-                "following": None,
-                "preserving": None,
-                "target": None,
-                "repairs": row["id"],
-            }
-        )
+        edit_row = _row_of(picture, row, f"edit by {config.redraw_model}")
+        edit_rows.append(edit_row | {"seed": str(request.seed)})
     return edit_rows
 
 
-def pair_edits(
-    rows: Sequence[dict[str, Any]], edit_rows: Sequence[dict[str, Any]], config: BuildConfig
+def repairs_of_wrong(
+    rows: Sequence[dict[str, Any]], repairs: Repairs, source: str
+) -> list[dict[str, Any]]:
+    """What a generator makes of each wrong picture of a prompt without a source, as rows without a
+    score, as ``edits_of_wrong`` has them."""
+    wrongs = [row for row in rows if is_wrong(row) and not row["source_id"]]
+    pictures = repairs([(row["prompt"], picture_of(row)) for row in wrongs]) if wrongs else []
+    repaired_rows = []
+    for row, picture in zip(wrongs, pictures, strict=True):
+        if picture is not None:
+            repaired_rows.append(_row_of(picture, row, source))
+    return repaired_rows
+
+
+def _row_of(picture: Image, wrong_row: dict[str, Any], source: str) -> dict[str, Any]:
+    """A picture made of a wrong one, which ``repairs`` names."""
+    unknown = ("seed", "score", "correct", "reason", "following", "preserving", "target")
+    return wrong_row | {
+        "id": "",
+        "image": {"bytes": png(picture)},
+        "source": source,
+        "licence": "",
+        "repairs": wrong_row["id"],
+        **dict.fromkeys(unknown),
+    }
+
+
+def pair_made(
+    rows: Sequence[dict[str, Any]], made_rows: Sequence[dict[str, Any]], config: BuildConfig
 ) -> None:
-    """Set ``target`` of each wrong picture to its best edit, where the judge accepts one."""
+    """Set ``target`` of each wrong picture to the best that was made of it, where the judge accepts
+    one."""
     best_of_row: dict[str, dict[str, Any]] = {}
-    for edit_row in edit_rows:
-        if not is_right(edit_row, config):
+    for made_row in made_rows:
+        if not is_right(made_row, config):
             continue
-        best = best_of_row.get(edit_row["repairs"])
-        if best is None or quality(edit_row) > quality(best):
-            best_of_row[edit_row["repairs"]] = edit_row
+        best = best_of_row.get(made_row["repairs"])
+        if best is None or quality(made_row) > quality(best):
+            best_of_row[made_row["repairs"]] = made_row
     for row in rows:
         if row["id"] in best_of_row and is_wrong(row):
             row["target"] = best_of_row[row["id"]]["id"]

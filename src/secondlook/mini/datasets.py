@@ -12,11 +12,12 @@ from torch import Tensor
 
 from secondlook.data.sft_dataset import short
 from secondlook.errors import InputError
-from secondlook.mini.world import edit_samples, edits, samples
+from secondlook.mini.world import compound, edit_samples, edits, samples
 from secondlook.mini.world.edits import Edit
 from secondlook.mini.world.language import NUMBERS, Spec, phrase, plurals
 from secondlook.mini.world.reader import judge
 from secondlook.mini.world.render import render
+from secondlook.mini.world.repair import verdict
 from secondlook.mini.world.scene import COLORS, OBJECTS, RELATIONS, SIZE, STEP, Scene
 from secondlook.models.janus.model import to_unit
 from secondlook.types import Prompt
@@ -104,21 +105,16 @@ def corpus(seed: int, n: int) -> list[str]:
     """Sentences for the text tokenizer: prompts, captions, questions, answers and reasons."""
     rng = np.random.default_rng([seed, 7])
     sentences = [samples.DESCRIBE]
+    kinds = KINDS | {compound.TAG: sum(KINDS.values())}  # every second prompt is compound
     for _ in range(n):
-        spec, scene = samples.sample_scene(rng)
+        spec, scene = samples.sample_scene(rng, kinds)
         question, answer = samples.question(rng, scene)
-        sentences += [spec.prompt, samples.caption(scene), question, answer, reason(spec, scene)]
-        sentences.append(reason(spec, samples.near_miss(rng, spec, scene)))
+        sentences += [spec.prompt, samples.caption(scene), question, answer, verdict(spec, scene)]
+        sentences.append(verdict(spec, samples.near_miss(rng, spec, scene)))
     # every word of the world once, also those that a small corpus does not hold
     sentences += [f" {phrase(name)} {plurals()[name]}" for name in OBJECTS]
     sentences += [f" {word}" for word in (*COLORS, *RELATIONS)]
     return sentences + list(NUMBERS.values())
-
-
-def reason(spec: Spec, scene: Scene) -> str:
-    """ "No, there is a red star but no blue cat." """
-    verdict = judge(spec, scene)
-    return f"{'Yes' if verdict.correct else 'No'}, {verdict.reason}."
 
 
 @dataclass(frozen=True)
@@ -171,7 +167,7 @@ def questions(
                 rng, judged_picture, 1 + short(rng, context), aimed
             )
             if judged_right is None:
-                image, answer = item.image, reason(item.spec, item.scene)
+                image, answer = item.image, verdict(item.spec, item.scene)
             asked_questions.append(
                 Question(image, "", answer, judged_picture.spec.prompt, tuple(earlier_wrong))
             )
@@ -187,7 +183,7 @@ def wrong(
     wrong_pictures = []
     for _ in range(n):
         scene = samples.near_miss(rng, p.spec, p.scene, aimed)
-        wrong_pictures.append((Image.fromarray(render(scene)), reason(p.spec, scene)))
+        wrong_pictures.append((Image.fromarray(render(scene)), verdict(p.spec, scene)))
     return wrong_pictures
 
 

@@ -3,7 +3,7 @@ generator that renders them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,11 @@ from secondlook.data.generators import Load, Picture, Shard
 from secondlook.data.sanity_pairs import SanityPairs
 from secondlook.mini import datasets
 from secondlook.mini.verifier import Verifier
+from secondlook.mini.world.compound import parse
+from secondlook.mini.world.language import scene_held_out
+from secondlook.mini.world.reader import to_canvas
+from secondlook.mini.world.render import render
+from secondlook.mini.world.repair import diagnose
 from secondlook.registry import (
     register_generator,
     register_prompts,
@@ -111,6 +116,24 @@ class Rendered:
         for (prompt, _, origin), decoded_image in zip(rendered, decoded, strict=True):
             pictures.append(Picture(prompt, decoded_image, origin))
         return pictures
+
+    def repairs(
+        self, wrong_pictures: Sequence[tuple[str, Image.Image]]
+    ) -> list[Image.Image | None]:
+        """Of each (prompt, wrong picture) the smallest repair that the world knows: the picture is
+        read, its scene mended and rendered. None where no arrangement satisfies the prompt, or the
+        repaired picture would show a held-out composition."""
+        repaired_images: list[Image.Image | None] = []
+        for prompt, image in wrong_pictures:
+            try:
+                diagnosis = diagnose(parse(prompt), to_canvas(image))
+            except ValueError:
+                repaired_images.append(None)
+                continue
+            shows_held_out = scene_held_out(diagnosis.repaired)
+            repaired = None if shows_held_out else Image.fromarray(render(diagnosis.repaired))
+            repaired_images.append(repaired)
+        return repaired_images
 
     def _near_misses(
         self, rng: np.random.Generator, sample: datasets.Picture | datasets.EditPicture

@@ -10,9 +10,8 @@ from secondlook.errors import InputError
 from secondlook.mini.world import edits
 from secondlook.mini.world.compound import parse
 from secondlook.mini.world.edits import Edit
-from secondlook.mini.world.language import Spec
 from secondlook.mini.world.reader import judge, to_canvas
-from secondlook.mini.world.repair import diagnose, truth_of
+from secondlook.mini.world.repair import diagnose, faults_in, truth_of
 from secondlook.rewards.reward import Edited, Score
 from secondlook.types import Prompt
 
@@ -79,11 +78,5 @@ class Verifier:
         verdict = judge(spec, image)
         if verdict.correct:
             return Score(verdict.score, True, verdict.reason)
-        return Score(verdict.score, False, self._faults(spec, image) or verdict.reason)
-
-    def _faults(self, spec: Spec, image: Image) -> str:
-        """What to change, and where; "" where no arrangement of what is there would do."""
-        try:
-            return diagnose(spec, to_canvas(image)).reason
-        except ValueError:
-            return ""
+        # what to change, and where
+        return Score(verdict.score, False, faults_in(spec, to_canvas(image)) or verdict.reason)

@@ -36,7 +36,8 @@ from secondlook.mini.evals.judge_measures import (
     verdict_agreement,
 )
 from secondlook.mini.world.compound import parse
-from secondlook.mini.world.reader import judge, names_a_failure
+from secondlook.mini.world.reader import judge, to_canvas
+from secondlook.mini.world.repair import holds_true
 from secondlook.models.janus.template import ChatTemplate
 from secondlook.registry import register_benchmark
 from secondlook.types import Request
@@ -207,7 +208,7 @@ def judge_images(
         reason = template.words(turn.tokens[1:]).lstrip(", ")
         reason_holds: bool | None = None
         if item.of_miniature and not item.right and not says_yes:
-            reason_holds = names_a_failure(parse(item.prompt), item.image, reason)
+            reason_holds = holds_true(parse(item.prompt), to_canvas(item.image), reason)
         p_yes = float(turn.p_yes or 0)
         verdicts.append(
             ImageVerdict(item.prompt, item.right, says_yes, p_yes, reason, reason_holds)

@@ -24,6 +24,7 @@ from secondlook.mini.world.reader import (
     THRESHOLD,
     Reading,
     judge,
+    names_a_failure,
     read,
     scene_of,
     to_canvas,
@@ -385,4 +386,24 @@ def verdict(spec: Spec, picture: Reading | Scene | np.ndarray) -> str:
     judged = judge(spec, picture)
     if judged.correct:
         return f"Yes, {judged.reason}."
-    return f"No, {diagnose(spec, picture).reason or judged.reason}."
+    return f"No, {faults_in(spec, picture) or judged.reason}."
+
+
+def faults_in(spec: Spec, picture: Reading | Scene | np.ndarray) -> str:
+    """The reason of a wrong picture; "" where no arrangement of its objects would satisfy what is
+    asked."""
+    try:
+        return diagnose(spec, picture).reason
+    except ValueError:
+        return ""
+
+
+def holds_true(spec: Spec, picture: np.ndarray, reason: str) -> bool:
+    """Whether all that a reason says of a wrong picture is true, in these words or in those of
+    ``judge``'s reasons, which name what fails and no place."""
+    if names_a_failure(spec, picture, reason):
+        return True
+    try:
+        return truth_of(reason, diagnose(spec, picture)) == 1
+    except ValueError:
+        return False
