@@ -14,12 +14,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from rich.progress import track
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from secondlook.mini import datasets
+from secondlook.mini.pretrain import lessons
 from secondlook.mini.pretrain.config import BaseConfig
+from secondlook.mini.pretrain.lessons import DrawLesson
 from secondlook.mini.pretrain.new_janus import new_janus
 from secondlook.models.device import resolve_device
 from secondlook.models.janus.model import Janus
@@ -42,7 +45,10 @@ class BaseJob:
         self.janus = Janus.load(config.start).train() if config.start else self._fresh(out)
         self.janus.to(resolve_device(config.runtime.device))
         freeze(self.janus)
-        self.template = ChatTemplate(self.janus.tokenizer, self.janus.history)
+        self.janus.redraw_sees = config.redraw_sees
+        self.template = ChatTemplate(
+            self.janus.tokenizer, self.janus.history, self.janus.redraw_sees
+        )
         net = self.janus.net
         optim = config.optim
         self.optimizer = Optimizer(
@@ -146,6 +152,47 @@ class BaseJob:
             right_codes.append(ImageCodes(tuple(next(all_codes))))
         return contexts, right_codes
 
+    def lessons(self, rng: np.random.Generator) -> tuple[TrainingRows, Tensor, TrainingRows]:
+        """Pictures to draw after others, with a weight for each code; and verdicts on edits."""
+        draw_lessons: list[DrawLesson] = []
+        verdict_rows: TrainingRows = ([], [])
+        for lesson in lessons.lessons(rng, self.config.lessons, self.config.kinds):
+            if isinstance(lesson, DrawLesson):
+                draw_lessons.append(lesson)
+                continue
+            segments = self.template.judge(
+                lesson.instruction, [lesson.image], [], source=lesson.source
+            )
+            verdict_rows[0].append(segments)
+            verdict_rows[1].append(TokenIds(self.template.answer(lesson.verdict)))
+        codes_of_image = self._codes_of(draw_lessons)
+        drawing_rows: TrainingRows = ([], [])
+        weights: list[Tensor] = []  # (codes of a picture,) each
+        for lesson in draw_lessons:
+            source = codes_of_image[id(lesson.source)] if lesson.source else ()
+            if lesson.wrong:
+                wrong = codes_of_image[id(lesson.wrong)]
+                segments = self.template.redraw(lesson.prompt, [wrong], [lesson.verdict], source)
+            else:
+                segments = self.template.edit(source, lesson.prompt)
+            target, before = codes_of_image[id(lesson.image)], codes_of_image[id(lesson.before)]
+            drawing_rows[0].append(self._drop(rng, segments))
+            drawing_rows[1].append(ImageCodes(target))
+            is_changed = torch.tensor(target) != torch.tensor(before)
+            weights.append(torch.where(is_changed, self.config.changed_weight, 1.0))
+        return drawing_rows, torch.cat(weights) if weights else torch.empty(0), verdict_rows
+
+    @torch.no_grad()
+    def _codes_of(self, draw_lessons: list[DrawLesson]) -> dict[int, tuple[int, ...]]:
+        """The codes of all pictures of lessons, by the picture's ``id``; encoded together."""
+        images: list[Image] = []
+        for lesson in draw_lessons:
+            images += [im for im in (lesson.image, lesson.wrong, lesson.source) if im is not None]
+        if not images:
+            return {}
+        all_codes = self.janus.to_codes(images).tolist()
+        return {id(im): tuple(codes) for im, codes in zip(images, all_codes, strict=True)}
+
     def step(self, step: int) -> dict[str, float]:
         """One update; returns its metrics."""
         config = self.config
@@ -157,8 +204,16 @@ class BaseJob:
             rows_of_task["question"] = self.questions(rng, config.questions)
         if config.chains and step % config.chain_every == 0:
             rows_of_task["chain"] = self.chains(rng, config.chains)
+        lesson_weights = torch.empty(0)
+        if config.lessons:
+            rows_of_task["lesson"], lesson_weights, verdict_rows = self.lessons(rng)
+            asked = rows_of_task.setdefault("question", ([], []))
+            asked[0].extend(verdict_rows[0])
+            asked[1].extend(verdict_rows[1])
         metrics: dict[str, float] = {}
         for task, (contexts, completions) in rows_of_task.items():
+            if not contexts:
+                continue
             # (tokens,) each: a token's loss, and whether it is its completion's first
             losses, is_first = cross_entropy(self.janus, contexts, completions)
             if task == "question":
@@ -167,6 +222,10 @@ class BaseJob:
                 answer_loss, words_loss = losses[is_first].mean(), losses[~is_first].mean()
                 loss = answer_loss + words_loss
                 metrics |= {"answer_loss": answer_loss.item(), "words_loss": words_loss.item()}
+            elif task == "lesson":
+                weights = lesson_weights.to(losses.device)
+                loss = (weights * losses).sum() / weights.sum()
+                metrics["lesson_loss"] = loss.item()
             else:
                 loss = losses.mean()
                 metrics[f"{task}_loss"] = loss.item()

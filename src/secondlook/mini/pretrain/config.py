@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import field
+from typing import Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from secondlook.errors import InputError
 from secondlook.mini import datasets
+from secondlook.mini.pretrain import lessons
 from secondlook.train.job_config import CHECKED, BasicRuntimeConfig
 
 
@@ -62,6 +65,15 @@ class BaseConfig:
     chains: int = Field(default=8, ge=0)
     """Redraws every ``chain_every`` steps."""
     chain_every: int = Field(default=4, ge=1)
+    lessons: dict[str, int] = field(default_factory=dict)
+    """Sequences a step of each kind of ``mini.pretrain.lessons`` (repair, counterfactual, edit,
+    redraw_edit, judge_edit)."""
+    changed_weight: float = Field(default=3.0, ge=0)
+    """Weight, in a lesson's loss, of the codes in which the picture differs from the one before;
+    the others weigh 1. Without it a redraw learns to copy first."""
+    redraw_sees: Literal["chain", "last", "edit"] = "chain"
+    """What stands before a redraw and a verdict (``Janus.redraw_sees``); recorded with the
+    checkpoint. ``lessons`` show the last picture alone."""
     kinds: dict[str, float] = field(default_factory=lambda: dict(datasets.KINDS))
     """Shares of the kinds of prompts that are drawn and asked about."""
     question_weights: dict[str, float] = field(
@@ -96,3 +108,9 @@ class BaseConfig:
     def __post_init__(self) -> None:
         datasets.check_shares("question_weights", self.question_weights, datasets.QUESTION_WEIGHTS)
         datasets.check_shares("kinds", self.kinds, datasets.KINDS)
+        for kind, count in self.lessons.items():
+            if kind not in lessons.KINDS or count < 0:
+                raise InputError(
+                    f"config: lessons has {kind} = {count}; known are {', '.join(lessons.KINDS)}, "
+                    "each a number of at least 0"
+                )

@@ -151,6 +151,13 @@ def near_miss(rng: np.random.Generator, s: Spec, scene: Scene, aimed: float = 0.
                 return other_scene
 
 
+def changed(rng: np.random.Generator, things: list[Thing], spec: Spec) -> list[Thing]:
+    """The things of a scene of ``spec`` after any one change, or as they were where it cannot be
+    made."""
+    max_things = compound.MAX_THINGS if spec.tag == compound.TAG else 4
+    return _changed(rng, things, (*_CHANGES, "move", "drop"), max_things)
+
+
 def _changed(
     rng: np.random.Generator, things: list[Thing], changes: tuple[str, ...], max_things: int = 4
 ) -> list[Thing]:

@@ -1,0 +1,192 @@
+"""Lessons beyond drawing and questions: mend a picture, do what a reason says, edit, make an edit
+again, judge an edit.
+
+A redraw is taught as a repair: its target is the nearest right picture, so that picture and reason
+have something to tell. In a ``counterfactual`` one the reason asks for something else than the
+prompt does, and the target is what the reason asks for: words are to be followed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image
+
+from secondlook.mini.world import edit_samples, edits, samples
+from secondlook.mini.world.edits import Edit
+from secondlook.mini.world.language import Spec, scene_held_out
+from secondlook.mini.world.reader import judge
+from secondlook.mini.world.render import render
+from secondlook.mini.world.repair import Diagnosis, diagnose
+from secondlook.mini.world.scene import COLORS, OBJECTS, Scene
+
+NO_REASON = 0.04
+"""How often a repair's verdict is a bare No."""
+MAX_CHANGES = 3
+_COLORS = tuple(COLORS)  # to be indexed
+
+
+@dataclass(frozen=True)
+class DrawLesson:
+    """A picture to draw after a wrong one, or as an edit of a source."""
+
+    prompt: str
+    image: Image.Image
+    wrong: Image.Image | None = None
+    """The picture before, which is mended; None: it is the first edit."""
+    verdict: str = ""
+    """On that picture."""
+    source: Image.Image | None = None
+    """What is edited."""
+
+    @property
+    def before(self) -> Image.Image:
+        """The picture that most of it is to be like."""
+        before = self.wrong or self.source
+        assert before is not None
+        return before
+
+
+@dataclass(frozen=True)
+class JudgeEditLesson:
+    """A verdict on an edit."""
+
+    instruction: str
+    source: Image.Image
+    image: Image.Image
+    verdict: str
+
+
+Lesson = DrawLesson | JudgeEditLesson
+
+
+def lessons(
+    rng: np.random.Generator, counts: dict[str, int], shares: dict[str, float]
+) -> list[Lesson]:
+    """As many lessons of each kind (of ``KINDS``) as ``counts`` says, of prompts whose kinds have
+    ``shares``."""
+    made: list[Lesson] = []
+    for kind, count in counts.items():
+        for _ in range(count):
+            made += KINDS[kind](rng, shares)
+    return made
+
+
+def spoilt(rng: np.random.Generator, spec: Spec, scene: Scene) -> Scene:
+    """A scene that fails a prompt after one to three changes of one that satisfies it. Not held
+    out."""
+    while True:
+        things = list(scene.things)
+        for _ in range(rng.integers(1, MAX_CHANGES + 1)):
+            things = samples.changed(rng, things, spec)
+        changed_scene = Scene.of(things)
+        is_allowed = things and changed_scene.valid() and not scene_held_out(changed_scene)
+        if is_allowed and not judge(spec, changed_scene).correct:
+            return changed_scene
+        if rng.random() < 0.02:  # of some scenes nearly every change is held out
+            return samples.near_miss(rng, spec, scene)
+
+
+def _repair(rng: np.random.Generator, shares: dict[str, float]) -> list[Lesson]:
+    while True:
+        spec, scene = samples.sample_scene(rng, shares)
+        wrong = spoilt(rng, spec, scene)
+        diagnosis = _mended(spec, wrong)
+        if diagnosis:
+            verdict = "No." if rng.random() < NO_REASON else f"No, {diagnosis.reason}."
+            return [DrawLesson(spec.prompt, _picture(diagnosis.repaired), _picture(wrong), verdict)]
+
+
+def _counterfactual(rng: np.random.Generator, shares: dict[str, float]) -> list[Lesson]:
+    while True:
+        spec, scene = samples.sample_scene(rng, shares)
+        other_spec = _other_spec(rng, spec)
+        shown = scene if rng.random() < 0.6 else spoilt(rng, spec, scene)
+        if other_spec is None or judge(other_spec, shown).correct:
+            continue
+        diagnosis = _mended(other_spec, shown)
+        if diagnosis:
+            verdict = f"No, {diagnosis.reason}."
+            return [DrawLesson(spec.prompt, _picture(diagnosis.repaired), _picture(shown), verdict)]
+
+
+def _other_spec(rng: np.random.Generator, spec: Spec) -> Spec | None:
+    """A prompt's specification with another colour or class in one clause; None where that cannot
+    be."""
+    include = list(spec.include)
+    i = int(rng.integers(len(include)))
+    clause = include[i]
+    if clause.count != 1 or clause.color is None:
+        return None
+    if rng.random() < 0.7:
+        include[i] = replace(clause, color=_COLORS[rng.integers(len(_COLORS))])
+    else:
+        include[i] = replace(clause, name=OBJECTS[rng.integers(len(OBJECTS))])
+    named = [other.name for other in (*spec.include, *spec.exclude) if other is not clause]
+    if include[i] == clause or include[i].name in named:
+        return None
+    return replace(spec, include=tuple(include))
+
+
+def _mended(spec: Spec, wrong: Scene) -> Diagnosis | None:
+    """What is wrong and how it is mended; None where that cannot be, or may not be shown."""
+    try:
+        diagnosis = diagnose(spec, wrong)
+    except ValueError:
+        return None
+    if not diagnosis.faults or scene_held_out(diagnosis.repaired):
+        return None
+    return diagnosis
+
+
+def _edit(rng: np.random.Generator, shares: dict[str, float]) -> list[Lesson]:
+    edit = edit_samples.edit_lesson(rng)
+    return [
+        DrawLesson(edit.instruction, _picture(edit.target), source=_picture(edit.source)),
+    ]
+
+
+def _redraw_edit(rng: np.random.Generator, shares: dict[str, float]) -> list[Lesson]:
+    edit = edit_samples.edit_lesson(rng)
+    wrong = edit_samples.wrong_edit(rng, edit)
+    return [
+        DrawLesson(
+            edit.instruction,
+            _picture(edit.target),
+            _picture(wrong),
+            _verdict_on_edit(edit, wrong),
+            _picture(edit.source),
+        )
+    ]
+
+
+def _judge_edit(rng: np.random.Generator, shares: dict[str, float]) -> list[Lesson]:
+    """The right edit and a wrong one: side by side they teach what tells them apart."""
+    edit = edit_samples.edit_lesson(rng)
+    source = _picture(edit.source)
+    made: list[Lesson] = []
+    for scene in (edit.target, edit_samples.wrong_edit(rng, edit)):
+        verdict = _verdict_on_edit(edit, scene)
+        made.append(JudgeEditLesson(edit.instruction, source, _picture(scene), verdict))
+    return made
+
+
+def _verdict_on_edit(edit: Edit, scene: Scene) -> str:
+    judged = edits.judge(edit, scene)
+    return f"{'Yes' if judged.correct else 'No'}, {judged.reason}."
+
+
+def _picture(scene: Scene) -> Image.Image:
+    return Image.fromarray(render(scene))
+
+
+KINDS: dict[str, Callable[[np.random.Generator, dict[str, float]], list[Lesson]]] = {
+    "repair": _repair,
+    "counterfactual": _counterfactual,
+    "edit": _edit,
+    "redraw_edit": _redraw_edit,
+    "judge_edit": _judge_edit,
+}
+"""Kind -> what makes its lessons, given the shares of the prompts' kinds."""
