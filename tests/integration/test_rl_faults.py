@@ -314,10 +314,13 @@ def test_a_step_that_was_given_up_while_its_judge_was_waited_for_is_done_again(t
     assert whole.read_bytes() == cut.read_bytes()
 
 
-def test_groups_that_share_a_wrong_first_image(tmp_path):
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
+def test_groups_that_share_a_wrong_first_image(tmp_path, algorithm):
     """Nothing is learned from it; what follows has seeds of its own, and reasons their truth."""
     settings = RL | {
         "model": "mini-base",
+        "algorithm": algorithm,
+        "ppo": {"value_warmup_steps": 0, "value_epochs": 1},
         "prompts": "mini",
         "prompt_options": {"kinds": {"position": 0.5, "color_attr": 0.5}},
         "rollout": {"prompts_per_step": 3, "group_size": 4, "rounds": 2, "repair_groups": 2},
