@@ -115,7 +115,8 @@ def eval_all(*options):
 
 
 def test_the_miniatures_suite():
-    suite = {"mini-geneval", "mini-geneval-plus", "mini-curve", "mini-questions", "mini-pie"}
+    suite = {"mini-geneval", "mini-geneval-plus", "mini-repairs", "mini-curve", "mini-questions"}
+    suite |= {"mini-pie"}
     assert set(_names_of_suite("mini")) == suite
 
 

@@ -330,3 +330,32 @@ def test_compound_prompts_from_drawing_to_the_page(tmp_path):
     settings.begin("mini-geneval-plus", tmp_path)
     shown = CliRunner().invoke(app, ["show", str(tmp_path)])
     assert shown.exit_code == 0 and "over_until_yes: " in shown.output
+
+
+def test_repairs_from_drawing_to_the_page(tmp_path):
+    """Of the shipped base, which knows no repairs: its numbers add up, and each way is another."""
+    options = [
+        "--rows-per-task",
+        "3",
+        "--samples",
+        "1",
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "out",
+    ]
+    command = ["eval", "mini-repairs", "--model", "mini", *map(str, options)]
+    run = CliRunner().invoke(app, command)
+    assert run.exit_code == 0, run.output
+    assert "over_none: " in run.output and "counterfactual: " in run.output
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    ways = result["ways"]
+    assert result["wrong"] > 5 and result["wrong"] + result["right"] <= 12
+    for name, other in (("over_none", "none"), ("over_afresh", "afresh"), ("over_blank", "blank")):
+        difference = ways["true"]["repaired"]["mean"] - ways[other]["repaired"]["mean"]
+        assert result["headline"][name]["mean"] == pytest.approx(difference)
+    assert ways["afresh"]["copied"]["mean"] == 0
+    by_faults = result["by_faults"]
+    assert min(map(int, by_faults)) >= 1 and len(by_faults) > 1
+    page = (tmp_path / "out" / "benchmark.html").read_text()
+    assert "What a redraw makes of picture and words" in page and "Changed, not right" in page

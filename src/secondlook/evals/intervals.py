@@ -141,6 +141,15 @@ def agreement(
     }
 
 
+def mean_by_prompt(samples: Sequence[Sample]) -> Interval:
+    """The mean over all samples, whatever their task; prompts are resampled."""
+
+    def mean(values_of_task: dict[str, np.ndarray]) -> float:
+        return float(np.concatenate(list(values_of_task.values())).mean())
+
+    return bootstrap(by_prompt(samples), mean)
+
+
 @contextmanager
 def written_by(command: str, path: Path) -> Iterator[None]:
     """A file that does not hold what this ``command`` writes is refused. Raises InputError that

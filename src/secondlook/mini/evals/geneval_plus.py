@@ -28,9 +28,8 @@ from secondlook.evals.intervals import (
     Interval,
     Sample,
     agreement,
-    bootstrap,
-    by_prompt,
     interval_text,
+    mean_by_prompt,
     mean_of_tasks,
 )
 from secondlook.io import versions, write_json, write_text
@@ -236,11 +235,7 @@ def repairs(read_trials: Sequence[ReadTrial]) -> dict[str, Interval]:
         for read_round in trial.rounds:
             if read_round.reason_truth is not None:
                 add("reason_true", trial, read_round.reason_truth)
-    return {name: _mean(of_name) for name, of_name in samples.items()}
-
-
-def _mean(samples: Sequence[Sample]) -> Interval:
-    return bootstrap(by_prompt(samples), lambda values: float(values["all"].mean()))
+    return {name: mean_by_prompt(of_name) for name, of_name in samples.items()}
 
 
 def judge_agreement(read_trials: Sequence[ReadTrial]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ prompt does, and the target is what the reason asks for: words are to be followe
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
@@ -19,13 +19,12 @@ from secondlook.mini.world.edits import Edit
 from secondlook.mini.world.language import Spec, scene_held_out
 from secondlook.mini.world.reader import judge
 from secondlook.mini.world.render import render
-from secondlook.mini.world.repair import Diagnosis, diagnose
-from secondlook.mini.world.scene import COLORS, OBJECTS, Scene
+from secondlook.mini.world.repair import counterfactual, try_diagnose
+from secondlook.mini.world.scene import Scene
 
 NO_REASON = 0.04
 """How often a repair's verdict is a bare No."""
 MAX_CHANGES = 3
-_COLORS = tuple(COLORS)  # to be indexed
 
 
 @dataclass(frozen=True)
@@ -93,8 +92,8 @@ def _repair(rng: np.random.Generator, shares: dict[str, float]) -> list[Lesson]:
     while True:
         spec, scene = samples.sample_scene(rng, shares)
         wrong = spoilt(rng, spec, scene)
-        diagnosis = _mended(spec, wrong)
-        if diagnosis:
+        diagnosis = try_diagnose(spec, wrong)
+        if diagnosis and not scene_held_out(diagnosis.repaired):
             verdict = "No." if rng.random() < NO_REASON else f"No, {diagnosis.reason}."
             return [DrawLesson(spec.prompt, _picture(diagnosis.repaired), _picture(wrong), verdict)]
 
@@ -102,43 +101,11 @@ def _repair(rng: np.random.Generator, shares: dict[str, float]) -> list[Lesson]:
 def _counterfactual(rng: np.random.Generator, shares: dict[str, float]) -> list[Lesson]:
     while True:
         spec, scene = samples.sample_scene(rng, shares)
-        other_spec = _other_spec(rng, spec)
         shown = scene if rng.random() < 0.6 else spoilt(rng, spec, scene)
-        if other_spec is None or judge(other_spec, shown).correct:
-            continue
-        diagnosis = _mended(other_spec, shown)
-        if diagnosis:
+        diagnosis = counterfactual(rng, spec, shown)
+        if diagnosis and not scene_held_out(diagnosis.repaired):
             verdict = f"No, {diagnosis.reason}."
             return [DrawLesson(spec.prompt, _picture(diagnosis.repaired), _picture(shown), verdict)]
-
-
-def _other_spec(rng: np.random.Generator, spec: Spec) -> Spec | None:
-    """A prompt's specification with another colour or class in one clause; None where that cannot
-    be."""
-    include = list(spec.include)
-    i = int(rng.integers(len(include)))
-    clause = include[i]
-    if clause.count != 1 or clause.color is None:
-        return None
-    if rng.random() < 0.7:
-        include[i] = replace(clause, color=_COLORS[rng.integers(len(_COLORS))])
-    else:
-        include[i] = replace(clause, name=OBJECTS[rng.integers(len(OBJECTS))])
-    named = [other.name for other in (*spec.include, *spec.exclude) if other is not clause]
-    if include[i] == clause or include[i].name in named:
-        return None
-    return replace(spec, include=tuple(include))
-
-
-def _mended(spec: Spec, wrong: Scene) -> Diagnosis | None:
-    """What is wrong and how it is mended; None where that cannot be, or may not be shown."""
-    try:
-        diagnosis = diagnose(spec, wrong)
-    except ValueError:
-        return None
-    if not diagnosis.faults or scene_held_out(diagnosis.repaired):
-        return None
-    return diagnosis
 
 
 def _edit(rng: np.random.Generator, shares: dict[str, float]) -> list[Lesson]:

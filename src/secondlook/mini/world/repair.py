@@ -34,6 +34,7 @@ from secondlook.mini.world.scene import (
     CELL,
     COLORS,
     CORNERS,
+    OBJECTS,
     OPPOSITE,
     SIZE,
     STEP,
@@ -46,6 +47,7 @@ from secondlook.mini.world.scene import (
 
 MAX_TOLD = 3
 """Faults that a reason names; of more the first ones."""
+_COLORS = tuple(COLORS)  # to be indexed
 _CORNER_INDEX = {corner: i for i, corner in enumerate(CORNERS)}
 
 
@@ -116,6 +118,35 @@ def diagnose(spec: Spec, picture: Reading | Scene | np.ndarray) -> Diagnosis:
     for thing, (y, x) in zip(kept, placed[len(slots) :], strict=True):
         repaired.append(replace(thing, y=y, x=x))
     return Diagnosis(tuple(fault for fault in faults if fault), Scene.of(repaired))
+
+
+def try_diagnose(spec: Spec, picture: Reading | Scene | np.ndarray) -> Diagnosis | None:
+    """``diagnose`` of a wrong picture; None where no arrangement of its objects satisfies what is
+    asked, and of a right one."""
+    try:
+        diagnosis = diagnose(spec, picture)
+    except ValueError:
+        return None
+    return diagnosis if diagnosis.faults else None
+
+
+def counterfactual(rng: np.random.Generator, spec: Spec, scene: Scene) -> Diagnosis | None:
+    """What a scene lacks of another colour or class in one of a prompt's clauses: a reason that
+    asks for something else than the prompt. None where there is no such clause, or nothing is
+    lacking."""
+    include = list(spec.include)
+    i = int(rng.integers(len(include)))
+    clause = include[i]
+    if clause.count != 1 or clause.color is None:
+        return None
+    if rng.random() < 0.7:
+        include[i] = replace(clause, color=_COLORS[rng.integers(len(_COLORS))])
+    else:
+        include[i] = replace(clause, name=OBJECTS[rng.integers(len(OBJECTS))])
+    others = [other.name for other in (*spec.include, *spec.exclude) if other is not clause]
+    if include[i] == clause or include[i].name in others:
+        return None
+    return try_diagnose(replace(spec, include=tuple(include)), scene)
 
 
 def _fault_of(slot: _Slot, place: tuple[int, int]) -> str:
@@ -392,10 +423,8 @@ def verdict(spec: Spec, picture: Reading | Scene | np.ndarray) -> str:
 def faults_in(spec: Spec, picture: Reading | Scene | np.ndarray) -> str:
     """The reason of a wrong picture; "" where no arrangement of its objects would satisfy what is
     asked."""
-    try:
-        return diagnose(spec, picture).reason
-    except ValueError:
-        return ""
+    diagnosis = try_diagnose(spec, picture)
+    return diagnosis.reason if diagnosis else ""
 
 
 def holds_true(spec: Spec, picture: np.ndarray, reason: str) -> bool:
@@ -403,7 +432,5 @@ def holds_true(spec: Spec, picture: np.ndarray, reason: str) -> bool:
     ``judge``'s reasons, which name what fails and no place."""
     if names_a_failure(spec, picture, reason):
         return True
-    try:
-        return truth_of(reason, diagnose(spec, picture)) == 1
-    except ValueError:
-        return False
+    diagnosis = try_diagnose(spec, picture)
+    return diagnosis is not None and truth_of(reason, diagnosis) == 1
