@@ -100,8 +100,11 @@ async def run_episode(
     verdict. ``first_turn`` drew the first image already, for several episodes that share it."""
     template, text, source = engine.template, prompt.text, prompt.source
     draw_params = sampling.draw_params(editing=source is not None)
+    redraw_is_edit = source is not None or template.redraw_sees == "edit"
+    redraw_params = sampling.draw_params(editing=redraw_is_edit)
     judge_params = sampling.judge_params(template.yes, template.no)
     is_reencoded = template.history == "reencode"  # what a redraw has as the images before it
+    sees_chain = template.redraw_sees == "chain"
     turns: list[Turn] = []
     rounds: list[Round] = []
     history: list[tuple[int, ...]] = []  # codes of the images before, as a redraw sees them
@@ -121,13 +124,18 @@ async def run_episode(
         else:
             kind, segments = "draw", template.draw(text)
         request = Request(kind, segments, turn_seed(seed, len(turns)))
-        # re-encoded codes are others than the sampled ones: no later sequence begins like this one
-        keep_prefix = not is_last and not is_reencoded
+        # no later sequence begins like this one where codes are encoded again, nor where a redraw
+        # has other images before it than all of them (but the second image follows the first)
+        begins_next = sees_chain or (template.redraw_sees == "last" and round_index == 0)
+        keep_prefix = not is_last and not is_reencoded and begins_next
         if first_turn is not None and round_index == 0:
             drawn_turn = first_turn
         else:
             drawn_turn = await engine.generate(
-                request, draw_params, engine.janus.n_codes, keep_prefix=keep_prefix
+                request,
+                redraw_params if round_index > 0 else draw_params,
+                engine.janus.n_codes,
+                keep_prefix=keep_prefix,
             )
         turns.append(drawn_turn)
         image = await engine.decode_image(drawn_turn.tokens)
@@ -137,7 +145,7 @@ async def run_episode(
         segments = template.judge(text, images, answers, source)
         request = Request("judge", segments, turn_seed(seed, len(turns)))
         judge_turn = await engine.generate(
-            request, judge_params, sampling.reason_tokens, keep_prefix=not is_last
+            request, judge_params, sampling.reason_tokens, keep_prefix=not is_last and sees_chain
         )
         turns.append(judge_turn)
         rounds.append(_round(image, drawn_turn, judge_turn, template))

@@ -127,9 +127,12 @@ def test_pictures_scores_examples_and_a_manifest(folder, tmp_path):
         == {"draw": 9, "judge": 18, "redraw": 9}
     )
     for row in found:
-        assert all(scores[i] < 0.5 for i in row["earlier"]) and row["target"] not in row["earlier"]
-        assert row["task"] == "judge" or scores[row["target"]] >= 0.8
-        assert row["answer"].startswith("Yes" if scores[row["target"]] >= 0.5 else "No")
+        assert (
+            all(scores[i] < 0.5 for i in row["earlier"])
+            and row["redraw_target"] not in row["earlier"]
+        )
+        assert row["task"] == "judge" or scores[row["redraw_target"]] >= 0.8
+        assert row["answer"].startswith("Yes" if scores[row["redraw_target"]] >= 0.5 else "No")
     assert sum(scores[r["target"]] >= 0.7 for r in found if r["task"] == "judge") == 9, (
         "as many right as wrong"
     )
@@ -491,7 +494,7 @@ def test_a_redraw_becomes_the_nearest_right_picture(rendered, tmp_path):
     def shared(a, b):
         return (codes[a] == codes[b]).sum()
 
-    paired = {row["id"]: row["target"] for row in rows.values() if row["target"]}
+    paired = {row["id"]: row["redraw_target"] for row in rows.values() if row["redraw_target"]}
     assert paired and all(rows[wrong]["score"] < 0.5 for wrong in paired)
     for wrong, target in paired.items():
         rights = [r["id"] for r in rows.values() if r["score"] >= 0.8]
@@ -516,8 +519,8 @@ def test_a_redraw_becomes_an_edit_that_the_judge_accepts(rendered, tmp_path):
     edits = [row for row in rows.values() if row["source"] == "edit by mini-edit"]
     assert edits and all(row["score"] is not None for row in edits)
     for row in rows.values():
-        if row["target"]:
-            target = rows[row["target"]]
+        if row["redraw_target"]:
+            target = rows[row["redraw_target"]]
             assert target in edits and target["score"] >= 0.8 and row["score"] < 0.5
             assert target["prompt"] == row["prompt"]
     assert json.loads((out / "manifest.json").read_text())["config"]["redraw"] == "edit"
@@ -534,9 +537,43 @@ def test_a_redraw_becomes_the_smallest_repair_that_the_world_knows(rendered, tmp
     [shard] = out.glob("images-*.parquet")
     rows = {row["id"]: row for row in read_pictures(shard)}
     made = [row["id"] for row in rows.values() if row["source"] == "repair"]
-    targets = [row["target"] for row in rows.values() if row["target"]]
-    assert made and set(targets) <= set(made) and len(targets) > 0.9 * len(made)
+    targets = {row["redraw_target"] for row in rows.values()} - {None}
+    assert made and set(made) <= targets, "what is nobody's target is not kept"
     assert {rows[t]["correct"] for t in targets} == {True}
+    # a repair may be there already (the right picture that a near miss was made of), or be shared
+    generator = make_generator(repaired.generators[0], load, 0, "cpu", kinds)
+    wrongs = [row for row in rows.values() if row["score"] < 0.5]
+    repairs = generator.repairs([(row["prompt"], picture_of(row)) for row in wrongs])
+    for row, picture in zip(wrongs, repairs, strict=True):
+        accepted = picture and Verifier()([(row["prompt"], picture)])[0].correct
+        assert bool(row["redraw_target"]) == bool(accepted)
+        if accepted:
+            assert picture_of(rows[row["redraw_target"]]).tobytes() == picture.tobytes()
     folder = GeneratorConfig("folder", "pictures")
     with pytest.raises(InputError, match="none of the generators can repair a picture; render can"):
         BuildConfig([folder], templates=["a wall"], redraw="repair")
+    with pytest.raises(InputError, match="redraw is 'edit', but redraw_model is empty and no"):
+        BuildConfig([folder], templates=["a wall"], redraw="edit")
+
+
+def test_a_build_stopped_at_its_targets_judges_nothing_again(rendered, tmp_path, monkeypatch):
+    settings, load = rendered
+    nearest = replace(settings, redraw="nearest")
+    judged = []
+
+    class Counting(Verifier):
+        def __call__(self, items):
+            judged.append(len(items))
+            return super().__call__(items)
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("secondlook.data.generate.pair_nearest", stop)
+    with pytest.raises(KeyboardInterrupt):
+        build(nearest, Counting(), tmp_path, load)
+    assert judged and not list(tmp_path.glob("images-*.parquet"))
+    monkeypatch.undo()
+    judged.clear()
+    out = build(nearest, Counting(), tmp_path, load)
+    assert not judged and list(out.glob("images-*.parquet"))

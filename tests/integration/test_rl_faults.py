@@ -28,6 +28,7 @@ from secondlook.train.rl.prompt_checks import check_lines
 from secondlook.train.rl.reward_checks import RewardChecks
 from secondlook.train.rl.rollout import check_reasons, describe, gather_trajectories
 from secondlook.train.rl.trajectory import Trajectory, TrajectoryTurn
+from secondlook.train.rl.turn_weights import select_turns
 from secondlook.train.termination import Saved
 from secondlook.types import Episode, Prompt, Round, SamplingParams
 
@@ -328,8 +329,10 @@ def test_groups_that_share_a_wrong_first_image(tmp_path, algorithm):
         "runtime": {"device": "cpu"},
     }
     loop = RLLoop(parse(RLConfig, settings), tmp_path)
-    rng = np.random.default_rng([0, 0])
+    rng, alone = np.random.default_rng([0, 0]), np.random.default_rng([0, 0])
     trajectories = loop.roll_out_and_score(rng, 0)
+    loop.prompts.draw(alone, 3, [0, 1, 2])
+    assert rng.random() == alone.random(), "minibatches do not depend on a rank's wrong images"
     whole, repairs = trajectories[:12], trajectories[12:]
     assert len(repairs) == 8 and all(t.is_repair for t in repairs)
     assert [t.group for t in repairs] == [3] * 4 + [4] * 4
@@ -342,11 +345,13 @@ def test_groups_that_share_a_wrong_first_image(tmp_path, algorithm):
     told = [truth for t in trajectories for truth in t.reason_truths if not math.isnan(truth)]
     assert told and all(0 <= truth <= 1 for truth in told)
     loop.set_advantages(trajectories)
-    for trajectory in trajectories:
-        assert trajectory.turns[0].is_masked == trajectory.is_repair
-        assert not any(turn.is_masked for turn in trajectory.turns[1:])
+    assert not any(turn.is_masked for t in trajectories for turn in t.turns)
+    selected = select_turns(trajectories, loop.config.advantage, "turn", 99)
+    firsts = {id(t.turns[0]): t.is_repair for t in trajectories}
+    assert not any(firsts.get(id(turn), False) for turn in selected)
+    assert len(selected) == sum(len(t.turns) for t in trajectories) - 8
     metrics = describe(trajectories)
-    assert metrics["images"] == sum(len(t.scores) for t in trajectories)
+    assert metrics["images"] == sum(len(t.scores) for t in trajectories) - 8, "shared ones once"
     assert metrics["first"] == np.mean([t.scores[0].correct for t in whole]), "of whole episodes"
     assert 0 <= metrics["repaired"] <= 1 and metrics["reason_true"] == pytest.approx(np.mean(told))
     assert math.isfinite(loop.step(1)["loss"])

@@ -78,6 +78,8 @@ def test_a_redraw_sees_the_chain_the_last_image_or_an_edits_source(official):
     sampled = official.answer(reasons[1])  # ids, as an episode has them
     assert sees["edit"].redraw("a cat", [second], [sampled]) == edit
     assert sees["edit"].redraw("a cat", [second], ["No."]) == official.edit(second, "a cat")
+    long_prompt, long_reason = "a cat and " * 100 + "a cat", "No, " + "a dog " * 200
+    assert sees["edit"].redraw(long_prompt, [second], [long_reason]), "as long as both may be"
     for how, seen in (("chain", 2), ("last", 1), ("edit", 1)):
         judged = sees[how].judge("a cat", [picture, picture], reasons[:1])
         assert sum(isinstance(s, ImageInput) for s in judged) == seen

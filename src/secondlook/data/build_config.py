@@ -50,8 +50,8 @@ class BuildConfig:
     wrong one by ``redraw_model`` that the reward accepts, or what the first of the generators that
     can repair pictures (``render``) makes of it."""
     redraw_model: str = ""
-    """Whose image tokenizer says what is near, or who edits; empty: the model of the first of the
-    generators."""
+    """Whose image tokenizer says what is near, or who edits; empty: the first model of this package
+    that a generator names."""
     redraw_edits: int = 4
     """Edits that are tried of each wrong picture."""
     examples: Literal["parquet", "webdataset", "none"] = "parquet"
@@ -80,7 +80,13 @@ class BuildConfig:
         if not self.generators:
             raise InputError("config: generators is empty; give at least one [[generators]]")
         if self.redraw in ("nearest", "edit") and not self.redraw_model:
-            self.redraw_model = self.generators[0].model
+            models = [g.model for g in self.generators if g.kind in ("model", "render")]
+            if not models:
+                raise InputError(
+                    f"config: redraw is {self.redraw!r}, but redraw_model is empty and no "
+                    "generator has a model of this package; name one"
+                )
+            self.redraw_model = models[0]
         if self.redraw == "repair" and self.repairing_generator is None:
             raise InputError(
                 "config: redraw is 'repair', but none of the generators can repair a picture; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ COLUMNS = {
     "following": "float32",
     "preserving": "float32",
     # id of the picture that a redraw of this wrong one is taught to become (data.redraw_targets)
-    "target": "string",
+    "redraw_target": "string",
 }
 """Types of a shard's columns, by their names in ``datasets``; ``image`` comes last."""
 
@@ -75,6 +76,13 @@ def picture_of(row: dict[str, Any]) -> Image.Image:
     return decode_image(row["image"]["bytes"], where)
 
 
+def picture_key(row: dict[str, Any]) -> tuple[str, str, bytes]:
+    """By which two rows with one picture of one prompt are known: of pixels, for files of one image
+    differ."""
+    pixel_digest = sha256(picture_of(row).tobytes()).digest()
+    return row["prompt"], row["source_id"] or "", pixel_digest
+
+
 def row_of(picture: Picture, generator: GeneratorConfig) -> dict[str, Any]:
     """A picture as a row, without a name and a score."""
     return {
@@ -91,5 +99,5 @@ def row_of(picture: Picture, generator: GeneratorConfig) -> dict[str, Any]:
         "reason": None,
         "following": None,
         "preserving": None,
-        "target": None,
+        "redraw_target": None,
     }

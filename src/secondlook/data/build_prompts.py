@@ -107,6 +107,8 @@ def check_prompts_of_models(config: BuildConfig, shards: list[Shard]) -> None:
     for generator in config.generators:
         if generator.kind == "model":
             model_names[generator.model] = None
+    if config.redraw in ("nearest", "edit"):
+        model_names[config.redraw_model] = None  # it is needed when all is drawn and judged
     for model_name in model_names:
         check_prompts(ChatTemplate(load_tokenizer(model_name)), lines)
 

@@ -56,6 +56,7 @@ def examples(
         for target in _some(rng, good_rows, per_prompt):
             # at least one: what is drawn first is task I
             earlier = _some(rng, bad_rows, 1 + short(rng, redraw_context))
+            target = pool.target_of(earlier[-1], good_rows, target)
             yield {"task": "redraw", "prompt": prompt, "earlier": earlier, "target": target}
 
 

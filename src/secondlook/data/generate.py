@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 from dataclasses import asdict
-from hashlib import sha256
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from rich.progress import track
 
 from secondlook.data.build_config import BuildConfig
 from secondlook.data.build_pictures import (
+    picture_key,
     picture_of,
     read_pictures,
     row_of,
@@ -131,6 +132,11 @@ def _draw(config: BuildConfig, shards: list[Shard], out: Path, load: Load) -> No
 def _score(config: BuildConfig, shards: list[Shard], out: Path, reward: Reward) -> None:
     """Score the pictures of ``shards``, of all generators together."""
     for shard in track(shards, "judging"):
+        judged_path = _scored_path(out, shard)
+        if config.redraw != "any":
+            judged_path = _judged_path(out, shard)
+        if judged_path.exists():  # of a build that was stopped while redraws got their targets
+            continue
         rows: list[dict[str, Any]] = []
         for place in range(len(config.generators)):
             rows += read_pictures(_drawn_path(out, place, shard))
@@ -138,9 +144,6 @@ def _score(config: BuildConfig, shards: list[Shard], out: Path, reward: Reward) 
         if sources:
             # before the scored shard: where that one exists, the shard is whole
             write_sources(out / f"sources-{shard.number:05d}.parquet", sources)
-        judged_path = (
-            _scored_path(out, shard) if config.redraw == "any" else _judged_path(out, shard)
-        )
         write_pictures(judged_path, _judged(shard, rows, reward, sources))
 
 
@@ -169,51 +172,48 @@ def _pair(config: BuildConfig, shards: list[Shard], out: Path, reward: Reward, l
             made_rows = edits_of_wrong(rows, engine, config, turn_seed(config.seed, shard.start))
         else:
             made_rows = repairs_of_wrong(rows, generator.repairs, "repair")
-        if made_rows:
-            sources = {prompt.key: prompt.source for prompt in shard.prompts if prompt.source}
-            made_rows = _judged(shard, made_rows, reward, sources, first_number=len(rows))
-            pair_made(rows, made_rows, config)
-        write_pictures(_scored_path(out, shard), rows + made_rows)
+        sources = {prompt.key: prompt.source for prompt in shard.prompts if prompt.source}
+        kept_rows = pair_made(rows, made_rows, partial(_set_scores, reward, sources), config)
+        write_pictures(_scored_path(out, shard), rows + kept_rows)
 
 
 def _judged(
-    shard: Shard,
-    rows: list[dict[str, Any]],
-    reward: Reward,
-    sources: dict[str, Image.Image],
-    first_number: int = 0,
+    shard: Shard, rows: list[dict[str, Any]], reward: Reward, sources: dict[str, Image.Image]
 ) -> list[dict[str, Any]]:
     """The rows with scores and names, without pictures that a prompt has twice. ``sources`` are the
-    edited pictures by ``Prompt.key``; names are numbered from ``first_number``.
+    edited pictures by ``Prompt.key``.
 
     Raises InputError where not one of them got a score.
     """
-    seen: set[tuple[str, bytes]] = set()
-    distinct_rows: list[dict[str, Any]] = []
-    to_judge: list[tuple[Prompt, Image.Image]] = []
+    distinct_rows: dict[tuple[str, str, bytes], dict[str, Any]] = {}
     for row in rows:
-        image = picture_of(row)
-        prompt_key = Pool.key(row)
-        pixel_digest = sha256(image.tobytes()).digest()  # of pixels: files of one image differ
-        if (prompt_key, pixel_digest) in seen:
-            continue
-        seen.add((prompt_key, pixel_digest))
-        row["id"] = f"{shard.number:05d}-{first_number + len(distinct_rows):05d}"
-        distinct_rows.append(row)
-        to_judge.append((Prompt(row["prompt"], sources.get(prompt_key)), image))
-    scores = score(reward, to_judge)
-    if scores and not any(scores):
+        key = picture_key(row)
+        if key not in distinct_rows:
+            row["id"] = f"{shard.number:05d}-{len(distinct_rows):05d}"
+            distinct_rows[key] = row
+    judged_rows = list(distinct_rows.values())
+    num_scored = _set_scores(reward, sources, judged_rows)
+    if judged_rows and not num_scored:
         raise InputError(
-            f"reward: not one of {len(scores)} pictures got a score; check the judge and the "
+            f"reward: not one of {len(judged_rows)} pictures got a score; check the judge and the "
             f"prompts{why_missing(reward)}"
         )
+    return judged_rows
+
+
+def _set_scores(reward: Reward, sources: dict[str, Image.Image], rows: list[dict[str, Any]]) -> int:
+    """Judge the pictures of rows. Returns how many got a score; the others stay without one."""
+    to_judge: list[tuple[Prompt, Image.Image]] = []
+    for row in rows:
+        to_judge.append((Prompt(row["prompt"], sources.get(Pool.key(row))), picture_of(row)))
+    scores = score(reward, to_judge)
     tell_missing(reward)
-    for row, row_score in zip(distinct_rows, scores, strict=True):
-        if row_score is None:  # the judge did not answer: the picture stays, without a score
+    for row, row_score in zip(rows, scores, strict=True):
+        if row_score is None:  # the judge did not answer
             continue
         row["score"] = row_score.value
         row["correct"] = row_score.correct
         row["reason"] = row_score.answer
         if row_score.edit is not None:
             row["following"], row["preserving"] = row_score.edit
-    return distinct_rows
+    return len(scores) - scores.count(None)

@@ -14,7 +14,7 @@ import numpy as np
 from PIL.Image import Image
 
 from secondlook.data.build_config import BuildConfig
-from secondlook.data.build_pictures import picture_of
+from secondlook.data.build_pictures import picture_key, picture_of
 from secondlook.data.sft_dataset import BAD, Pool, quality
 from secondlook.engine.engine import Engine
 from secondlook.episode import SamplingConfig, turn_seed
@@ -39,8 +39,9 @@ def is_right(row: dict[str, Any], config: BuildConfig) -> bool:
 
 
 def pair_nearest(rows: Sequence[dict[str, Any]], engine: Engine, config: BuildConfig) -> None:
-    """Set ``target`` of each wrong picture: the id of the right one of its prompt that shares most
-    codes with it; the first of several. Pictures of prompts without a right one keep none."""
+    """Set ``redraw_target`` of each wrong picture: the id of the right one of its prompt that
+    shares most codes with it; the first of several. Pictures of prompts without a right one keep
+    none."""
     rights_of_key: dict[str, list[int]] = {}
     wrongs: list[int] = []
     for i, row in enumerate(rows):
@@ -58,7 +59,7 @@ def pair_nearest(rows: Sequence[dict[str, Any]], engine: Engine, config: BuildCo
     for i in wrongs:
         rights = rights_of_key[Pool.key(rows[i])]
         shared = [int((codes_of_row[i] == codes_of_row[right]).sum()) for right in rights]
-        rows[i]["target"] = rows[rights[int(np.argmax(shared))]]["id"]
+        rows[i]["redraw_target"] = rows[rights[int(np.argmax(shared))]]["id"]
 
 
 def edits_of_wrong(
@@ -72,10 +73,10 @@ def edits_of_wrong(
     requests: list[Request] = []
     edited: list[dict[str, Any]] = []
     for row, codes in zip(wrongs, codes_of_wrong, strict=True):
-        instruction = engine.template.repair_instruction(row["prompt"], row["reason"])
+        segments = engine.template.repair(codes, row["prompt"], row["reason"])
         for _ in range(config.redraw_edits):
             seed = turn_seed(first_seed, len(requests))
-            requests.append(Request("edit", engine.template.edit(codes, instruction), seed))
+            requests.append(Request("edit", segments, seed))
             edited.append(row)
     turns = engine.draw(requests, sampling.draw_params(editing=True)) if requests else []
     pictures = engine.pictures([turn.tokens for turn in turns]) if turns else []
@@ -102,29 +103,45 @@ def repairs_of_wrong(
 
 def _row_of(picture: Image, wrong_row: dict[str, Any], source: str) -> dict[str, Any]:
     """A picture made of a wrong one, which ``repairs`` names."""
-    unknown = ("seed", "score", "correct", "reason", "following", "preserving", "target")
+    unknown = ("seed", "score", "correct", "reason", "following", "preserving", "redraw_target")
     return wrong_row | {
         "id": "",
         "image": {"bytes": png(picture)},
         "source": source,
-        "licence": "",
         "repairs": wrong_row["id"],
         **dict.fromkeys(unknown),
     }
 
 
 def pair_made(
-    rows: Sequence[dict[str, Any]], made_rows: Sequence[dict[str, Any]], config: BuildConfig
-) -> None:
-    """Set ``target`` of each wrong picture to the best that was made of it, where the judge accepts
-    one."""
-    best_of_row: dict[str, dict[str, Any]] = {}
+    rows: Sequence[dict[str, Any]],
+    made_rows: Sequence[dict[str, Any]],
+    score_rows: Callable[[list[dict[str, Any]]], Any],
+    config: BuildConfig,
+) -> list[dict[str, Any]]:
+    """Set ``redraw_target`` of each wrong picture to the best that was made of it, where the judge
+    accepts one. Returns the rows of those pictures, named after the first wrong one that they are
+    made of; what was refused is of no use.
+
+    ``score_rows`` sets the scores of rows. One picture may repair several, or be there already.
+    """
+    row_of_picture = {picture_key(row): row for row in rows}
+    new_rows: list[dict[str, Any]] = []
+    candidates: dict[str, list[dict[str, Any]]] = {}  # of each wrong picture's id
     for made_row in made_rows:
-        if not is_right(made_row, config):
-            continue
-        best = best_of_row.get(made_row["repairs"])
-        if best is None or quality(made_row) > quality(best):
-            best_of_row[made_row["repairs"]] = made_row
+        wrong_id = made_row.pop("repairs")
+        key = picture_key(made_row)
+        if key not in row_of_picture:
+            made_row["id"] = f"{wrong_id}-repair-{len(new_rows)}"
+            row_of_picture[key] = made_row
+            new_rows.append(made_row)
+        candidates.setdefault(wrong_id, []).append(row_of_picture[key])
+    if new_rows:
+        score_rows(new_rows)
+    target_ids: set[str] = set()
     for row in rows:
-        if row["id"] in best_of_row and is_wrong(row):
-            row["target"] = best_of_row[row["id"]]["id"]
+        accepted = [c for c in candidates.get(row["id"], []) if is_right(c, config)]
+        if accepted:
+            row["redraw_target"] = max(accepted, key=quality)["id"]  # the first of equals
+            target_ids.add(row["redraw_target"])
+    return [row for row in new_rows if row["id"] in target_ids]

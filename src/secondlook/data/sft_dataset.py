@@ -306,7 +306,10 @@ class Pool:
         prompt = self._prompt(rng, "redraw")
         earlier = self._pick(rng, self.bad[prompt], 1 + short(rng, longest))
         (target,) = self._pick(rng, self.draw[prompt], 1)
-        own_target = int(self.index.target[earlier[-1]])
-        if own_target >= 0 and own_target in self.draw[prompt]:
-            target = own_target
-        return Choice(earlier, target)
+        return Choice(earlier, self.target_of(earlier[-1], self.draw[prompt], target))
+
+    def target_of(self, wrong: int, drawable: Sequence[int] | np.ndarray, otherwise: int) -> int:
+        """What a redraw of a wrong picture is taught to become: its own target, where it has one
+        among those that may be drawn."""
+        own_target = int(self.index.target[wrong])
+        return own_target if own_target >= 0 and own_target in drawable else otherwise

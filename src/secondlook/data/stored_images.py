@@ -21,7 +21,7 @@ from secondlook.errors import InputError
 from secondlook.io import decode_image, finite, read_bytes, read_json
 
 T = TypeVar("T")
-WORDS = ("id", "prompt", "score", "reason", "source_id", "following", "preserving", "target")
+WORDS = ("id", "prompt", "score", "reason", "source_id", "following", "preserving", "redraw_target")
 """Columns of a shard that say something of its pictures."""
 NEEDED_COLUMNS = ("prompt", "score", "reason", "image")
 """Columns that it must have."""
@@ -53,7 +53,7 @@ class Words(NamedTuple):
     source: str | None
     following: float | None
     preserving: float | None
-    target: str | None = None
+    redraw_target: str | None = None
     """Id of the picture that its redraw is taught to become; None: any right one."""
     path: str = ""
 
@@ -159,6 +159,11 @@ class Shard:
         self.group_starts = np.cumsum([0, *group_sizes])
         """(row groups + 1): the first row of every row group, and the end."""
 
+    @property
+    def has_targets(self) -> bool:
+        """Whether redraws of its pictures may have targets of their own."""
+        return "redraw_target" in self.word_columns
+
     def where(self, place: Place) -> str:
         return f"row {place.at + 1} of {self.path}"
 
@@ -203,7 +208,7 @@ class Shard:
                     row_number += 1
 
     def _checked(self, row: dict[str, Any], place: Place) -> Words:
-        for name in ("prompt", "reason", "source_id", "target"):
+        for name in ("prompt", "reason", "source_id", "redraw_target"):
             value = row.get(name)
             if not isinstance(value, str) and (value is not None or name == "prompt"):
                 raise InputError(
@@ -221,7 +226,7 @@ class Shard:
             source=row.get("source_id"),
             following=checked_score(row, "following", self.where, place),
             preserving=checked_score(row, "preserving", self.where, place),
-            target=row.get("target"),
+            redraw_target=row.get("redraw_target"),
         )
 
     def _row(self, place: Place, columns: list[str]) -> dict[str, Any]:

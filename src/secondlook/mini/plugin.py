@@ -18,7 +18,7 @@ from secondlook.mini.world.compound import parse
 from secondlook.mini.world.language import scene_held_out
 from secondlook.mini.world.reader import to_canvas
 from secondlook.mini.world.render import render
-from secondlook.mini.world.repair import diagnose
+from secondlook.mini.world.repair import try_diagnose
 from secondlook.registry import (
     register_generator,
     register_prompts,
@@ -121,19 +121,18 @@ class Rendered:
         self, wrong_pictures: Sequence[tuple[str, Image.Image]]
     ) -> list[Image.Image | None]:
         """Of each (prompt, wrong picture) the smallest repair that the world knows: the picture is
-        read, its scene mended and rendered. None where no arrangement satisfies the prompt, or the
-        repaired picture would show a held-out composition."""
-        repaired_images: list[Image.Image | None] = []
-        for prompt, image in wrong_pictures:
-            try:
-                diagnosis = diagnose(parse(prompt), to_canvas(image))
-            except ValueError:
-                repaired_images.append(None)
-                continue
-            shows_held_out = scene_held_out(diagnosis.repaired)
-            repaired = None if shows_held_out else Image.fromarray(render(diagnosis.repaired))
-            repaired_images.append(repaired)
-        return repaired_images
+        read, its scene mended and rendered, and passed through the image tokenizer. None where no
+        arrangement satisfies the prompt, or the repair would show a held-out composition."""
+        repaired_images: dict[int, Image.Image] = {}
+        for i, (prompt, image) in enumerate(wrong_pictures):
+            diagnosis = try_diagnose(parse(prompt), to_canvas(image))
+            if diagnosis and not scene_held_out(diagnosis.repaired):
+                repaired_images[i] = Image.fromarray(render(diagnosis.repaired))
+        # through the image tokenizer, as all pictures of this generator
+        codes = self.engine.codes(list(repaired_images.values())) if repaired_images else []
+        decoded = self.engine.pictures(codes) if codes else []
+        repaired = dict(zip(repaired_images, decoded, strict=True))
+        return [repaired.get(i) for i in range(len(wrong_pictures))]
 
     def _near_misses(
         self, rng: np.random.Generator, sample: datasets.Picture | datasets.EditPicture

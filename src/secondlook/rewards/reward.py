@@ -135,6 +135,14 @@ class Weighted:
         """One score for each (prompt, picture)."""
         return self._mean_scores([_checked_scores(judge, judge, items) for _, judge in self.parts])
 
+    def __getattr__(self, name: str) -> Any:
+        """``reason_truths`` of the heaviest judge that checks reasons, where one does."""
+        if name == "reason_truths":
+            for _, judge in self.__dict__.get("parts", ()):
+                if hasattr(judge, name):
+                    return judge.reason_truths
+        raise AttributeError(name)
+
     def try_out(self) -> None:
         """``try_out`` of each judge."""
         for _, judge in self.parts:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from PIL.Image import Image
 
 from secondlook.engine.engine import Engine
+from secondlook.episode import SamplingConfig
 from secondlook.errors import InputError
 from secondlook.llm.missing import Missing
 from secondlook.registry import register_reward
@@ -18,10 +19,12 @@ from secondlook.types import Prompt, Request, SamplingParams, Segment
 
 class SelfJudge:
     """S is the model's P(Yes); the reason is what it writes after the verdict (greedy), of at most
-    ``max_tokens`` tokens together."""
+    ``max_tokens`` tokens together (0: as the checkpoint says)."""
 
-    def __init__(self, engine: Engine, max_tokens: int = 48):
-        self.engine, self.max_tokens = engine, max_tokens
+    def __init__(self, engine: Engine, max_tokens: int = 0):
+        self.engine = engine
+        stated = SamplingConfig.of(engine.janus.net.generation_config).reason_tokens
+        self.max_tokens = max_tokens or stated
         self.missing = Missing("the checkpoint as judge")
 
     def __call__(self, items: Sequence[tuple[str, Image]]) -> list[Score | None]:

@@ -153,8 +153,7 @@ def redraw(
         if way == "afresh":
             contexts.append(template.draw(prompt))
         elif way == "as_edit":
-            instruction = template.repair_instruction(prompt, first.reason)
-            contexts.append(template.edit(first.codes, instruction))
+            contexts.append(template.repair(first.codes, prompt, first.reason))
         else:
             codes = blank if way == "blank" else first.codes
             reason = {"none": "No.", "other": _other_reason(wrong, i)}.get(way, first.reason)

@@ -128,15 +128,19 @@ class ChatTemplate:
         users_text = self._droppable(USER, text, ASSISTANT)
         return [TokenIds((self.bos,)), users_text, TokenIds(self._ids(BOI))]
 
-    def _droppable(self, before: str, text: str, after: str) -> TokenIds:
+    def _droppable(
+        self, before: str, text: str, after: str, max_tokens: int = MAX_PROMPT
+    ) -> TokenIds:
         """A user's text with its surroundings, which the unconditional branch pads. Raises
-        InputError where it is longer than ``MAX_PROMPT``."""
+        InputError where it is longer than ``max_tokens``."""
         ids = self._user_ids(before, text.strip(), after)
-        if len(ids) > MAX_PROMPT:
-            raise InputError(f"prompt: it has {len(ids)} tokens; at most {MAX_PROMPT} are read")
+        if len(ids) > max_tokens:
+            raise InputError(f"prompt: it has {len(ids)} tokens; at most {max_tokens} are read")
         return TokenIds(ids, droppable=True)
 
-    def _instruction(self, source: ImageInput | ImageCodes, text: str) -> list[Segment]:
+    def _instruction(
+        self, source: ImageInput | ImageCodes, text: str, max_tokens: int = MAX_PROMPT
+    ) -> list[Segment]:
         """BOS, the source, the instruction, <begin_of_image>. The unconditional branch
         keeps all but the instruction."""
         if not text.strip():
@@ -146,7 +150,7 @@ class ChatTemplate:
             TokenIds(self._ids(f"{USER}{BOI}")),
             source,
             TokenIds(self._ids(EOI)),
-            self._droppable("", text, f"{EDIT}{ASSISTANT}"),
+            self._droppable("", text, f"{EDIT}{ASSISTANT}", max_tokens),
             TokenIds(self._ids(BOI)),
         ]
 
@@ -188,7 +192,7 @@ class ChatTemplate:
         it. With ``redraw_sees`` "last" only the last ones are kept; with "edit" the next image is
         an edit of the last one, by the prompt and the reason, and has no other source."""
         if self.redraw_sees == "edit":
-            return self.edit(codes[-1], self.repair_instruction(prompt, reasons[-1]))
+            return self.repair(codes[-1], prompt, reasons[-1])
         if self.redraw_sees == "last":
             codes, reasons = codes[-1:], reasons[-1:]
         opening = self._instruction(ImageCodes(source), prompt) if source else self._prompt(prompt)
@@ -196,9 +200,15 @@ class ChatTemplate:
         drawn_images = [ImageCodes(image_codes) for image_codes in codes]
         return self._chain(opening, drawn_images, reasons, open_image=True)
 
-    def repair_instruction(self, prompt: str, reason: Answer) -> str:
-        """The instruction by which a wrong picture is edited into a right one: the prompt and what
-        is wrong, "a photo of a red cat; there is a blue cat"."""
+    def repair(self, wrong: tuple[int, ...], prompt: str, reason: Answer) -> tuple[Segment, ...]:
+        """An edit of a wrong picture into a right one. It may be as long as a prompt and a
+        reason."""
+        instruction = self._repair_instruction(prompt, reason)
+        longest = MAX_PROMPT + MAX_REASON
+        return tuple(self._instruction(ImageCodes(wrong), instruction, longest))
+
+    def _repair_instruction(self, prompt: str, reason: Answer) -> str:
+        """The prompt and what is wrong, "a photo of a red cat; there is a blue cat"."""
         words = reason if isinstance(reason, str) else self.words(reason)
         fault = re.sub(r"^(yes|no)\b[,.]?\s*", "", words, flags=re.IGNORECASE).rstrip(". ")
         return f"{prompt.strip()}; {fault}" if fault else prompt

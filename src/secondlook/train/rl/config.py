@@ -315,4 +315,9 @@ class RLConfig:
                 f"config: rollout.repair_groups is {self.rollout.repair_groups}, but no image is "
                 "drawn again with rollout.rounds = 1; give at least 2 rounds"
             )
+        if self.advantage.reason_weight and not self.advantage.judging_weight:
+            raise InputError(
+                f"config: advantage.reason_weight is {self.advantage.reason_weight}, but verdicts "
+                "teach nothing with advantage.judging_weight = 0; use 0 for both"
+            )
         check_prompt_options(self.prompts, self.prompt_options)

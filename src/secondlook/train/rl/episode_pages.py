@@ -113,7 +113,9 @@ def _strip(trajectory: Trajectory, episode: Episode) -> dict[str, Any]:
         # a drawing and the verdict on it; rewards and advantages as the step has learned from them
         round_turns = trajectory.turns[2 * i : 2 * i + 2]
         for name, turn in zip(("drawing", "verdict"), round_turns, strict=False):
-            round_row["earned"].append(f"{name}: {_earned(turn)}")
+            is_shared = trajectory.is_repair and turn is trajectory.turns[0]
+            earned = "shared, not learned from" if is_shared else _earned(turn)
+            round_row["earned"].append(f"{name}: {earned}")
     return strip
 
 
@@ -124,6 +126,8 @@ def _earned(turn: TrajectoryTurn) -> str:
         return "masked, for want of a score"
     advantage = round(float(np.mean(turn.advantage)) * turn.advantage_scale, 2)
     text = f"advantage {advantage + 0.0:+.2f}"  # -0.0 + 0.0 is 0.0
+    if math.isfinite(turn.reason_advantage):
+        text += f", of its reason {turn.reason_advantage * turn.advantage_scale + 0.0:+.2f}"
     if math.isfinite(turn.reward):
         text = f"reward {turn.reward:.2f}, {text}"
     return text

@@ -52,6 +52,7 @@ from secondlook.train.rl.prompt_checks import check_lines
 from secondlook.train.rl.recovery import AutoRecovery
 from secondlook.train.rl.reward_checks import RewardChecks, check_reward
 from secondlook.train.rl.rollout import (
+    check_checks_reasons,
     describe,
     gather_trajectories,
     rollout,
@@ -85,12 +86,14 @@ class RLLoop:
         prompts that nobody can read or score, a reward that is dead."""
         self.config, self.out = config, out
         self.ranks = ranks or ProcessGroup(device=str(resolve_device(config.runtime.device)))
-        self._check_prompts_per_step()
+        self._check_groups_per_step()
         algorithm_class = get_algorithm(config.algorithm)
         self.prompts = open_prompts(config.prompts, config.prompt_options)
         self.reward = reward or make_reward(
             config.rewards, self.ranks.device, prompts=config.prompts
         )
+        if config.advantage.reason_weight:
+            check_checks_reasons(self.reward)
         template = ChatTemplate(load_tokenizer(config.model))
         check_lines(template, self.reward, self.prompts.lines, self.ranks)
 
@@ -129,19 +132,17 @@ class RLLoop:
         """Of the last step, where it has a page."""
         self._check_reward()
 
-    def _check_prompts_per_step(self) -> None:
-        prompts_per_step = self.config.rollout.prompts_per_step
-        if prompts_per_step % self.ranks.world_size:
-            raise InputError(
-                f"config: rollout.prompts_per_step is {prompts_per_step}; it must be a multiple of "
-                f"the number of ranks, which is {self.ranks.world_size}"
-            )
-        repair_groups = self.config.rollout.repair_groups
-        if repair_groups % self.ranks.world_size:
-            raise InputError(
-                f"config: rollout.repair_groups is {repair_groups}; it must be a multiple of "
-                f"the number of ranks, which is {self.ranks.world_size}"
-            )
+    def _check_groups_per_step(self) -> None:
+        settings = self.config.rollout
+        for name, number in (
+            ("prompts_per_step", settings.prompts_per_step),
+            ("repair_groups", settings.repair_groups),
+        ):
+            if number % self.ranks.world_size:
+                raise InputError(
+                    f"config: rollout.{name} is {number}; it must be a multiple of the number of "
+                    f"ranks, which is {self.ranks.world_size}"
+                )
 
     def _check_reward(self) -> None:
         """Try the reward on sanity pairs before anything is learned from it."""
@@ -215,14 +216,15 @@ class RLLoop:
             trajectories = score_episodes(
                 self.reward, episodes, own_groups, checks_reasons=checks_reasons
             )
-            return trajectories + self._roll_out_repairs(rng, step, trajectories)
+            return trajectories + self._roll_out_repairs(step, trajectories)
 
-    def _roll_out_repairs(
-        self, rng: np.random.Generator, step: int, trajectories: list[Trajectory]
-    ) -> list[Trajectory]:
-        """This rank's trajectories that begin with wrong first images of this step."""
+    def _roll_out_repairs(self, step: int, trajectories: list[Trajectory]) -> list[Trajectory]:
+        """This rank's trajectories that begin with wrong first images of this step. Each rank
+        chooses among its own, so which are chosen depends on the number of ranks."""
         settings = self.config.rollout
         own_places = self.ranks.local_part(range(settings.repair_groups))
+        # numbers of its own: ranks have other wrong images, and draw equal minibatches all the same
+        rng = np.random.default_rng([self.config.seed, step, self.ranks.rank, REPAIR_SEEDS])
         starts = wrong_first_images(rng, trajectories, len(own_places))
         if not starts:
             return []
@@ -386,7 +388,8 @@ def agreement_of(config: RLConfig, ranks: ProcessGroup) -> Agreement:
 
 def count_tokens(trajectory: Trajectory) -> int:
     """Tokens that were sampled."""
-    return sum(len(turn.turn.tokens) for turn in trajectory.turns)
+    sampled_turns = trajectory.turns[1:] if trajectory.is_repair else trajectory.turns
+    return sum(len(turn.turn.tokens) for turn in sampled_turns)
 
 
 def train_rl(config: RLConfig, out: str | Path, reward: Reward | None = None) -> None:

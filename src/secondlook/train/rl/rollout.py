@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from textwrap import shorten
 
 import numpy as np
 from PIL.Image import Image
@@ -12,6 +13,8 @@ from PIL.Image import Image
 from secondlook.engine.engine import Engine
 from secondlook.episode import SamplingConfig, run_episodes
 from secondlook.errors import InputError
+from secondlook.io import finite
+from secondlook.registry import origin
 from secondlook.rewards.reward import Reward, Score, score
 from secondlook.train.distributed import ProcessGroup
 from secondlook.train.rl.trajectory import Trajectory, groups_of
@@ -71,12 +74,9 @@ def score_episodes(
 
 def check_reasons(reward: Reward, trajectories: list[Trajectory]) -> None:
     """Set ``reason_truths``: the reward's ``reason_truths`` of the reasons of a No to a wrong image
-    that was drawn. Raises InputError for a reward that checks no reasons."""
-    if not hasattr(reward, "reason_truths"):
-        raise InputError(
-            f"config: advantage.reason_weight needs a reward that checks reasons; "
-            f"{type(reward).__name__} does not, use 0"
-        )
+    that was drawn. Raises InputError for a reward that checks no reasons, and where it returns
+    anything else than a number in [0, 1] or None for each."""
+    check_checks_reasons(reward)
     asked: list[tuple[str, Image, str]] = []
     places: list[tuple[Trajectory, int]] = []
     for trajectory in trajectories:
@@ -90,10 +90,27 @@ def check_reasons(reward: Reward, trajectories: list[Trajectory]) -> None:
             if image_score is not None and not image_score.correct and not episode_round.yes:
                 asked.append((episode.prompt.text, episode_round.image, episode_round.reason))
                 places.append((trajectory, i))
-    for (trajectory, i), truth in zip(places, reward.reason_truths(asked), strict=True):
+    returned = list(reward.reason_truths(asked)) if asked else []  # type: ignore[attr-defined]
+    are_truths = all(truth is None or finite(truth, 0, 1) for truth in returned)
+    if not are_truths or len(returned) != len(asked):
+        raise InputError(
+            f"reward: {origin(reward)!r} was asked how true {len(asked)} reasons are and returned "
+            f"{shorten(repr(returned), 80, placeholder=' …')}; reason_truths must return as many "
+            "numbers from 0 to 1, or None"
+        )
+    for (trajectory, i), truth in zip(places, returned, strict=True):
         truths = list(trajectory.reason_truths)
         truths[i] = math.nan if truth is None else truth
         trajectory.reason_truths = tuple(truths)
+
+
+def check_checks_reasons(reward: Reward) -> None:
+    """Raises InputError for a reward without ``reason_truths``."""
+    if not hasattr(reward, "reason_truths"):
+        raise InputError(
+            "config: advantage.reason_weight needs a reward that checks reasons; "
+            f"{type(reward).__name__} does not, use 0"
+        )
 
 
 def wrong_first_images(
@@ -132,7 +149,8 @@ def describe(trajectories: list[Trajectory]) -> dict[str, float]:
     complete = [t for t in trajectories if t.is_complete and not t.is_repair]
     all_scores: list[Score | None] = []
     for trajectory in trajectories:
-        all_scores += trajectory.scores  # also those of episodes that lack another one
+        # also those of episodes that lack another one; a shared first image is counted once
+        all_scores += trajectory.scores[1:] if trajectory.is_repair else trajectory.scores
     n_images, n_missing = len(all_scores), all_scores.count(None)
     metrics = {"missing": n_missing / n_images, "images": float(n_images)}
     if complete:

@@ -168,9 +168,10 @@ def groups_of(trajectories: Iterable[Trajectory]) -> list[list[Trajectory]]:
 
 def varies(group: Sequence[Trajectory]) -> bool:
     """Whether a group's drawings have advantages other than 0, so that there is something to
-    learn."""
+    learn; of episodes that share their first image any turn after it, verdicts as well."""
     for trajectory in group:
-        for turn in trajectory.drawing_turns:
+        turns = trajectory.turns[1:] if trajectory.is_repair else trajectory.drawing_turns
+        for turn in turns:
             if turn.advantage and not turn.is_masked:  # NaN is true, too
                 return True
     return False

@@ -32,7 +32,8 @@ def select_turns(
         if config.drop_flat_groups and not varies(group):
             continue
         for trajectory in group:
-            for turn in trajectory.turns:
+            # a first image that the group shares is not learned from
+            for turn in trajectory.turns[1:] if trajectory.is_repair else trajectory.turns:
                 if not turn.is_masked:
                     turn.index = len(selected_turns)
                     selected_turns.append(turn)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -79,8 +78,6 @@ class Algorithm:
             for trajectory, turn_advantages in zip(group, advantages_of_group, strict=True):
                 for turn, advantage in zip(trajectory.turns, turn_advantages, strict=True):
                     turn.advantage = advantage
-                if trajectory.is_repair:
-                    trajectory.turns[0].advantage = math.nan  # masked: all of the group share it
             self._credit_reasons(group)
 
     def _credit_reasons(self, group: list[Trajectory]) -> None:
