@@ -21,8 +21,9 @@ from secondlook.mini.world.edits import place_of
 from secondlook.mini.world.language import Clause, benchmark, scene_held_out
 from secondlook.mini.world.reader import judge, read
 from secondlook.mini.world.render import render
-from secondlook.mini.world.repair import diagnose, truth_of, verdict
+from secondlook.mini.world.repair import diagnose, truth, truth_of, verdict
 from secondlook.mini.world.scene import CELL, CORNERS, Scene, Thing, layouts
+from secondlook.types import Prompt
 
 
 def spoiled(rng: np.random.Generator, scene: Scene) -> Scene:
@@ -202,3 +203,66 @@ def test_the_truth_of_a_reason():
     elsewhere = "No, a green key is missing at the bottom left; the cat at the top left is black."
     assert truth_of(elsewhere, diagnosis) == 0.5, "a missing thing may come anywhere"
     assert truth_of("No.", diagnosis) is None
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a photo of a red star, cat and key",  # a bare noun is no absence
+        "a photo of no cat",  # nothing but absences
+        "a photo of two red cats left of a blue key and a star",
+        "a photo of a cat, a cat and no key",
+        "a photo of a cat, a key and no cat",
+    ],
+)
+def test_other_prompts_are_refused(prompt):
+    with pytest.raises(InputError, match="cannot be checked because of"):
+        compound.parse(prompt)
+    assert Verifier().why_not(Prompt(prompt))
+
+
+def test_many_missing_objects_are_placed_quickly():
+    rng = np.random.default_rng(0)
+    spec = compound.parse("a photo of four red cats, two blue keys and two pink suns")
+    for picture in (
+        np.full((48, 48, 3), 153, np.uint8),
+        rng.integers(0, 256, (48, 48, 3), np.uint8),
+    ):
+        diagnosis = diagnose(spec, picture)
+        assert judge(spec, diagnosis.repaired).correct and len(diagnosis.faults) >= 8
+
+
+def test_what_the_judge_calls_wrong_has_faults():
+    cat, key = Thing(0, 0, "cat", "red"), Thing(24, 0, "key", "blue")
+    spec = compound.parse("a photo of a red cat and a blue key")
+    smeared = render(Scene.of([cat, key]))
+    smeared[24:40, 24:40] = (205, 152, 177)  # no colour, and not background
+    assert not judge(spec, smeared).correct
+    assert diagnose(spec, smeared).faults == ("there is something else at the center",)
+    # a relation holds between all objects of its classes: the second star is too much
+    below = compound.parse("a photo of a black cup below an orange star")
+    stars = [Thing(0, 32, "star", "orange"), Thing(32, 8, "star", "orange")]
+    scene = Scene.of([*stars, Thing(24, 32, "cup", "black")])
+    assert not judge(below, scene).correct
+    diagnosis = diagnose(below, scene)
+    assert diagnosis.faults and judge(below, diagnosis.repaired).correct
+
+
+def test_a_false_place_a_repeated_fault_and_a_second_way_to_say_it():
+    spec = compound.parse("a photo of a red cat, a green key and a blue sun")
+    picture = render(Scene.of([Thing(0, 0, "key", "green"), Thing(32, 32, "sun", "blue")]))
+    for reason, share in (
+        ("there is no red cat", 1.0),  # in the words of shipped models
+        ("a red cat is missing at the top", 1.0),
+        ("what is at the bottom right is no red cat", 0.0),
+        ("the sun at the bottom is pink, not blue; what is at the center is no red cat", 0.0),
+        ("a red cat is missing at the top; a red cat is missing at the left", 0.5),
+        ("", None),
+    ):
+        assert truth(spec, picture, reason) == share, reason
+    # another object stands in its stead: it is lacking all the same
+    orange = render(Scene.of([Thing(0, 0, "heart", "orange"), Thing(32, 0, "key", "green")]))
+    spec = compound.parse("a photo of a green heart, a green key and no sun")
+    assert truth(spec, orange, "the heart at the top left is orange, not green") == 1
+    assert truth(spec, orange, "a green heart is missing at the top left") == 1
+    assert truth(spec, orange, "a green key is missing at the top left") == 0

@@ -11,7 +11,7 @@ from secondlook.mini.world import edits
 from secondlook.mini.world.compound import parse
 from secondlook.mini.world.edits import Edit
 from secondlook.mini.world.reader import judge, to_canvas
-from secondlook.mini.world.repair import diagnose, faults_in, truth_of
+from secondlook.mini.world.repair import faults_in, truth
 from secondlook.rewards.reward import Edited, Score
 from secondlook.types import Prompt
 
@@ -40,11 +40,11 @@ class Verifier:
         truths: list[float | None] = []
         for prompt, image, reason in items:
             try:
-                truth = truth_of(reason, diagnose(parse(prompt), to_canvas(image)))
-            except (InputError, ValueError):
+                spec = parse(prompt)
+            except InputError:
                 truths.append(None)
                 continue
-            truths.append(truth or 0.0)
+            truths.append(truth(spec, to_canvas(image), reason) or 0.0)
         return truths
 
     def why_not(self, prompt: Prompt) -> str:

@@ -37,7 +37,7 @@ from secondlook.mini.evals.curve import draw_fresh, judged_image
 from secondlook.mini.evals.sampled import SampledMiniBenchmark, shown_rounds, strips_of_groups
 from secondlook.mini.world.compound import TASKS, Compound, benchmark_plus, held_clauses
 from secondlook.mini.world.reader import judge, read
-from secondlook.mini.world.repair import diagnose, truth_of
+from secondlook.mini.world.repair import truth
 from secondlook.registry import register_benchmark
 from secondlook.report import page
 from secondlook.types import Episode, Prompt, Round
@@ -152,8 +152,7 @@ def _read_round(row: Compound, episode_round: Round) -> ReadRound:
     is_right = judge(row.spec, reading).correct
     reason_truth = None
     if not is_right and not episode_round.yes and episode_round.reason:
-        diagnosis = diagnose(row.spec, np.asarray(episode_round.image))
-        reason_truth = truth_of(episode_round.reason, diagnosis)
+        reason_truth = truth(row.spec, np.asarray(episode_round.image), episode_round.reason)
     return ReadRound(is_right, tuple(held_clauses(row.spec, reading)), reason_truth)
 
 

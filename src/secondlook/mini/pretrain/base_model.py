@@ -46,6 +46,8 @@ class BaseJob:
         self.janus.to(resolve_device(config.runtime.device))
         freeze(self.janus)
         self.janus.redraw_sees = config.redraw_sees
+        if config.lessons:
+            self.janus.net.generation_config.reason_tokens = lessons.REASON_TOKENS
         self.template = ChatTemplate(
             self.janus.tokenizer, self.janus.history, self.janus.redraw_sees
         )

@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 from secondlook.errors import InputError
 from secondlook.mini import datasets
 from secondlook.mini.pretrain import lessons
+from secondlook.mini.world import compound
 from secondlook.train.job_config import CHECKED, BasicRuntimeConfig
 
 
@@ -108,6 +109,18 @@ class BaseConfig:
     def __post_init__(self) -> None:
         datasets.check_shares("question_weights", self.question_weights, datasets.QUESTION_WEIGHTS)
         datasets.check_shares("kinds", self.kinds, datasets.KINDS)
+        has_compound = self.kinds.get(compound.TAG, 0) > 0
+        if has_compound and self.objects < datasets.N_OBJECTS:
+            raise InputError(
+                f"config: objects is {self.objects}, but compound prompts have all "
+                f"{datasets.N_OBJECTS} classes; give kinds without compound"
+            )
+        coloured = ("colored", "position_colored", "color_attr", "three_colored", compound.TAG)
+        if self.lessons.get("counterfactual") and not any(self.kinds.get(k) for k in coloured):
+            raise InputError(
+                "config: lessons has counterfactual, which needs prompts that name the colour of "
+                f"one object; give kinds a share of {', '.join(coloured)}"
+            )
         for kind, count in self.lessons.items():
             if kind not in lessons.KINDS or count < 0:
                 raise InputError(

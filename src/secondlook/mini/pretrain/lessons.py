@@ -22,6 +22,8 @@ from secondlook.mini.world.render import render
 from secondlook.mini.world.repair import counterfactual, try_diagnose
 from secondlook.mini.world.scene import Scene
 
+REASON_TOKENS = 96
+"""Tokens of a verdict that points, at most; for the checkpoint's generation config."""
 NO_REASON = 0.04
 """How often a repair's verdict is a bare No."""
 MAX_CHANGES = 3
@@ -93,7 +95,11 @@ def _repair(rng: np.random.Generator, shares: dict[str, float]) -> list[Lesson]:
         spec, scene = samples.sample_scene(rng, shares)
         wrong = spoilt(rng, spec, scene)
         diagnosis = try_diagnose(spec, wrong)
-        if diagnosis and not scene_held_out(diagnosis.repaired):
+        if diagnosis is None or scene_held_out(diagnosis.repaired):
+            continue
+        # each fault is one object's: where more leave their places, one does so untold
+        num_changed = len(set(wrong.things) - set(diagnosis.repaired.things))
+        if num_changed <= len(diagnosis.faults):
             verdict = "No." if rng.random() < NO_REASON else f"No, {diagnosis.reason}."
             return [DrawLesson(spec.prompt, _picture(diagnosis.repaired), _picture(wrong), verdict)]
 

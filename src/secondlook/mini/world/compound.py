@@ -118,16 +118,21 @@ def parse(prompt: str) -> Spec:
     include: list[Clause] = []
     absent: list[str] = []
     for part in parts:
-        if part.removeprefix("no ") in OBJECTS:
-            absent.append(part.removeprefix("no "))
+        if part.startswith("no ") and part[3:] in OBJECTS:
+            absent.append(part[3:])
             continue
         a_words, relation, b_words = _split_relation(part)
         if relation:
-            include.append(language.parse_clause(prompt, b_words))
-            position = (relation, len(include) - 1)
-            include.append(replace(language.parse_clause(prompt, a_words), position=position))
+            a, b = (language.parse_clause(prompt, words) for words in (a_words, b_words))
+            if not a.count == b.count == 1:
+                raise language.unreadable(prompt, part)
+            include += [b, replace(a, position=(relation, len(include)))]
         else:
             include.append(language.parse_clause(prompt, a_words))
+    named = [clause.name for clause in include] + absent
+    twice = next((name for name in named if named.count(name) > 1), "")
+    if twice or not include:  # a class in two clauses; nothing but absences
+        raise language.unreadable(prompt, twice or parts[0])
     is_list = not has_relation and not has_absence
     if is_list and len(include) == 3 and all(clause.count == 1 for clause in include):
         return language.parse(prompt)

@@ -135,7 +135,7 @@ def parse(prompt: str) -> Spec:
             a, b = parse_clause(prompt, a_words), parse_clause(prompt, b_words)
             if a.count == b.count == 1:
                 return position_spec(a.name, relation, b.name, (a.color, b.color))
-            raise _unreadable(prompt, prompt_body)
+            raise unreadable(prompt, prompt_body)
     clause_words = prompt_body.replace(" and ", ", ").split(", ")
     clauses = [parse_clause(prompt, clause_text) for clause_text in clause_words]
     return spec(_tag_of(clauses), *clauses)
@@ -164,11 +164,12 @@ def parse_clause(prompt: str, clause_text: str) -> Clause:
     """The clause that a part of a prompt states. Raises InputError for other words."""
     clause_of_wording = _clauses()
     if clause_text not in clause_of_wording:
-        raise _unreadable(prompt, clause_text)
+        raise unreadable(prompt, clause_text)
     return clause_of_wording[clause_text]
 
 
-def _unreadable(prompt: str, unreadable_text: str) -> InputError:
+def unreadable(prompt: str, unreadable_text: str) -> InputError:
+    """What to raise for a prompt because of a part of it."""
     odd_sign = odd_character(prompt.strip())
     if odd_sign:
         return InputError(

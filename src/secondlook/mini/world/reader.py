@@ -89,10 +89,7 @@ def to_canvas(image: Image.Image | np.ndarray) -> np.ndarray:
 
 def read(image: Image.Image | np.ndarray) -> Reading:
     """Detect the objects of any picture. Never raises on a broken one: it just finds less in it."""
-    pixels = to_canvas(image).astype(np.float32)
-    distances = np.linalg.norm(pixels[:, :, None] - _PALETTE, axis=-1)  # (48, 48, palette)
-    color_labels = distances.argmin(-1)  # (48, 48): index of the colour, the last is background
-    color_labels[distances.min(-1) > FAR] = -1
+    color_labels = _color_labels(image)
     foreground = color_labels != len(COLORS)  # (48, 48), also pixels without a colour
     objects: list[Detection] = []
     corners: list[tuple[int, int]] = []
@@ -105,6 +102,20 @@ def read(image: Image.Image | np.ndarray) -> Reading:
     for y, x in corners:
         foreground[y : y + CELL, x : x + CELL] = False
     return Reading(tuple(objects), int(foreground.sum()))
+
+
+def _color_labels(image: Image.Image | np.ndarray) -> np.ndarray:
+    """(48, 48): of each pixel the index of its colour; the last is background, -1 none."""
+    pixels = to_canvas(image).astype(np.float32)
+    distances = np.linalg.norm(pixels[:, :, None] - _PALETTE, axis=-1)  # (48, 48, palette)
+    color_labels = distances.argmin(-1)
+    color_labels[distances.min(-1) > FAR] = -1
+    return color_labels
+
+
+def foreground_of(image: Image.Image | np.ndarray) -> np.ndarray:
+    """(48, 48) bool: the pixels that are not background."""
+    return _color_labels(image) != len(COLORS)
 
 
 def _candidates(
@@ -198,12 +209,17 @@ def _fails(why: str, what: str = "") -> _ClauseResult:
     return _ClauseResult(False, [], (what, why))
 
 
+def threshold_of(spec: Spec) -> float:
+    """Confidence above which an object counts: GenEval is stricter where it counts."""
+    return COUNTING_THRESHOLD if spec.tag == "counting" else THRESHOLD
+
+
 def _account(spec: Spec, picture: Reading | Scene | Image.Image | np.ndarray) -> _Account:
     if isinstance(picture, Scene):
         picture = reading_of(picture)
     elif not isinstance(picture, Reading):
         picture = read(picture)
-    threshold = COUNTING_THRESHOLD if spec.tag == "counting" else THRESHOLD
+    threshold = threshold_of(spec)
     boxes_of_name: dict[str, list[Detection]] = {}
     for detection in sorted(picture.objects, key=lambda detection: -detection.confidence):
         kept_boxes = boxes_of_name.setdefault(detection.name, [])
@@ -303,7 +319,7 @@ def _clause(
         atoms.append(num_right_color / clause.count)
     if clause.position:
         atoms.append(0.0)  # until it is known to hold
-    if num_missing and chosen_boxes and spec.tag == "counting":
+    if num_missing and chosen_boxes and clause.count > 1:
         return _fails(f"not {NUMBERS[clause.count]}", _several(clause.name, len(chosen_boxes)))
     if clause.color and num_right_color < clause.count:
         return _fails(f"no {clause.color} {clause.name}")

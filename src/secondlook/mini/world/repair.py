@@ -10,27 +10,28 @@ truth is measured.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations, permutations
 
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 
 from secondlook.mini.world.edits import place_of
 from secondlook.mini.world.language import Spec, phrase
 from secondlook.mini.world.reader import (
     LEFTOVER,
-    THRESHOLD,
     Reading,
+    foreground_of,
     judge,
     names_a_failure,
     read,
     scene_of,
-    to_canvas,
+    threshold_of,
 )
 from secondlook.mini.world.scene import (
-    BACKGROUND,
     CELL,
     COLORS,
     CORNERS,
@@ -58,6 +59,8 @@ class Diagnosis:
 
     faults: tuple[str, ...]
     repaired: Scene
+    lacking: frozenset[str] = frozenset()
+    """Objects, "a red cat", of which the picture has fewer than it should."""
 
     @property
     def reason(self) -> str:
@@ -88,7 +91,7 @@ class _Slot:
 
 def diagnose(spec: Spec, picture: Reading | Scene | np.ndarray) -> Diagnosis:
     """What fails of a specification in a picture, and the nearest scene that satisfies it."""
-    things, leftover = _things_of(picture)
+    things, leftover = _things_of(picture, threshold_of(spec))
     blobs = _blobs(leftover)
     slots: list[_Slot] = []
     for i, clause in enumerate(spec.include):
@@ -117,17 +120,28 @@ def diagnose(spec: Spec, picture: Reading | Scene | np.ndarray) -> Diagnosis:
     ]
     for thing, (y, x) in zip(kept, placed[len(slots) :], strict=True):
         repaired.append(replace(thing, y=y, x=x))
-    return Diagnosis(tuple(fault for fault in faults if fault), Scene.of(repaired))
+    told = tuple(fault for fault in faults if fault)
+    return Diagnosis(told, Scene.of(repaired), _lacking(spec, things))
+
+
+def _lacking(spec: Spec, things: list[Thing]) -> frozenset[str]:
+    """What ``Diagnosis.lacking`` says."""
+    lacking = set()
+    for clause in spec.include:
+        slot = _Slot(0, clause.name, clause.color)
+        if sum(slot.is_like(thing) for thing in things) < clause.count:
+            lacking.add(phrase(clause.name, 1, clause.color))
+    return frozenset(lacking)
 
 
 def try_diagnose(spec: Spec, picture: Reading | Scene | np.ndarray) -> Diagnosis | None:
-    """``diagnose`` of a wrong picture; None where no arrangement of its objects satisfies what is
-    asked, and of a right one."""
+    """``diagnose`` of a wrong picture; None where no repair of it is known, and of a right one."""
     try:
         diagnosis = diagnose(spec, picture)
     except ValueError:
         return None
-    return diagnosis if diagnosis.faults else None
+    is_mended = diagnosis.faults and judge(spec, diagnosis.repaired).correct
+    return diagnosis if is_mended else None
 
 
 def counterfactual(rng: np.random.Generator, spec: Spec, scene: Scene) -> Diagnosis | None:
@@ -146,7 +160,9 @@ def counterfactual(rng: np.random.Generator, spec: Spec, scene: Scene) -> Diagno
     others = [other.name for other in (*spec.include, *spec.exclude) if other is not clause]
     if include[i] == clause or include[i].name in others:
         return None
-    return try_diagnose(replace(spec, include=tuple(include)), scene)
+    diagnosis = try_diagnose(replace(spec, include=tuple(include)), scene)
+    # all that changes must be told, since the prompt says otherwise
+    return diagnosis if diagnosis and len(diagnosis.faults) <= MAX_TOLD else None
 
 
 def _fault_of(slot: _Slot, place: tuple[int, int]) -> str:
@@ -192,9 +208,11 @@ def _where(thing: Thing) -> str:
     return place_of(thing.y, thing.x)
 
 
-def _things_of(picture: Reading | Scene | np.ndarray) -> tuple[list[Thing], np.ndarray]:
-    """The objects of a picture on the lattice, in reading order, and (48, 48) bool: what is left
-    over."""
+def _things_of(
+    picture: Reading | Scene | np.ndarray, threshold: float
+) -> tuple[list[Thing], np.ndarray]:
+    """The objects of a picture above a confidence, on the lattice, in reading order; and (48, 48)
+    bool: what is left over."""
     mask = np.zeros((SIZE, SIZE), bool)
     if isinstance(picture, Scene):
         scene = picture
@@ -202,7 +220,7 @@ def _things_of(picture: Reading | Scene | np.ndarray) -> tuple[list[Thing], np.n
         reading = picture if isinstance(picture, Reading) else read(picture)
         if not isinstance(picture, Reading):
             mask = _leftover_mask(picture, reading)
-        sure = [found for found in reading.objects if found.confidence > THRESHOLD]
+        sure = [found for found in reading.objects if found.confidence > threshold]
         scene = scene_of(Reading(tuple(sure)))
     # also a scene may have been read from a picture, where objects stand between the lines
     things: dict[tuple[int, int], Thing] = {}
@@ -219,8 +237,7 @@ def _snap(value: int) -> int:
 
 def _leftover_mask(picture: np.ndarray, reading: Reading) -> np.ndarray:
     """(48, 48) bool: pixels that are neither background nor part of an object that was found."""
-    pixels = to_canvas(picture).astype(np.float32)
-    mask = np.linalg.norm(pixels - np.array(BACKGROUND, np.float32), axis=-1) > 60
+    mask = foreground_of(picture)
     for thing in scene_of(reading).things:
         mask[thing.y : thing.y + CELL, thing.x : thing.x + CELL] = False
     return mask
@@ -253,6 +270,11 @@ def _violates(spec: Spec, thing: Thing) -> bool:
     another colour."""
     for clause in spec.exclude:
         if clause.name == thing.name and clause.color in (None, thing.color):
+            return True
+    # a relation must hold between all objects of its classes, so that none is too much
+    related = {clause.position[1] for clause in spec.include if clause.position}
+    for i, clause in enumerate(spec.include):
+        if clause.name == thing.name and (clause.position or i in related):
             return True
     return any(c.name == thing.name and c.color not in (None, thing.color) for c in spec.include)
 
@@ -356,24 +378,44 @@ def _assign(
     for index in fixed.values():
         fits &= (all_layouts == index).any(-1)
     best: tuple[float, list[int]] | None = None
+    related = {i for a, _, b in asked for i in (a, b)}
+    # those in a relation are tried everywhere, the others get what is left at the least cost
+    tried = [i for i in open_slots if i in related]
+    others = [i for i in open_slots if i not in related]
+    wishes = {}
+    for i in open_slots:
+        old = indices[i]
+        wishes[i] = near[i] if old is None else CORNERS[old]
     for layout in all_layouts[fits].tolist():
         rest = [corner for corner in layout if corner not in set(fixed.values())]
         if len(rest) != len(open_slots):
             continue
-        for choice in permutations(rest):
-            corner_of = fixed | dict(zip(open_slots, choice, strict=True))
+        for choice in permutations(rest, len(tried)):
+            corner_of = fixed | dict(zip(tried, choice, strict=True))
             if not _all_hold(names, corner_of, asked):
                 continue
-            cost = 0.0
-            for i in open_slots:
-                old = indices[i]
-                wish = near[i] if old is None else CORNERS[old]
-                if wish is not None:
-                    y, x = CORNERS[corner_of[i]]
-                    cost += abs(y - wish[0]) + abs(x - wish[1])
+            cost = sum(_distance(wishes[i], corner_of[i]) for i in tried)
+            if best is not None and cost >= best[0]:
+                continue
+            left = [corner for corner in rest if corner not in choice]
+            costs = np.array([[_distance(wishes[i], corner) for corner in left] for i in others])
+            rows, columns = linear_sum_assignment(costs.reshape(len(others), len(left)))
+            for row, column in zip(rows, columns, strict=True):
+                corner_of[others[row]] = left[column]
+                cost += costs[row, column]
             if best is None or cost < best[0]:
                 best = (cost, [corner_of[i] for i in range(len(names))])
+            if best[0] == 0:
+                return best
     return best
+
+
+def _distance(wish: tuple[int, int] | None, corner: int) -> float:
+    """Pixels, up or down and across, between where an object should be and a corner."""
+    if wish is None:
+        return 0.0
+    y, x = CORNERS[corner]
+    return float(abs(y - wish[0]) + abs(x - wish[1]))
 
 
 def _all_hold(
@@ -396,11 +438,14 @@ def faults_of(reason: str) -> list[str]:
 
 def truth_of(reason: str, diagnosis: Diagnosis) -> float | None:
     """Share of the faults a reason names that are true; None where it names none."""
-    named = faults_of(reason)
+    named = Counter(_without_suggestion(fault) for fault in faults_of(reason))
     if not named:
         return None
-    true_faults = {_without_suggestion(fault) for fault in diagnosis.faults}
-    return sum(_without_suggestion(fault) in true_faults for fault in named) / len(named)
+    true_faults = Counter(_without_suggestion(fault) for fault in diagnosis.faults)
+    for lacking in diagnosis.lacking:
+        # also where another object is in its stead, which may be told as well
+        true_faults[f"{lacking} is missing"] = max(1, true_faults[f"{lacking} is missing"])
+    return (named & true_faults).total() / named.total()  # a fault told twice is true once
 
 
 def _without_suggestion(fault: str) -> str:
@@ -427,10 +472,21 @@ def faults_in(spec: Spec, picture: Reading | Scene | np.ndarray) -> str:
     return diagnosis.reason if diagnosis else ""
 
 
+def truth(spec: Spec, picture: np.ndarray, reason: str) -> float | None:
+    """Share of what a reason says of a wrong picture that is true, in these words or in those of
+    ``judge``'s reasons, which name one failure and no place; None where it says nothing."""
+    if not faults_of(reason):
+        return None
+    has_judges_words = ";" not in reason and " at the " not in reason
+    if has_judges_words and names_a_failure(spec, picture, reason):
+        return 1.0
+    try:
+        diagnosis = diagnose(spec, picture)
+    except ValueError:
+        return 0.0
+    return truth_of(reason, diagnosis)
+
+
 def holds_true(spec: Spec, picture: np.ndarray, reason: str) -> bool:
-    """Whether all that a reason says of a wrong picture is true, in these words or in those of
-    ``judge``'s reasons, which name what fails and no place."""
-    if names_a_failure(spec, picture, reason):
-        return True
-    diagnosis = try_diagnose(spec, picture)
-    return diagnosis is not None and truth_of(reason, diagnosis) == 1
+    """Whether all that a reason says of a wrong picture is true."""
+    return truth(spec, picture, reason) == 1

@@ -146,7 +146,7 @@ def near_miss(rng: np.random.Generator, s: Spec, scene: Scene, aimed: float = 0.
         if is_allowed and not judge(s, changed_scene).correct:
             return changed_scene
         if rng.random() < 0.05:  # of some scenes every change is held out
-            _, other_scene = sample_scene(rng)
+            _, other_scene = sample_scene(rng, {s.tag: 1.0} if s.tag == compound.TAG else KINDS)
             if not judge(s, other_scene).correct:
                 return other_scene
 
