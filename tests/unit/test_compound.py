@@ -238,7 +238,7 @@ def test_what_the_judge_calls_wrong_has_faults():
     smeared = render(Scene.of([cat, key]))
     smeared[24:40, 24:40] = (205, 152, 177)  # no colour, and not background
     assert not judge(spec, smeared).correct
-    assert diagnose(spec, smeared).faults == ("there is something else at the center",)
+    assert diagnose(spec, smeared).faults == ("there is something else at the bottom right",)
     # a relation holds between all objects of its classes: the second star is too much
     below = compound.parse("a photo of a black cup below an orange star")
     stars = [Thing(0, 32, "star", "orange"), Thing(32, 8, "star", "orange")]
