@@ -18,7 +18,14 @@ from secondlook.models.janus.model import Janus
 from secondlook.models.shipped import locate
 from secondlook.recipes import FOLDER, find_config, name_of
 from secondlook.train.memory_advice import advice, ranks_needed
-from secondlook.train.memory_plan import DEFAULT, GIB, SPARE, account, kept_per_token
+from secondlook.train.memory_plan import (
+    DEFAULT,
+    GIB,
+    SPARE,
+    account,
+    highest_moment,
+    kept_per_token,
+)
 from secondlook.train.model_sizes import SIZES, sizes_of
 from secondlook.train.optim import freeze, trainable
 from secondlook.train.rl.config import RLConfig
@@ -135,6 +142,14 @@ def test_the_account_moves_as_it_should():
     assert "reference" not in offloaded.update
     two_copies = account(sizes, changed(config, {"runtime.dp_shard_degree": 4}), 8)
     assert two_copies.update["optimizer"] == 2 * optimizer
+    ppo = changed(config, {"algorithm": "ppo"})
+    groups = ppo.rollout.prompts_per_step  # as many again begin with wrong images
+    repairing = changed(ppo, {"rollout.repair_groups": groups})
+    states = [
+        highest_moment(sizes, each, 8, False).get("states for the value head", 0.0)
+        for each in (ppo, repairing)
+    ]
+    assert states[1] == 2 * states[0] > 0
     for memory in (24, 48, 80, 141):
         changes, enough = advice(sizes, config, 8, memory * GIB)
         pairs = [change.split(" = ") for change in changes]

@@ -227,7 +227,10 @@ def highest_moment(
     optimizer_step = base | {"optimizer's step": base["gradients"]}
     moments = [optimizer_step]
     if isinstance(config, RLConfig) and config.algorithm == "ppo":
-        num_turns = episodes_of_rank(config, num_ranks) * config.rollout.rounds
+        repair_groups = -(-config.rollout.repair_groups // num_ranks)
+        num_episodes = episodes_of_rank(config, num_ranks)
+        num_episodes += repair_groups * config.rollout.group_size  # drawn after the others
+        num_turns = num_episodes * config.rollout.rounds
         # of every token, and of a drawn one's unconditional branch, until the step is over
         state_tokens = num_turns * (2 * sizes.num_codes + REASON)
         state_bytes = state_tokens * sizes.hidden_size * division.itemsize
