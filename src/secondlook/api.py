@@ -313,8 +313,7 @@ class Model:
             requests.append(Request("judge", segments, seed=0))  # greedy: no seed matters
         greedy = SamplingParams("text", temperature=0.0, first=(template.yes, template.no))
         verdicts = []
-        reason_tokens = SamplingConfig.of(self.engine.janus.net.generation_config).reason_tokens
-        for turn in self.engine.write(requests, greedy, reason_tokens):
+        for turn in self.engine.write(requests, greedy, self.engine.janus.reason_tokens):
             assert turn.p_yes is not None
             # the first token is Yes or No, and ", " stands between it and the reason
             reason = template.words(turn.tokens[1:]).lstrip(", ")

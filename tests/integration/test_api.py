@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from html import unescape
 
 import numpy as np
 import pytest
@@ -136,7 +137,9 @@ def test_an_episode_shows_and_saves_itself(episode, tmp_path):
     assert episode.image is episode.rounds[episode.final].image
     assert episode.verdict == episode.rounds[episode.final].verdict
     shown = episode._repr_html_()
-    assert shown.count("data:image/png") == len(episode.rounds) and episode.verdict.reason in shown
+    assert shown.count("data:image/png") == len(
+        episode.rounds
+    ) and episode.verdict.reason in unescape(shown)
     assert "<html" not in shown and "<style" not in shown, "a notebook's own page stays as it is"
     folder = episode.save(tmp_path / "new" / "out")
     assert Image.open(folder / "final.png").tobytes() == episode.image.tobytes()

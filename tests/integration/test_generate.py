@@ -127,12 +127,9 @@ def test_pictures_scores_examples_and_a_manifest(folder, tmp_path):
         == {"draw": 9, "judge": 18, "redraw": 9}
     )
     for row in found:
-        assert (
-            all(scores[i] < 0.5 for i in row["earlier"])
-            and row["redraw_target"] not in row["earlier"]
-        )
-        assert row["task"] == "judge" or scores[row["redraw_target"]] >= 0.8
-        assert row["answer"].startswith("Yes" if scores[row["redraw_target"]] >= 0.5 else "No")
+        assert all(scores[i] < 0.5 for i in row["earlier"]) and row["target"] not in row["earlier"]
+        assert row["task"] == "judge" or scores[row["target"]] >= 0.8
+        assert row["answer"].startswith("Yes" if scores[row["target"]] >= 0.5 else "No")
     assert sum(scores[r["target"]] >= 0.7 for r in found if r["task"] == "judge") == 9, (
         "as many right as wrong"
     )

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from PIL.Image import Image
 
 from secondlook.engine.engine import Engine
-from secondlook.episode import SamplingConfig
 from secondlook.errors import InputError
 from secondlook.llm.missing import Missing
 from secondlook.registry import register_reward
@@ -23,8 +22,7 @@ class SelfJudge:
 
     def __init__(self, engine: Engine, max_tokens: int = 0):
         self.engine = engine
-        stated = SamplingConfig.of(engine.janus.net.generation_config).reason_tokens
-        self.max_tokens = max_tokens or stated
+        self.max_tokens = max_tokens or engine.janus.reason_tokens
         self.missing = Missing("the checkpoint as judge")
 
     def __call__(self, items: Sequence[tuple[str, Image]]) -> list[Score | None]:

@@ -36,6 +36,8 @@ GREY = 127
 """The value of all channels beside a picture that is no square."""
 MIN_SIDE = 14
 """Pixels of the shorter side of a picture that is seen, at least."""
+REASON_TOKENS = 48
+"""Tokens of a verdict with its reason, at most, where a checkpoint does not say."""
 ATTENTIONS = ("sdpa", "eager")
 """transformers' attention functions that packed rows are made for (``packing``)."""
 
@@ -129,6 +131,11 @@ class Janus(nn.Module):
     @redraw_sees.setter
     def redraw_sees(self, value: str) -> None:
         self.net.generation_config.redraw_sees = value
+
+    @property
+    def reason_tokens(self) -> int:
+        """Tokens of a verdict with its reason, at most: as the generation config says, else 48."""
+        return getattr(self.net.generation_config, "reason_tokens", None) or REASON_TOKENS
 
     @property
     def image_size(self) -> int:
