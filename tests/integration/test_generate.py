@@ -476,7 +476,7 @@ def rendered():
         return engines[model]
 
     generators = [GeneratorConfig("render", "mini-base", images=5)]
-    return BuildConfig(generators, prompts="mini", n_prompts=10, examples="none"), load
+    return BuildConfig(generators, prompts="mini", n_prompts=6, examples="none"), load
 
 
 def test_a_redraw_becomes_the_nearest_right_picture(rendered, tmp_path):
@@ -509,7 +509,7 @@ def test_a_redraw_becomes_the_nearest_right_picture(rendered, tmp_path):
 
 def test_a_redraw_becomes_an_edit_that_the_judge_accepts(rendered, tmp_path):
     settings, load = rendered
-    edited = replace(settings, redraw="edit", redraw_model="mini-edit", redraw_edits=3)
+    edited = replace(settings, redraw="edit", redraw_model="mini-edit", redraw_edits=2)
     out = build(edited, Verifier(), tmp_path, load)
     [shard] = out.glob("images-*.parquet")
     rows = {row["id"]: row for row in read_pictures(shard)}

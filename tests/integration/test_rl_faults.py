@@ -315,7 +315,7 @@ def test_a_step_that_was_given_up_while_its_judge_was_waited_for_is_done_again(t
     assert whole.read_bytes() == cut.read_bytes()
 
 
-@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
+@pytest.mark.parametrize("algorithm", ["grpo", pytest.param("ppo", marks=pytest.mark.slow)])
 def test_groups_that_share_a_wrong_first_image(tmp_path, algorithm):
     """Nothing is learned from it; what follows has seeds of its own, and reasons their truth."""
     settings = RL | {

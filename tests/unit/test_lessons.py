@@ -33,7 +33,7 @@ def pixels(image) -> np.ndarray:
 
 def test_a_repair_shows_the_nearest_right_picture():
     bare = 0
-    for lesson in made("repair", 60):
+    for lesson in made("repair", 40):
         spec, wrong = parse(lesson.prompt), pixels(lesson.wrong)
         assert judge(spec, lesson.image).correct and not judge(spec, wrong).correct
         assert (pixels(lesson.image) == render(diagnose(spec, wrong).repaired)).all()
