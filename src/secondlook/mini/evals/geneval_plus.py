@@ -28,7 +28,6 @@ from secondlook.evals.intervals import (
     Interval,
     Sample,
     agreement,
-    interval_text,
     mean_by_prompt,
     mean_of_tasks,
 )
@@ -59,14 +58,6 @@ class MiniGenEvalPlus(SampledMiniBenchmark):
         sampling = self.sampling(engine)
         read_trials = draw_and_read(engine, self, sampling, session.progress)
         return write(session.out, read_trials, self.with_guidance(sampling))
-
-    @classmethod
-    def lines(cls, result: dict[str, Any]) -> list[str]:
-        return [f"  {name}: {interval_text(value)}" for name, value in result["headline"].items()]
-
-    @classmethod
-    def headline(cls, result: dict[str, Any]) -> dict[str, Any]:
-        return dict(result["headline"])
 
     @classmethod
     def options_for_all(cls, rounds: int, only: int) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from pydantic import Field
 from secondlook.engine.engine import Engine
 from secondlook.episode import SamplingConfig, turn_seed
 from secondlook.evals.benchmark import EvalSession
-from secondlook.evals.intervals import Interval, Sample, interval_text, mean_by_prompt
+from secondlook.evals.intervals import Interval, Sample, mean_by_prompt
 from secondlook.io import versions, write_json, write_text
 from secondlook.mini.evals.sampled import SampledMiniBenchmark, strips_of_groups
 from secondlook.mini.world.compound import Compound, benchmark_plus, held_clauses
@@ -73,14 +73,6 @@ class MiniRepairs(SampledMiniBenchmark):
         )
         write_json(session.out / "result.json", result)
         return result
-
-    @classmethod
-    def lines(cls, result: dict[str, Any]) -> list[str]:
-        return [f"  {name}: {interval_text(value)}" for name, value in result["headline"].items()]
-
-    @classmethod
-    def headline(cls, result: dict[str, Any]) -> dict[str, Any]:
-        return dict(result["headline"])
 
     @classmethod
     def options_for_all(cls, rounds: int, only: int) -> dict[str, Any]:

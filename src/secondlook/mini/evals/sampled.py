@@ -11,6 +11,7 @@ from pydantic import Field
 from secondlook.engine.engine import Engine
 from secondlook.episode import SamplingConfig
 from secondlook.evals.benchmark import MODEL_HELP, SEED_HELP, Benchmark
+from secondlook.evals.intervals import interval_text
 from secondlook.io import counted
 from secondlook.report import embed
 from secondlook.types import Episode
@@ -33,6 +34,15 @@ class SampledMiniBenchmark(Benchmark):
         "held-out", description="held-out or seen compositions."
     )
     guidance: float | None = Field(None, description="Default: the checkpoint's own.")
+
+    @classmethod
+    def lines(cls, result: dict[str, Any]) -> list[str]:
+        """The numbers that ``headline`` of the result has, unless a benchmark says otherwise."""
+        return [f"  {name}: {interval_text(value)}" for name, value in result["headline"].items()]
+
+    @classmethod
+    def headline(cls, result: dict[str, Any]) -> dict[str, Any]:
+        return dict(result["headline"])
 
     def folder_settings(self, name: str) -> dict[str, Any]:
         from secondlook.evals.runner import checkpoint_sampling
