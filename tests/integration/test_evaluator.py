@@ -20,7 +20,7 @@ from secondlook.mini.evals import judge_measures, judging
 from secondlook.mini.evals.judge_measures import ImageVerdict
 from secondlook.mini.world.language import parse
 from secondlook.mini.world.reader import judge
-from secondlook.mini.world.repair import holds_true
+from secondlook.mini.world.reasons import holds_true
 from secondlook.models.janus.model import Janus
 from secondlook.models.shipped import locate
 from secondlook.types import ImageInput

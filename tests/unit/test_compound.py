@@ -20,8 +20,9 @@ from secondlook.mini.world.compound import (
 from secondlook.mini.world.edits import place_of
 from secondlook.mini.world.language import Clause, benchmark, scene_held_out
 from secondlook.mini.world.reader import judge, read
+from secondlook.mini.world.reasons import truth, truth_of, verdict
 from secondlook.mini.world.render import render
-from secondlook.mini.world.repair import diagnose, truth, truth_of, verdict
+from secondlook.mini.world.repair import diagnose
 from secondlook.mini.world.scene import CELL, CORNERS, Scene, Thing, layouts
 from secondlook.types import Prompt
 

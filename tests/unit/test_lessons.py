@@ -14,8 +14,9 @@ from secondlook.mini.world import edits
 from secondlook.mini.world.compound import parse
 from secondlook.mini.world.language import scene_held_out
 from secondlook.mini.world.reader import judge, read, scene_of
+from secondlook.mini.world.reasons import holds_true
 from secondlook.mini.world.render import render
-from secondlook.mini.world.repair import diagnose, holds_true
+from secondlook.mini.world.repair import diagnose
 from secondlook.models.janus.model import Janus
 from secondlook.models.shipped import locate
 from secondlook.types import ImageCodes

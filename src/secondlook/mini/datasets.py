@@ -16,8 +16,8 @@ from secondlook.mini.world import compound, edit_samples, edits, samples
 from secondlook.mini.world.edits import Edit
 from secondlook.mini.world.language import NUMBERS, Spec, phrase, plurals
 from secondlook.mini.world.reader import judge
+from secondlook.mini.world.reasons import verdict
 from secondlook.mini.world.render import render
-from secondlook.mini.world.repair import verdict
 from secondlook.mini.world.scene import COLORS, OBJECTS, RELATIONS, SIZE, STEP, Scene
 from secondlook.models.janus.model import to_unit
 from secondlook.types import Prompt

@@ -11,7 +11,7 @@ from secondlook.mini.world import edits
 from secondlook.mini.world.compound import parse
 from secondlook.mini.world.edits import Edit
 from secondlook.mini.world.reader import judge, to_canvas
-from secondlook.mini.world.repair import faults_in, truth
+from secondlook.mini.world.reasons import faults_in, truth
 from secondlook.rewards.reward import Edited, Score
 from secondlook.types import Prompt
 

@@ -36,7 +36,7 @@ from secondlook.mini.evals.curve import draw_fresh, judged_image
 from secondlook.mini.evals.sampled import SampledMiniBenchmark, shown_rounds, strips_of_groups
 from secondlook.mini.world.compound import TASKS, Compound, benchmark_plus, held_clauses
 from secondlook.mini.world.reader import judge, read
-from secondlook.mini.world.repair import truth
+from secondlook.mini.world.reasons import truth
 from secondlook.registry import register_benchmark
 from secondlook.report import page
 from secondlook.types import Episode, Prompt, Round

@@ -37,7 +37,7 @@ from secondlook.mini.evals.judge_measures import (
 )
 from secondlook.mini.world.compound import parse
 from secondlook.mini.world.reader import judge, to_canvas
-from secondlook.mini.world.repair import holds_true
+from secondlook.mini.world.reasons import holds_true
 from secondlook.models.janus.template import ChatTemplate
 from secondlook.registry import register_benchmark
 from secondlook.types import Request

@@ -9,16 +9,11 @@ truth is measured.
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import cache
-from itertools import combinations, permutations
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
+from secondlook.mini.world.arrange import arrange
 from secondlook.mini.world.edits import place_of
 from secondlook.mini.world.language import Spec, phrase
 from secondlook.mini.world.reader import (
@@ -26,7 +21,6 @@ from secondlook.mini.world.reader import (
     Reading,
     foreground_of,
     judge,
-    names_a_failure,
     read,
     scene_of,
     threshold_of,
@@ -42,14 +36,12 @@ from secondlook.mini.world.scene import (
     Scene,
     Thing,
     box,
-    layouts,
     relations,
 )
 
 MAX_TOLD = 3
 """Faults that a reason names; of more the first ones."""
 _COLORS = tuple(COLORS)  # to be indexed
-_CORNER_INDEX = {corner: i for i, corner in enumerate(CORNERS)}
 
 
 @dataclass(frozen=True)
@@ -315,7 +307,7 @@ def _arrange(
         names.append(thing.name)
         corners.append((thing.y, thing.x))
         wishes.append(None)
-    return _place(tuple(names), corners, wishes, asked)
+    return arrange(tuple(names), corners, wishes, asked)
 
 
 def _relations_of(spec: Spec, slots: list[_Slot]) -> list[tuple[int, str, int]]:
@@ -329,164 +321,3 @@ def _relations_of(spec: Spec, slots: list[_Slot]) -> list[tuple[int, str, int]]:
             relation, other = clause.position
             asked.append((first_slot[i], relation, first_slot[other]))
     return asked
-
-
-@cache
-def _relations_at(a: str, b: str, corner_a: int, corner_b: int) -> frozenset[str]:
-    box_a, box_b = box(Thing(*CORNERS[corner_a], a, "")), box(Thing(*CORNERS[corner_b], b, ""))
-    return frozenset(relations(box_a, box_b))
-
-
-def _place(
-    names: tuple[str, ...],
-    corners: list[tuple[int, int] | None],
-    near: list[tuple[int, int] | None],
-    asked: list[tuple[int, str, int]],
-) -> list[tuple[int, int]]:
-    """A corner for every object: as few as possible leave ``corners``, and those without one come
-    near theirs of ``near``. Raises ValueError where no arrangement satisfies the relations."""
-    indices = [None if corner is None else _CORNER_INDEX[corner] for corner in corners]
-    movable = [i for i, index in enumerate(indices) if index is not None]
-    # objects of a relation are moved before others
-    related = {i for a, _, b in asked for i in (a, b)}
-    movable.sort(key=lambda i: i not in related)
-    for num_moved in range(len(movable) + 1):
-        best: tuple[float, list[int]] | None = None
-        for moved in combinations(movable, num_moved):
-            found = _assign(names, indices, near, asked, set(moved))
-            if found is not None and (best is None or found[0] < best[0]):
-                best = found
-        if best is not None:
-            return [CORNERS[i] for i in best[1]]
-    raise ValueError(f"no arrangement of {', '.join(names)} satisfies what is asked")
-
-
-def _assign(
-    names: tuple[str, ...],
-    indices: list[int | None],
-    near: list[tuple[int, int] | None],
-    asked: list[tuple[int, str, int]],
-    moved: set[int],
-) -> tuple[float, list[int]] | None:
-    """The cheapest layout in which all but the ``moved`` keep their corners: (distance of the new
-    and moved ones from where they should be, a corner's index for each)."""
-    fixed = {i: index for i, index in enumerate(indices) if index is not None and i not in moved}
-    open_slots = [i for i in range(len(names)) if i not in fixed]
-    all_layouts = layouts(len(names))
-    # (layouts,) those that have all of the fixed corners
-    fits = np.ones(len(all_layouts), bool)
-    for index in fixed.values():
-        fits &= (all_layouts == index).any(-1)
-    best: tuple[float, list[int]] | None = None
-    related = {i for a, _, b in asked for i in (a, b)}
-    # those in a relation are tried everywhere, the others get what is left at the least cost
-    tried = [i for i in open_slots if i in related]
-    others = [i for i in open_slots if i not in related]
-    wishes = {}
-    for i in open_slots:
-        old = indices[i]
-        wishes[i] = near[i] if old is None else CORNERS[old]
-    for layout in all_layouts[fits].tolist():
-        rest = [corner for corner in layout if corner not in set(fixed.values())]
-        if len(rest) != len(open_slots):
-            continue
-        for choice in permutations(rest, len(tried)):
-            corner_of = fixed | dict(zip(tried, choice, strict=True))
-            if not _all_hold(names, corner_of, asked):
-                continue
-            cost = sum(_distance(wishes[i], corner_of[i]) for i in tried)
-            if best is not None and cost >= best[0]:
-                continue
-            left = [corner for corner in rest if corner not in choice]
-            costs = np.array([[_distance(wishes[i], corner) for corner in left] for i in others])
-            rows, columns = linear_sum_assignment(costs.reshape(len(others), len(left)))
-            for row, column in zip(rows, columns, strict=True):
-                corner_of[others[row]] = left[column]
-                cost += costs[row, column]
-            if best is None or cost < best[0]:
-                best = (cost, [corner_of[i] for i in range(len(names))])
-            if best[0] == 0:
-                return best
-    return best
-
-
-def _distance(wish: tuple[int, int] | None, corner: int) -> float:
-    """Pixels, up or down and across, between where an object should be and a corner."""
-    if wish is None:
-        return 0.0
-    y, x = CORNERS[corner]
-    return float(abs(y - wish[0]) + abs(x - wish[1]))
-
-
-def _all_hold(
-    names: tuple[str, ...], corner_of: dict[int, int], asked: Iterable[tuple[int, str, int]]
-) -> bool:
-    for a, relation, b in asked:
-        if relation not in _relations_at(names[a], names[b], corner_of[a], corner_of[b]):
-            return False
-    return True
-
-
-# ------------------------------------------------------------------------------------------ words
-
-
-def faults_of(reason: str) -> list[str]:
-    """The faults that a reason names, as they are written."""
-    text = re.sub(r"^(yes|no)\b[,.]?\s*", "", reason.strip(), flags=re.IGNORECASE).rstrip(".")
-    return [fault.strip() for fault in text.split(";") if fault.strip()]
-
-
-def truth_of(reason: str, diagnosis: Diagnosis) -> float | None:
-    """Share of the faults a reason names that are true; None where it names none."""
-    named = Counter(_without_suggestion(fault) for fault in faults_of(reason))
-    if not named:
-        return None
-    true_faults = Counter(_without_suggestion(fault) for fault in diagnosis.faults)
-    for lacking in diagnosis.lacking:
-        # also where another object is in its stead, which may be told as well
-        true_faults[f"{lacking} is missing"] = max(1, true_faults[f"{lacking} is missing"])
-    return (named & true_faults).total() / named.total()  # a fault told twice is true once
-
-
-def _without_suggestion(fault: str) -> str:
-    """A fault without the place that is free for what is missing, or to which a thing may move:
-    another place would do as well."""
-    missing, _, _ = fault.partition(" is missing at the ")
-    if missing != fault:
-        return f"{missing} is missing"
-    return re.sub(r" belongs at the [a-z ]+, ", " belongs ", fault)
-
-
-def verdict(spec: Spec, picture: Reading | Scene | np.ndarray) -> str:
-    """ "Yes, there is …." or "No, the cat at the top is blue, not red." """
-    judged = judge(spec, picture)
-    if judged.correct:
-        return f"Yes, {judged.reason}."
-    return f"No, {faults_in(spec, picture) or judged.reason}."
-
-
-def faults_in(spec: Spec, picture: Reading | Scene | np.ndarray) -> str:
-    """The reason of a wrong picture; "" where no arrangement of its objects would satisfy what is
-    asked."""
-    diagnosis = try_diagnose(spec, picture)
-    return diagnosis.reason if diagnosis else ""
-
-
-def truth(spec: Spec, picture: np.ndarray, reason: str) -> float | None:
-    """Share of what a reason says of a wrong picture that is true, in these words or in those of
-    ``judge``'s reasons, which name one failure and no place; None where it says nothing."""
-    if not faults_of(reason):
-        return None
-    has_judges_words = ";" not in reason and " at the " not in reason
-    if has_judges_words and names_a_failure(spec, picture, reason):
-        return 1.0
-    try:
-        diagnosis = diagnose(spec, picture)
-    except ValueError:
-        return 0.0
-    return truth_of(reason, diagnosis)
-
-
-def holds_true(spec: Spec, picture: np.ndarray, reason: str) -> bool:
-    """Whether all that a reason says of a wrong picture is true."""
-    return truth(spec, picture, reason) == 1

@@ -38,7 +38,7 @@ from secondlook.models.janus.model import Janus
 from secondlook.models.janus.template import ChatTemplate
 from secondlook.models.shipped import locate
 from secondlook.rewards.config import make_reward
-from secondlook.rewards.reward import Reward, Score, try_out
+from secondlook.rewards.reward import Reward, try_out
 from secondlook.train.activation_checkpointing import activation_checkpointing
 from secondlook.train.distributed import ProcessGroup
 from secondlook.train.optim import freeze, trainable
@@ -55,6 +55,7 @@ from secondlook.train.rl.rollout import (
     check_checks_reasons,
     describe,
     gather_trajectories,
+    redraw_first_images,
     rollout,
     score_episodes,
     wrong_first_images,
@@ -65,7 +66,7 @@ from secondlook.train.schedule import Schedule
 from secondlook.train.sharding import ShardedModel
 from secondlook.train.trackers import episode_strip
 from secondlook.train.trainer import Stateful, Trainer, set_up_process
-from secondlook.types import Episode, Prompt, Turn
+from secondlook.types import Episode, Turn
 
 REPAIR_SEEDS = 10**15
 """From here on seeds are those of episodes that begin with a shared image."""
@@ -189,7 +190,7 @@ class RLLoop:
                 "lr_factor": self.recovery.lr_factor,
                 "beta_factor": self.recovery.beta_factor,
             }
-        own_tokens = sum(map(count_tokens, own_trajectories))
+        own_tokens = sum(trajectory.num_tokens for trajectory in own_trajectories)
         n_tokens = self.ranks.all_sum({"tokens": own_tokens})["tokens"]
         # of all ranks, over the whole step
         metrics["tokens_per_second"] = n_tokens / (time.perf_counter() - start_seconds)
@@ -233,25 +234,11 @@ class RLLoop:
         group_numbers = [settings.prompts_per_step + place for place in own_places]
         first_number = (self.config.seed * 10**6 + step) * settings.repair_groups
         seeds = [REPAIR_SEEDS + (first_number + p) * settings.group_size for p in own_places]
-        prompts: list[Prompt] = []
-        first_turns: list[Turn] = []
-        first_scores: list[Score] = []
-        for start in starts:
-            first_score = start.scores[0]
-            assert start.episode is not None and first_score is not None
-            prompts.append(start.episode.prompt)
-            first_turns.append(start.episode.turns[0])
-            first_scores.append(first_score)
-        episodes = rollout(
-            self.engine,
-            prompts,
-            settings.group_size,
-            settings.rounds,
-            seeds,
-            self.sampling,
-            first_turns,
-        )
         checks_reasons = self.config.advantage.reason_weight > 0
+        episodes = redraw_first_images(
+            self.engine, starts, settings.group_size, settings.rounds, seeds, self.sampling
+        )
+        first_scores = [start.first_score for start in starts]
         return score_episodes(self.reward, episodes, group_numbers, first_scores, checks_reasons)
 
     def set_advantages(self, trajectories: list[Trajectory]) -> None:
@@ -384,12 +371,6 @@ def agreement_of(config: RLConfig, ranks: ProcessGroup) -> Agreement:
         importance_cap=loss_config.importance_cap or math.inf,  # 0: no correction
         ranks=ranks,
     )
-
-
-def count_tokens(trajectory: Trajectory) -> int:
-    """Tokens that were sampled."""
-    sampled_turns = trajectory.turns[1:] if trajectory.is_repair else trajectory.turns
-    return sum(len(turn.turn.tokens) for turn in sampled_turns)
 
 
 def train_rl(config: RLConfig, out: str | Path, reward: Reward | None = None) -> None:

@@ -42,6 +42,25 @@ def rollout(
     return run_episodes(engine, episode_prompts, episode_seeds, rounds, sampling, episode_turns)
 
 
+def redraw_first_images(
+    engine: Engine,
+    starts: Sequence[Trajectory],
+    group_size: int,
+    rounds: int,
+    seeds: list[int],
+    sampling: SamplingConfig,
+) -> list[Episode]:
+    """``rollout`` of episodes that begin with the first images of trajectories of this rank, as
+    many of each."""
+    prompts: list[Prompt] = []
+    first_turns: list[Turn] = []
+    for start in starts:
+        assert start.episode is not None, "it was drawn by another rank"
+        prompts.append(start.episode.prompt)
+        first_turns.append(start.episode.turns[0])
+    return rollout(engine, prompts, group_size, rounds, seeds, sampling, first_turns)
+
+
 def score_episodes(
     reward: Reward,
     episodes: list[Episode],

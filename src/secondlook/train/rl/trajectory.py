@@ -136,9 +136,21 @@ class Trajectory:
         return [_value_of(score) for score in self.scores]
 
     @property
+    def first_score(self) -> Score:
+        """Of a first image that is known to have one."""
+        assert self.scores[0] is not None, "the first image has no score"
+        return self.scores[0]
+
+    @property
     def is_complete(self) -> bool:
         """No score is missing."""
         return all(map(math.isfinite, self.image_scores))
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that were sampled, on the rank that did; a shared first image was another's."""
+        sampled_turns = self.turns[1:] if self.is_repair else self.turns
+        return sum(len(turn.turn.tokens) for turn in sampled_turns)
 
     @property
     def drawing_turns(self) -> list[TrajectoryTurn]:
