@@ -33,7 +33,7 @@ from secondlook.evals.intervals import (
 )
 from secondlook.io import versions, write_json, write_text
 from secondlook.mini.evals.curve import draw_fresh, judged_image
-from secondlook.mini.evals.sampled import SampledMiniBenchmark, shown_rounds, strips_of_groups
+from secondlook.mini.evals.sampled import HeadlineBenchmark, shown_rounds, strips_of_groups
 from secondlook.mini.world.compound import TASKS, Compound, benchmark_plus, held_clauses
 from secondlook.mini.world.reader import judge, read
 from secondlook.mini.world.reasons import truth
@@ -43,7 +43,7 @@ from secondlook.types import Episode, Prompt, Round
 
 
 @register_benchmark("mini-geneval-plus")
-class MiniGenEvalPlus(SampledMiniBenchmark):
+class MiniGenEvalPlus(HeadlineBenchmark):
     """Mini-GenEval-plus: compound prompts, and whether a redraw learns from its mistake."""
 
     title = "Mini-GenEval-plus"

@@ -30,7 +30,7 @@ from secondlook.episode import SamplingConfig, turn_seed
 from secondlook.evals.benchmark import EvalSession
 from secondlook.evals.intervals import Interval, Sample, mean_by_prompt
 from secondlook.io import versions, write_json, write_text
-from secondlook.mini.evals.sampled import SampledMiniBenchmark, strips_of_groups
+from secondlook.mini.evals.sampled import HeadlineBenchmark, strips_of_groups
 from secondlook.mini.world.compound import Compound, benchmark_plus, held_clauses
 from secondlook.mini.world.reader import judge, read, scene_of
 from secondlook.mini.world.render import render
@@ -44,7 +44,7 @@ WAYS = ("true", "none", "other", "blank", "as_edit", "afresh")
 
 
 @register_benchmark("mini-repairs")
-class MiniRepairs(SampledMiniBenchmark):
+class MiniRepairs(HeadlineBenchmark):
     """Mini-repairs: one redraw of wrong first images, told by the world what is wrong."""
 
     title = "Mini-repairs"

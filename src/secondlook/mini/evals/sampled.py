@@ -35,15 +35,6 @@ class SampledMiniBenchmark(Benchmark):
     )
     guidance: float | None = Field(None, description="Default: the checkpoint's own.")
 
-    @classmethod
-    def lines(cls, result: dict[str, Any]) -> list[str]:
-        """The numbers that ``headline`` of the result has, unless a benchmark says otherwise."""
-        return [f"  {name}: {interval_text(value)}" for name, value in result["headline"].items()]
-
-    @classmethod
-    def headline(cls, result: dict[str, Any]) -> dict[str, Any]:
-        return dict(result["headline"])
-
     def folder_settings(self, name: str) -> dict[str, Any]:
         from secondlook.evals.runner import checkpoint_sampling
 
@@ -70,6 +61,18 @@ class SampledMiniBenchmark(Benchmark):
         """The seed of each of a row's samples."""
         first_seed = self.seed * 10**6 + row * 1000  # of at most 1000 samples
         return list(range(first_seed, first_seed + self.samples))
+
+
+class HeadlineBenchmark(SampledMiniBenchmark):
+    """One whose result has its own ``headline``: intervals by name."""
+
+    @classmethod
+    def lines(cls, result: dict[str, Any]) -> list[str]:
+        return [f"  {name}: {interval_text(value)}" for name, value in result["headline"].items()]
+
+    @classmethod
+    def headline(cls, result: dict[str, Any]) -> dict[str, Any]:
+        return dict(result["headline"])
 
 
 def strips_of_groups(
