@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from secondlook.engine.capacity import Need
 from secondlook.errors import InputError
+from secondlook.models.janus.model import REASON_TOKENS
 from secondlook.models.janus.segments import length
 from secondlook.models.janus.template import ChatTemplate
 from secondlook.types import (
@@ -54,7 +55,7 @@ class SamplingConfig:
     """Codes, of 16384, that may be sampled; 0: all."""
     text_top_k: int = 50
     """Ids of a reason that may be sampled; 0: all."""
-    reason_tokens: int = 48
+    reason_tokens: int = REASON_TOKENS
     """Tokens of a verdict with its reason, at most."""
     edit_guidance: float = 4.0
     """Classifier-free guidance s of an edit."""

@@ -1,4 +1,4 @@
-"""What a redraw is taught to become: the right picture nearest to the wrong one, or an edit of it.
+"""What a redraw is taught to become: the nearest right picture, an edit of the wrong one, a repair.
 
 Taught with any right picture of the prompt, as in the paper, a redraw is a fresh drawing that
 ignores picture and reason (docs/LOG.md). The nearest one keeps what was right, so that there is
