@@ -9,10 +9,10 @@ from secondlook.errors import InputError
 from secondlook.mini import datasets
 from secondlook.mini.pretrain import lessons
 from secondlook.mini.pretrain.config import BaseConfig
-from secondlook.mini.pretrain.lessons import DrawLesson, JudgeEditLesson
+from secondlook.mini.pretrain.lessons import DrawLesson, JudgeLesson
 from secondlook.mini.world import edits
 from secondlook.mini.world.compound import parse
-from secondlook.mini.world.language import scene_held_out
+from secondlook.mini.world.language import phrase, scene_held_out
 from secondlook.mini.world.reader import judge, read, scene_of
 from secondlook.mini.world.reasons import holds_true
 from secondlook.mini.world.render import render
@@ -64,15 +64,53 @@ def test_edits_are_right_and_verdicts_on_them_true():
     verdicts = made("judge_edit")
     assert len(verdicts) == 50, "a right and a wrong edit side by side"
     for lesson in verdicts:
-        edit = edits.edit_of(lesson.instruction, lesson.source)
+        edit = edits.edit_of(lesson.prompt, lesson.source)
         right = edits.judge(edit, lesson.image).correct
         assert lesson.verdict.startswith("Yes" if right else "No")
+
+
+def test_verdicts_on_parts_of_mixed_up_pictures():
+    lessons_of_parts = made("bind", 40)
+    for right, wrong in zip(lessons_of_parts[::2], lessons_of_parts[1::2], strict=True):
+        spec = parse(right.prompt)
+        assert right.prompt == wrong.prompt and right.source is None
+        assert judge(spec, right.image).correct and right.verdict.startswith("Yes")
+        assert not judge(spec, wrong.image).correct
+        assert wrong.verdict.startswith("No, ")
+        assert holds_true(spec, pixels(wrong.image), wrong.verdict)
+        before, after = (scene_of(read(lesson.image)).things for lesson in (right, wrong))
+        assert not scene_held_out(scene_of(read(wrong.image)))
+        # what is there is what was there: no new colour, no new class
+        assert {t.color for t in after} <= {t.color for t in before}
+        assert {t.name for t in after} <= {t.name for t in before}
+
+
+def test_questions_of_what_stands_together():
+    answers = {"Yes": 0, "No": 0}
+    for lesson in made("bind_question", 80):
+        things = scene_of(read(lesson.image)).things
+        shown = {phrase(thing.name, 1, thing.color) for thing in things}
+        asked = lesson.question.removeprefix("is there ").removesuffix("?")
+        assert lesson.answer == ("Yes" if asked in shown else "No")
+        answers[lesson.answer] += 1
+        if lesson.answer == "No" and len(things) > 1:
+            color = asked.split()[-2]
+            # alone each is there, unless every colour stands with every class
+            assert color in {t.color for t in things} or len({t.color for t in things}) == 1
+    assert min(answers.values()) > 25
 
 
 def test_what_a_base_learns_of_them(tmp_path):
     from secondlook.mini.pretrain.base_model import BaseJob
 
-    counts = {"repair": 3, "edit": 2, "redraw_edit": 2, "judge_edit": 1}
+    counts = {
+        "repair": 3,
+        "edit": 2,
+        "redraw_edit": 2,
+        "judge_edit": 1,
+        "bind": 1,
+        "bind_question": 1,
+    }
     config = BaseConfig(
         start=str(locate("mini-base")),
         lessons=counts,
@@ -86,7 +124,7 @@ def test_what_a_base_learns_of_them(tmp_path):
     )
     job = BaseJob(config, tmp_path)
     (contexts, targets), weights, (judged, answers) = job.lessons(np.random.default_rng(0))
-    assert len(contexts) == len(targets) == 7 and len(judged) == len(answers) == 2
+    assert len(contexts) == len(targets) == 7 and len(judged) == len(answers) == 5
     for context, target, own_weights in zip(contexts, targets, weights.split(36), strict=True):
         last_codes = [s.codes for s in context if isinstance(s, ImageCodes)][-1]
         is_changed = torch.tensor(last_codes) != torch.tensor(target.codes)
@@ -104,5 +142,5 @@ def test_unknown_lessons_are_named():
         parse_config(BaseConfig, {"lessons": {"counterfactual": 1}, "kinds": {"two": 1.0}})
     with pytest.raises(InputError, match="objects is 8, but compound prompts have all 16 classes"):
         parse_config(BaseConfig, {"objects": 8, "kinds": {"compound": 1.0}})
-    assert {type(lesson) for lesson in made("judge_edit", 1)} == {JudgeEditLesson}
+    assert {type(lesson) for lesson in made("judge_edit", 1)} == {JudgeLesson}
     assert {type(lesson) for lesson in made("edit", 1)} == {DrawLesson}

@@ -67,8 +67,8 @@ class BaseConfig:
     """Redraws every ``chain_every`` steps."""
     chain_every: int = Field(default=4, ge=1)
     lessons: dict[str, int] = field(default_factory=dict)
-    """Sequences a step of each kind of ``mini.pretrain.lessons`` (repair, counterfactual, edit,
-    redraw_edit, judge_edit)."""
+    """Lessons a step of each kind of ``mini.pretrain.lessons`` (repair, counterfactual, edit,
+    redraw_edit, judge_edit, bind, bind_question); judge_edit and bind are two sequences each."""
     changed_weight: float = Field(default=3.0, ge=0)
     """Weight, in a lesson's loss, of the codes in which the picture differs from the one before;
     the others weigh 1. Without it a redraw learns to copy first."""

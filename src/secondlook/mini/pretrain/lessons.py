@@ -1,5 +1,5 @@
 """Lessons beyond drawing and questions: mend a picture, do what a reason says, edit, make an edit
-again, judge an edit.
+again, judge an edit, tell in a crowded picture what belongs together.
 
 A redraw is taught as a repair: its target is the nearest right picture, so that picture and reason
 have something to tell. In a ``counterfactual`` one the reason asks for something else than the
@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from secondlook.mini.world import edit_samples, edits, samples
+from secondlook.mini.world import binding, edit_samples, edits, samples
 from secondlook.mini.world.edits import Edit
 from secondlook.mini.world.language import Spec, scene_held_out
 from secondlook.mini.world.reader import judge
+from secondlook.mini.world.reasons import verdict
 from secondlook.mini.world.render import render
 from secondlook.mini.world.repair import counterfactual, try_diagnose
 from secondlook.mini.world.scene import Scene
@@ -51,16 +52,25 @@ class DrawLesson:
 
 
 @dataclass(frozen=True)
-class JudgeEditLesson:
-    """A verdict on an edit."""
+class JudgeLesson:
+    """A verdict on a picture or, with a source, on an edit."""
 
-    instruction: str
-    source: Image.Image
+    prompt: str
     image: Image.Image
     verdict: str
+    source: Image.Image | None = None
 
 
-Lesson = DrawLesson | JudgeEditLesson
+@dataclass(frozen=True)
+class AskLesson:
+    """A question about a picture."""
+
+    image: Image.Image
+    question: str
+    answer: str
+
+
+Lesson = DrawLesson | JudgeLesson | AskLesson
 
 
 def lessons(
@@ -100,8 +110,8 @@ def _repair(rng: np.random.Generator, shares: dict[str, float]) -> list[Lesson]:
         # each fault is one object's: where more leave their places, one does so untold
         num_changed = len(set(wrong.things) - set(diagnosis.repaired.things))
         if num_changed <= len(diagnosis.faults):
-            verdict = "No." if rng.random() < NO_REASON else f"No, {diagnosis.reason}."
-            return [DrawLesson(spec.prompt, _picture(diagnosis.repaired), _picture(wrong), verdict)]
+            said = "No." if rng.random() < NO_REASON else f"No, {diagnosis.reason}."
+            return [DrawLesson(spec.prompt, _picture(diagnosis.repaired), _picture(wrong), said)]
 
 
 def _counterfactual(rng: np.random.Generator, shares: dict[str, float]) -> list[Lesson]:
@@ -110,8 +120,8 @@ def _counterfactual(rng: np.random.Generator, shares: dict[str, float]) -> list[
         shown = scene if rng.random() < 0.6 else spoilt(rng, spec, scene)
         diagnosis = counterfactual(rng, spec, shown)
         if diagnosis and not scene_held_out(diagnosis.repaired):
-            verdict = f"No, {diagnosis.reason}."
-            return [DrawLesson(spec.prompt, _picture(diagnosis.repaired), _picture(shown), verdict)]
+            said = f"No, {diagnosis.reason}."
+            return [DrawLesson(spec.prompt, _picture(diagnosis.repaired), _picture(shown), said)]
 
 
 def _edit(rng: np.random.Generator, shares: dict[str, float]) -> list[Lesson]:
@@ -141,9 +151,31 @@ def _judge_edit(rng: np.random.Generator, shares: dict[str, float]) -> list[Less
     source = _picture(edit.source)
     made: list[Lesson] = []
     for scene in (edit.target, edit_samples.wrong_edit(rng, edit)):
-        verdict = _verdict_on_edit(edit, scene)
-        made.append(JudgeEditLesson(edit.instruction, source, _picture(scene), verdict))
+        said = _verdict_on_edit(edit, scene)
+        made.append(JudgeLesson(edit.instruction, _picture(scene), said, source))
     return made
+
+
+def _bind(rng: np.random.Generator, shares: dict[str, float]) -> list[Lesson]:
+    """A prompt about a part of a picture, which is right, and the picture with its colours or
+    classes mixed up."""
+    while True:
+        _, scene = samples.sample_scene(rng, shares)
+        spec = binding.part_of(rng, scene)
+        wrong = binding.mixed_up(rng, scene, spec) if spec else None
+        if spec is None or wrong is None:
+            continue
+        made: list[Lesson] = []
+        for judged_scene in (scene, wrong):
+            made.append(
+                JudgeLesson(spec.prompt, _picture(judged_scene), verdict(spec, judged_scene))
+            )
+        return made
+
+
+def _bind_question(rng: np.random.Generator, shares: dict[str, float]) -> list[Lesson]:
+    _, scene = samples.sample_scene(rng, shares)
+    return [AskLesson(_picture(scene), *binding.question(rng, scene))]
 
 
 def _verdict_on_edit(edit: Edit, scene: Scene) -> str:
@@ -161,5 +193,7 @@ KINDS: dict[str, Callable[[np.random.Generator, dict[str, float]], list[Lesson]]
     "edit": _edit,
     "redraw_edit": _redraw_edit,
     "judge_edit": _judge_edit,
+    "bind": _bind,
+    "bind_question": _bind_question,
 }
 """Kind -> what makes its lessons, given the shares of the prompts' kinds."""

@@ -65,9 +65,13 @@ _AIMED = {
     "colors": ("color",),
     "position": ("swap places", "move"),
     "color_attr": ("swap colors",),
-    compound.TAG: ("color", "name", "swap colors", "swap places", "move", "drop", "add"),
+    compound.TAG: (
+        *("swap colors", "swap colors", "borrow color", "borrow color", "borrow name"),
+        *("name", "swap places", "move", "drop", "add"),
+    ),
 }
-"""The changes that attack what a task's prompts ask for."""
+"""The changes that attack what a task's prompts ask for. Of compound prompts half mix up what is
+there (``world.binding``), as the pictures of a trained model do."""
 
 
 def sample_scene(
@@ -141,7 +145,7 @@ def near_miss(rng: np.random.Generator, s: Spec, scene: Scene, aimed: float = 0.
     changes = _AIMED[s.tag] if rng.random() < aimed else _CHANGES
     max_things = compound.MAX_THINGS if s.tag == compound.TAG else 4
     while True:
-        changed_scene = Scene.of(_changed(rng, list(scene.things), changes, max_things))
+        changed_scene = Scene.of(changed_by(rng, list(scene.things), changes, max_things))
         is_allowed = changed_scene.valid() and not scene_held_out(changed_scene)
         if is_allowed and not judge(s, changed_scene).correct:
             return changed_scene
@@ -155,10 +159,10 @@ def changed(rng: np.random.Generator, things: list[Thing], spec: Spec) -> list[T
     """The things of a scene of ``spec`` after any one change, or as they were where it cannot be
     made."""
     max_things = compound.MAX_THINGS if spec.tag == compound.TAG else 4
-    return _changed(rng, things, (*_CHANGES, "move", "drop"), max_things)
+    return changed_by(rng, things, (*_CHANGES, "move", "drop"), max_things)
 
 
-def _changed(
+def changed_by(
     rng: np.random.Generator, things: list[Thing], changes: tuple[str, ...], max_things: int = 4
 ) -> list[Thing]:
     """``things``, at most ``max_things``, after one of ``changes``, or as they were where it cannot
@@ -177,6 +181,10 @@ def _changed(
             things.append(Thing(y, x, a.name, a.color))
         case "move":
             things[i] = replace(a, y=y, x=x)
+        case "borrow color":
+            things[i] = replace(a, color=b.color)
+        case "borrow name":
+            things[i] = replace(a, name=b.name)
         case "swap colors":
             things[i], things[j] = replace(a, color=b.color), replace(b, color=a.color)
         case "swap places":
