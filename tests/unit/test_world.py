@@ -11,6 +11,7 @@ from PIL import Image
 
 from secondlook.errors import InputError
 from secondlook.mini.world.adversarial import SPOILERS
+from secondlook.mini.world.compound import parse
 from secondlook.mini.world.language import (
     TASKS,
     Clause,
@@ -23,7 +24,7 @@ from secondlook.mini.world.language import (
 )
 from secondlook.mini.world.reader import Detection, Reading, judge, read, scene_of
 from secondlook.mini.world.render import render
-from secondlook.mini.world.samples import near_miss, question, sample_scene
+from secondlook.mini.world.samples import KINDS, near_miss, question, sample_scene
 from secondlook.mini.world.scene import COLORS, OBJECTS, Scene, Thing, pictograms, place, relations
 from secondlook.mini.world.second_detector import agrees
 
@@ -241,10 +242,25 @@ def test_an_object_on_either_side_is_not_on_one():
     assert not judge(asked, Scene.of([left, cup, right])).correct
 
 
-def test_a_second_detector_agrees_with_the_reader():
+@pytest.mark.parametrize(
+    ("extra", "is_right"),
+    [(None, True), ("cat", True), ("horse", False), ("star", False)],
+    ids=["as asked", "one more of what is not counted", "what must be absent", "one too many"],
+)
+def test_a_second_detector_knows_what_is_excluded(extra, is_right):
+    spec = parse("a photo of two red stars, a blue cat and no horse")
+    things = [Thing(0, 0, "star", "red"), Thing(0, 16, "star", "red"), Thing(0, 32, "cat", "blue")]
+    if extra:
+        things.append(Thing(32, 32, extra, "red" if extra == "star" else "blue"))
+    image = Image.fromarray(render(Scene.of(things)))
+    assert agrees(spec, image) == judge(spec, image).correct == is_right
+
+
+@pytest.mark.parametrize("shares", [KINDS, {"compound": 1.0}])
+def test_a_second_detector_agrees_with_the_reader(shares):
     rng = np.random.default_rng(4)
     for _ in range(40):
-        spec, scene = sample_scene(rng)
+        spec, scene = sample_scene(rng, shares)
         assert agrees(spec, Image.fromarray(render(scene)))
         wrong = near_miss(rng, spec, scene, aimed=0.5)
         assert not agrees(spec, Image.fromarray(render(wrong)))

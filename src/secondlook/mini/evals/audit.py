@@ -1,8 +1,9 @@
 """Is the reader that rewards and scores fooled? Contact sheets of a benchmark's images for the eye,
 and a second detector.
 
-From what ``eval mini-geneval`` wrote: every image is decoded from its codes again, scored by the
-reader (`world.reader`) and judged by an independent detector (`world.second_detector`).
+From what ``eval mini-geneval`` or ``eval mini-geneval-plus`` wrote: every image is decoded from its
+codes again, scored by the reader (`world.reader`) and judged by an independent detector
+(`world.second_detector`).
 ``highest.png`` shows the images with the highest scores, ``random.png`` a random choice,
 ``disagreements.png`` those on which the detectors differ.
 """
@@ -29,7 +30,7 @@ from secondlook.mini.world.language import Spec
 from secondlook.mini.world.reader import Verdict, judge
 from secondlook.registry import register_benchmark
 
-COMMAND = "eval mini-geneval"
+COMMAND = "eval mini-geneval or mini-geneval-plus"
 SHEET_IMAGES, SHEET_COLUMNS = 100, 10
 CodedImage = tuple[str, tuple[int, ...]]
 """A prompt and the codes that were drawn."""
@@ -37,8 +38,8 @@ CodedImage = tuple[str, tuple[int, ...]]
 
 @register_benchmark("mini-audit")
 class MiniAudit(Benchmark):
-    """Contact sheets of a mini-geneval's images, and whether a second, independent detector agrees
-    with the reader."""
+    """Contact sheets of a mini-geneval's (or -plus's) images, and whether a second, independent
+    detector agrees with the reader."""
 
     title = "Audit of the miniature's reader"
     suite = "mini"
@@ -46,7 +47,7 @@ class MiniAudit(Benchmark):
     files_written = "highest.png, random.png, disagreements.png, result.json"
     page = "disagreements.png"
 
-    folder: Path = Field(description="A folder that eval mini-geneval wrote.")
+    folder: Path = Field(description="A folder that eval mini-geneval or mini-geneval-plus wrote.")
 
     def check(self) -> None:
         from secondlook.models.shipped import locate
@@ -73,7 +74,7 @@ class JudgedTwice(NamedTuple):
 
 
 def read_codes(folder: Path) -> tuple[str, list[CodedImage]]:
-    """The model and every image of a folder that ``eval mini-geneval`` wrote. Raises InputError."""
+    """The model and every image of a folder that ``COMMAND`` wrote. Raises InputError."""
     path = folder / "episodes.json"
     with written_by(COMMAND, folder / "result.json"):
         model = read_json(folder / "result.json", dict)["settings"]["model"]

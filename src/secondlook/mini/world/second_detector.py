@@ -69,16 +69,23 @@ def _overlaps(y: int, x: int, matches: list[tuple[str, str, int, int]]) -> bool:
 
 
 def agrees(spec: Spec, image: Image.Image) -> bool:
-    """Whether the picture satisfies ``spec`` for this detector: every object asked for is there
-    (when counting, so many and no more), in its colour, and the relation holds."""
+    """Whether the picture satisfies ``spec`` for this detector: every object asked for is there, in
+    its colour, the relations hold, and what is excluded (more than are counted, a class that must
+    be absent) is not there."""
     matches, num_stray = match(image)
     if num_stray > STRAY:
         return False
+    for clause in spec.exclude:
+        num_excluded = 0
+        for name, color, _, _ in matches:
+            num_excluded += name == clause.name and clause.color in (None, color)
+        if num_excluded >= clause.count:
+            return False
     for clause in spec.include:
         of_class = [
             matched_object for matched_object in matches if matched_object[0] == clause.name
         ]
-        if len(of_class) < clause.count or (spec.exclude and len(of_class) > clause.count):
+        if len(of_class) < clause.count:
             return False
         if clause.color:
             wanted_colors: list[str] = []  # of all clauses of this class, one an object
