@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from secondlook.errors import InputError
+from secondlook.mini.world import compound
 from secondlook.mini.world.adversarial import SPOILERS
-from secondlook.mini.world.compound import parse
 from secondlook.mini.world.language import (
     TASKS,
     Clause,
@@ -248,7 +248,7 @@ def test_an_object_on_either_side_is_not_on_one():
     ids=["as asked", "one more of what is not counted", "what must be absent", "one too many"],
 )
 def test_a_second_detector_knows_what_is_excluded(extra, is_right):
-    spec = parse("a photo of two red stars, a blue cat and no horse")
+    spec = compound.parse("a photo of two red stars, a blue cat and no horse")
     things = [Thing(0, 0, "star", "red"), Thing(0, 16, "star", "red"), Thing(0, 32, "cat", "blue")]
     if extra:
         things.append(Thing(32, 32, extra, "red" if extra == "star" else "blue"))

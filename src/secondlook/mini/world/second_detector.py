@@ -8,6 +8,7 @@ small. No palette, no masks, no IoU, no confidences; nothing of `world.read` is 
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import cache
 from itertools import product
 
@@ -92,7 +93,9 @@ def agrees(spec: Spec, image: Image.Image) -> bool:
             for same_class in spec.include:
                 if same_class.name == clause.name:
                     wanted_colors += [str(same_class.color)] * same_class.count
-            if sorted(color for _, color, _, _ in of_class) != sorted(wanted_colors):
+            colors = [color for _, color, _, _ in of_class]
+            # all that are asked for, and none in a colour that is not
+            if Counter(wanted_colors) - Counter(colors) or set(colors) - set(wanted_colors):
                 return False
         if clause.position:
             relation, other_index = clause.position
