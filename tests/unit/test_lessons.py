@@ -85,6 +85,25 @@ def test_verdicts_on_parts_of_mixed_up_pictures():
         assert {t.name for t in after} <= {t.name for t in before}
 
 
+def test_verdicts_on_prompts_in_another_order():
+    """A judge that compares the i-th clause with the i-th object must fail on half of them."""
+    rng = np.random.default_rng(2)
+    pictures = datasets.pictures(rng, 60, kinds={"color_attr": 1.0, "compound": 1.0})
+    asked = datasets.questions(rng, pictures, {"verdict": 1.0}, reordered=1.0)
+    num_reordered = 0
+    for picture, question in zip(pictures[::2], asked[::2], strict=True):
+        parts = [
+            set(prompt.removeprefix("a photo of ").replace(" and ", ", ").split(", "))
+            for prompt in (picture.spec.prompt, question.prompt)
+        ]
+        assert parts[0] == parts[1] and judge(parse(question.prompt), question.image).correct
+        num_reordered += question.prompt != picture.spec.prompt
+    for right, wrong in zip(asked[::2], asked[1::2], strict=True):
+        assert right.prompt == wrong.prompt
+        assert not judge(parse(wrong.prompt), wrong.image).correct
+    assert num_reordered > 15
+
+
 def test_questions_of_what_stands_together():
     answers = {"Yes": 0, "No": 0}
     for lesson in made("bind_question", 80):

@@ -3,7 +3,7 @@ what it would have seen."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from secondlook.data.sft_dataset import short
 from secondlook.errors import InputError
-from secondlook.mini.world import compound, edit_samples, edits, samples
+from secondlook.mini.world import binding, compound, edit_samples, edits, samples
 from secondlook.mini.world.edits import Edit
 from secondlook.mini.world.language import NUMBERS, Spec, phrase, plurals
 from secondlook.mini.world.reader import judge
@@ -140,12 +140,14 @@ def questions(
     question_weights: dict[str, float],
     aimed: float = 0.0,
     context: int = 1,
+    reordered: float = 0.0,
 ) -> list[Question]:
     """As many questions as ``items``, of kinds in the shares ``question_weights``.
 
     Every second verdict is of a near miss of the one before, a share ``aimed`` of which attack what
     the prompt asks for: side by side in a batch the two teach only what tells them apart
-    (docs/LOG.md). Up to ``context`` - 1 wrong pictures come before a judged one.
+    (docs/LOG.md). Up to ``context`` - 1 wrong pictures come before a judged one. The prompts of a
+    share ``reordered`` name the objects in another order than pictures show them.
     """
     weights = list(question_weights.values())
     shares = np.array(weights) / sum(weights)
@@ -162,6 +164,8 @@ def questions(
             asked_questions.append(Question(item.image, samples.DESCRIBE, caption))
         else:
             judged_picture = judged_right or item
+            if reordered and judged_right is None and rng.random() < reordered:
+                judged_picture = item = replace(item, spec=binding.reordered(rng, item.spec))
             # the last wrong picture is the one asked about; before a right one it is not shown
             *earlier_wrong, (image, answer) = wrong(
                 rng, judged_picture, 1 + short(rng, context), aimed

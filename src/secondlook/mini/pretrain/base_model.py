@@ -124,7 +124,12 @@ class BaseJob:
         answer_tokens: list[TokenIds | ImageCodes] = []
         pictures = datasets.pictures(rng, n, config.alone, config.kinds, config.objects)
         for question in datasets.questions(
-            rng, pictures, config.question_weights, config.aimed, config.judge_context
+            rng,
+            pictures,
+            config.question_weights,
+            config.aimed,
+            config.judge_context,
+            config.reordered,
         ):
             if question.prompt is None:
                 contexts.append(self.template.ask(question.image, question.question))

@@ -91,6 +91,9 @@ class BaseConfig:
     aimed: float = Field(default=0.0, ge=0, le=1)
     """Share of the near misses asked about that attack what the prompt asks for: a relation, a
     count, who has which colour."""
+    reordered: float = Field(default=0.0, ge=0, le=1)
+    """Share of the prompts of verdicts whose clauses stand in another order than in the picture;
+    without them a judge compares the first clause with the first object and binds nothing."""
     judge_context: int = Field(default=1, ge=1)
     """Most pictures in a verdict's context, the judged one included."""
     prompt_dropout: float = Field(default=0.1, ge=0, le=1)

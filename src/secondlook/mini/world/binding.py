@@ -1,9 +1,10 @@
-"""Who has which colour, in crowded pictures: questions and prompts about a part of a scene, and
-scenes whose own colours and classes are mixed up.
+"""Who has which colour: questions and prompts about a part of a scene, prompts whose clauses stand
+in another order, and scenes whose own colours and classes are mixed up.
 
 A wrong picture of a trained model is nearly always of this kind: the flag has the star's colour.
-Whether "a white flag" is there then depends on no colour and no class alone, which verdicts on
-whole compound prompts teach slowly (docs/LOG.md).
+Whether "a white flag" is there then depends on no colour and no class alone. Where prompts name
+objects in the order in which they are drawn a judge learns to compare the first clause with the
+first object, the second with the second, and nothing else (docs/LOG.md).
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ def mixed_up(rng: np.random.Generator, scene: Scene, spec: Spec | None = None) -
 
 
 def part_of(rng: np.random.Generator, scene: Scene) -> Spec | None:
-    """A prompt for one to four of a scene's classes, with their colours and counts. None where a
-    colour cannot be named for all objects of any class."""
+    """A prompt for one to four of a scene's classes, with their colours and counts, in any order.
+    None where a colour cannot be named for all objects of any class."""
     things_of_name: dict[str, list[Thing]] = {}  # in reading order
     for thing in scene.things:
         things_of_name.setdefault(thing.name, []).append(thing)
@@ -47,9 +48,17 @@ def part_of(rng: np.random.Generator, scene: Scene) -> Spec | None:
     if not wordings:
         return None
     num_parts = min(len(wordings), int(rng.integers(1, MAX_PARTS + 1)))
-    picks = sorted(rng.choice(len(wordings), num_parts, replace=False))
+    picks = rng.permutation(len(wordings))[:num_parts]
     spec = compound.parse(f"a photo of {listing([wordings[i] for i in picks])}")
     return spec if judge(spec, scene).correct else None
+
+
+def reordered(rng: np.random.Generator, spec: Spec) -> Spec:
+    """The same prompt with its parts in another order, or as it is where it has one part (a
+    relation is one)."""
+    parts = spec.prompt.removeprefix("a photo of ").replace(" and ", ", ").split(", ")
+    shuffled_parts = [parts[i] for i in rng.permutation(len(parts))]
+    return compound.parse(f"a photo of {listing(shuffled_parts)}")
 
 
 def question(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
