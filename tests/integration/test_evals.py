@@ -116,7 +116,7 @@ def eval_all(*options):
 
 def test_the_miniatures_suite():
     suite = {"mini-geneval", "mini-geneval-plus", "mini-repairs", "mini-curve", "mini-questions"}
-    suite |= {"mini-pie"}
+    suite |= {"mini-pie", "mini-binding"}
     assert set(_names_of_suite("mini")) == suite
 
 

@@ -28,6 +28,8 @@ REASON_TOKENS = 96
 NO_REASON = 0.04
 """How often a repair's verdict is a bare No."""
 MAX_CHANGES = 3
+MAX_PARTS = 5
+"""Of a picture, asked for by a prompt of ``bind``."""
 
 
 @dataclass(frozen=True)
@@ -158,18 +160,20 @@ def _judge_edit(rng: np.random.Generator, shares: dict[str, float]) -> list[Less
 
 def _bind(rng: np.random.Generator, shares: dict[str, float]) -> list[Lesson]:
     """A prompt about a part of a picture, which is right, and the picture with its colours or
-    classes mixed up."""
+    classes mixed up. The more clauses a scene has, the more of them are asked for."""
     while True:
-        _, scene = samples.sample_scene(rng, shares)
-        spec = binding.part_of(rng, scene)
-        wrong = binding.mixed_up(rng, scene, spec) if spec else None
-        if spec is None or wrong is None:
+        whole, scene = samples.sample_scene(rng, shares)
+        num_parts = int(rng.integers(1, min(len(whole.include), MAX_PARTS) + 1))
+        part = binding.part_of(rng, scene, num_parts)
+        if part is None:
+            continue
+        spec = binding.reordered(rng, part)
+        wrong = binding.mixed_up(rng, scene, spec)
+        if wrong is None:
             continue
         made: list[Lesson] = []
-        for judged_scene in (scene, wrong):
-            made.append(
-                JudgeLesson(spec.prompt, _picture(judged_scene), verdict(spec, judged_scene))
-            )
+        for judged in (scene, wrong):
+            made.append(JudgeLesson(spec.prompt, _picture(judged), verdict(spec, judged)))
         return made
 
 

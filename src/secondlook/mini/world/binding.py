@@ -18,26 +18,26 @@ from secondlook.mini.world.scene import Scene, Thing
 
 MIX_UPS = ("swap colors", "swap colors", "borrow color", "borrow color", "borrow name")
 """Changes of ``samples`` after which a scene holds the same colours or classes as before."""
-MAX_PARTS = 4
 TRIES = 20
 
 
-def mixed_up(rng: np.random.Generator, scene: Scene, spec: Spec | None = None) -> Scene | None:
-    """A scene after one of ``MIX_UPS``, which fails ``spec`` where one is given. Not held out. None
-    where ``TRIES`` changes led to none."""
+def mixed_up(
+    rng: np.random.Generator, scene: Scene, spec: Spec, changes: tuple[str, ...] = MIX_UPS
+) -> Scene | None:
+    """A scene that fails ``spec`` after one of ``changes``. Not held out. None where ``TRIES``
+    changes led to none."""
     for _ in range(TRIES):
-        things = samples.changed_by(rng, list(scene.things), MIX_UPS, compound.MAX_THINGS)
+        things = samples.changed_by(rng, list(scene.things), changes, compound.MAX_THINGS)
         changed_scene = Scene.of(things)
-        if changed_scene == scene or not changed_scene.valid() or scene_held_out(changed_scene):
-            continue
-        if spec is None or not judge(spec, changed_scene).correct:
+        is_allowed = changed_scene.valid() and not scene_held_out(changed_scene)
+        if is_allowed and not judge(spec, changed_scene).correct:
             return changed_scene
     return None
 
 
-def part_of(rng: np.random.Generator, scene: Scene) -> Spec | None:
-    """A prompt for one to four of a scene's classes, with their colours and counts, in any order.
-    None where a colour cannot be named for all objects of any class."""
+def part_of(rng: np.random.Generator, scene: Scene, num_parts: int) -> Spec | None:
+    """A prompt for so many of a scene's classes, with their colours and counts, in the scene's
+    order. None where there are not so many whose objects have one colour."""
     things_of_name: dict[str, list[Thing]] = {}  # in reading order
     for thing in scene.things:
         things_of_name.setdefault(thing.name, []).append(thing)
@@ -45,10 +45,9 @@ def part_of(rng: np.random.Generator, scene: Scene) -> Spec | None:
     for name, things in things_of_name.items():
         if len({thing.color for thing in things}) == 1 and len(things) in NUMBERS:
             wordings.append(phrase(name, len(things), things[0].color))
-    if not wordings:
+    if len(wordings) < num_parts:
         return None
-    num_parts = min(len(wordings), int(rng.integers(1, MAX_PARTS + 1)))
-    picks = rng.permutation(len(wordings))[:num_parts]
+    picks = sorted(rng.choice(len(wordings), num_parts, replace=False))
     spec = compound.parse(f"a photo of {listing([wordings[i] for i in picks])}")
     return spec if judge(spec, scene).correct else None
 
