@@ -25,7 +25,7 @@ SHARES = datasets.KINDS | {"compound": 1.0}
 
 
 def made(kind: str, n: int = 25):
-    return lessons.lessons(np.random.default_rng(0), {kind: n}, SHARES)
+    return lessons.lessons(np.random.default_rng(0), {kind: n}, lessons.Scope(SHARES))
 
 
 def pixels(image) -> np.ndarray:
@@ -83,6 +83,15 @@ def test_verdicts_on_parts_of_mixed_up_pictures():
         # what is there is what was there: no new colour, no new class
         assert {t.color for t in after} <= {t.color for t in before}
         assert {t.name for t in after} <= {t.name for t in before}
+
+
+def test_a_part_has_no_more_clauses_than_are_asked_for():
+    def most_clauses(bind_clauses: int) -> int:
+        scope = lessons.Scope(SHARES, bind_clauses)
+        made_lessons = lessons.lessons(np.random.default_rng(1), {"bind": 30}, scope)
+        return max(len(parse(lesson.prompt).include) for lesson in made_lessons)
+
+    assert (most_clauses(1), most_clauses(3)) == (1, 3)
 
 
 def test_verdicts_on_prompts_in_another_order():

@@ -163,7 +163,8 @@ class BaseJob:
         """Pictures to draw after others, with a weight for each code; and verdicts and answers."""
         draw_lessons: list[DrawLesson] = []
         text_rows: TrainingRows = ([], [])
-        for lesson in lessons.lessons(rng, self.config.lessons, self.config.kinds):
+        scope = lessons.Scope(self.config.kinds, self.config.bind_clauses)
+        for lesson in lessons.lessons(rng, self.config.lessons, scope):
             if isinstance(lesson, DrawLesson):
                 draw_lessons.append(lesson)
                 continue

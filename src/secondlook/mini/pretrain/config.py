@@ -69,6 +69,9 @@ class BaseConfig:
     lessons: dict[str, int] = field(default_factory=dict)
     """Lessons a step of each kind of ``mini.pretrain.lessons`` (repair, counterfactual, edit,
     redraw_edit, judge_edit, bind, bind_question); judge_edit and bind are two sequences each."""
+    bind_clauses: int = Field(default=5, ge=1)
+    """Most clauses of a prompt of the lesson ``bind``: who has which colour is learned of one
+    clause first, then of two, and so on."""
     changed_weight: float = Field(default=3.0, ge=0)
     """Weight, in a lesson's loss, of the codes in which the picture differs from the one before;
     the others weigh 1. Without it a redraw learns to copy first."""

@@ -28,8 +28,6 @@ REASON_TOKENS = 96
 NO_REASON = 0.04
 """How often a repair's verdict is a bare No."""
 MAX_CHANGES = 3
-MAX_PARTS = 5
-"""Of a picture, asked for by a prompt of ``bind``."""
 
 
 @dataclass(frozen=True)
@@ -75,15 +73,22 @@ class AskLesson:
 Lesson = DrawLesson | JudgeLesson | AskLesson
 
 
-def lessons(
-    rng: np.random.Generator, counts: dict[str, int], shares: dict[str, float]
-) -> list[Lesson]:
-    """As many lessons of each kind (of ``KINDS``) as ``counts`` says, of prompts whose kinds have
-    ``shares``."""
+@dataclass(frozen=True)
+class Scope:
+    """What lessons are about."""
+
+    shares: dict[str, float]
+    """Of the kinds of prompts."""
+    bind_clauses: int = 5
+    """Most clauses of a prompt of ``bind``."""
+
+
+def lessons(rng: np.random.Generator, counts: dict[str, int], scope: Scope) -> list[Lesson]:
+    """As many lessons of each kind (of ``KINDS``) as ``counts`` says."""
     made: list[Lesson] = []
     for kind, count in counts.items():
         for _ in range(count):
-            made += KINDS[kind](rng, shares)
+            made += KINDS[kind](rng, scope)
     return made
 
 
@@ -102,9 +107,9 @@ def spoilt(rng: np.random.Generator, spec: Spec, scene: Scene) -> Scene:
             return samples.near_miss(rng, spec, scene)
 
 
-def _repair(rng: np.random.Generator, shares: dict[str, float]) -> list[Lesson]:
+def _repair(rng: np.random.Generator, scope: Scope) -> list[Lesson]:
     while True:
-        spec, scene = samples.sample_scene(rng, shares)
+        spec, scene = samples.sample_scene(rng, scope.shares)
         wrong = spoilt(rng, spec, scene)
         diagnosis = try_diagnose(spec, wrong)
         if diagnosis is None or scene_held_out(diagnosis.repaired):
@@ -116,9 +121,9 @@ def _repair(rng: np.random.Generator, shares: dict[str, float]) -> list[Lesson]:
             return [DrawLesson(spec.prompt, _picture(diagnosis.repaired), _picture(wrong), said)]
 
 
-def _counterfactual(rng: np.random.Generator, shares: dict[str, float]) -> list[Lesson]:
+def _counterfactual(rng: np.random.Generator, scope: Scope) -> list[Lesson]:
     while True:
-        spec, scene = samples.sample_scene(rng, shares)
+        spec, scene = samples.sample_scene(rng, scope.shares)
         shown = scene if rng.random() < 0.6 else spoilt(rng, spec, scene)
         diagnosis = counterfactual(rng, spec, shown)
         if diagnosis and not scene_held_out(diagnosis.repaired):
@@ -126,14 +131,14 @@ def _counterfactual(rng: np.random.Generator, shares: dict[str, float]) -> list[
             return [DrawLesson(spec.prompt, _picture(diagnosis.repaired), _picture(shown), said)]
 
 
-def _edit(rng: np.random.Generator, shares: dict[str, float]) -> list[Lesson]:
+def _edit(rng: np.random.Generator, scope: Scope) -> list[Lesson]:
     edit = edit_samples.edit_lesson(rng)
     return [
         DrawLesson(edit.instruction, _picture(edit.target), source=_picture(edit.source)),
     ]
 
 
-def _redraw_edit(rng: np.random.Generator, shares: dict[str, float]) -> list[Lesson]:
+def _redraw_edit(rng: np.random.Generator, scope: Scope) -> list[Lesson]:
     edit = edit_samples.edit_lesson(rng)
     wrong = edit_samples.wrong_edit(rng, edit)
     return [
@@ -147,7 +152,7 @@ def _redraw_edit(rng: np.random.Generator, shares: dict[str, float]) -> list[Les
     ]
 
 
-def _judge_edit(rng: np.random.Generator, shares: dict[str, float]) -> list[Lesson]:
+def _judge_edit(rng: np.random.Generator, scope: Scope) -> list[Lesson]:
     """The right edit and a wrong one: side by side they teach what tells them apart."""
     edit = edit_samples.edit_lesson(rng)
     source = _picture(edit.source)
@@ -158,12 +163,12 @@ def _judge_edit(rng: np.random.Generator, shares: dict[str, float]) -> list[Less
     return made
 
 
-def _bind(rng: np.random.Generator, shares: dict[str, float]) -> list[Lesson]:
+def _bind(rng: np.random.Generator, scope: Scope) -> list[Lesson]:
     """A prompt about a part of a picture, which is right, and the picture with its colours or
-    classes mixed up. The more clauses a scene has, the more of them are asked for."""
+    classes mixed up."""
     while True:
-        whole, scene = samples.sample_scene(rng, shares)
-        num_parts = int(rng.integers(1, min(len(whole.include), MAX_PARTS) + 1))
+        whole, scene = samples.sample_scene(rng, scope.shares)
+        num_parts = int(rng.integers(1, min(len(whole.include), scope.bind_clauses) + 1))
         part = binding.part_of(rng, scene, num_parts)
         if part is None:
             continue
@@ -177,8 +182,8 @@ def _bind(rng: np.random.Generator, shares: dict[str, float]) -> list[Lesson]:
         return made
 
 
-def _bind_question(rng: np.random.Generator, shares: dict[str, float]) -> list[Lesson]:
-    _, scene = samples.sample_scene(rng, shares)
+def _bind_question(rng: np.random.Generator, scope: Scope) -> list[Lesson]:
+    _, scene = samples.sample_scene(rng, scope.shares)
     return [AskLesson(_picture(scene), *binding.question(rng, scene))]
 
 
@@ -191,7 +196,7 @@ def _picture(scene: Scene) -> Image.Image:
     return Image.fromarray(render(scene))
 
 
-KINDS: dict[str, Callable[[np.random.Generator, dict[str, float]], list[Lesson]]] = {
+KINDS: dict[str, Callable[[np.random.Generator, Scope], list[Lesson]]] = {
     "repair": _repair,
     "counterfactual": _counterfactual,
     "edit": _edit,
@@ -200,4 +205,4 @@ KINDS: dict[str, Callable[[np.random.Generator, dict[str, float]], list[Lesson]]
     "bind": _bind,
     "bind_question": _bind_question,
 }
-"""Kind -> what makes its lessons, given the shares of the prompts' kinds."""
+"""Kind -> what makes its lessons."""
