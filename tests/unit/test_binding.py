@@ -1,14 +1,21 @@
-"""Mini-binding tells a judge that binds from one that counts along."""
+"""Mini-binding tells a judge that binds from one that counts along, and from one that looks at the
+picture alone."""
 
+import json
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from secondlook.mini.evals.binding import MiniBinding, draw_pairs, tell_apart
+from secondlook.engine.engine import Engine
+from secondlook.evals.benchmark import EvalSession
+from secondlook.mini.evals.binding import GROUPS, MiniBinding, draw_pairs, tell_apart
+from secondlook.mini.world import binding, samples
 from secondlook.mini.world.compound import parse
-from secondlook.mini.world.language import scene_held_out
+from secondlook.mini.world.language import phrase, scene_held_out, spec_held_out
 from secondlook.mini.world.reader import judge, read, scene_of
+from secondlook.models.janus.model import Janus
 
 
 def by_content(prompt, image):
@@ -16,54 +23,123 @@ def by_content(prompt, image):
 
 
 def by_order(prompt, image):
-    """Compares the i-th clause with the i-th object of those that are asked for."""
+    """Compares the colours of the clauses with those of the objects asked for, one by one."""
     include = parse(prompt).include
     asked = {clause.name for clause in include}
     things = [t for t in scene_of(read(image)).things if t.name in asked]
-    colors = list(dict.fromkeys((thing.name, thing.color) for thing in things))
-    return float([color for _, color in colors] == [clause.color for clause in include])
+    color_of_name = {thing.name: thing.color for thing in things}  # in reading order
+    return float(sum(a == b.color for a, b in zip(color_of_name.values(), include, strict=True)))
+
+
+def by_picture(prompt, image):
+    """Knows right pictures by their classes, each of one colour, and reads no prompt."""
+    colors_of_name = {}
+    for thing in scene_of(read(image)).things:
+        colors_of_name.setdefault(thing.name, set()).add(thing.color)
+    return float(all(len(colors) == 1 for colors in colors_of_name.values()))
 
 
 def engine_of(judges):
-    """An engine whose verdicts are a function of prompt and picture; questions are answered so
-    too."""
+    """An engine whose verdicts are a function of prompt and picture; a question is whether any
+    object is so."""
+
+    def answer(question, image):
+        asked = question.removeprefix("is there ").removesuffix("?")
+        shown = {phrase(t.name, 1, t.color) for t in scene_of(read(image)).things}
+        return float(asked in shown)
+
     template = SimpleNamespace(
         yes=1,
         no=2,
-        judge=lambda prompt, images, reasons: (prompt, images[0]),
-        ask=lambda image, question: (f"a photo of {question[9:-1]}", image),
+        judge=lambda prompt, images, reasons: (judges, prompt, images[0]),
+        ask=lambda image, question: (answer, question, image),
     )
 
     def write(requests, sampling_params, max_tokens):
-        return [SimpleNamespace(p_yes=judges(*request.segments)) for request in requests]
+        turns = []
+        for request in requests:
+            judge_of, *arguments = request.segments
+            turns.append(SimpleNamespace(p_yes=judge_of(*arguments)))
+        return turns
 
     return SimpleNamespace(template=template, write=write)
 
 
-def test_pairs_differ_in_two_colours():
-    pairs = draw_pairs(np.random.default_rng(0), 3, 15)
-    for pair in pairs:
+@pytest.mark.parametrize(("name", "num_clauses", "shares"), GROUPS)
+def test_pairs_differ_in_two_colours(name, num_clauses, shares):
+    for pair in draw_pairs(np.random.default_rng(0), num_clauses, shares, 8):
         assert judge(pair.spec, pair.right).correct and not judge(pair.spec, pair.wrong).correct
         assert not scene_held_out(pair.right) and not scene_held_out(pair.wrong)
+        assert not spec_held_out(pair.spec) and len(pair.spec.include) == num_clauses
         right, wrong = pair.right.things, pair.wrong.things
         assert [(t.name, t.y, t.x) for t in right] == [(t.name, t.y, t.x) for t in wrong]
-        assert sum(a != b for a, b in zip(right, wrong, strict=True)) == 2
-    for in_order, other in zip(pairs[::2], pairs[1::2], strict=True):
-        assert set(in_order.spec.include) == set(other.spec.include)
-        assert in_order.spec.include != other.spec.include
+        swapped = [a for a, b in zip(right, wrong, strict=True) if a != b]
+        assert len(swapped) == 2
+        assert all(Counter(t.name for t in right)[thing.name] == 1 for thing in swapped)
+        if num_clauses > 1:
+            assert set(pair.exchanged.include) == set(pair.spec.include)
+            both_orders = zip(pair.spec.include, pair.exchanged.include, strict=True)
+            moved = [a for a, b in both_orders if a != b]
+            assert {clause.name for clause in moved} == {thing.name for thing in swapped}
 
 
-def test_who_binds_and_who_counts_along():
-    settings = MiniBinding(pairs=12)
+def test_who_binds_and_who_does_not():
+    settings = MiniBinding(pairs=8)
     perfect = tell_apart(engine_of(by_content), settings)
     assert {value["mean"] for value in perfect["kinds"].values()} == {1.0}
     assert perfect["headline"]["told_apart"]["mean"] == 1.0
-    counting = tell_apart(engine_of(by_order), settings)["kinds"]
-    assert counting["2 clauses in order"]["mean"] == 1.0
-    # of most pairs neither picture fits then, of some the wrong one alone
-    assert counting["2 clauses in another order"]["mean"] < 0.5
-    blind = tell_apart(engine_of(lambda prompt, image: 0.7), settings)
-    assert {value["mean"] for value in blind["kinds"].values()} == {0.5}
+    for kind, value in tell_apart(engine_of(by_order), settings)["kinds"].items():
+        if kind.endswith("in order"):
+            assert value["mean"] == 1.0, kind
+        if kind.endswith("exchanged"):
+            assert value["mean"] == 0.0, kind
+    alone = tell_apart(engine_of(by_picture), settings)
+    assert alone["headline"] == {
+        name: {"mean": 0.5, "low": 0.5, "high": 0.5} for name in ("told_apart", "exchanged")
+    }
+
+
+def test_two_orders_of_a_scene_are_one_unit():
+    """A judge that only sees the scene is as sure of both: their number is not what counts."""
+    lucky = tell_apart(
+        engine_of(lambda prompt, image: float(np.asarray(image).sum() % 7)), MiniBinding(pairs=20)
+    )["headline"]["told_apart"]
+    assert lucky["high"] - lucky["low"] > 2 * 1.9 * np.sqrt(0.15 / 120)
+
+
+def test_the_shipped_model_runs_through(tmp_path):
+    benchmark = MiniBinding(pairs=1)
+    session = EvalSession("mini-binding", tmp_path, lambda name: Engine(Janus.load(name)))
+    result = benchmark.run(session)
+    assert json.loads((tmp_path / "result.json").read_text())["kinds"] == result["kinds"]
+    assert len(benchmark.lines(result)) == len(result["kinds"]) + 2 == 14
+    assert 0 <= benchmark.headline(result)["number"] <= 1
+
+
+def test_prompts_in_another_order_ask_for_the_same():
+    rng = np.random.default_rng(3)
+    for _ in range(200):
+        spec, scene = samples.sample_scene(rng, samples.KINDS | {"compound": 1.0})
+        other = binding.reordered(rng, spec)
+        assert other.tag == spec.tag and judge(other, scene).correct
+        wordings = spec.prompt.replace(" and ", ", ").split(", ")
+        is_one_part = sum(not wording.startswith("no ") for wording in wordings) == 1
+        assert (other.prompt == spec.prompt) == is_one_part
+
+
+def test_questions_are_as_often_yes_as_no():
+    rng = np.random.default_rng(4)
+    for kind in ("single", "counting_colored", "compound"):
+        num_yes = 0
+        for _ in range(400):
+            _, scene = samples.sample_scene(rng, {kind: 1.0})
+            text, answer = binding.question(rng, scene)
+            asked = text.removeprefix("is there ").removesuffix("?")
+            assert (asked in {phrase(t.name, 1, t.color) for t in scene.things}) == (
+                answer == "Yes"
+            )
+            num_yes += answer == "Yes"
+        assert 160 < num_yes < 240, kind
 
 
 @pytest.mark.parametrize("pairs", [0, -1])

@@ -38,6 +38,10 @@ class BaseOptimConfig(MuonConfig):
     """Share of the steps, at the end, over which the learning rates fall linearly to 0."""
 
 
+PAIRED = ("two", "position", "position_colored", "color_attr", "three_colored", compound.TAG)
+"""Kinds of prompts whose pictures show more than one class."""
+
+
 @dataclass(config=CHECKED)
 class BaseConfig:
     """``train base``. When a run is resumed, ``steps`` and all of ``[runtime]`` may be changed."""
@@ -69,7 +73,7 @@ class BaseConfig:
     lessons: dict[str, int] = field(default_factory=dict)
     """Lessons a step of each kind of ``mini.pretrain.lessons`` (repair, counterfactual, edit,
     redraw_edit, judge_edit, bind, bind_question); judge_edit and bind are two sequences each."""
-    bind_clauses: int = Field(default=5, ge=1)
+    bind_clauses: int = Field(default=5, ge=1, le=compound.MAX_CLASSES)
     """Most clauses of a prompt of the lesson ``bind``: who has which colour is learned of one
     clause first, then of two, and so on."""
     changed_weight: float = Field(default=3.0, ge=0)
@@ -90,13 +94,14 @@ class BaseConfig:
     first."""
     objects: int = Field(default=datasets.N_OBJECTS, ge=4, le=datasets.N_OBJECTS)
     """How many classes of objects (the first ones) are asked about; relations are learned on few
-    first."""
+    first. ``lessons`` are of all."""
     aimed: float = Field(default=0.0, ge=0, le=1)
     """Share of the near misses asked about that attack what the prompt asks for: a relation, a
     count, who has which colour."""
     reordered: float = Field(default=0.0, ge=0, le=1)
-    """Share of the prompts of verdicts whose clauses stand in another order than in the picture;
-    without them a judge compares the first clause with the first object and binds nothing."""
+    """Share of the prompts of verdicts whose clauses stand in another order than in the picture
+    (those of one clause stay as they are); without them a judge compares the first clause with the
+    first object and binds nothing."""
     judge_context: int = Field(default=1, ge=1)
     """Most pictures in a verdict's context, the judged one included."""
     prompt_dropout: float = Field(default=0.1, ge=0, le=1)
@@ -126,6 +131,17 @@ class BaseConfig:
             raise InputError(
                 "config: lessons has counterfactual, which needs prompts that name the colour of "
                 f"one object; give kinds a share of {', '.join(coloured)}"
+            )
+        has_pairs = any(self.kinds.get(kind) for kind in PAIRED)
+        if self.lessons.get("bind") and not has_pairs:
+            raise InputError(
+                "config: lessons has bind, which needs pictures of two classes; give kinds a share "
+                f"of {', '.join(PAIRED)}"
+            )
+        if self.reordered and not (self.questions and self.question_weights.get("verdict")):
+            raise InputError(
+                f"config: reordered is {self.reordered}, but no verdicts are asked for; give "
+                "questions and question_weights.verdict, or leave it out"
             )
         for kind, count in self.lessons.items():
             if kind not in lessons.KINDS or count < 0:

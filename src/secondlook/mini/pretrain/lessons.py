@@ -164,18 +164,16 @@ def _judge_edit(rng: np.random.Generator, scope: Scope) -> list[Lesson]:
 
 
 def _bind(rng: np.random.Generator, scope: Scope) -> list[Lesson]:
-    """A prompt about a part of a picture, which is right, and the picture with its colours or
-    classes mixed up."""
+    """A prompt about a part of a picture, in any order, and beside the picture the same with two
+    colours swapped."""
     while True:
         whole, scene = samples.sample_scene(rng, scope.shares)
-        num_parts = int(rng.integers(1, min(len(whole.include), scope.bind_clauses) + 1))
-        part = binding.part_of(rng, scene, num_parts)
-        if part is None:
+        num_clauses = int(rng.integers(1, min(len(whole.include), scope.bind_clauses) + 1))
+        found = binding.swapped(rng, scene, num_clauses)
+        if found is None:
             continue
-        spec = binding.reordered(rng, part)
-        wrong = binding.mixed_up(rng, scene, spec)
-        if wrong is None:
-            continue
+        part, wrong, _ = found
+        spec = binding.reordered(rng, part) if rng.random() < 0.5 else part
         made: list[Lesson] = []
         for judged in (scene, wrong):
             made.append(JudgeLesson(spec.prompt, _picture(judged), verdict(spec, judged)))

@@ -67,11 +67,11 @@ _AIMED = {
     "color_attr": ("swap colors",),
     compound.TAG: (
         *("swap colors", "swap colors", "borrow color", "borrow color", "borrow name"),
-        *("name", "swap places", "move", "drop", "add"),
+        *("color", "name", "swap places", "move", "drop", "add"),
     ),
 }
-"""The changes that attack what a task's prompts ask for. Of compound prompts half mix up what is
-there (``world.binding``), as the pictures of a trained model do."""
+"""The changes that attack what a task's prompts ask for. Those of compound prompts often mix up
+what is there, as the pictures of a trained model do."""
 
 
 def sample_scene(
