@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 
 from secondlook.engine.engine import Engine
+from secondlook.errors import InputError
 from secondlook.evals.benchmark import EvalSession
+from secondlook.mini import datasets
 from secondlook.mini.evals.binding import GROUPS, MiniBinding, draw_pairs, tell_apart
+from secondlook.mini.plugin import MiniPromptOptions, Rendered
 from secondlook.mini.world import binding, samples
 from secondlook.mini.world.compound import parse
 from secondlook.mini.world.language import phrase, scene_held_out, spec_held_out
@@ -146,3 +149,31 @@ def test_questions_are_as_often_yes_as_no():
 def test_a_number_of_pairs_is_checked(pairs):
     with pytest.raises(ValueError, match="pairs"):
         MiniBinding(pairs=pairs)
+
+
+def test_prompts_of_the_plugin_in_another_order():
+    """Right pictures and near misses stay so, and without the option prompts are what they were."""
+    kinds = {"color_attr": 1.0, "compound": 1.0}
+    plain, mixed = (
+        MiniPromptOptions(kinds, share).sample(np.random.default_rng(5), 30) for share in (0, 1.0)
+    )
+    for a, b in zip(plain, mixed, strict=True):
+        assert a.spec.prompt != b.spec.prompt and judge(b.spec, b.image).correct
+    known = datasets.prompts(np.random.default_rng(5), 30, kinds)
+    assert [a.spec for a in plain] == [a.spec for a in known]
+    pictures_of = Rendered(
+        "mini-base",
+        lambda name: SimpleNamespace(codes=lambda images: images, pictures=lambda codes: codes),
+        seed=0,
+        images=3,
+        prompt_options={"kinds": kinds, "reordered": 0.5},
+    )
+    options = MiniPromptOptions(kinds, 0.5)
+    asked = [sample.prompt for sample in options.sample(np.random.default_rng([0, 0]), 12)]
+    pictures = pictures_of(SimpleNamespace(start=0, size=12, prompts=asked))
+    assert len(pictures) == 36
+    for picture in pictures:
+        is_right = judge(parse(picture.prompt.text), picture.image).correct
+        assert is_right == (picture.source == "render")
+    with pytest.raises(InputError, match=r"prompt_options.reordered is 1\.5; give a share"):
+        MiniPromptOptions(reordered=1.5)

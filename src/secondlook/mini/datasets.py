@@ -163,9 +163,9 @@ def questions(
             caption = samples.caption(item.scene)
             asked_questions.append(Question(item.image, samples.DESCRIBE, caption))
         else:
+            if judged_right is None:
+                (item,) = _reordered(rng, [item], reordered)
             judged_picture = judged_right or item
-            if reordered and judged_right is None and rng.random() < reordered:
-                judged_picture = item = replace(item, spec=binding.reordered(rng, item.spec))
             # the last wrong picture is the one asked about; before a right one it is not shown
             *earlier_wrong, (image, answer) = wrong(
                 rng, judged_picture, 1 + short(rng, context), aimed
@@ -223,10 +223,14 @@ def wrong_edits(rng: np.random.Generator, p: EditPicture, n: int) -> list[Image.
 
 
 def prompts(
-    rng: np.random.Generator, n: int, kinds: dict[str, float] = KINDS
+    rng: np.random.Generator,
+    n: int,
+    kinds: dict[str, float] = KINDS,
+    reordered: float = 0.0,
 ) -> list[Picture | EditPicture]:
     """``n`` prompts of the world with pictures that satisfy them, of ``kinds`` in their shares:
-    pictures and edits."""
+    pictures and edits. A share ``reordered`` of the prompts for pictures name the objects in
+    another order than their picture shows them."""
     picture_shares: dict[str, float] = {}
     edit_shares: dict[str, float] = {}
     for kind, share in kinds.items():
@@ -235,16 +239,29 @@ def prompts(
         elif share and kind in EDITS:
             edit_shares[kind] = share
     if not edit_shares:
-        return [*pictures(rng, n, kinds=picture_shares)]
+        return [*_reordered(rng, pictures(rng, n, kinds=picture_shares), reordered)]
     n_edits = n
     if picture_shares:
         n_edits = int(rng.binomial(n, sum(edit_shares.values()) / sum(kinds.values())))
     sampled_prompts: list[Picture | EditPicture] = []
     if n > n_edits:
-        sampled_prompts += pictures(rng, n - n_edits, kinds=picture_shares)
+        sampled_pictures = pictures(rng, n - n_edits, kinds=picture_shares)
+        sampled_prompts += _reordered(rng, sampled_pictures, reordered)
     if n_edits:
         sampled_prompts += edit_pictures(rng, n_edits, edit_shares)
     return [sampled_prompts[i] for i in rng.permutation(n)]
+
+
+def _reordered(rng: np.random.Generator, items: list[Picture], share: float) -> list[Picture]:
+    """The pictures, a share of them with their prompt's parts in another order."""
+    if not share:  # then no number is drawn
+        return items
+    reordered_items = []
+    for item in items:
+        if rng.random() < share:
+            item = replace(item, spec=binding.reordered(rng, item.spec))
+        reordered_items.append(item)
+    return reordered_items
 
 
 @dataclass(frozen=True)

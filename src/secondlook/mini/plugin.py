@@ -12,6 +12,7 @@ from PIL import Image
 
 from secondlook.data.generators import Load, Picture, Shard
 from secondlook.data.sanity_pairs import SanityPairs
+from secondlook.errors import InputError
 from secondlook.mini import datasets
 from secondlook.mini.verifier import Verifier
 from secondlook.mini.world.compound import parse
@@ -36,9 +37,22 @@ class MiniPromptOptions:
 
     kinds: dict[str, float] = field(default_factory=lambda: dict(datasets.KINDS))
     """Shares of the kinds of prompts, edits among them (recolour, replace, add, remove, move)."""
+    reordered: float = 0.0
+    """Share of the prompts for pictures that name the objects in another order than the picture
+    shows them; with none, a judge need not look who has which colour (``eval mini-binding``)."""
 
     def __post_init__(self) -> None:
         datasets.check_shares("prompt_options.kinds", self.kinds, datasets.ALL_KINDS)
+        if not 0 <= self.reordered <= 1:
+            raise InputError(
+                f"config: prompt_options.reordered is {self.reordered}; give a share from 0 to 1"
+            )
+
+    def sample(
+        self, rng: np.random.Generator, n: int
+    ) -> list[datasets.Picture | datasets.EditPicture]:
+        """``n`` prompts with pictures that satisfy them."""
+        return datasets.prompts(rng, n, self.kinds, self.reordered)
 
 
 @register_prompts("mini")
@@ -48,18 +62,17 @@ class MiniPrompts:
     Config = MiniPromptOptions
 
     def __init__(self, options: MiniPromptOptions):
-        self.kinds = options.kinds
+        self.options = options
 
     def draw(self, rng: np.random.Generator, n: int) -> list[Prompt]:
         """``n`` prompts of the kinds in their shares."""
-        return [sample.prompt for sample in datasets.prompts(rng, n, self.kinds)]
+        return [sample.prompt for sample in self.options.sample(rng, n)]
 
 
 @register_sanity_pairs("mini")
 def mini_sanity_pairs(seed: int, prompt_options: Mapping[str, Any], n: int = 16) -> SanityPairs:
     """``n`` pictures that satisfy their prompts, and a near miss of each."""
-    kinds = MiniPromptOptions(**prompt_options).kinds
-    samples = datasets.prompts(np.random.default_rng(seed), n, kinds)
+    samples = MiniPromptOptions(**prompt_options).sample(np.random.default_rng(seed), n)
     rng = np.random.default_rng(seed)
     good_pairs, bad_pairs = [], []
     for sample in samples:
@@ -94,7 +107,7 @@ class Rendered:
         """One of ``images`` is right. ``aimed``: share of the near misses that attack what
         the prompt asks for: a relation, a count, who has which colour."""
         self.seed, self.images, self.aimed = seed, images, aimed
-        self.kinds = MiniPromptOptions(**prompt_options).kinds
+        self.options = MiniPromptOptions(**prompt_options)
         self.engine = load(model)
 
     def __call__(self, shard: Shard) -> list[Picture]:
@@ -102,7 +115,7 @@ class Rendered:
         rng = np.random.default_rng([self.seed, shard.start])
         asked_prompts = {prompt.key: prompt for prompt in shard.prompts}
         rendered: list[tuple[Prompt, Image.Image, str]] = []
-        for sample in datasets.prompts(rng, shard.size, self.kinds):
+        for sample in self.options.sample(rng, shard.size):
             # also of a prompt that was left out, as each takes its numbers from ``rng``
             near_misses = self._near_misses(rng, sample)
             prompt = asked_prompts.get(sample.prompt.key)
