@@ -508,6 +508,14 @@ def test_names_for_results_are_utf8(args, tmp_path, monkeypatch, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["c.toml"]
 
 
+@pytest.fixture
+def interruptible():
+    """As in a terminal: a shell lets what it starts in the background ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(
     ("args", "told"),
     [
@@ -518,6 +526,7 @@ def test_names_for_results_are_utf8(args, tmp_path, monkeypatch, capsys):
     ],
 )
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.usefixtures("interruptible")
 def test_an_interruption_is_told(args, told, number, code, tmp_path, monkeypatch, capsys):
     """typer itself ends without a word, and Python at TERM."""
 
