@@ -31,7 +31,7 @@ def spoiled(rng: np.random.Generator, scene: Scene) -> Scene:
     """One to three changes of a scene; it may be as it was."""
     things = list(scene.things)
     for _ in range(rng.integers(1, 4)):
-        things = samples.changed_by(rng, things, (*samples._CHANGES, "move"))
+        things = samples._changed(rng, things, (*samples._CHANGES, "move"))
     return Scene.of(things)
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from PIL import Image
+from pydantic import Field
 
 from secondlook.data.generators import Load, Picture, Shard
 from secondlook.data.sanity_pairs import SanityPairs
-from secondlook.errors import InputError
 from secondlook.mini import datasets
 from secondlook.mini.verifier import Verifier
 from secondlook.mini.world.compound import parse
@@ -37,16 +37,12 @@ class MiniPromptOptions:
 
     kinds: dict[str, float] = field(default_factory=lambda: dict(datasets.KINDS))
     """Shares of the kinds of prompts, edits among them (recolour, replace, add, remove, move)."""
-    reordered: float = 0.0
+    reordered: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the prompts for pictures that name the objects in another order than the picture
     shows them; with none, a judge need not look who has which colour (``eval mini-binding``)."""
 
     def __post_init__(self) -> None:
         datasets.check_shares("prompt_options.kinds", self.kinds, datasets.ALL_KINDS)
-        if not 0 <= self.reordered <= 1:
-            raise InputError(
-                f"config: prompt_options.reordered is {self.reordered}; give a share from 0 to 1"
-            )
 
     def sample(
         self, rng: np.random.Generator, n: int

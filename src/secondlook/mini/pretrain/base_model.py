@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerFast
 from secondlook.mini import datasets
 from secondlook.mini.pretrain import lessons
 from secondlook.mini.pretrain.config import BaseConfig
-from secondlook.mini.pretrain.lessons import DrawLesson, JudgeLesson
+from secondlook.mini.pretrain.lessons import DrawLesson
 from secondlook.mini.pretrain.new_janus import new_janus
 from secondlook.models.device import resolve_device
 from secondlook.models.janus.model import Janus
@@ -160,22 +160,17 @@ class BaseJob:
         return contexts, right_codes
 
     def lessons(self, rng: np.random.Generator) -> tuple[TrainingRows, Tensor, TrainingRows]:
-        """Pictures to draw after others, with a weight for each code; and verdicts and answers."""
+        """Pictures to draw after others, with a weight for each code; and verdicts."""
         draw_lessons: list[DrawLesson] = []
-        text_rows: TrainingRows = ([], [])
+        verdict_rows: TrainingRows = ([], [])
         scope = lessons.Scope(self.config.kinds, self.config.bind_clauses)
         for lesson in lessons.lessons(rng, self.config.lessons, scope):
             if isinstance(lesson, DrawLesson):
                 draw_lessons.append(lesson)
                 continue
-            if isinstance(lesson, JudgeLesson):
-                context = self.template.judge(lesson.prompt, [lesson.image], [], lesson.source)
-                answer = lesson.verdict
-            else:
-                context = self.template.ask(lesson.image, lesson.question)
-                answer = lesson.answer
-            text_rows[0].append(context)
-            text_rows[1].append(TokenIds(self.template.answer(answer)))
+            segments = self.template.judge(lesson.prompt, [lesson.image], [], lesson.source)
+            verdict_rows[0].append(segments)
+            verdict_rows[1].append(TokenIds(self.template.answer(lesson.verdict)))
         codes_of_image = self._codes_of(draw_lessons)
         drawing_rows: TrainingRows = ([], [])
         weights: list[Tensor] = []  # (codes of a picture,) each
@@ -191,7 +186,7 @@ class BaseJob:
             drawing_rows[1].append(ImageCodes(target))
             is_changed = torch.tensor(target) != torch.tensor(before)
             weights.append(torch.where(is_changed, self.config.changed_weight, 1.0))
-        return drawing_rows, torch.cat(weights) if weights else torch.empty(0), text_rows
+        return drawing_rows, torch.cat(weights) if weights else torch.empty(0), verdict_rows
 
     @torch.no_grad()
     def _codes_of(self, draw_lessons: list[DrawLesson]) -> dict[int, tuple[int, ...]]:
@@ -217,10 +212,10 @@ class BaseJob:
             rows_of_task["chain"] = self.chains(rng, config.chains)
         lesson_weights = torch.empty(0)
         if config.lessons:
-            rows_of_task["lesson"], lesson_weights, text_rows = self.lessons(rng)
+            rows_of_task["lesson"], lesson_weights, verdict_rows = self.lessons(rng)
             asked = rows_of_task.setdefault("question", ([], []))
-            asked[0].extend(text_rows[0])
-            asked[1].extend(text_rows[1])
+            asked[0].extend(verdict_rows[0])
+            asked[1].extend(verdict_rows[1])
         metrics: dict[str, float] = {}
         for task, (contexts, completions) in rows_of_task.items():
             if not contexts:

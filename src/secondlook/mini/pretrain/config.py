@@ -72,7 +72,7 @@ class BaseConfig:
     chain_every: int = Field(default=4, ge=1)
     lessons: dict[str, int] = field(default_factory=dict)
     """Lessons a step of each kind of ``mini.pretrain.lessons`` (repair, counterfactual, edit,
-    redraw_edit, judge_edit, bind, bind_question); judge_edit and bind are two sequences each."""
+    redraw_edit, judge_edit, bind); judge_edit and bind are two sequences each."""
     bind_clauses: int = Field(default=5, ge=1, le=compound.MAX_CLASSES)
     """Most clauses of a prompt of the lesson ``bind``: who has which colour is learned of one
     clause first, then of two, and so on."""

@@ -1,5 +1,5 @@
 """Lessons beyond drawing and questions: mend a picture, do what a reason says, edit, make an edit
-again, judge an edit, tell in a crowded picture what belongs together.
+again, judge an edit, tell who has which colour.
 
 A redraw is taught as a repair: its target is the nearest right picture, so that picture and reason
 have something to tell. In a ``counterfactual`` one the reason asks for something else than the
@@ -14,11 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from secondlook.mini.world import binding, edit_samples, edits, samples
+from secondlook.mini.world import binding, edit_samples, edits, reasons, samples
 from secondlook.mini.world.edits import Edit
 from secondlook.mini.world.language import Spec, scene_held_out
 from secondlook.mini.world.reader import judge
-from secondlook.mini.world.reasons import verdict
 from secondlook.mini.world.render import render
 from secondlook.mini.world.repair import counterfactual, try_diagnose
 from secondlook.mini.world.scene import Scene
@@ -61,16 +60,7 @@ class JudgeLesson:
     source: Image.Image | None = None
 
 
-@dataclass(frozen=True)
-class AskLesson:
-    """A question about a picture."""
-
-    image: Image.Image
-    question: str
-    answer: str
-
-
-Lesson = DrawLesson | JudgeLesson | AskLesson
+Lesson = DrawLesson | JudgeLesson
 
 
 @dataclass(frozen=True)
@@ -117,8 +107,8 @@ def _repair(rng: np.random.Generator, scope: Scope) -> list[Lesson]:
         # each fault is one object's: where more leave their places, one does so untold
         num_changed = len(set(wrong.things) - set(diagnosis.repaired.things))
         if num_changed <= len(diagnosis.faults):
-            said = "No." if rng.random() < NO_REASON else f"No, {diagnosis.reason}."
-            return [DrawLesson(spec.prompt, _picture(diagnosis.repaired), _picture(wrong), said)]
+            verdict = "No." if rng.random() < NO_REASON else f"No, {diagnosis.reason}."
+            return [DrawLesson(spec.prompt, _picture(diagnosis.repaired), _picture(wrong), verdict)]
 
 
 def _counterfactual(rng: np.random.Generator, scope: Scope) -> list[Lesson]:
@@ -127,8 +117,8 @@ def _counterfactual(rng: np.random.Generator, scope: Scope) -> list[Lesson]:
         shown = scene if rng.random() < 0.6 else spoilt(rng, spec, scene)
         diagnosis = counterfactual(rng, spec, shown)
         if diagnosis and not scene_held_out(diagnosis.repaired):
-            said = f"No, {diagnosis.reason}."
-            return [DrawLesson(spec.prompt, _picture(diagnosis.repaired), _picture(shown), said)]
+            verdict = f"No, {diagnosis.reason}."
+            return [DrawLesson(spec.prompt, _picture(diagnosis.repaired), _picture(shown), verdict)]
 
 
 def _edit(rng: np.random.Generator, scope: Scope) -> list[Lesson]:
@@ -158,8 +148,8 @@ def _judge_edit(rng: np.random.Generator, scope: Scope) -> list[Lesson]:
     source = _picture(edit.source)
     made: list[Lesson] = []
     for scene in (edit.target, edit_samples.wrong_edit(rng, edit)):
-        said = _verdict_on_edit(edit, scene)
-        made.append(JudgeLesson(edit.instruction, _picture(scene), said, source))
+        verdict = _verdict_on_edit(edit, scene)
+        made.append(JudgeLesson(edit.instruction, _picture(scene), verdict, source))
     return made
 
 
@@ -176,13 +166,8 @@ def _bind(rng: np.random.Generator, scope: Scope) -> list[Lesson]:
         spec = binding.reordered(rng, part) if rng.random() < 0.5 else part
         made: list[Lesson] = []
         for judged in (scene, wrong):
-            made.append(JudgeLesson(spec.prompt, _picture(judged), verdict(spec, judged)))
+            made.append(JudgeLesson(spec.prompt, _picture(judged), reasons.verdict(spec, judged)))
         return made
-
-
-def _bind_question(rng: np.random.Generator, scope: Scope) -> list[Lesson]:
-    _, scene = samples.sample_scene(rng, scope.shares)
-    return [AskLesson(_picture(scene), *binding.question(rng, scene))]
 
 
 def _verdict_on_edit(edit: Edit, scene: Scene) -> str:
@@ -201,6 +186,5 @@ KINDS: dict[str, Callable[[np.random.Generator, Scope], list[Lesson]]] = {
     "redraw_edit": _redraw_edit,
     "judge_edit": _judge_edit,
     "bind": _bind,
-    "bind_question": _bind_question,
 }
 """Kind -> what makes its lessons."""

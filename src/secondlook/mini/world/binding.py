@@ -1,5 +1,5 @@
 """Who has which colour: prompts about a part of a scene, scenes in which two objects have swapped
-their colours, prompts whose clauses stand in another order, and questions.
+their colours, and prompts whose clauses stand in another order.
 
 Most wrong pictures of a trained model are of this kind: the flag has the star's colour. Whether "a
 white flag" is there then depends on no colour and no class alone. Where prompts name objects in the
@@ -23,15 +23,7 @@ from secondlook.mini.world.language import (
     spec_held_out,
 )
 from secondlook.mini.world.reader import judge
-from secondlook.mini.world.scene import COLORS, Scene, Thing
-
-
-def _things_of_name(scene: Scene) -> dict[str, list[Thing]]:
-    """A scene's objects by class, in reading order of each class's first."""
-    things_of_name: dict[str, list[Thing]] = {}
-    for thing in scene.things:
-        things_of_name.setdefault(thing.name, []).append(thing)
-    return things_of_name
+from secondlook.mini.world.scene import Scene
 
 
 def swapped(
@@ -44,7 +36,7 @@ def swapped(
     The two are the only ones of their classes, so that the picture alone gives nothing away.
     Neither the prompt nor the scene is held out. None where there is no such choice.
     """
-    things_of_name = _things_of_name(scene)
+    things_of_name = compound.things_of_name(scene)
     single_names, other_names = [], []
     for name, things in things_of_name.items():
         if len(things) == 1:
@@ -77,8 +69,8 @@ def swapped(
 
 
 def _parts(spec: Spec) -> tuple[list[str], list[str]]:
-    """The wordings that a prompt lists (a relation is one), and behind them what must be absent."""
-    parts = spec.prompt.removeprefix("a photo of ").replace(" and ", ", ").split(", ")
+    """What a prompt asks for, and what must be absent."""
+    parts = compound.parts_of(spec.prompt)
     present = [part for part in parts if not part.startswith("no ")]
     return present, parts[len(present) :]
 
@@ -107,21 +99,3 @@ def exchanged(spec: Spec, names: tuple[str, str]) -> Spec:
     parts, absent = _parts(spec)
     parts[i], parts[j] = parts[j], parts[i]
     return _prompt_of(parts + absent, spec)
-
-
-def question(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
-    """ "is there a white flag?" of a scene, and its answer: as often Yes as No. A No is to a class
-    of the scene in the colour of another of its objects; in any other colour where every colour
-    stands with every class."""
-    things = scene.things
-    thing = things[rng.integers(len(things))]
-    if rng.random() < 0.5:
-        return f"is there {phrase(thing.name, 1, thing.color)}?", "Yes"
-    shown = {(other.color, other.name) for other in things}
-    colors = sorted({color for color, _ in shown})
-    names = sorted({name for _, name in shown})
-    absent = [(c, n) for c in colors for n in names if (c, n) not in shown]
-    if not absent:
-        absent = [(c, n) for c in COLORS for n in names if (c, n) not in shown]
-    color, name = absent[rng.integers(len(absent))]
-    return f"is there {phrase(name, 1, color)}?", "No"

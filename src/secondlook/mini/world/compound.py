@@ -106,11 +106,16 @@ def clauses(spec: Spec) -> list[Spec]:
     return single_clauses
 
 
+def parts_of(prompt: str) -> list[str]:
+    """The wordings that a prompt lists: objects, relations, and last what must be absent."""
+    return prompt.strip().removeprefix("a photo of ").replace(" and ", ", ").split(", ")
+
+
 def parse(prompt: str) -> Spec:
     """The specification that any prompt of the world states, compound or not. Three coloured
     objects alone are ``language``'s three_colored kind, which asks for the same. Raises InputError
     for other words."""
-    parts = prompt.strip().removeprefix("a photo of ").replace(" and ", ", ").split(", ")
+    parts = parts_of(prompt)
     has_relation = any(f" {relation} " in part for part in parts for relation in RELATIONS)
     has_absence = any(part.startswith("no ") for part in parts)
     if len(parts) < 3 and not has_absence and not (has_relation and len(parts) > 1):
@@ -273,12 +278,18 @@ def sample_compound(
         return Compound(drawn_task, spec), scene
 
 
+def things_of_name(scene: Scene) -> dict[str, list[Thing]]:
+    """A scene's objects by class, in reading order of each class's first one."""
+    things: dict[str, list[Thing]] = {}
+    for thing in scene.things:
+        things.setdefault(thing.name, []).append(thing)
+    return things
+
+
 def _describe(rng: np.random.Generator, task: str, scene: Scene) -> Spec | None:
     """A prompt that holds in a scene, its clauses in reading order; None where the task's kinds of
     clauses do not fit."""
-    groups: dict[str, list[Thing]] = {}  # in reading order of each class's first object
-    for thing in scene.things:
-        groups.setdefault(thing.name, []).append(thing)
+    groups = things_of_name(scene)
     single_names = [name for name, things in groups.items() if len(things) == 1]
     pairs: dict[str, tuple[str, str]] = {}  # name -> (relation, the name it is relative to)
     if task in ("relations", "mixed"):

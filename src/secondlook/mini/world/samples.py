@@ -145,7 +145,7 @@ def near_miss(rng: np.random.Generator, s: Spec, scene: Scene, aimed: float = 0.
     changes = _AIMED[s.tag] if rng.random() < aimed else _CHANGES
     max_things = compound.MAX_THINGS if s.tag == compound.TAG else 4
     while True:
-        changed_scene = Scene.of(changed_by(rng, list(scene.things), changes, max_things))
+        changed_scene = Scene.of(_changed(rng, list(scene.things), changes, max_things))
         is_allowed = changed_scene.valid() and not scene_held_out(changed_scene)
         if is_allowed and not judge(s, changed_scene).correct:
             return changed_scene
@@ -159,10 +159,10 @@ def changed(rng: np.random.Generator, things: list[Thing], spec: Spec) -> list[T
     """The things of a scene of ``spec`` after any one change, or as they were where it cannot be
     made."""
     max_things = compound.MAX_THINGS if spec.tag == compound.TAG else 4
-    return changed_by(rng, things, (*_CHANGES, "move", "drop"), max_things)
+    return _changed(rng, things, (*_CHANGES, "move", "drop"), max_things)
 
 
-def changed_by(
+def _changed(
     rng: np.random.Generator, things: list[Thing], changes: tuple[str, ...], max_things: int = 4
 ) -> list[Thing]:
     """``things``, at most ``max_things``, after one of ``changes``, or as they were where it cannot

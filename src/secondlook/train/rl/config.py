@@ -217,8 +217,7 @@ class RLConfig:
     """A text file with one prompt a line, a JSONL file of prompts and of instructions with sources
     (``data.prompts``), or a registered name (``mini``)."""
     prompt_options: dict[str, Any] = field(default_factory=dict)
-    """Settings of a registered prompt source; of ``mini``: ``kinds`` and
-    ``reordered``."""
+    """Settings of a registered prompt source; of ``mini``: ``kinds`` and ``reordered``."""
     sanity_pairs: str | None = None
     """A JSONL file of known-good and known-bad pictures (``data.sanity_pairs``), or a registered
     name (``mini``), on which the reward is checked before the run; "": none. Default: those
