@@ -273,6 +273,13 @@ def _need(engine: Engine, prompts: list[Prompt], rounds: int, sampling: Sampling
     is_reencoded = template.history == "reencode"
     # a redraw that sees the last image alone is as long as the second one
     longest_chain = rounds if template.redraw_sees == "chain" else min(rounds, 2)
+    # the longest prompt has fewer tokens than its whole turn, a source's image among them
+    longest_reread = longest_prompt if template.judge_rereads else 0
     return Need.of(
-        longest_prompt, longest_image, longest_chain, sampling.reason_tokens, is_reencoded
+        longest_prompt,
+        longest_image,
+        longest_chain,
+        sampling.reason_tokens,
+        is_reencoded,
+        longest_reread,
     )

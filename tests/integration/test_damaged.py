@@ -369,6 +369,7 @@ def test_a_generation_config_that_says_what_no_one_can_do(folder):
         "edit_guidance_scale": ["x"],
         "history": ["pixels", 5],
         "redraw_sees": ["first", 3],
+        "judge_rereads": ["yes", 1],
         "reason_tokens": [0, "many", True],
     }.items():
         for value in values:

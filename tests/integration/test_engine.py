@@ -6,6 +6,7 @@ import copy
 import pytest
 import torch
 
+from secondlook import episode as episode_module
 from secondlook.engine import prefill
 from secondlook.engine import running_batch as batch_module
 from secondlook.engine.engine import Engine
@@ -237,6 +238,24 @@ def test_places_are_filled_as_they_fall_free(exact, monkeypatch):
     assert max(widths) == 4 and len(widths) < sum(
         sorted((j.max_tokens for j in jobs), reverse=True)[: len(jobs) // 2]
     )
+
+
+def test_a_judge_that_rereads_fits_in_what_was_reckoned_for_it(engine):
+    janus = Janus(copy.deepcopy(engine.janus.net), engine.janus.processor)
+    janus.judge_rereads = True
+    rereading = Engine(janus)
+    sampling_config = SamplingConfig(guidance=3.0, code_top_k=50, reason_tokens=20)
+    prompts = [Prompt(text) for text in PROMPTS] * 2
+    need = episode_module._need(rereading, prompts, 3, sampling_config)
+    drawn = run_episodes(rereading, prompts, list(range(6)), 3, sampling_config)
+    longest = max(
+        length(turn.segments, janus.n_patches) + len(turn.tokens)
+        for episode in drawn
+        for turn in episode.turns
+    )
+    assert any(len(episode.rounds) == 3 for episode in drawn)
+    # but for reasons that ended early, what is reckoned is what is held
+    assert longest <= need.longest < longest + 3 * 20 + 20
 
 
 def test_what_was_kept_is_not_computed_again(exact, monkeypatch):

@@ -19,7 +19,7 @@ from secondlook.mini.world.render import render
 from secondlook.mini.world.repair import diagnose
 from secondlook.models.janus.model import Janus
 from secondlook.models.shipped import locate
-from secondlook.types import ImageCodes
+from secondlook.types import ImageCodes, TokenIds
 
 SHARES = datasets.KINDS | {"compound": 1.0}
 
@@ -130,6 +130,7 @@ def test_what_a_base_learns_of_them(tmp_path):
         start=str(locate("mini-base")),
         lessons=counts,
         redraw_sees="last",
+        judge_rereads=True,
         draws=0,
         questions=0,
         chains=0,
@@ -144,10 +145,16 @@ def test_what_a_base_learns_of_them(tmp_path):
         last_codes = [s.codes for s in context if isinstance(s, ImageCodes)][-1]
         is_changed = torch.tensor(last_codes) != torch.tensor(target.codes)
         assert is_changed.any() and (own_weights == torch.where(is_changed, 3.0, 1.0)).all()
+    for context in judged:  # the prompt before the image and behind it
+        [before] = [s.ids for s in context if isinstance(s, TokenIds) and s.droppable]
+        before_text, behind_text = map(job.janus.tokenizer.decode, (before, context[-1].ids))
+        reread = behind_text.split("\n")[1]
+        assert len(reread) > 10 and reread in before_text
     metrics = job.step(0)
     assert {"lesson_loss", "answer_loss", "words_loss"} == set(metrics)
     job.save_averaged(tmp_path / "model")
-    assert Janus.load(tmp_path / "model").redraw_sees == "last"
+    saved = Janus.load(tmp_path / "model")
+    assert saved.redraw_sees == "last" and saved.judge_rereads
 
 
 def test_unknown_lessons_are_named():

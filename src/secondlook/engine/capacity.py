@@ -42,10 +42,18 @@ class Need:
     """Kept of the verdict before, until that one enters."""
 
     @staticmethod
-    def of(prompt: int, image: int, rounds: int, reason: int, reencoded: bool = False) -> Need:
+    def of(
+        prompt: int,
+        image: int,
+        rounds: int,
+        reason: int,
+        reencoded: bool = False,
+        reread: int = 0,
+    ) -> Need:
         """Of an episode with a prompt (and source) of so many tokens, images of so many codes or
         patches, and verdicts of so many tokens with their reasons. ``reencoded``: earlier drawings
-        are encoded again, so that none is kept."""
+        are encoded again, so that none is kept. ``reread``: tokens of the prompt that a judge reads
+        once more behind each image."""
 
         def drawing(num_images: int) -> int:
             """Columns of the sequence that ends with the last of so many images."""
@@ -54,7 +62,9 @@ class Need:
 
         def verdict(num_images: int) -> int:
             """Columns of the sequence that ends with the verdict on it."""
-            return drawing(num_images) + MATCH_TOKENS + reason if num_images > 0 else 0
+            if num_images < 1:
+                return 0
+            return drawing(num_images) + num_images * reread + MATCH_TOKENS + reason
 
         drawings = 0
         if rounds > 1 and not reencoded:

@@ -46,7 +46,7 @@ class Engine:
 
     def __init__(self, janus: Janus, batch: int = 64, bounded: bool = True):
         self.janus, self.batch, self.bounded = janus, batch, bounded
-        self.template = ChatTemplate(janus.tokenizer, janus.history, janus.redraw_sees)
+        self.template = ChatTemplate.of(janus)
         self._scheduler: Scheduler | None = None
         self._running_batch: RunningBatch | None = None
         self._need: Need | None = None

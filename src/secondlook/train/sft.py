@@ -76,9 +76,9 @@ class SFTJob:
         self.janus.history = "codes"
         if config.redraw_sees is not None:
             self.janus.redraw_sees = config.redraw_sees
-        self.template = ChatTemplate(
-            self.janus.tokenizer, self.janus.history, self.janus.redraw_sees
-        )
+        if config.judge_rereads is not None:
+            self.janus.judge_rereads = config.judge_rereads
+        self.template = ChatTemplate.of(self.janus)
         self.code_cache = CodeCache()
         self.batches = SFTBatches(config, self._open_data(), ranks, self.code_cache.touch)
         self.coming: Iterator[SFTBatch] | None = None

@@ -66,6 +66,9 @@ class SFTConfig:
     """What stands before a regeneration and the verdict on it: the whole chain of wrong pictures
     and verdicts (the paper), the last ones alone, or the last picture as the source of an edit with
     the reason as its instruction. Recorded with the checkpoint; default: as the model has it."""
+    judge_rereads: bool | None = None
+    """Whether the prompt stands once more behind the image that is judged (``Janus.judge_rereads``;
+    the paper: it does not). Recorded with the checkpoint; default: as the model has it."""
     prompt_dropout: float = Field(default=0.1, ge=0, le=1)
     """How often a drawing goes without its prompt, for classifier-free guidance."""
     verdict_weight: float = Field(default=0.8, ge=0, le=1)

@@ -46,11 +46,10 @@ class BaseJob:
         self.janus.to(resolve_device(config.runtime.device))
         freeze(self.janus)
         self.janus.redraw_sees = config.redraw_sees
+        self.janus.judge_rereads = config.judge_rereads
         if config.lessons:
             self.janus.net.generation_config.reason_tokens = lessons.REASON_TOKENS
-        self.template = ChatTemplate(
-            self.janus.tokenizer, self.janus.history, self.janus.redraw_sees
-        )
+        self.template = ChatTemplate.of(self.janus)
         net = self.janus.net
         optim = config.optim
         self.optimizer = Optimizer(

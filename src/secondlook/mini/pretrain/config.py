@@ -82,6 +82,9 @@ class BaseConfig:
     redraw_sees: Literal["chain", "last", "edit"] = "chain"
     """What stands before a redraw and a verdict (``Janus.redraw_sees``); recorded with the
     checkpoint. ``lessons`` show the last picture alone."""
+    judge_rereads: bool = False
+    """Whether the prompt stands once more behind the image that is judged
+    (``Janus.judge_rereads``); recorded with the checkpoint."""
     kinds: dict[str, float] = field(default_factory=lambda: dict(datasets.KINDS))
     """Shares of the kinds of prompts that are drawn and asked about."""
     question_weights: dict[str, float] = field(

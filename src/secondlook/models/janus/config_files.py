@@ -242,6 +242,12 @@ def read_generation_config(folder: Path, tokenizer: PreTrainedTokenizerFast) -> 
                 f"model: {str(config_path)!r} says {key} {entries[key]!r}; it must be "
                 f"{' or '.join(known)}"
             )
+    judge_rereads = entries.get("judge_rereads")
+    if judge_rereads is not None and not isinstance(judge_rereads, bool):
+        raise InputError(
+            f"model: {str(config_path)!r} says judge_rereads {judge_rereads!r}; it must be true or "
+            "false"
+        )
     try:
         return GenerationConfig.from_dict(entries)
     except Exception as error:

@@ -133,6 +133,17 @@ class Janus(nn.Module):
         self.net.generation_config.redraw_sees = value
 
     @property
+    def judge_rereads(self) -> bool:
+        """Whether the prompt stands once more behind each image that is judged, where its words can
+        attend to the image (the paper: before it alone). The checkpoint's generation config says
+        so if it was trained with it."""
+        return bool(getattr(self.net.generation_config, "judge_rereads", None))
+
+    @judge_rereads.setter
+    def judge_rereads(self, value: bool) -> None:
+        self.net.generation_config.judge_rereads = value
+
+    @property
     def reason_tokens(self) -> int:
         """Tokens of a verdict with its reason, at most: as the generation config says, else 48."""
         return getattr(self.net.generation_config, "reason_tokens", None) or REASON_TOKENS

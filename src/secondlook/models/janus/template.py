@@ -6,6 +6,8 @@ A turn's first segments, before what the model continues::
     judge   …drawn image | EOI Let me think …
     redraw  …drawn image | EOI Let me think … | No, reason | EOS Next, I will draw … BOI
 
+With ``judge_rereads`` a judge's turn says EOI prompt Let me think …
+
 Source: Janus-Pro-R1 (arXiv 2506.01480) and its published checkpoint. Nothing else in the package
 knows a template. Which path a past image takes depends on what comes next: before text it is seen,
 before an image it is drawn; so a judge's prompt is no prefix of a redraw's, and each turn is a
@@ -18,6 +20,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from PIL.Image import Image
 
@@ -26,10 +29,14 @@ from secondlook.io import check_unicode
 from secondlook.models.janus.config_files import HISTORIES, REDRAW_SEES
 from secondlook.types import ImageCodes, ImageInput, PositionSkip, Segment, TokenIds
 
+if TYPE_CHECKING:
+    from secondlook.models.janus.model import Janus
+
 END = "<｜end▁of▁sentence｜>"
 BOI, EOI = "<begin_of_image>", "<end_of_image>"
 USER, ASSISTANT = "<|User|>: ", "\n\n<|Assistant|>:"
-MATCH = f"{EOI}\nLet me think Does this image match the prompt..."
+THINK = "\nLet me think Does this image match the prompt..."
+MATCH = f"{EOI}{THINK}"
 """Follows an image that is judged; the verdict's first token comes next."""
 AGAIN = f"{END}\nNext, I will draw a new image{BOI}"
 """Follows a verdict; the next image's first code comes next."""
@@ -67,10 +74,18 @@ class ChatTemplate:
     With ``history`` "reencode", as the public code has it, a reason's end of sentence keeps a
     position before a redraw, and the one that opens AGAIN follows as a second one (a reason that
     was cut off has none); with "codes" it is one and the same. ``redraw_sees`` says which of the
-    earlier images stand before a redraw and a verdict (``Janus.redraw_sees``).
+    earlier images stand before a redraw and a verdict (``Janus.redraw_sees``). With
+    ``judge_rereads`` the prompt is said again behind the image that is judged
+    (``Janus.judge_rereads``).
     """
 
-    def __init__(self, tokenizer, history: str = "codes", redraw_sees: str = "chain"):
+    def __init__(
+        self,
+        tokenizer,
+        history: str = "codes",
+        redraw_sees: str = "chain",
+        judge_rereads: bool = False,
+    ):
         for name, value, known in (
             ("history", history, HISTORIES),
             ("redraw_sees", redraw_sees, REDRAW_SEES),
@@ -80,6 +95,7 @@ class ChatTemplate:
                     f"{name}: {value!r} is unknown; it must be one of {', '.join(known)}"
                 )
         self.tokenizer, self.history, self.redraw_sees = tokenizer, history, redraw_sees
+        self.judge_rereads = judge_rereads
         self.bos = tokenizer.bos_token_id
         self.eos = tokenizer.eos_token_id
         self.pad = tokenizer.pad_token_id
@@ -93,6 +109,11 @@ class ChatTemplate:
         longest_first = sorted(self._special, key=len, reverse=True)
         any_special = "|".join(map(re.escape, longest_first))
         self._special_text = re.compile(any_special or r"(?!)")  # (?!) matches nothing
+
+    @staticmethod
+    def of(janus: Janus) -> ChatTemplate:
+        """The turns that a model was trained with."""
+        return ChatTemplate(janus.tokenizer, janus.history, janus.redraw_sees, janus.judge_rereads)
 
     def _user_ids(self, before: str, text: str, after: str) -> tuple[int, ...]:
         """Ids of a user's ``text`` between two fixed strings. A special token's text in it is
@@ -173,13 +194,17 @@ class ChatTemplate:
         one fewer. Unless redraws see the chain, the earlier ones are left out. With a ``source``
         ``prompt`` is an instruction, and the images are edits of it: the same strings then ask
         whether it was followed and the rest left as it was (ours; the paper's model does not judge
-        its edits)."""
+        its edits). With ``judge_rereads`` the prompt stands behind each image once more, where its
+        words can look at that image: attention is causal, and those before it cannot (ours)."""
         opening = self._instruction(ImageInput(source), prompt) if source else self._prompt(prompt)
         if self.redraw_sees != "chain":
             images, reasons = images[-1:], ()
         # before text, images are seen
         seen_images = [ImageInput(image) for image in images]
-        return self._chain(opening, seen_images, reasons, open_image=False)
+        match = self._ids(MATCH)
+        if self.judge_rereads:
+            match = self._user_ids(f"{EOI}\n", prompt.strip(), THINK)
+        return self._chain(opening, seen_images, reasons, match, open_image=False)
 
     def redraw(
         self,
@@ -198,7 +223,7 @@ class ChatTemplate:
         opening = self._instruction(ImageCodes(source), prompt) if source else self._prompt(prompt)
         # before an image, images are drawn
         drawn_images = [ImageCodes(image_codes) for image_codes in codes]
-        return self._chain(opening, drawn_images, reasons, open_image=True)
+        return self._chain(opening, drawn_images, reasons, self._ids(MATCH), open_image=True)
 
     def repair(self, wrong: tuple[int, ...], prompt: str, reason: Answer) -> tuple[Segment, ...]:
         """An edit of a wrong picture into a right one. It may be as long as a prompt and a
@@ -218,13 +243,14 @@ class ChatTemplate:
         opening: list[Segment],
         images: Sequence[ImageInput | ImageCodes],
         reasons: Sequence[Answer],
+        match: tuple[int, ...],
         open_image: bool,
     ) -> tuple[Segment, ...]:
-        """``opening``, then each image with its verdict. It ends where the next image begins
-        (``open_image``), or where the verdict on the last image does."""
+        """``opening``, then each image, ``match`` and its verdict. It ends where the next image
+        begins (``open_image``), or where the verdict on the last image does."""
         segments = [*opening]
         for i, image in enumerate(images):
-            segments += [image, TokenIds(self._ids(MATCH))]
+            segments += [image, TokenIds(match)]
             is_judged = i < len(images) - 1 or open_image
             if not is_judged:
                 break
