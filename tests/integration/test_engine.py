@@ -79,6 +79,25 @@ def test_packed_turns_are_scored_as_alone(engine):
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
+def test_half_precision_on_a_cpu_scores_and_learns_the_same(engine):
+    """There attention is in matrix products, for the fused function's gradient is slow."""
+    turns = [t for e in episodes(engine, 8, 1.0) for t in e.turns if t.kind == "judge"]
+    prompts = [turn.segments for turn in turns]
+    completions = [TokenIds(turn.tokens) for turn in turns]
+    found = {}
+    for is_half in (False, True):
+        janus = Janus(copy.deepcopy(engine.janus.net).train(), engine.janus.processor)
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_half):
+            losses, _ = sampling.cross_entropy(janus, prompts, completions)
+        losses.mean().backward()
+        weight = janus.net.model.language_model.layers[0].self_attn.k_proj.weight
+        found[is_half] = losses.detach(), weight.grad
+        assert losses.dtype == weight.grad.dtype == torch.float32
+    torch.testing.assert_close(found[True][0], found[False][0], rtol=0.05, atol=0.05)
+    similarity = torch.cosine_similarity(found[True][1].flatten(), found[False][1].flatten(), dim=0)
+    assert similarity > 0.995
+
+
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
 def test_gradients_of_scores(engine, guidance, monkeypatch):
     """Parts of the logits, and activations computed again, against everything at once."""

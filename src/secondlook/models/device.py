@@ -75,9 +75,9 @@ def inference_dtype(device: torch.device, stored: torch.dtype | None) -> torch.d
     """The number type to draw and judge in (``dtype="auto"``), of a checkpoint stored in ``stored``
     (None: it does not say).
 
-    On a CPU it is float32, for half precision is many times slower there. On a GPU it is the half
-    precision that the checkpoint is stored in, or bfloat16 for the float32 that training writes.
-    Elsewhere it is the stored one (None).
+    On a CPU it is float32, for most CPUs multiply half precision many times slower. On a GPU it is
+    the half precision that the checkpoint is stored in, or bfloat16 for the float32 that training
+    writes. Elsewhere it is the stored one (None).
     """
     if device.type == "cpu":
         return torch.float32

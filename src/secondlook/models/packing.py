@@ -74,23 +74,40 @@ def _causal(
         return torch.ops.aten._flash_attention_forward(
             q, k, v, ends, ends, max_length, max_length, 0.0, True, False, scale=scaling
         )[0][None]
+    # split, not sliced: a slice's gradient is as large as the whole row
+    group_sizes = [count * length for count, length in groups]
+    parts = zip(*(x[0].split(group_sizes, dim=1) for x in (query, key, value)), strict=True)
     outputs = []
-    group_start = 0
-    for count, length in groups:
-        part = slice(group_start, group_start + count * length)
-
-        def batched(x: Tensor, part: slice = part, shape: tuple[int, int] = (count, length)):
-            """(1, heads, N, d) to this group's (count, heads, length, d)."""
-            return x[0, :, part].unflatten(1, shape).transpose(0, 1)
-
-        q, k, v = batched(query), batched(key), batched(value)
-        with sdpa_kernel(KERNELS):
-            attended = F.scaled_dot_product_attention(
-                q, k, v, is_causal=True, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
-            )
+    for (count, length), part in zip(groups, parts, strict=True):
+        # (heads, count * length, d) to (count, heads, length, d)
+        q, k, v = (x.unflatten(1, (count, length)).transpose(0, 1) for x in part)
+        if _is_half_on_cpu(q) and q.shape[1] == k.shape[1]:
+            attended = _in_products(q, k, v, scaling)
+        else:
+            with sdpa_kernel(KERNELS):
+                attended = F.scaled_dot_product_attention(
+                    q, k, v, is_causal=True, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
+                )
         outputs.append(attended.transpose(1, 2).flatten(0, 1))  # (count * length, heads, d)
-        group_start = part.stop
     return torch.cat(outputs)[None]
+
+
+def _is_half_on_cpu(x: Tensor) -> bool:
+    """Whether products of x are computed in bfloat16 on a CPU, by itself or by autocast."""
+    if x.device.type != "cpu":
+        return False
+    return x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
+
+
+def _in_products(q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
+    """Causal attention of (B, heads, L, d) in matrix products: on a CPU the fused function's
+    gradient takes five times as long in bfloat16."""
+    length = q.shape[-2]
+    is_later = torch.ones(length, length, dtype=torch.bool).triu(1)
+    mask = torch.zeros(length, length, dtype=torch.bfloat16).masked_fill(is_later, -torch.inf)
+    q_rows, k_rows, v_rows = (x.bfloat16().flatten(0, 1) for x in (q, k, v))  # (B * heads, L, d)
+    scores = torch.baddbmm(mask, q_rows, k_rows.mT, alpha=scaling)
+    return (scores.softmax(-1, dtype=torch.bfloat16) @ v_rows).view_as(q)
 
 
 def _register(name: str, otherwise) -> None:

@@ -101,5 +101,5 @@ class LoadedSelfJudge(SelfJudge):
         from secondlook.models.janus.model import Janus
 
         on_gpu = torch.device(device).type == "cuda"
-        dtype = torch.bfloat16 if on_gpu else torch.float32  # half precision is slow on a CPU
+        dtype = torch.bfloat16 if on_gpu else torch.float32  # half precision is slow on most CPUs
         super().__init__(Engine(Janus.load(config.model, device, dtype)))

@@ -66,6 +66,11 @@ class BaseJob:
         self.trainable = trainable(self.janus)
         self.prompts, self.codes = self._pool(out) if config.draws else ([], torch.empty(0))
 
+    def autocast(self) -> torch.autocast:
+        """What losses are computed in, by ``runtime.dtype``."""
+        is_half = self.config.runtime.dtype == "bfloat16"
+        return torch.autocast(self.janus.device.type, torch.bfloat16, enabled=is_half)
+
     def _fresh(self, out: Path) -> Janus:
         """A new model; a resumed run keeps its text tokenizer, whatever has become of the
         corpus."""
@@ -220,7 +225,8 @@ class BaseJob:
             if not contexts:
                 continue
             # (tokens,) each: a token's loss, and whether it is its completion's first
-            losses, is_first = cross_entropy(self.janus, contexts, completions)
+            with self.autocast():
+                losses, is_first = cross_entropy(self.janus, contexts, completions)
             if task == "question":
                 # the answer itself weighs as much as all the words after it, else yes and no are
                 # lost among the captions
