@@ -14,6 +14,17 @@ SFT = {
         "save_every": 1,
     },
 }
+BASE = {
+    "start": "mini-base",
+    "steps": 3,
+    "draws": 5,
+    "pool": 40,
+    "questions": 3,
+    "chains": 0,
+    "lessons": {"repair": 3, "judge_edit": 1},
+    "optim": {"warmup_steps": 0},
+    "runtime": {"device": "cpu", "threads": 1, "log_every": 1, "save_every": 1},
+}
 RL = {
     "model": "mini-base",
     "steps": 3,

@@ -1,5 +1,5 @@
-"""The ranks of tests/integration/test_distributed.py: both stages in turn. The second rank kills
-itself once, amid RL.
+"""The ranks of tests/integration/test_distributed.py: the base and both stages in turn. The second
+rank kills itself once, amid RL.
 
     python tests/ranks_job.py OUT DATA
 
@@ -15,7 +15,9 @@ from pathlib import Path
 
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from jobs import RL, SFT
+from jobs import BASE, RL, SFT
+from secondlook.mini.pretrain.base_model import train_base
+from secondlook.mini.pretrain.config import BaseConfig
 from secondlook.train.rl.config import RLConfig
 from secondlook.train.rl.loop import train_rl
 from secondlook.train.sft import SFTConfig, train_sft
@@ -40,6 +42,7 @@ def save_or_die(self):
 def run_rank(out: Path, data: str) -> None:
     warnings.simplefilter("ignore")
     Trainer.save = save_or_die
+    train_base(BaseConfig(**BASE), out / "base")
     train_sft(SFTConfig(data=data, **SFT), out / "sft")
     train_rl(RLConfig(**RL), out / "grpo")
     replicas = RL | {"algorithm": "ppo", "runtime": RL["runtime"] | {"dp_shard_degree": 1}}

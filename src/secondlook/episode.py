@@ -31,6 +31,7 @@ from secondlook.types import (
     RowDrawn,
     SamplingParams,
     Segment,
+    TokenIds,
     Turn,
     VerdictGiven,
 )
@@ -266,20 +267,21 @@ def _need(engine: Engine, prompts: list[Prompt], rounds: int, sampling: Sampling
             segments_of_text[prompt.text] = template.edit(no_codes, prompt.text)
         else:
             segments_of_text[prompt.text] = template.draw(prompt.text)
-    longest_prompt = 0
+    longest_prompt = longest_text = 0  # with the source's image, and without
     for segments in segments_of_text.values():
         longest_prompt = max(longest_prompt, length(segments, n_patches))
+        for segment in segments:
+            if isinstance(segment, TokenIds) and segment.droppable:
+                longest_text = max(longest_text, len(segment.ids))
     longest_image = max(n_codes, n_patches)  # drawn or seen
     is_reencoded = template.history == "reencode"
     # a redraw that sees the last image alone is as long as the second one
     longest_chain = rounds if template.redraw_sees == "chain" else min(rounds, 2)
-    # the longest prompt has fewer tokens than its whole turn, a source's image among them
-    longest_reread = longest_prompt if template.judge_rereads else 0
     return Need.of(
         longest_prompt,
         longest_image,
         longest_chain,
         sampling.reason_tokens,
         is_reencoded,
-        longest_reread,
+        reread=longest_text if template.judge_rereads else 0,
     )

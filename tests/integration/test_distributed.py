@@ -5,21 +5,25 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from jobs import RL, SFT
+from jobs import BASE, RL, SFT
 from secondlook.data.build_config import BuildConfig
 from secondlook.data.generate import build
 from secondlook.data.generators import GeneratorConfig
 from secondlook.engine.engine import Engine
 from secondlook.errors import InputError
+from secondlook.mini.pretrain.base_model import BaseJob
+from secondlook.mini.pretrain.config import BaseConfig
 from secondlook.mini.verifier import Verifier
 from secondlook.models.janus.model import Janus
 from secondlook.models.shipped import locate
+from secondlook.train.distributed import ProcessGroup
 from secondlook.train.rl.config import RLConfig
 from secondlook.train.rl.loop import train_rl
 from secondlook.train.sft import train_sft
@@ -80,6 +84,37 @@ def check(one: Path, two: Path) -> None:
     assert furthest(one, two) < 1e-5
 
 
+def test_a_base_learns_of_what_all_ranks_have(two, tmp_path):
+    """A rank's sequences are its own; the update is of the mean of their gradients."""
+    config = BaseConfig(**BASE)
+    shutil.copy(two / "base" / "pool.pt", tmp_path)
+    jobs = [BaseJob(config, tmp_path) for _ in range(2)]
+    for rank, job in enumerate(jobs):
+        job.ranks = ProcessGroup(rank, 2)
+        job.local_counts = job._local_counts()
+    assert (
+        sum((job.local_counts for job in jobs), Counter()) == BaseJob(config, tmp_path).local_counts
+    )
+    losses = []
+    for step in range(config.steps):
+        losses.append([job.backward(step)["draw_loss"] for job in jobs])
+        mean_gradients = [
+            (first.grad + second.grad) / 2
+            for first, second in zip(*(job.optimizer.parameters for job in jobs), strict=True)
+        ]
+        for job in jobs:
+            for parameter, gradient in zip(job.optimizer.parameters, mean_gradients, strict=True):
+                parameter.grad = gradient.clone()
+            job.optimizer.step(job.schedule.at(step))
+            job.average.update(step)
+    with jobs[0].average.applied():
+        jobs[0].janus.save(tmp_path / "final")
+    assert furthest(tmp_path, two / "base") < 1e-5
+    rows = [json.loads(row) for row in (two / "base" / "metrics.jsonl").read_text().splitlines()]
+    for row, of_ranks in zip(rows, losses, strict=True):
+        assert row["draw_loss"] == pytest.approx(sum(of_ranks) / 2, rel=1e-3)
+
+
 def test_supervised_fine_tuning(two, data, tmp_path):
     train_sft(SFTConfig(data=data, **SFT), tmp_path)
     check(tmp_path, two / "sft")
@@ -107,7 +142,6 @@ def test_ppo_with_a_replica_on_each_rank(two, tmp_path):
 
 
 def test_numbers_that_do_not_fit_are_named(monkeypatch, tmp_path):
-    from secondlook.train.distributed import ProcessGroup
     from secondlook.train.rl.loop import RLLoop
 
     with pytest.raises(InputError, match="prompts_per_step is 4"):

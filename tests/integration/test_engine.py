@@ -5,6 +5,7 @@ import copy
 
 import pytest
 import torch
+from PIL import Image
 
 from secondlook import episode as episode_module
 from secondlook.engine import prefill
@@ -259,12 +260,15 @@ def test_places_are_filled_as_they_fall_free(exact, monkeypatch):
     )
 
 
-def test_a_judge_that_rereads_fits_in_what_was_reckoned_for_it(engine):
+@pytest.mark.parametrize("sees", ["chain", "last"])
+@pytest.mark.parametrize("is_edit", [False, True])
+def test_a_judge_that_rereads_fits_in_what_was_reckoned_for_it(engine, sees, is_edit):
     janus = Janus(copy.deepcopy(engine.janus.net), engine.janus.processor)
-    janus.judge_rereads = True
+    janus.judge_rereads, janus.redraw_sees = True, sees
     rereading = Engine(janus)
     sampling_config = SamplingConfig(guidance=3.0, code_top_k=50, reason_tokens=20)
-    prompts = [Prompt(text) for text in PROMPTS] * 2
+    source = Image.new("RGB", (48, 48), "white") if is_edit else None
+    prompts = [Prompt(text, source) for text in PROMPTS] * 2
     need = episode_module._need(rereading, prompts, 3, sampling_config)
     drawn = run_episodes(rereading, prompts, list(range(6)), 3, sampling_config)
     longest = max(
@@ -273,8 +277,9 @@ def test_a_judge_that_rereads_fits_in_what_was_reckoned_for_it(engine):
         for turn in episode.turns
     )
     assert any(len(episode.rounds) == 3 for episode in drawn)
-    # but for reasons that ended early, what is reckoned is what is held
-    assert longest <= need.longest < longest + 3 * 20 + 20
+    # a judge that sees the last image alone has less than what a redraw has
+    unseen = janus.n_patches + 50 if sees == "last" else 0
+    assert longest <= need.longest < longest + 3 * 20 + 30 + unseen, "reasons may end early"
 
 
 def test_what_was_kept_is_not_computed_again(exact, monkeypatch):

@@ -26,6 +26,7 @@ from secondlook.data.image_index import taught
 from secondlook.data.sft_dataset import Pool
 from secondlook.errors import InputError, Stopped
 from secondlook.io import png
+from secondlook.models.janus.model import Janus
 from secondlook.recipes import find_config
 from secondlook.train import sft
 from secondlook.train.distributed import ProcessGroup
@@ -277,6 +278,21 @@ def test_only_tasks_that_are_trained_need_pictures(tmp_path):
     assert len(pool.prompts["draw"]) == 1 and pool.unused == ""
     job = SFTJob(SFTConfig("mini", str(tmp_path), steps=1, batch_size=2, mix=(1.0, 0.0, 0.0)))
     assert np.isfinite(job.step(0)["draw_loss"])
+
+
+def test_what_a_judge_reads_is_recorded_with_the_checkpoint(tmp_path):
+    path = str(shards(tmp_path, STORED))
+
+    def job_of(model: str, **settings) -> SFTJob:
+        return SFTJob(SFTConfig(model, path, batch_size=4, mix=(0.0, 1.0, 0.0), **settings))
+
+    paper = job_of("mini")
+    rereading = job_of("mini", judge_rereads=True)
+    assert rereading.step(0)["verdict_loss"] != paper.step(0)["verdict_loss"]
+    rereading.janus.save(tmp_path / "model")
+    assert Janus.load(tmp_path / "model").judge_rereads
+    assert job_of(str(tmp_path / "model")).template.judge_rereads, "as the model has it"
+    assert not job_of(str(tmp_path / "model"), judge_rereads=False).template.judge_rereads
 
 
 def rows_of(batch) -> list[list[int]]:

@@ -116,7 +116,8 @@ def test_verdicts_on_prompts_in_another_order():
     assert num_reordered == 30
 
 
-def test_what_a_base_learns_of_them(tmp_path):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_a_base_learns_of_them(tmp_path, dtype):
     from secondlook.mini.pretrain.base_model import BaseJob
 
     counts = {
@@ -136,7 +137,7 @@ def test_what_a_base_learns_of_them(tmp_path):
         chains=0,
         kinds=SHARES,
         prompt_dropout=0.0,
-        runtime={"device": "cpu"},
+        runtime={"device": "cpu", "dtype": dtype},
     )
     job = BaseJob(config, tmp_path)
     (contexts, targets), weights, (judged, answers) = job.lessons(np.random.default_rng(0))
@@ -150,6 +151,9 @@ def test_what_a_base_learns_of_them(tmp_path):
         before_text, behind_text = map(job.janus.tokenizer.decode, (before, context[-1].ids))
         reread = behind_text.split("\n")[1]
         assert len(reread) > 10 and reread in before_text
+    job.backward(0)
+    assert {parameter.grad.dtype for parameter in job.optimizer.parameters} == {torch.float32}
+    job.optimizer.clear_gradients()
     metrics = job.step(0)
     assert {"lesson_loss", "answer_loss", "words_loss"} == set(metrics)
     job.save_averaged(tmp_path / "model")

@@ -3,6 +3,7 @@ really keep."""
 
 import json
 import tomllib
+from dataclasses import replace
 from operator import attrgetter
 
 import pytest
@@ -136,6 +137,8 @@ def test_the_account_moves_as_it_should():
     whole = account(sizes, config, 8)
     assert account(sizes, config, 16).peak < whole.peak < account(sizes, config, 4).peak
     optimizer = whole.update["optimizer"]
+    rereading = account(replace(sizes, judge_rereads=True), config, 8)
+    assert rereading.peak > whole.peak
     lora = account(sizes, changed(config, {"lora_rank": 64}), 8)
     assert lora.update["optimizer"] < optimizer / 20
     offloaded = account(sizes, changed(config, {"runtime.reference": "offload"}), 8)

@@ -68,12 +68,15 @@ def _causal(
     query: Tensor, key: Tensor, value: Tensor, scaling: float, groups: SequenceGroups, name: str
 ) -> Tensor:
     """(1, heads, N, d) to (1, N, heads, d)."""
+    # autocast leaves the rotated ones in float32
+    query, key = query.to(value.dtype), key.to(value.dtype)
     if flash_works(query.device, query.dtype, query.shape[-1], name):
         ends, max_length = _ends(groups, query.device)
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
         return torch.ops.aten._flash_attention_forward(
             q, k, v, ends, ends, max_length, max_length, 0.0, True, False, scale=scaling
         )[0][None]
+    is_autocast_on_cpu = query.device.type == "cpu" and torch.is_autocast_enabled("cpu")
     # split, not sliced: a slice's gradient is as large as the whole row
     group_sizes = [count * length for count, length in groups]
     parts = zip(*(x[0].split(group_sizes, dim=1) for x in (query, key, value)), strict=True)
@@ -81,7 +84,7 @@ def _causal(
     for (count, length), part in zip(groups, parts, strict=True):
         # (heads, count * length, d) to (count, heads, length, d)
         q, k, v = (x.unflatten(1, (count, length)).transpose(0, 1) for x in part)
-        if _is_half_on_cpu(q) and q.shape[1] == k.shape[1]:
+        if is_autocast_on_cpu and q.shape[1] == k.shape[1]:
             attended = _in_products(q, k, v, scaling)
         else:
             with sdpa_kernel(KERNELS):
@@ -92,22 +95,15 @@ def _causal(
     return torch.cat(outputs)[None]
 
 
-def _is_half_on_cpu(x: Tensor) -> bool:
-    """Whether products of x are computed in bfloat16 on a CPU, by itself or by autocast."""
-    if x.device.type != "cpu":
-        return False
-    return x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
-
-
 def _in_products(q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
-    """Causal attention of (B, heads, L, d) in matrix products: on a CPU the fused function's
-    gradient takes five times as long in bfloat16."""
+    """Causal attention of (B, heads, L, d) in matrix products, for training under autocast on a
+    CPU: the fused function's gradient takes five times as long there in bfloat16."""
     length = q.shape[-2]
     is_later = torch.ones(length, length, dtype=torch.bool).triu(1)
-    mask = torch.zeros(length, length, dtype=torch.bfloat16).masked_fill(is_later, -torch.inf)
-    q_rows, k_rows, v_rows = (x.bfloat16().flatten(0, 1) for x in (q, k, v))  # (B * heads, L, d)
+    mask = torch.zeros(length, length, dtype=q.dtype).masked_fill(is_later, -torch.inf)
+    q_rows, k_rows, v_rows = (x.flatten(0, 1) for x in (q, k, v))  # (B * heads, L, d)
     scores = torch.baddbmm(mask, q_rows, k_rows.mT, alpha=scaling)
-    return (scores.softmax(-1, dtype=torch.bfloat16) @ v_rows).view_as(q)
+    return (scores.softmax(-1, dtype=q.dtype) @ v_rows).view_as(q)
 
 
 def _register(name: str, otherwise) -> None:

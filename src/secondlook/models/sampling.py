@@ -256,7 +256,7 @@ def token_log_probs(
     their unconditional branches."""
     guided_features, linear_head = hidden_before_head(janus, sampling_params, cond, uncond)
     weight, bias = linear_head.weight, linear_head.bias
-    # the gradient is computed outside of a job's autocast, so the values are too
+    # the last layer is computed in its own type: its gradient is, outside of a job's autocast
     with torch.autocast(guided_features.device.type, enabled=False):
         features = guided_features.to(weight.dtype)
         return _TokenLogProbs.apply(sampling_params, features, weight, bias, tokens, first)

@@ -10,7 +10,7 @@ they come). Fragments and the CUDA context (a few GB) come on top: ``SPARE``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from secondlook.engine.capacity import Need
@@ -87,6 +87,8 @@ def account(
 ) -> Plan:
     """What a rank of ``num_ranks`` holds when it runs ``config`` on a model of these sizes.
     ``editing``: prompts have sources."""
+    if isinstance(config, SFTConfig) and config.judge_rereads is not None:
+        sizes = replace(sizes, judge_rereads=config.judge_rereads)
     division = Division.of(sizes, config, num_ranks)
     itemsize, shard_degree = division.itemsize, division.shard_degree
     learned_bytes = division.learned_params * FLOAT32
@@ -149,7 +151,8 @@ def episode_need(sizes: ModelSizes, rounds: int, editing: bool) -> Need:
     prompt_tokens = sizes.prompt_tokens
     if editing:  # the source comes with the prompt
         prompt_tokens += image_tokens + SOURCE
-    return Need.of(prompt_tokens, image_tokens, rounds, REASON)
+    reread = sizes.prompt_tokens if sizes.judge_rereads else 0
+    return Need.of(prompt_tokens, image_tokens, rounds, REASON, reread=reread)
 
 
 # --- an update ---

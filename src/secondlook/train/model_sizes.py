@@ -58,6 +58,8 @@ class ModelSizes:
     """Parameters of adapters of rank 1."""
     prompt_tokens: int = PROMPT
     """Of the longest prompt with its template."""
+    judge_rereads: bool = False
+    """Whether the prompt stands once more behind each image that is judged."""
 
     def column_bytes(self, itemsize: int) -> int:
         """Bytes of the keys and values of one token in all layers, ``itemsize`` a number."""
@@ -88,6 +90,7 @@ def config_of(model: str) -> JanusConfig:
 def sizes_of(model: str) -> ModelSizes:
     """The sizes of a model by any of ``config_of``'s names."""
     config = config_of(model)
+    has_folder = model not in SIZES
     # on "meta" a network has shapes and no weights: counting 7B takes no memory
     with torch.device("meta"), no_init_weights():
         net: Any = JanusForConditionalGeneration._from_config(config)
@@ -109,6 +112,7 @@ def sizes_of(model: str) -> ModelSizes:
         image_side=config.vision_config.image_size,
         decoder_channels=vq_config.base_channels,
         rank_1_params=_rank_1_params(net.model),
+        judge_rereads=has_folder and checkpoint.judge_rereads(checkpoint.fetch(locate(model))),
     )
 
 

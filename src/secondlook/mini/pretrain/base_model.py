@@ -10,7 +10,13 @@ of the protocol, so that the base can be run in the loop; teaching them properly
 
 from __future__ import annotations
 
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +34,7 @@ from secondlook.models.device import resolve_device
 from secondlook.models.janus.model import Janus
 from secondlook.models.janus.template import ChatTemplate
 from secondlook.models.sampling import cross_entropy
+from secondlook.train.distributed import ProcessGroup
 from secondlook.train.optim import Optimizer, WeightAverage, freeze, hidden_modules, trainable
 from secondlook.train.schedule import Schedule
 from secondlook.train.trainer import Stateful, Trainer, set_up_process
@@ -40,13 +47,17 @@ TrainingRows = tuple[list[tuple[Segment, ...]], list[TokenIds | ImageCodes]]
 class BaseJob:
     """What is trained, and one step of training it."""
 
-    def __init__(self, config: BaseConfig, out: Path):
-        self.config = config
+    def __init__(self, config: BaseConfig, out: Path, ranks: ProcessGroup | None = None):
+        if ranks is None:
+            ranks = ProcessGroup(device=str(resolve_device(config.runtime.device)))
+        self.config, self.ranks = config, ranks
         self.janus = Janus.load(config.start).train() if config.start else self._fresh(out)
-        self.janus.to(resolve_device(config.runtime.device))
+        self.janus.to(ranks.device)
         freeze(self.janus)
-        self.janus.redraw_sees = config.redraw_sees
-        self.janus.judge_rereads = config.judge_rereads
+        if config.redraw_sees is not None:
+            self.janus.redraw_sees = config.redraw_sees
+        if config.judge_rereads is not None:
+            self.janus.judge_rereads = config.judge_rereads
         if config.lessons:
             self.janus.net.generation_config.reason_tokens = lessons.REASON_TOKENS
         self.template = ChatTemplate.of(self.janus)
@@ -65,6 +76,8 @@ class BaseJob:
         self.average = WeightAverage(net, config.ema_decay)
         self.trainable = trainable(self.janus)
         self.prompts, self.codes = self._pool(out) if config.draws else ([], torch.empty(0))
+        self.local_counts = self._local_counts()
+        """Of what this rank trains in a step, by the setting's name."""
 
     def autocast(self) -> torch.autocast:
         """What losses are computed in, by ``runtime.dtype``."""
@@ -75,19 +88,41 @@ class BaseJob:
         """A new model; a resumed run keeps its text tokenizer, whatever has become of the
         corpus."""
         tokenizer_folder = out / "words"
-        if tokenizer_folder.is_dir():
-            text_tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
-            return new_janus(self.config, text_tokenizer)
-        janus = new_janus(self.config)
-        janus.tokenizer.save_pretrained(tokenizer_folder)
-        return janus
+        with self._main_rank_first() as is_first:
+            if is_first and not tokenizer_folder.is_dir():
+                new_janus(self.config).tokenizer.save_pretrained(tokenizer_folder)
+        text_tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
+        return new_janus(self.config, text_tokenizer)
+
+    @contextmanager
+    def _main_rank_first(self) -> Iterator[bool]:
+        """For what one rank writes and the others read: whether this is the one. The others go on
+        when it has finished."""
+        with self.ranks.all_raise():
+            yield self.ranks.is_main
+
+    def _local_counts(self) -> Counter[str]:
+        """This rank's part of a step's sequences: every ``world_size``-th of each setting's."""
+        config = self.config
+        counts = {"draws": config.draws, "questions": config.questions, "chains": config.chains}
+        counts |= {f"lessons.{kind}": count for kind, count in config.lessons.items()}
+        all_sequences = [name for name, count in counts.items() for _ in range(count)]
+        return Counter(self.ranks.local_part(all_sequences))
 
     def _pool(self, out: Path) -> tuple[list[str], Tensor]:
         """Prompts and codes of the pool; encoded once and kept in the run's folder."""
-        config, pool_path = self.config, out / "pool.pt"
-        if pool_path.exists():
-            stored_pool = torch.load(pool_path, weights_only=True)
-            return stored_pool["prompts"], stored_pool["codes"]
+        pool_path = out / "pool.pt"
+        with self._main_rank_first() as is_first:
+            if is_first and not pool_path.exists():
+                out.mkdir(parents=True, exist_ok=True)
+                torn_path = pool_path.with_suffix(".tmp")
+                torch.save(self._encoded_pool(), torn_path)
+                os.replace(torn_path, pool_path)
+        stored_pool = torch.load(pool_path, weights_only=True)
+        return stored_pool["prompts"], stored_pool["codes"]
+
+    def _encoded_pool(self) -> dict[str, Any]:
+        config = self.config
         prompts: list[str] = []
         codes: list[Tensor] = []
         for pool_start in track(range(0, config.pool, 500), "encoding the pool"):
@@ -101,10 +136,7 @@ class BaseJob:
                     [pool_picture.image for pool_picture in pool_pictures]
                 )
             codes.append(batch_codes.to("cpu", torch.int16))
-        pool_codes = torch.cat(codes)  # (pool, codes of a picture)
-        out.mkdir(parents=True, exist_ok=True)
-        torch.save({"prompts": prompts, "codes": pool_codes}, pool_path)
-        return prompts, pool_codes
+        return {"prompts": prompts, "codes": torch.cat(codes)}  # (pool, codes of a picture)
 
     def _drop(self, rng: np.random.Generator, segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
         """A context as it is or, with a chance of ``prompt_dropout``, without its prompt."""
@@ -168,7 +200,8 @@ class BaseJob:
         draw_lessons: list[DrawLesson] = []
         verdict_rows: TrainingRows = ([], [])
         scope = lessons.Scope(self.config.kinds, self.config.bind_clauses)
-        for lesson in lessons.lessons(rng, self.config.lessons, scope):
+        counts = {kind: self.local_counts[f"lessons.{kind}"] for kind in self.config.lessons}
+        for lesson in lessons.lessons(rng, counts, scope):
             if isinstance(lesson, DrawLesson):
                 draw_lessons.append(lesson)
                 continue
@@ -204,16 +237,27 @@ class BaseJob:
         return {id(im): tuple(codes) for im, codes in zip(images, all_codes, strict=True)}
 
     def step(self, step: int) -> dict[str, float]:
-        """One update; returns its metrics."""
-        config = self.config
-        rng = np.random.default_rng([config.seed, step])
+        """One update; returns its metrics, the mean over ranks."""
+        metrics = self.backward(step)
+        self._average_gradients()
+        self.optimizer.step(self.schedule.at(step))
+        self.average.update(step)
+        return self._mean_of_ranks(metrics)
+
+    def backward(self, step: int) -> dict[str, float]:
+        """Gradients of this rank's part of a step; returns its metrics. Which sequences a step has
+        depends on the number of ranks."""
+        config, counts = self.config, self.local_counts
+        # the first rank's numbers are those of a run without a launcher
+        rank_key = [self.ranks.rank] if self.ranks.rank else []
+        rng = np.random.default_rng([config.seed, step, *rank_key])
         rows_of_task: dict[str, TrainingRows] = {}
-        if config.draws:
-            rows_of_task["draw"] = self.draws(rng, config.draws)
-        if config.questions:
-            rows_of_task["question"] = self.questions(rng, config.questions)
-        if config.chains and step % config.chain_every == 0:
-            rows_of_task["chain"] = self.chains(rng, config.chains)
+        if counts["draws"]:
+            rows_of_task["draw"] = self.draws(rng, counts["draws"])
+        if counts["questions"]:
+            rows_of_task["question"] = self.questions(rng, counts["questions"])
+        if counts["chains"] and step % config.chain_every == 0:
+            rows_of_task["chain"] = self.chains(rng, counts["chains"])
         lesson_weights = torch.empty(0)
         if config.lessons:
             rows_of_task["lesson"], lesson_weights, verdict_rows = self.lessons(rng)
@@ -241,14 +285,30 @@ class BaseJob:
                 loss = losses.mean()
                 metrics[f"{task}_loss"] = loss.item()
             loss.backward()  # one task at a time: gradients add up, activations do not
-        self.optimizer.step(self.schedule.at(step))
-        self.average.update(step)
         return metrics
+
+    def _average_gradients(self) -> None:
+        """Of all ranks: each has the whole (small) model, and as much of a step as the others."""
+        self.ranks.all_sum_gradients(self.optimizer.parameters)
+        if self.ranks.world_size > 1:
+            for parameter in self.optimizer.parameters:
+                assert parameter.grad is not None
+                parameter.grad /= self.ranks.world_size
+
+    def _mean_of_ranks(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Each metric's mean over the ranks that have it."""
+        values_of_name: dict[str, list[float]] = {}
+        for rank_metrics in self.ranks.all_gather(metrics):
+            for name, value in rank_metrics.items():
+                values_of_name.setdefault(name, []).append(value)
+        return {name: fmean(values) for name, values in values_of_name.items()}
 
     def save_averaged(self, folder: Path) -> None:
         """Write a checkpoint of the averaged weights (transformers' layout)."""
-        with self.average.applied():
-            self.janus.save(folder)
+        if self.ranks.is_main:
+            with self.average.applied():
+                self.janus.save(folder)
+        self.ranks.barrier()
 
 
 def train_base(config: BaseConfig, out: str | Path) -> None:
@@ -256,13 +316,14 @@ def train_base(config: BaseConfig, out: str | Path) -> None:
     ``out``/final."""
     set_up_process(config.runtime)
     out = Path(out)
-    job = BaseJob(config, out)
+    ranks = ProcessGroup.join(config.runtime.device)
+    job = BaseJob(config, out, ranks)
     state_parts: dict[str, Stateful] = {
         "net": job.trainable,
         "optimizer": job.optimizer,
         "average": job.average,
     }
-    trainer = Trainer(out, config, state_parts)
+    trainer = Trainer(out, config, state_parts, ranks)
     for step in trainer.steps(config.steps):
         trainer.finish_step(job.step(step))
         if trainer.due(config.snapshot_every):

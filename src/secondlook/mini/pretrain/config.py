@@ -43,8 +43,9 @@ class BaseRuntimeConfig(BasicRuntimeConfig):
     """``[runtime]`` of ``train base``."""
 
     dtype: Dtype = "float32"
-    """What is computed in; with bfloat16, trained weights and optimizer stay in float32. On a CPU
-    that multiplies it itself (AVX512_BF16, AMX) a step takes about .6 of the time."""
+    """What is computed in; with bfloat16, trained weights and optimizer stay in float32, and so
+    does the last layer. On a CPU that multiplies it itself (AVX512_BF16, AMX) a step takes about
+    two thirds of the time."""
 
 
 PAIRED = ("two", "position", "position_colored", "color_attr", "three_colored", compound.TAG)
@@ -88,12 +89,12 @@ class BaseConfig:
     changed_weight: float = Field(default=3.0, ge=0)
     """Weight, in a lesson's loss, of the codes in which the picture differs from the one before;
     the others weigh 1. Without it a redraw learns to copy first."""
-    redraw_sees: Literal["chain", "last", "edit"] = "chain"
+    redraw_sees: Literal["chain", "last", "edit"] | None = None
     """What stands before a redraw and a verdict (``Janus.redraw_sees``); recorded with the
-    checkpoint. ``lessons`` show the last picture alone."""
-    judge_rereads: bool = False
-    """Whether the prompt stands once more behind the image that is judged
-    (``Janus.judge_rereads``); recorded with the checkpoint."""
+    checkpoint. Default: as ``start`` has it. ``lessons`` show the last picture alone."""
+    judge_rereads: bool | None = None
+    """Whether the prompt stands once more behind each image that is judged
+    (``Janus.judge_rereads``); recorded with the checkpoint. Default: as ``start`` has it."""
     kinds: dict[str, float] = field(default_factory=lambda: dict(datasets.KINDS))
     """Shares of the kinds of prompts that are drawn and asked about."""
     question_weights: dict[str, float] = field(

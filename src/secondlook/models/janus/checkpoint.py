@@ -59,6 +59,12 @@ def config_of(folder: Path) -> JanusConfig:
     return config_files.describe(folder).config
 
 
+def judge_rereads(folder: Path) -> bool:
+    """``Janus.judge_rereads`` of a checkpoint; no weight is read."""
+    path = folder / "generation_config.json"
+    return path.is_file() and bool(weight_files.read_object(path).get("judge_rereads"))
+
+
 @dataclass(frozen=True)
 class _CheckedFolder:
     """A checkpoint folder of which everything but the weights' values has been checked."""

@@ -35,9 +35,11 @@ if TYPE_CHECKING:
 END = "<｜end▁of▁sentence｜>"
 BOI, EOI = "<begin_of_image>", "<end_of_image>"
 USER, ASSISTANT = "<|User|>: ", "\n\n<|Assistant|>:"
+# what a judge is asked
 THINK = "\nLet me think Does this image match the prompt..."
 MATCH = f"{EOI}{THINK}"
-"""Follows an image that is judged; the verdict's first token comes next."""
+"""Follows an image that is judged; the verdict's first token comes next. (A judge that rereads has
+the prompt between the two.)"""
 AGAIN = f"{END}\nNext, I will draw a new image{BOI}"
 """Follows a verdict; the next image's first code comes next."""
 EDIT = " Please generate an image."
