@@ -1,5 +1,7 @@
 """Lessons of mending, editing and judging edits: what they show is true, and nothing held out."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -100,6 +102,33 @@ def test_a_part_has_no_more_clauses_than_are_asked_for():
     assert (most_clauses(1), most_clauses(3)) == (1, 3)
 
 
+@pytest.mark.parametrize("kind", ["relate", "count"])
+def test_verdicts_on_pictures_that_differ_in_one_respect_alone(kind):
+    made_lessons = made(kind, 40)
+    attacks = set()
+    for right, wrong in zip(made_lessons[::2], made_lessons[1::2], strict=True):
+        spec = parse(right.prompt)
+        assert right.prompt == wrong.prompt and right.source is None
+        assert judge(spec, right.image).correct and right.verdict.startswith("Yes")
+        assert not judge(spec, wrong.image).correct and wrong.verdict.startswith("No, ")
+        assert holds_true(spec, pixels(wrong.image), wrong.verdict)
+        before, after = (scene_of(read(lesson.image)) for lesson in (right, wrong))
+        assert not scene_held_out(after)
+        if kind == "relate":
+            assert any(clause.position for clause in spec.include)
+            things = [Counter((t.name, t.color) for t in scene.things) for scene in (before, after)]
+            assert things[0] == things[1], "who is there says nothing"
+        else:
+            asked = {clause.name: clause.count for clause in spec.include}
+            excluded = {clause.name for clause in spec.exclude}
+            found = Counter(thing.name for thing in after.things)
+            for name, number in asked.items():
+                if number > 1 and found[name] != number:
+                    attacks.add("few" if found[name] < number else "many")
+            attacks |= {"excluded" for name in excluded if found[name]}
+    assert kind == "relate" or attacks == {"few", "many", "excluded"}
+
+
 def test_verdicts_on_prompts_in_another_order():
     """A judge that compares the i-th clause with the i-th object must fail on half of them."""
     rng = np.random.default_rng(2)
@@ -168,6 +197,9 @@ def test_unknown_lessons_are_named():
         parse_config(BaseConfig, {"lessons": {"counterfactual": 1}, "kinds": {"two": 1.0}})
     with pytest.raises(InputError, match="lessons has bind, which needs pictures of two classes"):
         parse_config(BaseConfig, {"lessons": {"bind": 1}, "kinds": {"colored": 1.0}})
+    for lesson, kind in (("relate", "counting"), ("count", "position")):
+        with pytest.raises(InputError, match=f"lessons has {lesson}, which needs prompts"):
+            parse_config(BaseConfig, {"lessons": {lesson: 1}, "kinds": {kind: 1.0}})
     with pytest.raises(InputError, match=r"reordered is 0\.5, but no verdicts are asked for"):
         parse_config(BaseConfig, {"reordered": 0.5, "questions": 0})
     with pytest.raises(InputError, match="objects is 8, but compound prompts have all 16 classes"):

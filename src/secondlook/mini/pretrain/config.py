@@ -48,8 +48,19 @@ class BaseRuntimeConfig(BasicRuntimeConfig):
     two thirds of the time."""
 
 
-PAIRED = ("two", "position", "position_colored", "color_attr", "three_colored", compound.TAG)
-"""Kinds of prompts whose pictures show more than one class."""
+NEEDS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "counterfactual": (
+        "prompts that name the colour of one object",
+        ("colored", "position_colored", "color_attr", "three_colored", compound.TAG),
+    ),
+    "bind": (
+        "pictures of two classes",
+        ("two", "position", "position_colored", "color_attr", "three_colored", compound.TAG),
+    ),
+    "relate": ("prompts with relations", ("position", "position_colored", compound.TAG)),
+    "count": ("prompts that count", ("counting", "counting_colored", compound.TAG)),
+}
+"""Lesson -> what it needs, and the kinds of prompts that have it."""
 
 
 @dataclass(config=CHECKED)
@@ -82,7 +93,7 @@ class BaseConfig:
     chain_every: int = Field(default=4, ge=1)
     lessons: dict[str, int] = field(default_factory=dict)
     """Lessons a step of each kind of ``mini.pretrain.lessons`` (repair, counterfactual, edit,
-    redraw_edit, judge_edit, bind); judge_edit and bind are two sequences each."""
+    redraw_edit, judge_edit, bind, relate, count); the last four are two sequences each."""
     bind_clauses: int = Field(default=5, ge=1, le=compound.MAX_CLASSES)
     """Most clauses of a prompt of the lesson ``bind``: who has which colour is learned of one
     clause first, then of two, and so on."""
@@ -139,18 +150,12 @@ class BaseConfig:
                 f"config: objects is {self.objects}, but compound prompts have all "
                 f"{datasets.N_OBJECTS} classes; give kinds without compound"
             )
-        coloured = ("colored", "position_colored", "color_attr", "three_colored", compound.TAG)
-        if self.lessons.get("counterfactual") and not any(self.kinds.get(k) for k in coloured):
-            raise InputError(
-                "config: lessons has counterfactual, which needs prompts that name the colour of "
-                f"one object; give kinds a share of {', '.join(coloured)}"
-            )
-        has_pairs = any(self.kinds.get(kind) for kind in PAIRED)
-        if self.lessons.get("bind") and not has_pairs:
-            raise InputError(
-                "config: lessons has bind, which needs pictures of two classes; give kinds a share "
-                f"of {', '.join(PAIRED)}"
-            )
+        for lesson, (needed, kinds) in NEEDS.items():
+            if self.lessons.get(lesson) and not any(self.kinds.get(kind) for kind in kinds):
+                raise InputError(
+                    f"config: lessons has {lesson}, which needs {needed}; give kinds a share of "
+                    f"{', '.join(kinds)}"
+                )
         if self.reordered and not (self.questions and self.question_weights.get("verdict")):
             raise InputError(
                 f"config: reordered is {self.reordered}, but no verdicts are asked for; give "

@@ -1,5 +1,5 @@
 """Lessons beyond drawing and questions: mend a picture, do what a reason says, edit, make an edit
-again, judge an edit, tell who has which colour.
+again, judge an edit; and tell who has which colour, who stands where, how many there are.
 
 A redraw is taught as a repair: its target is the nearest right picture, so that picture and reason
 have something to tell. In a ``counterfactual`` one the reason asks for something else than the
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from secondlook.mini.world import binding, edit_samples, edits, reasons, samples
+from secondlook.mini.world import binding, edit_samples, edits, near_misses, reasons, samples
 from secondlook.mini.world.edits import Edit
 from secondlook.mini.world.language import Spec, scene_held_out
 from secondlook.mini.world.reader import judge
@@ -27,6 +27,8 @@ REASON_TOKENS = 96
 NO_REASON = 0.04
 """How often a repair's verdict is a bare No."""
 MAX_CHANGES = 3
+REORDERED = 0.5
+"""How often a prompt names objects in another order than the picture shows them."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class JudgeLesson:
 
 
 Lesson = DrawLesson | JudgeLesson
+MakeWrong = Callable[[np.random.Generator, Spec, Scene], Scene | None]
 
 
 @dataclass(frozen=True)
@@ -163,11 +166,36 @@ def _bind(rng: np.random.Generator, scope: Scope) -> list[Lesson]:
         if found is None:
             continue
         part, wrong, _ = found
-        spec = binding.reordered(rng, part) if rng.random() < 0.5 else part
-        made: list[Lesson] = []
-        for judged in (scene, wrong):
-            made.append(JudgeLesson(spec.prompt, _picture(judged), reasons.verdict(spec, judged)))
-        return made
+        spec = binding.reordered(rng, part) if rng.random() < REORDERED else part
+        return _verdicts(spec, scene, wrong)
+
+
+def _relate(rng: np.random.Generator, scope: Scope) -> list[Lesson]:
+    """A picture, and one with the same objects in other places so that a relation fails."""
+    return _near_miss(rng, scope, near_misses.misplaced)
+
+
+def _count(rng: np.random.Generator, scope: Scope) -> list[Lesson]:
+    """A picture, and one with too few, too many, or what was not to be there."""
+    return _near_miss(rng, scope, near_misses.miscounted)
+
+
+def _near_miss(rng: np.random.Generator, scope: Scope, make_wrong: MakeWrong) -> list[Lesson]:
+    while True:
+        spec, scene = samples.sample_scene(rng, scope.shares)
+        wrong = make_wrong(rng, spec, scene)
+        if wrong is None:
+            continue
+        if rng.random() < REORDERED:
+            spec = binding.reordered(rng, spec)
+        return _verdicts(spec, scene, wrong)
+
+
+def _verdicts(spec: Spec, right: Scene, wrong: Scene) -> list[Lesson]:
+    made: list[Lesson] = []
+    for judged in (right, wrong):
+        made.append(JudgeLesson(spec.prompt, _picture(judged), reasons.verdict(spec, judged)))
+    return made
 
 
 def _verdict_on_edit(edit: Edit, scene: Scene) -> str:
@@ -186,5 +214,7 @@ KINDS: dict[str, Callable[[np.random.Generator, Scope], list[Lesson]]] = {
     "redraw_edit": _redraw_edit,
     "judge_edit": _judge_edit,
     "bind": _bind,
+    "relate": _relate,
+    "count": _count,
 }
 """Kind -> what makes its lessons."""
