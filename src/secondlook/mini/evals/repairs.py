@@ -75,6 +75,10 @@ class MiniRepairs(HeadlineBenchmark):
         return result
 
     @classmethod
+    def headline(cls, result: dict[str, Any]) -> dict[str, Any]:
+        return super().headline(result) | {"number": result["headline"]["repaired"]}
+
+    @classmethod
     def options_for_all(cls, rounds: int, only: int) -> dict[str, Any]:
         return {"rows_per_task": only} if only else {}
 
