@@ -18,7 +18,6 @@ BASE = {
     "start": "mini-base",
     "steps": 3,
     "draws": 5,
-    "pool": 40,
     "questions": 3,
     "chains": 0,
     "lessons": {"repair": 3, "judge_edit": 1},

@@ -87,7 +87,6 @@ def check(one: Path, two: Path) -> None:
 def test_a_base_learns_of_what_all_ranks_have(two, tmp_path):
     """A rank's sequences are its own; the update is of the mean of their gradients."""
     config = BaseConfig(**BASE)
-    shutil.copy(two / "base" / "pool.pt", tmp_path)
     jobs = [BaseJob(config, tmp_path) for _ in range(2)]
     for rank, job in enumerate(jobs):
         job.ranks = ProcessGroup(rank, 2)

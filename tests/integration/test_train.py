@@ -104,7 +104,6 @@ def test_base_training_resumes_exactly_and_learns(tmp_path, parts):
         "layers": 1,
         "heads": 2,
         "inner": 64,
-        "pool": 60,
         "optim": {"warmup_steps": 3},
         "runtime": {"device": "cpu", "log_every": 5, "save_every": 10},
     }
@@ -150,7 +149,6 @@ def test_base_goes_on_from_a_checkpoint_with_questions_only(tmp_path, janus):
         "question_weights": {"there": 1.0},
         "alone": 1.0,
         "runtime": {"device": "cpu", "log_every": 1},
-        "pool": 4,
     }
     train_base(BaseConfig(start=str(tmp_path / "start"), steps=3, **stage), tmp_path / "out")
     rows = [

@@ -10,18 +10,13 @@ of the protocol, so that the base can be run in the loop; teaching them properly
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 import torch
 from PIL.Image import Image
-from rich.progress import track
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -75,7 +70,6 @@ class BaseJob:
         )
         self.average = WeightAverage(net, config.ema_decay)
         self.trainable = trainable(self.janus)
-        self.prompts, self.codes = self._pool(out) if config.draws else ([], torch.empty(0))
         self.local_counts = self._local_counts()
         """Of what this rank trains in a step, by the setting's name."""
 
@@ -88,18 +82,11 @@ class BaseJob:
         """A new model; a resumed run keeps its text tokenizer, whatever has become of the
         corpus."""
         tokenizer_folder = out / "words"
-        with self._main_rank_first() as is_first:
-            if is_first and not tokenizer_folder.is_dir():
+        with self.ranks.all_raise():  # the others wait until it is there
+            if self.ranks.is_main and not tokenizer_folder.is_dir():
                 new_janus(self.config).tokenizer.save_pretrained(tokenizer_folder)
         text_tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
         return new_janus(self.config, text_tokenizer)
-
-    @contextmanager
-    def _main_rank_first(self) -> Iterator[bool]:
-        """For what one rank writes and the others read: whether this is the one. The others go on
-        when it has finished."""
-        with self.ranks.all_raise():
-            yield self.ranks.is_main
 
     def _local_counts(self) -> Counter[str]:
         """This rank's part of a step's sequences: every ``world_size``-th of each setting's."""
@@ -109,49 +96,21 @@ class BaseJob:
         all_sequences = [name for name, count in counts.items() for _ in range(count)]
         return Counter(self.ranks.local_part(all_sequences))
 
-    def _pool(self, out: Path) -> tuple[list[str], Tensor]:
-        """Prompts and codes of the pool; encoded once and kept in the run's folder."""
-        pool_path = out / "pool.pt"
-        with self._main_rank_first() as is_first:
-            if is_first and not pool_path.exists():
-                out.mkdir(parents=True, exist_ok=True)
-                torn_path = pool_path.with_suffix(".tmp")
-                torch.save(self._encoded_pool(), torn_path)
-                os.replace(torn_path, pool_path)
-        stored_pool = torch.load(pool_path, weights_only=True)
-        return stored_pool["prompts"], stored_pool["codes"]
-
-    def _encoded_pool(self) -> dict[str, Any]:
-        config = self.config
-        prompts: list[str] = []
-        codes: list[Tensor] = []
-        for pool_start in track(range(0, config.pool, 500), "encoding the pool"):
-            rng = np.random.default_rng([config.seed, 10**6, pool_start])
-            pool_pictures = datasets.pictures(
-                rng, min(500, config.pool - pool_start), kinds=config.kinds
-            )
-            prompts += [pool_picture.spec.prompt for pool_picture in pool_pictures]
-            with torch.no_grad():
-                batch_codes = self.janus.to_codes(
-                    [pool_picture.image for pool_picture in pool_pictures]
-                )
-            codes.append(batch_codes.to("cpu", torch.int16))
-        return {"prompts": prompts, "codes": torch.cat(codes)}  # (pool, codes of a picture)
-
     def _drop(self, rng: np.random.Generator, segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
         """A context as it is or, with a chance of ``prompt_dropout``, without its prompt."""
         if rng.random() < self.config.prompt_dropout:
             return self.template.unconditional(segments)
         return segments
 
+    @torch.no_grad()
     def draws(self, rng: np.random.Generator, n: int) -> TrainingRows:
-        """Prompts of the pool, each with its picture's codes."""
-        contexts: list[tuple[Segment, ...]] = []
-        target_codes: list[TokenIds | ImageCodes] = []
-        for i in rng.integers(len(self.prompts), size=n):
-            contexts.append(self._drop(rng, self.template.draw(self.prompts[i])))
-            target_codes.append(ImageCodes(tuple(self.codes[i].tolist())))
-        return contexts, target_codes
+        """Prompts, each with its picture's codes."""
+        pictures = datasets.pictures(rng, n, kinds=self.config.kinds)
+        all_codes = self.janus.to_codes([picture.image for picture in pictures]).tolist()
+        contexts = []
+        for picture in pictures:
+            contexts.append(self._drop(rng, self.template.draw(picture.spec.prompt)))
+        return contexts, [ImageCodes(tuple(codes)) for codes in all_codes]
 
     def questions(self, rng: np.random.Generator, n: int) -> TrainingRows:
         """Questions about pictures and verdicts on them, each with its answer."""

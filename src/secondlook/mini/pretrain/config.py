@@ -81,8 +81,6 @@ class BaseConfig:
     heads: int = Field(default=6, ge=1)
     inner: int = Field(default=512, ge=1)
     """Width of the layers' feed-forward parts."""
-    pool: int = Field(default=60000, ge=1)
-    """Pictures that are encoded once and drawn from again and again."""
     steps: int = Field(default=2300, ge=1)
     draws: int = Field(default=24, ge=0)
     """Text-to-image sequences a step."""
