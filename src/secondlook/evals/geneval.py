@@ -7,6 +7,7 @@ of mmdetection's and open_clip's; thresholds, order and rules are as published.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
@@ -240,14 +241,16 @@ def relations(a: tuple[float, ...], b: tuple[float, ...]) -> set[str]:
     The offset of the centres is reduced by a tenth of both sizes; its direction must then exceed
     half of the unreduced offset's length.
     """
-    box_a, box_b = np.asarray(a, float), np.asarray(b, float)
-    # (2,) each: along x, along y
-    offset = (box_a[:2] + box_a[2:] - box_b[:2] - box_b[2:]) / 2  # of the centres
-    summed_sizes = (box_a[2:] - box_a[:2]) + (box_b[2:] - box_b[:2])
-    reduced_offset = np.sign(offset) * np.maximum(np.abs(offset) - 0.1 * summed_sizes, 0)
-    if np.all(np.abs(reduced_offset) < 1e-3):  # near or on each other: no relation
+    offsets, reduced_offsets = [], []  # along x, along y; plain numbers, for it is called often
+    for low, high in ((0, 2), (1, 3)):
+        offset = (a[low] + a[high] - b[low] - b[high]) / 2  # of the centres
+        summed_size = (a[high] - a[low]) + (b[high] - b[low])
+        offsets.append(offset)
+        reduced_offsets.append(math.copysign(max(abs(offset) - 0.1 * summed_size, 0), offset))
+    if max(map(abs, reduced_offsets)) < 1e-3:  # near or on each other: no relation
         return set()
-    dx, dy = reduced_offset / np.linalg.norm(offset)
+    length = math.hypot(*offsets)
+    dx, dy = (reduced_offset / length for reduced_offset in reduced_offsets)
     # y grows downwards
     holds_of_relation = {
         "left of": dx < -0.5,

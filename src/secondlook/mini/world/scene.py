@@ -107,13 +107,15 @@ def _any_overlap(corners: Sequence[tuple[int, int]]) -> bool:
 
 def box(thing: Thing) -> tuple[int, int, int, int]:
     """The object's bounding box (x1, y1, x2, y2), upper bounds exclusive."""
-    rows, cols = np.nonzero(pictograms()[thing.name])  # of the mask's pixels
-    return (
-        thing.x + int(cols.min()),
-        thing.y + int(rows.min()),
-        thing.x + int(cols.max()) + 1,
-        thing.y + int(rows.max()) + 1,
-    )
+    left, top, right, bottom = _extent(thing.name)
+    return thing.x + left, thing.y + top, thing.x + right, thing.y + bottom
+
+
+@cache
+def _extent(name: str) -> tuple[int, int, int, int]:
+    """A class's bounding box in its own cell."""
+    rows, cols = np.nonzero(pictograms()[name])  # of the mask's pixels
+    return int(cols.min()), int(rows.min()), int(cols.max()) + 1, int(rows.max()) + 1
 
 
 @cache
