@@ -137,13 +137,21 @@ class ProcessGroup:
         return sums
 
     def all_sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Sum the gradients of parameters that every rank has in full."""
+        """Sum the gradients of parameters that every rank has in full, all in one message."""
         if self.world_size == 1:
             return
+        gradients: list[torch.Tensor] = []
         for parameter in parameters:
             if parameter.grad is None:  # this rank had nothing to learn; the others wait for it
                 parameter.grad = torch.zeros_like(parameter)
-            dist.all_reduce(parameter.grad)
+            gradients.append(parameter.grad)
+        if not gradients:
+            return
+        summed = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(summed)
+        sizes = [gradient.numel() for gradient in gradients]
+        for gradient, sums in zip(gradients, summed.split(sizes), strict=True):
+            gradient.copy_(sums.view_as(gradient))
 
     @contextmanager
     def all_raise(self) -> Iterator[None]:

@@ -74,7 +74,7 @@ class BaseJob:
         """Of what this rank trains in a step, by the setting's name."""
 
     def autocast(self) -> torch.autocast:
-        """What losses are computed in, by ``runtime.dtype``."""
+        """What losses and Muon's updates are computed in, by ``runtime.dtype``."""
         is_half = self.config.runtime.dtype == "bfloat16"
         return torch.autocast(self.janus.device.type, torch.bfloat16, enabled=is_half)
 
@@ -199,7 +199,8 @@ class BaseJob:
         """One update; returns its metrics, the mean over ranks."""
         metrics = self.backward(step)
         self._average_gradients()
-        self.optimizer.step(self.schedule.at(step))
+        with self.autocast():  # Muon's products
+            self.optimizer.step(self.schedule.at(step))
         self.average.update(step)
         return self._mean_of_ranks(metrics)
 
