@@ -43,6 +43,8 @@ def run_rank(out: Path, data: str) -> None:
     warnings.simplefilter("ignore")
     Trainer.save = save_or_die
     train_base(BaseConfig(**BASE), out / "base")
+    verdicts = BASE | {"draws": 0, "lessons": {}, "questions": 4, "steps": 2}
+    train_base(BaseConfig(**verdicts), out / "verdicts")
     train_sft(SFTConfig(data=data, **SFT), out / "sft")
     train_rl(RLConfig(**RL), out / "grpo")
     replicas = RL | {"algorithm": "ppo", "runtime": RL["runtime"] | {"dp_shard_degree": 1}}

@@ -6,7 +6,9 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 import torch
@@ -87,31 +89,58 @@ def check(one: Path, two: Path) -> None:
 def test_a_base_learns_of_what_all_ranks_have(two, tmp_path):
     """A rank's sequences are its own; the update is of the mean of their gradients."""
     config = BaseConfig(**BASE)
+    values, barrier = [None, None], Barrier(2)
+
+    class Thread(ProcessGroup):
+        def all_gather(self, value):
+            values[self.rank] = value
+            barrier.wait()
+            both = list(values)
+            barrier.wait()
+            return both
+
     jobs = [BaseJob(config, tmp_path) for _ in range(2)]
     for rank, job in enumerate(jobs):
-        job.ranks = ProcessGroup(rank, 2)
+        job.ranks = Thread(rank, 2)
         job.local_counts = job._local_counts()
     assert (
         sum((job.local_counts for job in jobs), Counter()) == BaseJob(config, tmp_path).local_counts
     )
-    losses = []
-    for step in range(config.steps):
-        losses.append([job.backward(step)["draw_loss"] for job in jobs])
-        mean_gradients = [
-            (first.grad + second.grad) / 2
-            for first, second in zip(*(job.optimizer.parameters for job in jobs), strict=True)
-        ]
-        for job in jobs:
-            for parameter, gradient in zip(job.optimizer.parameters, mean_gradients, strict=True):
-                parameter.grad = gradient.clone()
-            job.optimizer.step(job.schedule.at(step))
-            job.average.update(step)
+    with ThreadPoolExecutor(2) as pool:
+        shares = list(pool.map(lambda job: job._weights({"draw": job.local_counts["draws"]}), jobs))
+        assert [share["draw"] for share in shares] == [0.6, 0.4], "of five"
+        losses = []
+        for step in range(config.steps):
+            metrics = list(pool.map(BaseJob.backward, jobs, (step, step)))
+            losses.append([rank_metrics["draw_loss"] for rank_metrics in metrics])
+            learn_together(jobs, step)
     with jobs[0].average.applied():
         jobs[0].janus.save(tmp_path / "final")
     assert furthest(tmp_path, two / "base") < 1e-5
     rows = [json.loads(row) for row in (two / "base" / "metrics.jsonl").read_text().splitlines()]
     for row, of_ranks in zip(rows, losses, strict=True):
         assert row["draw_loss"] == pytest.approx(sum(of_ranks) / 2, rel=1e-3)
+
+
+def learn_together(jobs, step):
+    for first, second in zip(*(job.optimizer.parameters for job in jobs), strict=True):
+        if first.grad is not None or second.grad is not None:
+            gradients = [p.grad for p in (first, second) if p.grad is not None]
+            first.grad = second.grad = sum(gradients)
+    for job in jobs:
+        job.optimizer.step(job.schedule.at(step))
+        job.average.update(step)
+
+
+def test_what_no_rank_learns_of_stays_as_it_is(two):
+    """Zeros in place of no gradient would let weight decay shrink it."""
+    start, end = (
+        load_file(folder / "model.safetensors")
+        for folder in (Path(locate("mini-base")), two / "verdicts" / "final")
+    )
+    drawing = [name for name in start if "generation_head" in name]
+    assert drawing and all(torch.equal(start[name], end[name]) for name in drawing)
+    assert not torch.equal(start["lm_head.weight"], end["lm_head.weight"])
 
 
 def test_supervised_fine_tuning(two, data, tmp_path):

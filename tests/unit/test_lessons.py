@@ -13,7 +13,7 @@ from secondlook.mini.pretrain import lessons
 from secondlook.mini.pretrain.config import BaseConfig
 from secondlook.mini.pretrain.lessons import DrawLesson, JudgeLesson
 from secondlook.mini.world import edits
-from secondlook.mini.world.compound import parse, parts_of
+from secondlook.mini.world.compound import held_clauses, parse, parts_of
 from secondlook.mini.world.language import scene_held_out, spec_held_out
 from secondlook.mini.world.reader import judge, read, scene_of
 from secondlook.mini.world.reasons import holds_true
@@ -120,13 +120,17 @@ def test_verdicts_on_pictures_that_differ_in_one_respect_alone(kind):
             assert things[0] == things[1], "who is there says nothing"
         else:
             asked = {clause.name: clause.count for clause in spec.include}
-            excluded = {clause.name for clause in spec.exclude}
+            excluded = {clause.name for clause in spec.exclude} - set(asked)
+            is_compound = len(parts_of(right.prompt)) > 2
+            assert is_compound or len(after.things) <= 4, "five would say No by themselves"
+            assert not is_compound or held_clauses(spec, after).count(False) == 1
             found = Counter(thing.name for thing in after.things)
             for name, number in asked.items():
                 if number > 1 and found[name] != number:
                     attacks.add("few" if found[name] < number else "many")
             attacks |= {"excluded" for name in excluded if found[name]}
-    assert kind == "relate" or attacks == {"few", "many", "excluded"}
+    # few classes may join a crowded picture in training, so that what is excluded seldom does
+    assert kind == "relate" or {"few", "many"} <= attacks
 
 
 def test_verdicts_on_prompts_in_another_order():

@@ -1,8 +1,8 @@
 """The processes of a run: each knows its number, and what all of them know.
 
 One process (no launcher) is a group of one, and nothing here talks to anybody. Under torchrun every
-rank holds a part of the weights (``train.sharding``) and works on its part of a step's items; small
-facts (scores, verdicts, counts, sums) are told to all.
+rank holds a part of the weights (``train.sharding``; in ``train base`` all of them) and works on
+its part of a step's items; small facts (scores, verdicts, counts, sums) are told to all.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Muon: momentum whose update is orthogonalised, for matrices.
 
 torch.optim.Muon orthogonalises in bfloat16, which many a CPU multiplies some seventy times slower
-than float32, and takes no convolutions; this one works in the parameters' own precision. Source:
-Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/.
+than float32, and takes no convolutions; this one works in the parameters' own precision, unless
+its caller's autocast says otherwise. Source: Jordan et al. 2024,
+https://kellerjordan.github.io/posts/muon/.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@ resumes exactly.
 
 A job's data depends only on (seed, step), so its state is that of its parts (weights, optimizer …)
 and the number of finished steps. A killed job loses at most ``save_every`` steps and ends with the
-weights of an uninterrupted one; it may go on with another number of ranks.
+weights of an uninterrupted one; it may go on with another number of ranks (``train base`` then has
+other sequences).
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ of the protocol, so that the base can be run in the loop; teaching them properly
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from pathlib import Path
 from statistics import fmean
@@ -20,11 +21,12 @@ from PIL.Image import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from secondlook.io import whole_folder
 from secondlook.mini import datasets
 from secondlook.mini.pretrain import lessons
 from secondlook.mini.pretrain.config import BaseConfig
 from secondlook.mini.pretrain.lessons import DrawLesson
-from secondlook.mini.pretrain.new_janus import new_janus
+from secondlook.mini.pretrain.new_janus import CORPUS, new_janus, text_tokenizer
 from secondlook.models.device import resolve_device
 from secondlook.models.janus.model import Janus
 from secondlook.models.janus.template import ChatTemplate
@@ -84,12 +86,14 @@ class BaseJob:
         tokenizer_folder = out / "words"
         with self.ranks.all_raise():  # the others wait until it is there
             if self.ranks.is_main and not tokenizer_folder.is_dir():
-                new_janus(self.config).tokenizer.save_pretrained(tokenizer_folder)
-        text_tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
-        return new_janus(self.config, text_tokenizer)
+                sentences = datasets.corpus(self.config.seed, CORPUS)
+                with whole_folder(tokenizer_folder) as folder:
+                    text_tokenizer(sentences, self.config.vocabulary).save_pretrained(folder)
+        words = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
+        return new_janus(self.config, words)
 
     def _local_counts(self) -> Counter[str]:
-        """This rank's part of a step's sequences: every ``world_size``-th of each setting's."""
+        """This rank's part of a step's items: every ``world_size``-th of all settings' in a row."""
         config = self.config
         counts = {"draws": config.draws, "questions": config.questions, "chains": config.chains}
         counts |= {f"lessons.{kind}": count for kind, count in config.lessons.items()}
@@ -198,7 +202,7 @@ class BaseJob:
     def step(self, step: int) -> dict[str, float]:
         """One update; returns its metrics, the mean over ranks."""
         metrics = self.backward(step)
-        self._average_gradients()
+        self._sum_gradients()
         with self.autocast():  # Muon's products
             self.optimizer.step(self.schedule.at(step))
         self.average.update(step)
@@ -208,9 +212,7 @@ class BaseJob:
         """Gradients of this rank's part of a step; returns its metrics. Which sequences a step has
         depends on the number of ranks."""
         config, counts = self.config, self.local_counts
-        # the first rank's numbers are those of a run without a launcher
-        rank_key = [self.ranks.rank] if self.ranks.rank else []
-        rng = np.random.default_rng([config.seed, step, *rank_key])
+        rng = np.random.default_rng([config.seed, step, self.ranks.rank])
         rows_of_task: dict[str, TrainingRows] = {}
         if counts["draws"]:
             rows_of_task["draw"] = self.draws(rng, counts["draws"])
@@ -225,6 +227,7 @@ class BaseJob:
             asked[0].extend(verdict_rows[0])
             asked[1].extend(verdict_rows[1])
         metrics: dict[str, float] = {}
+        weight_of_task = self._weights({task: len(rows[0]) for task, rows in rows_of_task.items()})
         for task, (contexts, completions) in rows_of_task.items():
             if not contexts:
                 continue
@@ -244,16 +247,27 @@ class BaseJob:
             else:
                 loss = losses.mean()
                 metrics[f"{task}_loss"] = loss.item()
-            loss.backward()  # one task at a time: gradients add up, activations do not
+            # one task at a time: gradients add up, activations do not
+            (weight_of_task[task] * loss).backward()
         return metrics
 
-    def _average_gradients(self) -> None:
-        """Of all ranks: each has the whole (small) model, and as much of a step as the others."""
-        self.ranks.all_sum_gradients(self.optimizer.parameters)
-        if self.ranks.world_size > 1:
-            for parameter in self.optimizer.parameters:
-                assert parameter.grad is not None
-                parameter.grad /= self.ranks.world_size
+    def _weights(self, num_rows: dict[str, int]) -> dict[str, float]:
+        """What this rank's mean loss of each task weighs in the sum over ranks: its share of all
+        ranks' rows."""
+        rows_of_ranks = self.ranks.all_gather(num_rows)
+        weights = {}
+        for task, num_own in num_rows.items():
+            num_all = sum(rank_rows.get(task, 0) for rank_rows in rows_of_ranks)
+            weights[task] = num_own / num_all if num_all else 0.0
+        return weights
+
+    def _sum_gradients(self) -> None:
+        """Over all ranks, each of which has the whole (small) model. What none has learned of stays
+        without a gradient, so that no weight decay shrinks it."""
+        parameters = self.optimizer.parameters
+        has_gradient = self.ranks.all_gather([p.grad is not None for p in parameters])
+        learned = [any(flags) for flags in zip(*has_gradient, strict=True)]
+        self.ranks.all_sum_gradients(itertools.compress(parameters, learned))
 
     def _mean_of_ranks(self, metrics: dict[str, float]) -> dict[str, float]:
         """Each metric's mean over the ranks that have it."""

@@ -43,9 +43,9 @@ class BaseRuntimeConfig(BasicRuntimeConfig):
     """``[runtime]`` of ``train base``."""
 
     dtype: Dtype = "float32"
-    """What is computed in; with bfloat16, trained weights and optimizer stay in float32, and so
-    does the last layer. On a CPU that multiplies it itself (AVX512_BF16, AMX) a step takes about
-    two thirds of the time."""
+    """What is computed in, Muon's products too; with bfloat16, trained weights, the optimizer's
+    state and the last layer stay in float32. On a CPU that multiplies it itself (AVX512_BF16, AMX)
+    a step takes about two thirds of the time."""
 
 
 NEEDS: dict[str, tuple[str, tuple[str, ...]]] = {

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from secondlook.mini.world.compound import MAX_THINGS
+from secondlook.mini.world.compound import MAX_THINGS, TAG, held_clauses
 from secondlook.mini.world.language import Spec, scene_held_out
 from secondlook.mini.world.reader import judge
 from secondlook.mini.world.samples import CORNERS
@@ -21,7 +21,7 @@ TRIES = 30
 
 def misplaced(rng: np.random.Generator, spec: Spec, scene: Scene) -> Scene | None:
     """A scene with the same objects, of which two have swapped places or one stands elsewhere, so
-    that a relation fails. None where the prompt has none, or no change was found that may be
+    that relations fail. None where the prompt has none, or no change was found that may be
     shown."""
     if len(scene.things) < 2 or not any(clause.position for clause in spec.include):
         return None
@@ -39,21 +39,24 @@ def misplaced(rng: np.random.Generator, spec: Spec, scene: Scene) -> Scene | Non
 
 
 def miscounted(rng: np.random.Generator, spec: Spec, scene: Scene) -> Scene | None:
-    """A scene with one too few or too many of a class that the prompt counts, or with one that it
-    excludes. None where it does neither, or no change was found that may be shown."""
+    """A scene with one too few or too many of a class that the prompt counts, or with one that must
+    be absent, while every other clause holds. None where the prompt does neither, or no change was
+    found that may be shown."""
     counted = [clause.name for clause in spec.include if clause.count > 1]
-    excluded = [clause.name for clause in spec.exclude]
-    if not counted + excluded:
+    included = {clause.name for clause in spec.include}
+    # that a class may not be there once more is an exclusion too
+    absent = [clause.name for clause in spec.exclude if clause.name not in included]
+    names = counted + absent
+    if not names:
         return None
+    most_things = MAX_THINGS if spec.tag == TAG else 4
     for _ in range(TRIES):
         things = list(scene.things)
-        name = (counted + excluded)[rng.integers(len(counted + excluded))]
+        name = names[rng.integers(len(names))]
         of_class = [i for i, thing in enumerate(things) if thing.name == name]
-        if not of_class:  # excluded, or asked for again as another clause's
+        if not of_class:
             other = things[rng.integers(len(things))]
             things.append(_at_a_corner(rng, replace(other, name=name)))
-            if rng.random() < 0.5:  # in the place of another one
-                things.remove(other)
         elif rng.random() < 0.4:
             things.pop(of_class[rng.integers(len(of_class))])
         elif rng.random() < 0.7:
@@ -62,7 +65,8 @@ def miscounted(rng: np.random.Generator, spec: Spec, scene: Scene) -> Scene | No
             other_name = OBJECTS[rng.integers(len(OBJECTS))]
             i = of_class[rng.integers(len(of_class))]
             things[i] = replace(things[i], name=other_name)
-        if len(things) <= MAX_THINGS and (wrong := _shown(spec, things)):
+        wrong = _shown(spec, things) if len(things) <= most_things else None
+        if wrong and (spec.tag != TAG or held_clauses(spec, wrong).count(False) == 1):
             return wrong
     return None
 
