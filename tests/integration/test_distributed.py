@@ -116,7 +116,7 @@ def test_a_base_learns_of_what_all_ranks_have(two, tmp_path):
             learn_together(jobs, step)
     with jobs[0].average.applied():
         jobs[0].janus.save(tmp_path / "final")
-    assert furthest(tmp_path, two / "base") < 1e-5
+    assert furthest(tmp_path, two / "base") < 1e-4  # Muon enlarges what rounding leaves
     rows = [json.loads(row) for row in (two / "base" / "metrics.jsonl").read_text().splitlines()]
     for row, of_ranks in zip(rows, losses, strict=True):
         assert row["draw_loss"] == pytest.approx(sum(of_ranks) / 2, rel=1e-3)

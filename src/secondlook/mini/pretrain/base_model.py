@@ -26,7 +26,7 @@ from secondlook.mini import datasets
 from secondlook.mini.pretrain import lessons
 from secondlook.mini.pretrain.config import BaseConfig
 from secondlook.mini.pretrain.lessons import DrawLesson
-from secondlook.mini.pretrain.new_janus import CORPUS, new_janus, text_tokenizer
+from secondlook.mini.pretrain.new_janus import new_janus
 from secondlook.models.device import resolve_device
 from secondlook.models.janus.model import Janus
 from secondlook.models.janus.template import ChatTemplate
@@ -86,9 +86,9 @@ class BaseJob:
         tokenizer_folder = out / "words"
         with self.ranks.all_raise():  # the others wait until it is there
             if self.ranks.is_main and not tokenizer_folder.is_dir():
-                sentences = datasets.corpus(self.config.seed, CORPUS)
+                words = new_janus(self.config).tokenizer  # before anything is written
                 with whole_folder(tokenizer_folder) as folder:
-                    text_tokenizer(sentences, self.config.vocabulary).save_pretrained(folder)
+                    words.save_pretrained(folder)
         words = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
         return new_janus(self.config, words)
 

@@ -25,9 +25,6 @@ from secondlook.mini.pretrain.config import BaseConfig
 from secondlook.models.janus.model import Janus
 from secondlook.models.janus.template import AGAIN, ASSISTANT, MATCH, SPECIALS, SYSTEM, USER
 
-CORPUS = 4000
-"""Scenes whose sentences the text tokenizer is trained on."""
-
 
 def text_tokenizer(sentences: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE with Janus's special tokens, trained on ``sentences`` and the protocol's own
@@ -90,7 +87,7 @@ def new_janus(config: BaseConfig, words: PreTrainedTokenizerFast | None = None) 
     vq = _part(JanusVQVAE, "tokenizer", config.tokenizer)
     vision = _part(JanusVisionModel, "vision", config.vision)
     torch.manual_seed(config.seed)
-    words = words or text_tokenizer(datasets.corpus(config.seed, CORPUS), config.vocabulary)
+    words = words or text_tokenizer(datasets.corpus(config.seed, 4000), config.vocabulary)
     # both are projected to the language model's width
     vq_config = vq.config.to_dict() | {
         "projection_dim": config.width,
