@@ -137,12 +137,17 @@ class ProcessGroup:
         return sums
 
     def all_sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Sum the gradients of parameters that every rank has in full, all in one message."""
+        """Sum the gradients of parameters that every rank has in full, all in one message. What no
+        rank has learned of stays without a gradient, so that no weight decay shrinks it."""
         if self.world_size == 1:
             return
+        parameters = list(parameters)
+        has_gradient = self.all_gather([parameter.grad is not None for parameter in parameters])
         gradients: list[torch.Tensor] = []
-        for parameter in parameters:
-            if parameter.grad is None:  # this rank had nothing to learn; the others wait for it
+        for parameter, *on_ranks in zip(parameters, *has_gradient, strict=True):
+            if not any(on_ranks):
+                continue
+            if parameter.grad is None:  # another rank has learned of it
                 parameter.grad = torch.zeros_like(parameter)
             gradients.append(parameter.grad)
         if not gradients:

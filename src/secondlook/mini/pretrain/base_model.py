@@ -10,7 +10,6 @@ of the protocol, so that the base can be run in the loop; teaching them properly
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from pathlib import Path
 from statistics import fmean
@@ -202,7 +201,7 @@ class BaseJob:
     def step(self, step: int) -> dict[str, float]:
         """One update; returns its metrics, the mean over ranks."""
         metrics = self.backward(step)
-        self._sum_gradients()
+        self.ranks.all_sum_gradients(self.optimizer.parameters)  # each rank has the whole model
         with self.autocast():  # Muon's products
             self.optimizer.step(self.schedule.at(step))
         self.average.update(step)
@@ -260,14 +259,6 @@ class BaseJob:
             num_all = sum(rank_rows.get(task, 0) for rank_rows in rows_of_ranks)
             weights[task] = num_own / num_all if num_all else 0.0
         return weights
-
-    def _sum_gradients(self) -> None:
-        """Over all ranks, each of which has the whole (small) model. What none has learned of stays
-        without a gradient, so that no weight decay shrinks it."""
-        parameters = self.optimizer.parameters
-        has_gradient = self.ranks.all_gather([p.grad is not None for p in parameters])
-        learned = [any(flags) for flags in zip(*has_gradient, strict=True)]
-        self.ranks.all_sum_gradients(itertools.compress(parameters, learned))
 
     def _mean_of_ranks(self, metrics: dict[str, float]) -> dict[str, float]:
         """Each metric's mean over the ranks that have it."""

@@ -10,10 +10,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from secondlook.mini.world.compound import MAX_THINGS, TAG, held_clauses
+from secondlook.mini.world.compound import TAG, held_clauses
 from secondlook.mini.world.language import Spec, scene_held_out
 from secondlook.mini.world.reader import judge
-from secondlook.mini.world.samples import CORNERS
+from secondlook.mini.world.samples import CORNERS, most_things
 from secondlook.mini.world.scene import OBJECTS, Scene, Thing
 
 TRIES = 30
@@ -49,7 +49,6 @@ def miscounted(rng: np.random.Generator, spec: Spec, scene: Scene) -> Scene | No
     names = counted + absent
     if not names:
         return None
-    most_things = MAX_THINGS if spec.tag == TAG else 4
     for _ in range(TRIES):
         things = list(scene.things)
         name = names[rng.integers(len(names))]
@@ -65,7 +64,7 @@ def miscounted(rng: np.random.Generator, spec: Spec, scene: Scene) -> Scene | No
             other_name = OBJECTS[rng.integers(len(OBJECTS))]
             i = of_class[rng.integers(len(of_class))]
             things[i] = replace(things[i], name=other_name)
-        wrong = _shown(spec, things) if len(things) <= most_things else None
+        wrong = _shown(spec, things) if len(things) <= most_things(spec) else None
         if wrong and (spec.tag != TAG or held_clauses(spec, wrong).count(False) == 1):
             return wrong
     return None

@@ -138,12 +138,17 @@ def _position_prompt(rng: np.random.Generator, scene: Scene, says_colors: bool) 
     return position_spec(a.name, relation, b.name, said_colors)
 
 
+def most_things(spec: Spec) -> int:
+    """Objects that a picture of such a prompt may show, right or wrong."""
+    return compound.MAX_THINGS if spec.tag == compound.TAG else 4
+
+
 def near_miss(rng: np.random.Generator, s: Spec, scene: Scene, aimed: float = 0.0) -> Scene:
     """A scene that fails ``s`` by one change of ``scene``: another colour or class, swapped colours
     or places, one object more or less. A share ``aimed`` of the changes attacks what the prompt
     asks for (a relation, a count, who has which colour). Not held out."""
     changes = _AIMED[s.tag] if rng.random() < aimed else _CHANGES
-    max_things = compound.MAX_THINGS if s.tag == compound.TAG else 4
+    max_things = most_things(s)
     while True:
         changed_scene = Scene.of(_changed(rng, list(scene.things), changes, max_things))
         is_allowed = changed_scene.valid() and not scene_held_out(changed_scene)
@@ -158,7 +163,7 @@ def near_miss(rng: np.random.Generator, s: Spec, scene: Scene, aimed: float = 0.
 def changed(rng: np.random.Generator, things: list[Thing], spec: Spec) -> list[Thing]:
     """The things of a scene of ``spec`` after any one change, or as they were where it cannot be
     made."""
-    max_things = compound.MAX_THINGS if spec.tag == compound.TAG else 4
+    max_things = most_things(spec)
     return _changed(rng, things, (*_CHANGES, "move", "drop"), max_things)
 
 
