@@ -46,6 +46,16 @@ def test_a_repair_shows_the_nearest_right_picture():
     assert bare < 10
 
 
+def test_a_fault_is_named_in_whatever_order_the_prompt_has():
+    spoilt_pictures = made("fault", 40)
+    assert len(spoilt_pictures) == 40
+    for lesson in spoilt_pictures:
+        spec, wrong = parse(lesson.prompt), pixels(lesson.image)
+        assert not judge(spec, wrong).correct and lesson.verdict.startswith("No, ")
+        assert holds_true(spec, wrong, lesson.verdict)
+        assert lesson.source is None and not scene_held_out(scene_of(read(lesson.image)))
+
+
 def test_a_counterfactual_reason_is_followed_and_not_the_prompt():
     for lesson in made("counterfactual"):
         spec = parse(lesson.prompt)
@@ -195,7 +205,7 @@ def test_what_a_base_learns_of_them(tmp_path, dtype):
 
 
 def test_unknown_lessons_are_named():
-    with pytest.raises(InputError, match=r"lessons has mend = 3; known are repair, counterfactual"):
+    with pytest.raises(InputError, match=r"lessons has mend = 3; known are repair, fault"):
         parse_config(BaseConfig, {"lessons": {"mend": 3}})
     with pytest.raises(InputError, match="lessons has counterfactual, which needs prompts"):
         parse_config(BaseConfig, {"lessons": {"counterfactual": 1}, "kinds": {"two": 1.0}})

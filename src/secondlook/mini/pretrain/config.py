@@ -90,8 +90,8 @@ class BaseConfig:
     """Redraws every ``chain_every`` steps."""
     chain_every: int = Field(default=4, ge=1)
     lessons: dict[str, int] = field(default_factory=dict)
-    """Lessons a step of each kind of ``mini.pretrain.lessons`` (repair, counterfactual, edit,
-    redraw_edit, judge_edit, bind, relate, count); the last four are two sequences each."""
+    """Lessons a step of each kind of ``mini.pretrain.lessons`` (repair, fault, counterfactual,
+    edit, redraw_edit, judge_edit, bind, relate, count); the last four are two sequences each."""
     bind_clauses: int = Field(default=5, ge=1, le=compound.MAX_CLASSES)
     """Most clauses of a prompt of the lesson ``bind``: who has which colour is learned of one
     clause first, then of two, and so on."""

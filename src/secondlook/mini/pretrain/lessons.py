@@ -1,5 +1,6 @@
 """Lessons beyond drawing and questions: mend a picture, do what a reason says, edit, make an edit
-again, judge an edit; and tell who has which colour, who stands where, how many there are.
+again, judge an edit; name what is wrong; and tell who has which colour, who stands where, how many
+there are.
 
 A redraw is taught as a repair: its target is the nearest right picture, so that picture and reason
 have something to tell. In a ``counterfactual`` one the reason asks for something else than the
@@ -19,7 +20,7 @@ from secondlook.mini.world.edits import Edit
 from secondlook.mini.world.language import Spec, scene_held_out
 from secondlook.mini.world.reader import judge
 from secondlook.mini.world.render import render
-from secondlook.mini.world.repair import counterfactual, try_diagnose
+from secondlook.mini.world.repair import Diagnosis, counterfactual, try_diagnose
 from secondlook.mini.world.scene import Scene
 
 REASON_TOKENS = 96
@@ -102,16 +103,30 @@ def spoilt(rng: np.random.Generator, spec: Spec, scene: Scene) -> Scene:
 
 def _repair(rng: np.random.Generator, scope: Scope) -> list[Lesson]:
     while True:
-        spec, scene = samples.sample_scene(rng, scope.shares)
-        wrong = spoilt(rng, spec, scene)
-        diagnosis = try_diagnose(spec, wrong)
-        if diagnosis is None or scene_held_out(diagnosis.repaired):
-            continue
+        spec, wrong, diagnosis = _wrong(rng, scope)
         # each fault is one object's: where more leave their places, one does so untold
         num_changed = len(set(wrong.things) - set(diagnosis.repaired.things))
-        if num_changed <= len(diagnosis.faults):
+        if not scene_held_out(diagnosis.repaired) and num_changed <= len(diagnosis.faults):
             verdict = "No." if rng.random() < NO_REASON else f"No, {diagnosis.reason}."
             return [DrawLesson(spec.prompt, _picture(diagnosis.repaired), _picture(wrong), verdict)]
+
+
+def _fault(rng: np.random.Generator, scope: Scope) -> list[Lesson]:
+    """A wrong picture and what is wrong with it. No right one beside it: there is nothing to find,
+    and its words, the prompt's own, are learned at once."""
+    spec, wrong, _ = _wrong(rng, scope)
+    if rng.random() < REORDERED:
+        spec = binding.reordered(rng, spec)
+    return [JudgeLesson(spec.prompt, _picture(wrong), reasons.verdict(spec, wrong))]
+
+
+def _wrong(rng: np.random.Generator, scope: Scope) -> tuple[Spec, Scene, Diagnosis]:
+    """A prompt, a scene that fails it, and what fails."""
+    while True:
+        spec, scene = samples.sample_scene(rng, scope.shares)
+        wrong = spoilt(rng, spec, scene)
+        if diagnosis := try_diagnose(spec, wrong):
+            return spec, wrong, diagnosis
 
 
 def _counterfactual(rng: np.random.Generator, scope: Scope) -> list[Lesson]:
@@ -209,6 +224,7 @@ def _picture(scene: Scene) -> Image.Image:
 
 KINDS: dict[str, Callable[[np.random.Generator, Scope], list[Lesson]]] = {
     "repair": _repair,
+    "fault": _fault,
     "counterfactual": _counterfactual,
     "edit": _edit,
     "redraw_edit": _redraw_edit,
