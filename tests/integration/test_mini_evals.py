@@ -104,7 +104,35 @@ def test_curve_compares_at_equal_cost():
     assert two["images"] == three["images"] == 1.5 and two["final"]["mean"] == 1.0
     # at 1.5 images best-of-N takes one or two images, each half of the time: (0.5 + 0) / 2
     assert two["best_of_n"]["mean"] == 0.25 and two["over_best_of_n"]["mean"] == 0.75
-    assert three["until_yes"]["mean"] == 0.5 and three["until_yes"]["images"] == 2.0
+    # drawn afresh until Yes, at most twice, the same: the first of both is wrong, and has a No
+    assert three["until_yes"]["mean"] == 0.5 and three["until_yes"]["images"] == 1.5
+
+
+def test_drawing_afresh_until_yes_has_as_many_images():
+    """At most three rounds of a good redraw cost less than three fresh images until Yes."""
+    from secondlook.evals.best_of_n import curve
+
+    # one redraw mends it; of the fresh images the third one is right, and has the first Yes
+    a = trial([False, True], [0.1, 0.9], [False, False, True], [0.1, 0.2, 0.9])
+    *_, three = curve([a], 3, 3)["curve"]
+    assert three["images"] == 2 and three["final"]["mean"] == 1
+    assert three["until_yes"]["images"] == 2 and three["until_yes"]["mean"] == 0
+    # a redraw that mends nothing costs three images; until Yes they were two, and it has no more
+    b = trial([False] * 3, [0.1] * 3, [False, True, False], [0.1, 0.9, 0.1])
+    *_, three = curve([b], 3, 3)["curve"]
+    assert three["images"] == 3 and three["until_yes"]["images"] == 2
+    assert three["over_until_yes"]["mean"] == -1
+    # between two and three images: half of the prompts have the third
+    *_, three = curve([a, a], 3, 3)["curve"]
+    assert three["until_yes"]["mean"] == 0
+    c = trial([False, False, True], [0.1, 0.1, 0.9], [False, False, True], [0.1, 0.2, 0.9])
+    *_, three = curve([a, c], 3, 3)["curve"]
+    assert three["images"] == 2.5 and three["until_yes"] | {"low": 0, "high": 0} == {
+        "mean": 0.5,
+        "low": 0,
+        "high": 0,
+        "images": 2.5,
+    }
 
 
 def test_results_of_two_models_are_compared_pairwise(engine, tmp_path):

@@ -167,11 +167,21 @@ def test_a_state_that_cannot_be_read_is_passed_over(tmp_path, capsys):
     assert float(weight.value) == pytest.approx(0.02 * before)
 
 
-def test_other_weights_than_it_began_with_are_refused(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("changed_file", "contents"),
+    [
+        ("model.safetensors", bytes(10**6 - 1) + b"x"),
+        ("generation_config.json", b'{"judge_rereads": true}'),
+        ("chat_template.jinja", b"{{ messages }}"),
+    ],
+)
+def test_another_checkpoint_than_it_began_with_is_refused(tmp_path, capsys, changed_file, contents):
     (tmp_path / "model.safetensors").write_bytes(bytes(10**6))
+    (tmp_path / "generation_config.json").write_text("{}")
     begun = fingerprint(tmp_path)
+    (tmp_path / "README.md").write_text("a note")
     assert begun == fingerprint(tmp_path)
-    (tmp_path / "model.safetensors").write_bytes(bytes(10**6 - 1) + b"x")
+    (tmp_path / changed_file).write_bytes(contents)
     changed = fingerprint(tmp_path)
     assert changed != begun
     run = Trainer(tmp_path / "out", Toy(), {"weight": Weight()}, weights=begun)

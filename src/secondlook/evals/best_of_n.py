@@ -2,9 +2,9 @@
 
 For every prompt and sample there is one episode of at most T rounds (its first t rounds are the
 episode of t rounds), and as many independent first images, each judged alone. Best-of-N shows the
-image with the highest P(Yes) among N; "until yes" draws afresh while the verdict is No, which is
-introspection without memory. At a mean cost of c images, best-of-N takes N = floor(c) or one more,
-in the proportion that makes its mean cost c.
+image with the highest P(Yes) among N; "until yes" draws afresh while the verdict is No, N images at
+most, which is introspection without memory. Each takes N or N + 1, in the proportion that makes its
+mean cost in images that of the episodes.
 """
 
 from __future__ import annotations
@@ -55,61 +55,83 @@ def _surest(images: Sequence[JudgedImage]) -> int:
     return int(np.argmax([image.p_yes for image in images]))
 
 
+class _Baseline(NamedTuple):
+    """A way of choosing among the independent images, with at most N of them."""
+
+    values: list[float]
+    """Each trial's score."""
+    mean_cost: float
+    """Images."""
+
+
 def curve(trials: Sequence[Trial], max_rounds: int, n_fresh: int) -> dict[str, Any]:
     """``curve``: for each number of rounds up to ``max_rounds`` the score, the mean number of
     images, and the differences to both baselines at equal cost; ``best_of_n``: best-of-N for each N
-    up to ``n_fresh``."""
-    best_values: dict[int, list[float]] = {}  # N -> each trial's score of its best of N
-    best_of_n = []
+    up to ``n_fresh``. Where even ``n_fresh`` images until Yes cost less than the episodes, that
+    baseline has fewer: ``until_yes`` says how many ``images`` it has."""
+    best_of_n: list[_Baseline] = []  # of N = 1, 2, …
+    until_yes: list[_Baseline] = []
     for n in range(1, n_fresh + 1):
-        best_values[n] = []
+        best_values, yes_values, yes_costs = [], [], []
         for trial in trials:
-            chosen_image = trial.fresh[_surest(trial.fresh[:n])]
-            best_values[n].append(float(chosen_image.value))
-        best_of_n.append({"n": n, "final": _mean(trials, best_values[n])})
+            best_values.append(float(trial.fresh[_surest(trial.fresh[:n])].value))
+            final_index, num_drawn = final_image(trial.fresh, n)
+            yes_values.append(float(trial.fresh[final_index].value))
+            yes_costs.append(num_drawn)
+        best_of_n.append(_Baseline(best_values, n))
+        until_yes.append(_Baseline(yes_values, float(np.mean(yes_costs))))
     curve_points = []
     for num_rounds in range(1, max_rounds + 1):
-        curve_points.append(_point(trials, num_rounds, best_values, n_fresh))
-    return {"curve": curve_points, "best_of_n": best_of_n}
+        curve_points.append(_point(trials, num_rounds, best_of_n, until_yes))
+    finals = []
+    for n, baseline in enumerate(best_of_n, start=1):
+        finals.append({"n": n, "final": _mean(trials, baseline.values)})
+    return {"curve": curve_points, "best_of_n": finals}
 
 
 def _point(
-    trials: Sequence[Trial], max_rounds: int, best_values: Mapping[int, list[float]], n_fresh: int
+    trials: Sequence[Trial],
+    max_rounds: int,
+    best_of_n: Sequence[_Baseline],
+    until_yes: Sequence[_Baseline],
 ) -> dict[str, Any]:
     """The curve at at most ``max_rounds`` rounds."""
     # of each trial the final image's score, and how many images were drawn for it
     episode_values, episode_costs = [], []
-    afresh_values, afresh_costs = [], []
     for trial in trials:
         final_index, num_drawn = final_image(trial.rounds, max_rounds)
         episode_values.append(float(trial.rounds[final_index].value))
         episode_costs.append(num_drawn)
-        final_index, num_drawn = final_image(trial.fresh, max_rounds)
-        afresh_values.append(float(trial.fresh[final_index].value))
-        afresh_costs.append(num_drawn)
-
     mean_cost = float(np.mean(episode_costs))
-    # best-of-N takes N = lower_n or one more, so that its mean cost is the same
-    lower_n = min(int(mean_cost), n_fresh - 1) or 1
-    upper_n = min(lower_n + 1, n_fresh)
-    upper_share = mean_cost - lower_n  # of the prompts that get the one more
-    equal_cost_values = []  # the expected score over which prompts these are
-    for lower, upper in zip(best_values[lower_n], best_values[upper_n], strict=True):
-        equal_cost_values.append((1 - upper_share) * lower + upper_share * upper)
-
+    best_values, _ = _at_cost(best_of_n, mean_cost)
+    afresh_values, afresh_cost = _at_cost(until_yes, mean_cost)
     # the differences are paired: a resample takes both scores of a prompt
-    over_best_of_n = np.subtract(episode_values, equal_cost_values).tolist()
+    over_best_of_n = np.subtract(episode_values, best_values).tolist()
     over_until_yes = np.subtract(episode_values, afresh_values).tolist()
-    until_yes = _mean(trials, afresh_values) | {"images": float(np.mean(afresh_costs))}
     return {
         "rounds": max_rounds,
         "images": mean_cost,
         "final": _mean(trials, episode_values),
-        "best_of_n": _mean(trials, equal_cost_values),
+        "best_of_n": _mean(trials, best_values),
         "over_best_of_n": _mean(trials, over_best_of_n),
-        "until_yes": until_yes,
+        "until_yes": _mean(trials, afresh_values) | {"images": afresh_cost},
         "over_until_yes": _mean(trials, over_until_yes),
     }
+
+
+def _at_cost(baselines: Sequence[_Baseline], mean_cost: float) -> tuple[list[float], float]:
+    """A baseline with N or N + 1 images at most, so that its mean cost is ``mean_cost``: each
+    trial's score, expected over which of them have the one more, and what it costs then."""
+    lower = baselines[0]
+    for upper in baselines[1:]:
+        if upper.mean_cost > mean_cost:
+            upper_share = (mean_cost - lower.mean_cost) / (upper.mean_cost - lower.mean_cost)
+            mixed = (1 - upper_share) * np.array(lower.values) + upper_share * np.array(
+                upper.values
+            )
+            return mixed.tolist(), mean_cost
+        lower = upper
+    return lower.values, lower.mean_cost
 
 
 def _mean(trials: Sequence[Trial], trial_values: Sequence[float]) -> Interval:

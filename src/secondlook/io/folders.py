@@ -21,6 +21,7 @@ LOCK = ".lock"
 _claimed: dict[Path, FileLock] = {}
 """Locks, by their files, of the folders that belong to this process until it ends."""
 WEIGHT_SUFFIXES = (".safetensors", ".bin")
+SETTING_SUFFIXES = (".json", ".jinja")
 
 
 def writable_folder(path: Path, claimed: bool = True) -> Path:
@@ -120,20 +121,24 @@ def same_config(folder: Path, now: dict[str, Any], may_change: tuple[str, ...] =
 
 
 def fingerprint(folder: Path, num_blocks: int = 64, block_size: int = 2**16) -> str:
-    """A hash by which other weights in a folder are noticed: of their files' names and sizes and of
-    ``num_blocks`` blocks of ``block_size`` bytes of each, evenly spaced from its first byte to its
-    last."""
-    weights_hash = sha256()
-    for weight_path in sorted(folder.iterdir()):
-        if weight_path.suffix not in WEIGHT_SUFFIXES:
+    """A hash by which another checkpoint in a folder is noticed: of the names and sizes of its
+    weights and settings (what a judge or a redraw sees, the tokenizer, the chat template), the
+    settings' contents, and ``num_blocks`` blocks of ``block_size`` bytes of each file of weights,
+    evenly spaced from its first byte to its last."""
+    checkpoint_hash = sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix not in (*WEIGHT_SUFFIXES, *SETTING_SUFFIXES):
             continue
-        file_size = weight_path.stat().st_size
-        weights_hash.update(f"{weight_path.name} {file_size}".encode())
-        with open(weight_path, "rb") as file:
+        file_size = path.stat().st_size
+        checkpoint_hash.update(f"{path.name} {file_size}".encode())
+        if path.suffix in SETTING_SUFFIXES:
+            checkpoint_hash.update(path.read_bytes())
+            continue
+        with open(path, "rb") as file:
             for block in range(num_blocks):
                 file.seek(block * max(0, file_size - block_size) // max(1, num_blocks - 1))
-                weights_hash.update(file.read(block_size))
-    return weights_hash.hexdigest()
+                checkpoint_hash.update(file.read(block_size))
+    return checkpoint_hash.hexdigest()
 
 
 def versions() -> dict[str, str]:

@@ -307,8 +307,8 @@ class Trainer:
             )
         if origin["weights"] != weights:
             raise InputError(
-                f"config: the weights of model {self.config.get('model')!r} are not those that "
-                f"{self.out} was begun with; bring those back, or use another folder"
+                f"config: the weights or settings of model {self.config.get('model')!r} are not "
+                f"those that {self.out} was begun with; bring those back, or use another folder"
             )
         present_versions = versions()
         changed_versions = []
