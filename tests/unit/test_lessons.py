@@ -56,6 +56,20 @@ def test_a_fault_is_named_in_whatever_order_the_prompt_has():
         assert lesson.source is None and not scene_held_out(scene_of(read(lesson.image)))
 
 
+def test_what_is_wrong_is_mostly_who_has_which_colour():
+    """As in a model's own pictures; many changes are held out, and what is left of uniform ones is
+    mostly objects that are missing."""
+    faults = []
+    for lesson in made("fault", 80):
+        faults += diagnose(parse(lesson.prompt), pixels(lesson.image)).faults
+    num_missing = sum(" is missing" in fault for fault in faults)
+    num_instead = sum(fault.startswith("there is a") for fault in faults)
+    num_recoloured = sum(fault.startswith("the ") and ", not " in fault for fault in faults)
+    assert num_recoloured > 0.45 * len(faults)
+    assert 0.05 * len(faults) < num_missing < 0.25 * len(faults)
+    assert num_instead > 0.1 * len(faults) and len(faults) > 100
+
+
 def test_a_counterfactual_reason_is_followed_and_not_the_prompt():
     for lesson in made("counterfactual"):
         spec = parse(lesson.prompt)

@@ -27,7 +27,8 @@ REASON_TOKENS = 96
 """Tokens of a verdict that points, at most; for the checkpoint's generation config."""
 NO_REASON = 0.04
 """How often a repair's verdict is a bare No."""
-MAX_CHANGES = 3
+MORE_MISTAKES = (0.4, 0.3, 0.2, 0.1)
+"""How often a wrong picture has none, one, two or three mistakes beside the first."""
 REORDERED = 0.5
 """How often a prompt names objects in another order than the picture shows them."""
 
@@ -87,16 +88,14 @@ def lessons(rng: np.random.Generator, counts: dict[str, int], scope: Scope) -> l
 
 
 def spoilt(rng: np.random.Generator, spec: Spec, scene: Scene) -> Scene:
-    """A scene that fails a prompt after one to three changes of one that satisfies it. Not held
+    """A scene that fails a prompt after one to four mistakes in one that satisfies it. Not held
     out."""
     while True:
-        things = list(scene.things)
-        for _ in range(rng.integers(1, MAX_CHANGES + 1)):
-            things = samples.changed(rng, things, spec)
-        changed_scene = Scene.of(things)
-        is_allowed = things and changed_scene.valid() and not scene_held_out(changed_scene)
-        if is_allowed and not judge(spec, changed_scene).correct:
-            return changed_scene
+        wrong = scene
+        for _ in range(1 + rng.choice(len(MORE_MISTAKES), p=MORE_MISTAKES)):
+            wrong = samples.mistake(rng, spec, wrong)
+        if not judge(spec, wrong).correct:
+            return wrong
         if rng.random() < 0.02:  # of some scenes nearly every change is held out
             return samples.near_miss(rng, spec, scene)
 

@@ -70,6 +70,20 @@ _AIMED = {
         *("color", "name", "swap places", "move", "drop", "add"),
     ),
 }
+_MISTAKES = {
+    "swap colors": 0.24,
+    "borrow color": 0.26,
+    "color": 0.08,
+    "name": 0.12,
+    "borrow name": 0.06,
+    "swap places": 0.06,
+    "move": 0.06,
+    "drop": 0.08,
+    "add": 0.04,
+}
+"""Shares of the mistakes in wrong pictures, about as in a base's own of compound prompts
+(docs/LOG.md): an object most often has another one's colour."""
+_TRIES = 12
 """The changes that attack what a task's prompts ask for. Those of compound prompts often mix up
 what is there, as the pictures of a trained model do."""
 
@@ -160,11 +174,16 @@ def near_miss(rng: np.random.Generator, s: Spec, scene: Scene, aimed: float = 0.
                 return other_scene
 
 
-def changed(rng: np.random.Generator, things: list[Thing], spec: Spec) -> list[Thing]:
-    """The things of a scene of ``spec`` after any one change, or as they were where it cannot be
-    made."""
+def mistake(rng: np.random.Generator, spec: Spec, scene: Scene) -> Scene:
+    """A scene of ``spec`` after one more change of a kind that trained models make (``_MISTAKES``).
+    Not held out; as it was where no such change is allowed."""
+    kind = str(rng.choice(list(_MISTAKES), p=list(_MISTAKES.values())))
     max_things = most_things(spec)
-    return _changed(rng, things, (*_CHANGES, "move", "drop"), max_things)
+    for _ in range(_TRIES):  # many changes are held out: each kind is tried, lest most be "drop"
+        changed_scene = Scene.of(_changed(rng, list(scene.things), (kind,), max_things))
+        if changed_scene.valid() and not scene_held_out(changed_scene) and changed_scene != scene:
+            return changed_scene
+    return scene
 
 
 def _changed(
