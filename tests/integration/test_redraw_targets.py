@@ -99,6 +99,14 @@ def test_a_redraw_becomes_the_smallest_repair_that_the_world_knows(rendered, tmp
         assert bool(row["redraw_target"]) == bool(accepted)
         if accepted:
             assert picture_of(rows[row["redraw_target"]]).tobytes() == picture.tobytes()
+    # SFT redraws none without: any other right picture would teach to draw afresh
+    assert any(row["score"] < 0.5 and not row["redraw_target"] for row in rows.values())
+    pool = Pool(out)
+    rng = np.random.default_rng(0)
+    for _ in range(80):
+        choice = pool.redrawing(rng)
+        wrong, target = (pool.index.words(row).id for row in (choice.earlier[-1], choice.target))
+        assert rows[wrong]["redraw_target"] == target
     folder = GeneratorConfig("folder", "pictures")
     with pytest.raises(InputError, match="none of the generators can repair a picture; render can"):
         BuildConfig([folder], templates=["a wall"], redraw="repair")

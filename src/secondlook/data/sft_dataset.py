@@ -211,12 +211,14 @@ class Pool:
         can_judge = usable & (index.quality >= judge_threshold)
         order = np.argsort(index.key, kind="stable")  # stable: a prompt's rows keep their order
         self.bad = Grouped.of(index.key, order, is_bad, index.n_keys)
+        may_be_redrawn = is_bad & self._has_what_it_becomes(can_draw)
+        self.redrawn = Grouped.of(index.key, order, may_be_redrawn, index.n_keys)
         self.draw = Grouped.of(index.key, order, can_draw, index.n_keys)
         self.judge = Grouped.of(index.key, order, can_judge, index.n_keys)
         self.prompts = {
             "draw": self.draw.prompts,
             "judge": np.intersect1d(self.judge.prompts, self.bad.prompts),
-            "redraw": np.intersect1d(self.draw.prompts, self.bad.prompts),
+            "redraw": np.intersect1d(self.draw.prompts, self.redrawn.prompts),
         }
         fits_task = {
             "draw": can_draw,
@@ -229,6 +231,23 @@ class Pool:
         fits_none = ~(is_bad | can_draw | can_judge)
         index.leave(np.flatnonzero(usable & ~is_used & fits_none), Use.BETWEEN)
         index.leave(np.flatnonzero(usable & ~is_used), Use.ALONE)
+
+    def _has_what_it_becomes(self, can_draw: np.ndarray) -> np.ndarray:
+        """(pictures,) bool: a redraw of it has a target. Where the wrong images of a place have
+        targets of their own (a repair, an edit, the nearest), one without is not redrawn: any other
+        right image would teach to draw afresh. Edits, whose right one is nearly settled by their
+        source, and places without targets take any."""
+        index = self.index
+        has_own = index.target >= 0
+        has_own[has_own] = can_draw[index.target[has_own]]
+        takes_any = np.ones(len(index), dtype=bool)
+        start = 0
+        for end in index.ends:
+            of_place = slice(start, end)
+            if (index.target[of_place] >= 0).any():
+                takes_any[of_place] = index.edit[of_place]
+            start = end
+        return has_own | takes_any
 
     @cached_property
     def rows(self) -> Rows:
@@ -302,10 +321,13 @@ class Pool:
 
     def redrawing(self, rng: np.random.Generator, longest: int = 2) -> Choice:
         """Task III: one to ``longest`` wrong pictures (S < 0.5; ``short``), then one with S >= 0.8:
-        the last wrong one's own target where it has one that may be drawn, else any."""
+        the last wrong one's own target; where the data have none, any."""
         prompt = self._prompt(rng, "redraw")
         earlier = self._pick(rng, self.bad[prompt], 1 + short(rng, longest))
         (target,) = self._pick(rng, self.draw[prompt], 1)
+        if earlier[-1] not in self.redrawn[prompt]:
+            (last,) = self._pick(rng, self.redrawn[prompt], 1)
+            earlier = (*(row for row in earlier[:-1] if row != last), last)
         return Choice(earlier, self.target_of(earlier[-1], self.draw[prompt], target))
 
     def target_of(self, wrong: int, drawable: Sequence[int] | np.ndarray, otherwise: int) -> int:
