@@ -201,7 +201,6 @@ class Claim:
 
 
 CLAIMS = (
-    Claim("first image", headline("rl/plus", "first"), least=0.0),
     Claim("final over first", headline("rl/plus", "gain"), difference=True),
     Claim(
         "final over drawing afresh until Yes, at equal drawn codes",
