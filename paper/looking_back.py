@@ -72,7 +72,7 @@ def headline(name: str, key: str) -> Callable[[Path], Interval | None]:
         result = result_of(run, name)
         if result is None:
             return None
-        with written_by(PLUS, run / name / "result.json"):
+        with written_by("secondlook eval", run / name / "result.json"):
             return result["headline"][key]
 
     return measure
@@ -227,7 +227,11 @@ CLAIMS = (
     Claim("… over another prompt's reason", headline("rl/repairs", "over_other"), difference=True),
     Claim("… over a blank picture", headline("rl/repairs", "over_blank"), difference=True),
     Claim("… over a fresh image", headline("rl/repairs", "over_afresh"), difference=True),
-    Claim("told to change something else, it does", headline("rl/repairs", "counterfactual"), 0.5),
+    Claim(
+        "told to change something else, it does",
+        headline("rl/repairs", "counterfactual"),
+        least=0.5,
+    ),
     Claim("RL's first image over SFT's", first_over("sft"), difference=True),
     Claim("… over as much further SFT", first_over("control"), difference=True),
     Claim("… in counting, over SFT's", first_over("sft", "counts"), difference=True),

@@ -70,6 +70,8 @@ _AIMED = {
         *("color", "name", "swap places", "move", "drop", "add"),
     ),
 }
+"""The changes that attack what a task's prompts ask for. Those of compound prompts often mix up
+what is there, as the pictures of a trained model do."""
 _MISTAKES = {
     "swap colors": 0.24,
     "borrow color": 0.26,
@@ -84,8 +86,7 @@ _MISTAKES = {
 """Shares of the mistakes in wrong pictures, about as in a base's own of compound prompts
 (docs/LOG.md): an object most often has another one's colour."""
 _TRIES = 12
-"""The changes that attack what a task's prompts ask for. Those of compound prompts often mix up
-what is there, as the pictures of a trained model do."""
+"""Of a mistake's kind, before the scene is left as it was."""
 
 
 def sample_scene(
